@@ -1,0 +1,42 @@
+# Every target works from a fresh clone: it sets up what is missing first.
+
+TOOLS := .tools/.complete
+# npm writes this file last.
+NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
+
+.PHONY: help run test build lint setup prerequisites clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+run: setup build ## the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C
+	@exec .tools/bin/python demo/run.py
+
+test: setup build ## every test: unit, property, end to end in real Envoy
+	cargo test --workspace --locked
+
+build: prerequisites ## dist/apexmcp_auth.wasm
+	scripts/wasm build
+
+lint: setup ## format, clippy (native and wasm), dependency audit
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	scripts/wasm clippy
+	scripts/audit
+
+setup: $(TOOLS) $(NODE_MODULES)
+
+prerequisites:
+	@scripts/prerequisites
+
+$(TOOLS): requirements.txt scripts/tools | prerequisites
+	@mkdir -p $(@D)
+	scripts/tools
+	@touch $@
+
+$(NODE_MODULES): %/node_modules/.package-lock.json: %/package-lock.json $(TOOLS)
+	.tools/bin/npm ci --prefix $* --no-audit --no-fund
+	@touch $@
+
+clean: ## removes what was built (what was set up stays in .tools)
+	rm -rf target dist

@@ -1,0 +1,352 @@
+//! The plugin configuration: read once at load into types that can't be wrong.
+
+pub mod problem;
+mod raw;
+
+use std::time::Duration;
+
+use http::Uri;
+use serde::Deserialize;
+
+use crate::jwks::{Clusters, Timing};
+use crate::oauth::discovery::PROTECTED_RESOURCE;
+use crate::path::{McpPath, Resource};
+use crate::policy::{Policy, Surroundings};
+use crate::principal::ATTRIBUTES;
+use problem::{Problem, Problems};
+use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimits, RawTokens};
+
+/// The variables of the VM's environment, by name.
+pub type Environment<'e> = dyn Fn(&str) -> Option<String> + 'e;
+
+/// Everything that an operator decides.
+#[derive(Debug)]
+pub struct Config {
+    /// Who the gateway is and which paths it serves.
+    pub gateway: GatewaySettings,
+    /// How key sets are fetched and how long they serve.
+    pub jwks: Timing,
+    /// Through which clusters.
+    pub clusters: Clusters,
+    /// How tokens are judged.
+    pub tokens: TokenSettings,
+    /// What a forwarded request carries.
+    pub forward: ForwardSettings,
+    /// Whether verdicts are enforced.
+    pub mode: Mode,
+}
+
+/// Section `gateway`.
+#[derive(Debug)]
+pub struct GatewaySettings {
+    /// Public `scheme://host[:port]`, without a trailing slash.
+    pub origin: String,
+    /// Where tokens are issued.
+    pub token_path: String,
+    /// Where the MCP endpoints are.
+    pub mcp_path: McpPath,
+    /// What becomes of other paths.
+    pub unmatched_paths: UnmatchedPaths,
+    /// Whether routes speak through their metadata.
+    pub route_metadata: bool,
+}
+
+impl GatewaySettings {
+    /// The identifier of a protected resource (RFC 8707, RFC 9728): the URL that clients call.
+    pub fn resource_url(&self, resource: &Resource) -> String {
+        format!("{}{}", self.origin, self.mcp_path.path_of(resource))
+    }
+
+    /// Where a protected resource describes itself, RFC 9728 §3.1.
+    pub fn metadata_url(&self, resource: &Resource) -> String {
+        format!("{}{PROTECTED_RESOURCE}{}", self.origin, self.mcp_path.path_of(resource))
+    }
+}
+
+/// Section `tokens`.
+#[derive(Debug)]
+pub struct TokenSettings {
+    /// How long the gateway's own tokens live.
+    pub ttl: Duration,
+    /// How far the clocks of issuers may be off.
+    pub clock_skew: Duration,
+    /// How many verified tokens each worker remembers.
+    pub cache_size: usize,
+}
+
+/// Section `forward`.
+#[derive(Debug)]
+pub struct ForwardSettings {
+    /// Whether the credential's header is removed.
+    pub strip_credentials: bool,
+    /// What the identity headers begin with, in lower case.
+    pub header_prefix: String,
+    /// The identity headers' names, in the order of [`Principal::attributes`](crate::principal::Principal::attributes).
+    pub identity_headers: [String; ATTRIBUTES.len()],
+}
+
+/// What becomes of a request to a path that is no MCP endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnmatchedPaths {
+    /// 404.
+    #[default]
+    Deny,
+    /// It passes untouched.
+    Allow,
+}
+
+/// Whether a verdict is enforced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Refusals are refused.
+    #[default]
+    Enforce,
+    /// Verdicts are recorded, and everything passes.
+    Shadow,
+}
+
+impl Config {
+    /// Reads a plugin configuration and the policy in it, with the secrets that it names in `environment`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, each with its JSON path.
+    pub fn parse(json: &[u8], environment: &Environment<'_>) -> Result<(Self, Policy), Vec<Problem>> {
+        let mut problems = Problems::default();
+        let parsed = problem::read::<RawConfig>(json, &mut problems).and_then(|raw| check(raw, environment, &mut problems));
+        match parsed {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(problems.into_vec()),
+        }
+    }
+}
+
+fn check(raw: RawConfig, environment: &Environment<'_>, problems: &mut Problems) -> Option<(Config, Policy)> {
+    let gateway = problems.required("gateway", raw.gateway).and_then(|gateway| check_gateway(gateway, problems));
+    let jwks = check_jwks(&raw.jwks, problems);
+    let clusters = Clusters { https: raw.jwks.https_cluster, http: raw.jwks.http_cluster };
+    let policy = problems
+        .required("policy", raw.policy)
+        .and_then(|source| {
+            if source.remote.is_some() {
+                problems.add("policy.remote", "is not served by this version; write the policy under policy.inline");
+            }
+            problems.required("policy.inline", source.inline)
+        })
+        .map(|inline| Policy::check(inline, "policy.inline", &Surroundings { clusters: &clusters, environment }, problems));
+    let tokens = check_tokens(&raw.tokens, problems);
+    let forward = check_forward(raw.forward, problems);
+    check_limits(&raw.limits, problems);
+    let config = Config { gateway: gateway?, jwks: jwks?, clusters, tokens: tokens?, forward: forward?, mode: raw.mode };
+    Some((config, policy?))
+}
+
+fn check_gateway(raw: RawGateway, problems: &mut Problems) -> Option<GatewaySettings> {
+    let origin = problems
+        .required("gateway.origin", raw.origin)
+        .and_then(|origin| problems.checked("gateway.origin", parse_origin(&origin)));
+    let template = raw.mcp_path.as_deref().unwrap_or("/mcp/{org}");
+    let mcp_path = problems.checked("gateway.mcp_path", McpPath::parse(template));
+    let token_path = raw.token_path.unwrap_or_else(|| "/oauth/token".to_owned());
+    if token_path.parse::<Uri>().is_err() || !token_path.starts_with('/') || token_path.contains(['?', '#', '%']) {
+        problems.add("gateway.token_path", "must be a path such as /oauth/token");
+    }
+    Some(GatewaySettings {
+        origin: origin?,
+        token_path,
+        mcp_path: mcp_path?,
+        unmatched_paths: raw.unmatched_paths,
+        route_metadata: raw.route_metadata,
+    })
+}
+
+/// `scheme://host[:port]`, RFC 6454 §6.2; a trailing slash is dropped.
+fn parse_origin(text: &str) -> Result<String, &'static str> {
+    let wrong = "must be scheme://host[:port], such as https://gateway.example.com";
+    let uri: Uri = text.parse().map_err(|_| wrong)?;
+    let host = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+    let plain = matches!(uri.scheme_str(), Some("https" | "http"))
+        && uri.path() == "/"
+        && uri.query().is_none()
+        && !host.contains('@')
+        && !text.contains('#');
+    if plain && !host.is_empty() { Ok(text.strip_suffix('/').unwrap_or(text).to_owned()) } else { Err(wrong) }
+}
+
+fn check_jwks(raw: &RawJwks, problems: &mut Problems) -> Option<Timing> {
+    let timeout = duration("jwks.timeout", &raw.timeout, Duration::from_secs(5), problems);
+    let refresh_interval = duration("jwks.refresh_interval", &raw.refresh_interval, Duration::from_secs(300), problems);
+    let refetch_cooldown = duration("jwks.refetch_cooldown", &raw.refetch_cooldown, Duration::from_secs(10), problems);
+    let max_stale = duration("jwks.max_stale", &raw.max_stale, Duration::from_secs(86_400), problems);
+    let timing = Timing {
+        timeout: timeout?,
+        refresh_interval: refresh_interval?,
+        refetch_cooldown: refetch_cooldown?,
+        max_stale: max_stale?,
+    };
+    if timing.timeout.is_zero() || timing.timeout > Duration::from_secs(60) {
+        // Envoy takes a timeout below a millisecond for none at all; a request waits as long as this.
+        problems.add("jwks.timeout", "must be from 1ms to 60s");
+    }
+    if timing.refresh_interval < Duration::from_secs(1) {
+        problems.add("jwks.refresh_interval", "must be at least 1s");
+    }
+    if timing.max_stale < timing.refresh_interval {
+        problems.add("jwks.max_stale", "must be at least jwks.refresh_interval");
+    }
+    Some(timing)
+}
+
+fn check_tokens(raw: &RawTokens, problems: &mut Problems) -> Option<TokenSettings> {
+    let clock_skew = duration("tokens.clock_skew", &raw.clock_skew, Duration::from_secs(60), problems)?;
+    if clock_skew > Duration::from_secs(600) {
+        problems.add("tokens.clock_skew", "must be at most 10m: expired tokens are accepted for as long");
+    }
+    let ttl = duration("tokens.ttl", &raw.ttl, Duration::from_secs(3600), problems)?;
+    if ttl < Duration::from_secs(1) || ttl > Duration::from_secs(86_400) {
+        problems.add("tokens.ttl", "must be from 1s to 1d");
+    }
+    let cache_size = raw.cache_size.unwrap_or(4096);
+    if cache_size > 1_000_000 {
+        problems.add("tokens.cache_size", "must be at most 1000000: each worker keeps as many tokens in memory");
+    }
+    Some(TokenSettings { ttl, clock_skew, cache_size: usize::try_from(cache_size).unwrap_or(usize::MAX) })
+}
+
+/// Requests are not limited yet. What asks for it is refused rather than passed over.
+fn check_limits(raw: &RawLimits, problems: &mut Problems) {
+    if raw.store.as_deref().is_some_and(|store| store != "local") || raw.rate_limit_service.is_some() {
+        problems.add("limits", "is not served by this version, but for the default store local");
+    }
+}
+
+fn check_forward(raw: RawForward, problems: &mut Problems) -> Option<ForwardSettings> {
+    let header_prefix = raw.header_prefix.unwrap_or_else(|| "x-apexmcp-".to_owned());
+    let is_name_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if header_prefix.len() < 2 || !header_prefix.ends_with('-') || !header_prefix.bytes().all(is_name_part) {
+        problems.add("forward.header_prefix", "must be of a-z 0-9 - and end with -, such as x-apexmcp-");
+        return None;
+    }
+    let identity_headers = ATTRIBUTES.map(|attribute| format!("{header_prefix}{attribute}"));
+    Some(ForwardSettings { strip_credentials: raw.strip_credentials.unwrap_or(true), header_prefix, identity_headers })
+}
+
+/// A duration such as `500ms`, `5s`, `10m`, `1h`, `90d`.
+fn duration(path: &str, text: &Option<String>, default: Duration, problems: &mut Problems) -> Option<Duration> {
+    match text {
+        None => Some(default),
+        Some(text) => {
+            let parsed = humantime::parse_duration(text);
+            problems.checked(path, parsed.map_err(|error| format!("{error}; write it like 500ms, 5s, 10m, 1h or 90d")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn minimal() -> Value {
+        json!({"gateway": {"origin": "https://gw.example"}, "policy": {"inline": {"orgs": {}}}})
+    }
+
+    fn problems_of(config: &Value) -> Vec<String> {
+        Config::parse(config.to_string().as_bytes(), &|_| None).err().unwrap_or_default().iter().map(Problem::to_string).collect()
+    }
+
+    #[test]
+    fn the_smallest_configuration_has_the_documented_defaults() {
+        let (config, _) = Config::parse(minimal().to_string().as_bytes(), &|_| None).unwrap();
+        assert_eq!(config.gateway.mcp_path, McpPath::parse("/mcp/{org}").unwrap());
+        assert_eq!(config.gateway.unmatched_paths, UnmatchedPaths::Deny);
+        assert_eq!(config.tokens.clock_skew, Duration::from_secs(60));
+        assert_eq!(config.tokens.cache_size, 4096);
+        assert_eq!(config.jwks.max_stale, Duration::from_secs(86_400));
+        assert_eq!(config.forward.header_prefix, "x-apexmcp-");
+        assert!(config.forward.strip_credentials && !config.gateway.route_metadata);
+        assert_eq!(config.mode, Mode::Enforce);
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once_with_its_path() {
+        let config = json!({
+            "gateway": {"origin": "gw.example/x", "mcp_path": "/mcp", "colour": "red"},
+            "policy": {"inline": {"orgs": {"a/b": {}, "acme": {"api_keys": [{"id": "k", "sha256": "zz", "conectors": []}]}}}},
+            "tokens": {"clock_skew": "1 fortnight"},
+            "extra": 1,
+        });
+        let problems = problems_of(&config);
+        for path in [
+            "gateway.colour: unknown field",
+            "policy.inline.orgs.acme.api_keys[0].conectors: unknown field",
+            "extra: unknown field",
+            "gateway.origin: ",
+            "gateway.mcp_path: ",
+            "policy.inline.orgs.a/b: ",
+            "policy.inline.orgs.acme.api_keys[0].sha256: ",
+            "tokens.clock_skew: ",
+        ] {
+            assert!(problems.iter().any(|problem| problem.starts_with(path)), "{path} is not in {problems:#?}");
+        }
+        assert_eq!(problems.len(), 8, "{problems:#?}");
+    }
+
+    #[test]
+    fn wrong_types_and_missing_parts_are_located() {
+        for (config, path) in [
+            (json!({}), "gateway: is required"),
+            (json!({"gateway": {}, "policy": {"inline": {}}}), "gateway.origin: is required"),
+            (json!({"gateway": {"origin": "https://a"}, "policy": {}}), "policy.inline: is required"),
+            (json!({"gateway": {"origin": 7}}), "gateway.origin: invalid type"),
+            (json!({"gateway": {"unmatched_paths": "maybe"}}), "gateway.unmatched_paths: unknown variant"),
+            (json!([]), ".: "),
+        ] {
+            let problems = problems_of(&config);
+            assert!(problems.iter().any(|problem| problem.starts_with(path)), "{path}: {problems:?}");
+        }
+        for (section, key, value) in [
+            ("jwks", "timeout", json!("0s")),
+            ("jwks", "max_stale", json!("1s")),
+            ("jwks", "refresh_interval", json!("10ms")),
+            ("tokens", "clock_skew", json!("1h")),
+            ("tokens", "cache_size", json!(-1)),
+            ("forward", "header_prefix", json!("X-")),
+        ] {
+            let mut config = minimal();
+            config[section] = json!({key: value});
+            let problems = problems_of(&config);
+            assert!(problems.iter().all(|problem| problem.starts_with(&format!("{section}.{key}: "))), "{problems:?}");
+            assert_eq!(problems.len(), 1, "{section}.{key}");
+        }
+    }
+
+    #[test]
+    fn origins() {
+        for (text, origin) in [
+            ("https://gw.example", Some("https://gw.example")),
+            ("http://127.0.0.1:10000/", Some("http://127.0.0.1:10000")),
+            ("https://gw.example/path", None),
+            ("https://gw.example?q", None),
+            ("https://gw.example#f", None),
+            ("https://user@gw.example", None),
+            ("ftp://gw.example", None),
+            ("gw.example", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_origin(text).ok().as_deref(), origin, "{text}");
+        }
+    }
+
+    #[test]
+    fn duplicate_members_are_refused() {
+        for text in [
+            r#"{"gateway":{"origin":"https://a","origin":"https://b"},"policy":{"inline":{}}}"#,
+            r#"{"gateway":{"origin":"https://a"},"policy":{"inline":{"orgs":{"a":{},"a":{}}}}}"#,
+        ] {
+            let problems = Config::parse(text.as_bytes(), &|_| None).err().unwrap();
+            assert!(problems.iter().any(|problem| problem.message.contains("duplicate")), "{problems:?}");
+        }
+    }
+}

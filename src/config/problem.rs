@@ -1,0 +1,80 @@
+//! What is wrong with a document that an operator wrote: all of it at once, each with its JSON path.
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde_ignored::Path;
+
+/// One thing to mend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where, such as `policy.inline.orgs.acme-corp.api_keys[0].sha256`; `.` is the document itself.
+    pub path: String,
+    /// What, and what would be right. Never holds a value that could be secret.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.path, self.message)
+    }
+}
+
+/// Problems as they are found.
+#[derive(Debug, Default)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Notes a problem.
+    pub fn add(&mut self, path: impl fmt::Display, message: impl fmt::Display) {
+        self.0.push(Problem { path: path.to_string(), message: message.to_string() });
+    }
+
+    /// `value`, noting it as missing at `path` where there is none.
+    pub fn required<T>(&mut self, path: impl fmt::Display, value: Option<T>) -> Option<T> {
+        if value.is_none() {
+            self.add(path, "is required");
+        }
+        value
+    }
+
+    /// The value of `result`, noting its error at `path`.
+    pub fn checked<T>(&mut self, path: impl fmt::Display, result: Result<T, impl fmt::Display>) -> Option<T> {
+        result.map_err(|message| self.add(path, message)).ok()
+    }
+
+    /// Whether anything was noted.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All that was noted, in the order of finding.
+    pub fn into_vec(self) -> Vec<Problem> {
+        self.0
+    }
+}
+
+/// Reads `json` as a `T`, noting every unknown field; `None` where it is not JSON or has a wrong type somewhere.
+pub fn read<T: DeserializeOwned>(json: &[u8], problems: &mut Problems) -> Option<T> {
+    let mut track = serde_path_to_error::Track::new();
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let tracking = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
+    let mut unknown = Vec::new();
+    let read = serde_ignored::deserialize(tracking, |path| unknown.push(render(&path)));
+    for path in unknown {
+        problems.add(path, "unknown field");
+    }
+    let value = read.map_err(|error| problems.add(track.path(), error)).ok()?;
+    deserializer.end().map_err(|error| problems.add(".", error)).ok()?;
+    Some(value)
+}
+
+fn render(path: &Path<'_>) -> String {
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", render(parent)),
+        Path::Map { parent: Path::Root, key } => key.clone(),
+        Path::Map { parent, key } => format!("{}.{key}", render(parent)),
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => render(parent),
+    }
+}

@@ -1,0 +1,70 @@
+//! The plugin configuration as operators write it, before any check. The contract is in README.md.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::policy::raw::RawPolicy;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawConfig {
+    pub(super) gateway: Option<RawGateway>,
+    pub(super) policy: Option<RawPolicySource>,
+    #[serde(default)]
+    pub(super) jwks: RawJwks,
+    #[serde(default)]
+    pub(super) tokens: RawTokens,
+    #[serde(default)]
+    pub(super) forward: RawForward,
+    #[serde(default)]
+    pub(super) limits: RawLimits,
+    #[serde(default)]
+    pub(super) mode: super::Mode,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawGateway {
+    pub(super) origin: Option<String>,
+    pub(super) mcp_path: Option<String>,
+    pub(super) token_path: Option<String>,
+    #[serde(rename = "connector_separator")]
+    pub(super) _connector_separator: Option<String>,
+    #[serde(default)]
+    pub(super) unmatched_paths: super::UnmatchedPaths,
+    #[serde(default)]
+    pub(super) route_metadata: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawPolicySource {
+    pub(super) inline: Option<RawPolicy>,
+    pub(super) remote: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawJwks {
+    pub(super) https_cluster: Option<String>,
+    pub(super) http_cluster: Option<String>,
+    pub(super) timeout: Option<String>,
+    pub(super) refresh_interval: Option<String>,
+    pub(super) refetch_cooldown: Option<String>,
+    pub(super) max_stale: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawTokens {
+    pub(super) ttl: Option<String>,
+    pub(super) clock_skew: Option<String>,
+    pub(super) cache_size: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawForward {
+    pub(super) strip_credentials: Option<bool>,
+    pub(super) header_prefix: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct RawLimits {
+    pub(super) store: Option<String>,
+    pub(super) rate_limit_service: Option<IgnoredAny>,
+}

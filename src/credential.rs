@@ -1,0 +1,113 @@
+//! From a request's headers to exactly one credential.
+
+use crate::api_key::{self, KeyDigest};
+use crate::denial::Reason;
+use crate::request::RequestHead;
+
+/// Longest bearer token that is looked at. Real access tokens with many group claims stay below 8 KiB.
+const MAX_TOKEN_LENGTH: usize = 16 * 1024;
+
+/// The one credential that a request carries. Its text has the right form; nothing else is known of it.
+#[derive(Debug)]
+pub enum Credential<'head> {
+    /// `X-API-Key`, already hashed: the key itself goes no further.
+    ApiKey(KeyDigest),
+    /// `Authorization: Bearer`, RFC 6750 §2.1.
+    Bearer(&'head str),
+}
+
+impl<'head> Credential<'head> {
+    /// The credential in `head`.
+    ///
+    /// # Errors
+    /// [`Reason::CredentialMissing`], [`Reason::CredentialRepeated`] where there are two (RFC 6750 §2: no more than one
+    /// method for a request) and [`Reason::CredentialMalformed`].
+    pub fn from_head(head: &'head RequestHead) -> Result<Self, Reason> {
+        let mut found = None;
+        for (name, value) in head.credential_headers() {
+            if found.replace((name, value)).is_some() {
+                return Err(Reason::CredentialRepeated);
+            }
+        }
+        match found {
+            None => Err(Reason::CredentialMissing),
+            Some((CredentialHeader::ApiKey, value)) => api_key::digest(value).map(Self::ApiKey),
+            Some((CredentialHeader::Authorization, value)) => bearer_token(value).map(Self::Bearer),
+        }
+    }
+}
+
+/// A header that carries a credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CredentialHeader {
+    /// `x-api-key`
+    ApiKey,
+    /// `authorization`
+    Authorization,
+}
+
+impl CredentialHeader {
+    /// The header's name as Envoy spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ApiKey => "x-api-key",
+            Self::Authorization => "authorization",
+        }
+    }
+}
+
+/// The token of `Bearer <token68>`, RFC 6750 §2.1: the scheme in any case (RFC 9110 §11.1), one space or more.
+fn bearer_token(value: &[u8]) -> Result<&str, Reason> {
+    let (scheme, rest) = value.split_at_checked(b"Bearer ".len()).ok_or(Reason::CredentialMalformed)?;
+    if !scheme.eq_ignore_ascii_case(b"Bearer ") {
+        return Err(Reason::CredentialMalformed);
+    }
+    let token = rest.trim_ascii();
+    let is_token68 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
+    if token.is_empty() || token.len() > MAX_TOKEN_LENGTH || !token.iter().all(is_token68) {
+        return Err(Reason::CredentialMalformed);
+    }
+    std::str::from_utf8(token).map_err(|_| Reason::CredentialMalformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
+
+    fn read(headers: &[(&str, &[u8])]) -> Result<String, Reason> {
+        let head = RequestHead::new(headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect());
+        Credential::from_head(&head).map(|credential| match credential {
+            Credential::ApiKey(_) => "key".to_owned(),
+            Credential::Bearer(token) => token.to_owned(),
+        })
+    }
+
+    #[test]
+    fn one_credential_of_the_right_form() {
+        let long = format!("Bearer {}", "x".repeat(MAX_TOKEN_LENGTH + 1));
+        for (headers, expected) in [
+            (vec![], Err(Reason::CredentialMissing)),
+            (vec![("x-api-key", KEY.as_bytes())], Ok("key")),
+            (vec![("authorization", b"Bearer a.b.c".as_slice())], Ok("a.b.c")),
+            (vec![("authorization", b"bEARER   a.b.c")], Ok("a.b.c")),
+            (vec![("authorization", b"Bearer")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"Bearer ")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"Basic YTpi")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"Bearer a b")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"Bearer a,Bearer b")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"Bearer \xff\xfe")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", long.as_bytes())], Err(Reason::CredentialMalformed)),
+            (vec![("x-api-key", b"")], Err(Reason::CredentialMalformed)),
+            (vec![("x-api-key", b"\xff")], Err(Reason::CredentialMalformed)),
+            (vec![("x-api-key", KEY.as_bytes()), ("x-api-key", KEY.as_bytes())], Err(Reason::CredentialRepeated)),
+            (vec![("x-api-key", KEY.as_bytes()), ("authorization", b"Bearer a")], Err(Reason::CredentialRepeated)),
+            (vec![("x-api-key", b""), ("authorization", b"")], Err(Reason::CredentialRepeated)),
+            (vec![("authorization", b"Bearer a"), ("authorization", b"Bearer a")], Err(Reason::CredentialRepeated)),
+        ] {
+            assert_eq!(read(&headers), expected.map(str::to_owned), "{headers:?}");
+        }
+    }
+}

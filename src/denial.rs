@@ -1,0 +1,265 @@
+//! Every refusal: why, what status, what the client is told.
+//!
+//! One word, the [`Reason`], goes to the client's body, the access log and the metrics. It must help who operates the
+//! gateway and must not help an attacker: it never tells whether an org exists or which part of a credential was right.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::scope::Scope;
+
+/// Why a request was refused. The list is closed; README.md explains each word to operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// No credential at all.
+    CredentialMissing,
+    /// A credential header that has not the form of one.
+    CredentialMalformed,
+    /// Two credentials, or one repeated.
+    CredentialRepeated,
+    /// No such key: unknown, revoked, or another org's.
+    ApiKeyUnknown,
+    /// A key past its `expires_at`.
+    ApiKeyExpired,
+    /// A bearer token that is no JWS of the profile accepted here.
+    TokenMalformed,
+    /// `alg` is not RS256 (RFC 8725 §3.1).
+    AlgorithmNotAllowed,
+    /// `iss` is none of this org's issuers.
+    IssuerUnknown,
+    /// `aud` names none of the configured audiences.
+    AudienceMismatch,
+    /// Past `exp`.
+    TokenExpired,
+    /// Before `nbf`, or `iat` lies in the future.
+    TokenNotYetValid,
+    /// A required claim is absent.
+    ClaimMissing,
+    /// The issuer publishes no key of this `kid`.
+    KeyUnknown,
+    /// The signature is not the issuer's.
+    SignatureInvalid,
+    /// A gateway token that was revoked, by itself or with all of its client's.
+    TokenRevoked,
+    /// The client of a gateway token is gone or revoked.
+    ClientUnknown,
+    /// Valid, but without the scope that the operation needs.
+    ScopeInsufficient,
+    /// Nothing is served at this path.
+    PathUnmatched,
+    /// The issuer's key set could not be fetched yet.
+    JwksUnavailable,
+    /// The module has no policy to decide by.
+    PolicyUnavailable,
+    /// The route's metadata can't be read.
+    RouteInvalid,
+}
+
+/// How a refusal is told: RFC 6750 §3.1 where OAuth has a code for it.
+struct Wording {
+    word: &'static str,
+    status: u32,
+    error: &'static str,
+    /// Without `"`, `\` and `=`: it stands in a quoted string that clients search with unanchored patterns.
+    description: &'static str,
+}
+
+const fn invalid_token(word: &'static str, description: &'static str) -> Wording {
+    Wording { word, status: 401, error: "invalid_token", description }
+}
+
+impl Reason {
+    const fn wording(self) -> Wording {
+        match self {
+            Self::CredentialMissing => invalid_token("credential_missing", "Send an X-API-Key header or a Bearer token."),
+            Self::CredentialMalformed => invalid_token("credential_malformed", "The credential is malformed."),
+            Self::CredentialRepeated => invalid_token("credential_repeated", "Send exactly one credential."),
+            Self::ApiKeyUnknown => invalid_token("api_key_unknown", "The API key is not valid here."),
+            Self::ApiKeyExpired => invalid_token("api_key_expired", "The API key expired."),
+            Self::TokenMalformed => invalid_token("token_malformed", "The access token is not an acceptable JWT."),
+            Self::AlgorithmNotAllowed => invalid_token("algorithm_not_allowed", "The access token must be signed with RS256."),
+            Self::IssuerUnknown => invalid_token("issuer_unknown", "The issuer of the access token is not accepted here."),
+            Self::AudienceMismatch => invalid_token("audience_mismatch", "The access token is meant for another audience."),
+            Self::TokenExpired => invalid_token("token_expired", "The access token expired."),
+            Self::TokenNotYetValid => invalid_token("token_not_yet_valid", "The access token is not valid yet."),
+            Self::ClaimMissing => invalid_token("claim_missing", "The access token needs the claims iss, sub, aud and exp."),
+            Self::KeyUnknown => {
+                invalid_token("key_unknown", "The access token is signed with a key that its issuer does not publish.")
+            }
+            Self::SignatureInvalid => invalid_token("signature_invalid", "The signature of the access token is not valid."),
+            Self::TokenRevoked => invalid_token("token_revoked", "The access token was revoked."),
+            Self::ClientUnknown => invalid_token("client_unknown", "The client of the access token is no longer accepted."),
+            Self::ScopeInsufficient => Wording {
+                word: "scope_insufficient",
+                status: 403,
+                error: "insufficient_scope",
+                description: "The credential does not cover this operation.",
+            },
+            Self::PathUnmatched => Wording {
+                word: "path_unmatched",
+                status: 404,
+                error: "not_found",
+                description: "Nothing is served at this path.",
+            },
+            Self::JwksUnavailable => {
+                unavailable("jwks_unavailable", "The keys of the token issuer are not available now. Try again.")
+            }
+            Self::RouteInvalid => unavailable("route_invalid", "The route is misconfigured. Tell its operator."),
+            Self::PolicyUnavailable => unavailable("policy_unavailable", "The gateway has no policy yet. Try again."),
+        }
+    }
+
+    /// The word of the closed list.
+    pub const fn word(self) -> &'static str {
+        self.wording().word
+    }
+}
+
+const fn unavailable(word: &'static str, description: &'static str) -> Wording {
+    Wording { word, status: 503, error: "temporarily_unavailable", description }
+}
+
+/// A refusal with what its answer needs besides the reason.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// Why.
+    pub reason: Reason,
+    /// The scope that the operation needs, told in 403.
+    pub needed: Option<Scope>,
+    /// When to try again, told in 503.
+    pub retry_after: Option<Duration>,
+}
+
+impl From<Reason> for Denial {
+    fn from(reason: Reason) -> Self {
+        Self { reason, needed: None, retry_after: None }
+    }
+}
+
+/// A response that the filter gives itself.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LocalReply {
+    /// HTTP status code.
+    pub status: u32,
+    /// Response headers.
+    pub headers: Vec<(&'static str, String)>,
+    /// Response body.
+    pub body: String,
+}
+
+impl Denial {
+    /// The answer. `resource_metadata` is the URL of RFC 9728 §5.1; `None` where the org offers no OAuth, so that a
+    /// client with a static key is not drawn into discovery.
+    pub fn reply(&self, resource_metadata: Option<&str>) -> LocalReply {
+        let Wording { word, status, error, description } = self.reason.wording();
+        let mut headers = vec![("content-type", "application/json".to_owned())];
+        if matches!(status, 401 | 403) {
+            headers.push(("www-authenticate", self.challenge(error, description, resource_metadata)));
+        }
+        if status == 503 {
+            // Whole seconds, rounded up; RFC 9110 §10.2.3.
+            let wait = self.retry_after.unwrap_or(Duration::from_secs(1));
+            headers.push(("retry-after", wait.as_millis().div_ceil(1000).max(1).to_string()));
+        }
+        let body = serde_json::json!({ "error": error, "error_description": description, "reason": word }).to_string();
+        LocalReply { status, headers, body }
+    }
+
+    /// RFC 6750 §3: a request without any credential gets no error code.
+    fn challenge(&self, error: &str, description: &str, resource_metadata: Option<&str>) -> String {
+        let mut challenge = String::from("Bearer");
+        let mut separator = " ";
+        let mut parameter = |name: &str, value: &str| {
+            // Writing to a String cannot fail.
+            let _ = write!(challenge, "{separator}{name}=\"{value}\"");
+            separator = ", ";
+        };
+        match self.reason {
+            Reason::CredentialMissing => {
+                if let Some(url) = resource_metadata {
+                    parameter("resource_metadata", url);
+                }
+                parameter("scope", &Scope::AllConnectors.to_string());
+            }
+            Reason::ScopeInsufficient => {
+                parameter("error", error);
+                parameter("scope", &self.needed.as_ref().unwrap_or(&Scope::AllConnectors).to_string());
+                if let Some(url) = resource_metadata {
+                    parameter("resource_metadata", url);
+                }
+            }
+            _ => {
+                parameter("error", error);
+                parameter("error_description", description);
+                if let Some(url) = resource_metadata {
+                    parameter("resource_metadata", url);
+                }
+            }
+        }
+        challenge
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const METADATA: &str = "https://gw/.well-known/oauth-protected-resource/mcp/acme";
+
+    fn header(reply: &LocalReply, wanted: &str) -> Option<String> {
+        reply.headers.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.clone())
+    }
+
+    #[test]
+    fn golden_replies() {
+        let scope = Scope::parse("mcp:call:github");
+        let table = [
+            (
+                Denial::from(Reason::CredentialMissing),
+                401,
+                Some(format!(r#"Bearer resource_metadata="{METADATA}", scope="mcp:call""#)),
+            ),
+            (
+                Denial::from(Reason::TokenExpired),
+                401,
+                Some(format!(
+                    r#"Bearer error="invalid_token", error_description="The access token expired.", resource_metadata="{METADATA}""#
+                )),
+            ),
+            (
+                Denial { needed: scope, ..Reason::ScopeInsufficient.into() },
+                403,
+                Some(format!(r#"Bearer error="insufficient_scope", scope="mcp:call:github", resource_metadata="{METADATA}""#)),
+            ),
+            (Reason::PathUnmatched.into(), 404, None),
+            (Reason::JwksUnavailable.into(), 503, None),
+        ];
+        for (denial, status, challenge) in table {
+            let reply = denial.reply(Some(METADATA));
+            assert_eq!(reply.status, status);
+            assert_eq!(header(&reply, "www-authenticate"), challenge);
+            assert_eq!(header(&reply, "retry-after").is_some(), status == 503);
+        }
+        let reply = Denial::from(Reason::TokenExpired).reply(None);
+        assert_eq!(
+            reply.body,
+            r#"{"error":"invalid_token","error_description":"The access token expired.","reason":"token_expired"}"#
+        );
+        assert_eq!(
+            header(&reply, "www-authenticate").unwrap(),
+            r#"Bearer error="invalid_token", error_description="The access token expired.""#
+        );
+        assert_eq!(
+            header(&Denial::from(Reason::CredentialMissing).reply(None), "www-authenticate").unwrap(),
+            r#"Bearer scope="mcp:call""#
+        );
+    }
+
+    #[test]
+    fn retry_after_rounds_up_to_whole_seconds() {
+        for (wait, expected) in [(0, "1"), (1, "1"), (1000, "1"), (1001, "2")] {
+            let denial = Denial { retry_after: Some(Duration::from_millis(wait)), ..Reason::JwksUnavailable.into() };
+            assert_eq!(header(&denial.reply(None), "retry-after").unwrap(), expected);
+        }
+    }
+}

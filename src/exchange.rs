@@ -1,0 +1,612 @@
+//! One request, from its head to its end, as states that consume themselves.
+//!
+//! The shell hands in what happened and does what the returned [`Step`] says. A request that waits is held as an
+//! [`AwaitingKeySet`]; dropping it is all that a stream which dies has to do.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::config::{Mode, UnmatchedPaths};
+use crate::denial::{Denial, LocalReply, Reason};
+use crate::gateway::{Findings, Gateway, NotAdmitted};
+use crate::host::Host;
+use crate::jwks::{KeySet, KeySetId};
+use crate::oauth::discovery::{self, Endpoint};
+use crate::oauth::token_endpoint::{MAX_BODY_LENGTH, TokenError};
+use crate::path::Resource;
+use crate::principal::Principal;
+use crate::request::RequestHead;
+use crate::route::{RouteMode, RouteSettings};
+use crate::time::UnixTime;
+
+/// The reason of what was not refused.
+pub const OK: &str = "ok";
+
+/// How long a body may take. It is a short one.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// As much of a body is read: one byte more than is accepted, by which the longer ones are known.
+pub const MAX_BODY_READ: usize = MAX_BODY_LENGTH + 1;
+
+/// Requests that may wait at once in a thread, all key sets together. Each keeps its headers and a connection.
+const MAX_WAITING: usize = 1024;
+
+/// What the shell does next.
+#[derive(Debug)]
+pub enum Step {
+    /// Let the request pass as it is: it is none of this filter's.
+    Pass,
+    /// Edit the headers, then let the request pass.
+    Forward(Forward, Record),
+    /// Answer it.
+    Reply(LocalReply, Record),
+    /// Hold it until [`AwaitingKeySet::is_ready`].
+    Await(AwaitingKeySet),
+    /// Hold it until its body is whole, or [`AwaitingBody::is_overdue`].
+    ReadBody(AwaitingBody),
+}
+
+/// How a request goes on to the connectors.
+#[derive(Debug, Default)]
+pub struct Forward {
+    /// Headers to remove, each occurrence: the credential, and whatever looks like an identity.
+    pub remove: Vec<String>,
+    /// Whose identity headers are added.
+    pub principal: Option<Rc<Principal>>,
+}
+
+/// What is counted and logged of a decided request, once.
+#[derive(Debug)]
+pub enum Record {
+    /// A request to the connectors.
+    Resource {
+        /// Why it was refused, or in shadow mode would have been; `None` where it was admitted.
+        refused: Option<Reason>,
+        /// What was found out on the way.
+        findings: Findings,
+    },
+    /// A request to an address that the filter answers itself.
+    Endpoint {
+        /// Which.
+        endpoint: &'static str,
+        /// `ok`, or what was wrong.
+        outcome: &'static str,
+    },
+}
+
+impl Record {
+    /// The word for access log and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Resource { refused, .. } => refused.map_or(OK, Reason::word),
+            Self::Endpoint { outcome, .. } => outcome,
+        }
+    }
+}
+
+/// A request whose addressee is known and whose credential is to be judged.
+#[derive(Debug)]
+struct Request {
+    head: RequestHead,
+    resource: Resource,
+    mode: Mode,
+}
+
+/// A request that cannot be decided before a key set was fetched.
+#[derive(Debug)]
+pub struct AwaitingKeySet {
+    request: Request,
+    key_set: KeySetId,
+    seen_revision: u64,
+    deadline: UnixTime,
+    _waits: Rc<()>,
+}
+
+/// Decides on a request at `now`. `waiting` is how many wait in this thread already.
+pub fn start(
+    gateway: &mut Gateway,
+    head: RequestHead,
+    route: RouteSettings,
+    waiting: usize,
+    now: UnixTime,
+    host: &dyn Host,
+) -> Step {
+    let mode = match route.mode {
+        Some(RouteMode::Disabled) => return Step::Pass,
+        Some(RouteMode::Active(mode)) => mode,
+        None => gateway.config.mode,
+    };
+    if let Some(endpoint) = Endpoint::at(head.path(), &gateway.config) {
+        return answer(gateway, head, &endpoint, now);
+    }
+    let by_path = gateway.config.gateway.mcp_path.resource(head.path());
+    let resource = match (route.org, by_path) {
+        (Some(org), by_path) => {
+            // The route says whose it is. Its connector may still be in the path, where the path is a plain one.
+            let in_path = by_path.filter(|resource| resource.org == org).and_then(|resource| resource.connector);
+            Resource { org, connector: route.connector.or(in_path) }
+        }
+        (None, Some(resource)) => Resource { connector: route.connector.or(resource.connector), ..resource },
+        (None, None) => return unmatched(gateway, head, mode),
+    };
+    match (Request { head, resource, mode }).decide(gateway, now, host) {
+        Decision::Made(step) => step,
+        Decision::NeedsKeySet(request, key_set) => request.wait(gateway, key_set, waiting, now),
+    }
+}
+
+/// A request to the filter itself.
+fn answer(gateway: &Gateway, head: RequestHead, endpoint: &Endpoint, now: UnixTime) -> Step {
+    let (reply, outcome) = match endpoint {
+        Endpoint::Document(document) => gateway.document(document, &head),
+        Endpoint::Authorization | Endpoint::Token if !gateway.issues_tokens() => {
+            (Denial::from(Reason::PathUnmatched).reply(None), Reason::PathUnmatched.word())
+        }
+        Endpoint::Authorization => discovery::refuse_authorization(&head),
+        Endpoint::Token if head.method() == b"POST" => {
+            return Step::ReadBody(AwaitingBody { head, deadline: now.plus(BODY_TIMEOUT) });
+        }
+        Endpoint::Token => (TokenError::MethodNotAllowed.reply(), TokenError::MethodNotAllowed.word()),
+    };
+    Step::Reply(reply, Record::Endpoint { endpoint: endpoint.word(), outcome })
+}
+
+/// A request to the token endpoint, of which the head is known.
+#[derive(Debug)]
+pub struct AwaitingBody {
+    head: RequestHead,
+    deadline: UnixTime,
+}
+
+impl AwaitingBody {
+    /// Whether the body has been coming for too long. Where Envoy was not told to go on with bodies while heads are
+    /// held (`allow_on_headers_stop_iteration`), it never comes.
+    pub fn is_overdue(&self, now: UnixTime) -> bool {
+        now >= self.deadline
+    }
+
+    /// Answers with the whole body, or with its first [`MAX_BODY_READ`] bytes.
+    pub fn proceed(self, body: &[u8], gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
+        token_step(gateway.issue_token(&self.head, body, now, host))
+    }
+
+    /// Answers although no whole body came.
+    pub fn give_up(self, why: TokenError) -> Step {
+        token_step(Err(why))
+    }
+}
+
+fn token_step(issued: Result<LocalReply, TokenError>) -> Step {
+    let (reply, outcome) = match issued {
+        Ok(reply) => (reply, OK),
+        Err(error) => (error.reply(), error.word()),
+    };
+    Step::Reply(reply, Record::Endpoint { endpoint: Endpoint::Token.word(), outcome })
+}
+
+/// A path that is no MCP endpoint. One that a server behind might take for one is refused in any case.
+fn unmatched(gateway: &Gateway, head: RequestHead, mode: Mode) -> Step {
+    let is_foreign = !gateway.config.gateway.mcp_path.may_be_read_as_mcp(head.path());
+    if gateway.config.gateway.unmatched_paths == UnmatchedPaths::Allow && is_foreign {
+        return Step::Pass;
+    }
+    refuse(gateway, &head, None, mode, Reason::PathUnmatched.into(), Findings::default())
+}
+
+/// A request on a route whose settings can't be read.
+pub fn refuse_invalid_route(gateway: &Gateway, head: &RequestHead) -> Step {
+    refuse(gateway, head, None, Mode::Enforce, Reason::RouteInvalid.into(), Findings::default())
+}
+
+enum Decision {
+    Made(Step),
+    NeedsKeySet(Request, KeySetId),
+}
+
+impl Request {
+    fn decide(self, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Decision {
+        let mut findings = Findings::default();
+        Decision::Made(match gateway.admit(&self.head, &self.resource, now, host, &mut findings) {
+            Ok(principal) => forward(gateway, &self.head, Some(principal), Record::Resource { refused: None, findings }),
+            Err(NotAdmitted::Denied(denial)) => self.refuse(gateway, denial, findings),
+            Err(NotAdmitted::AwaitKeySet(key_set)) => return Decision::NeedsKeySet(self, key_set),
+        })
+    }
+
+    fn wait(self, gateway: &Gateway, key_set: KeySetId, waiting: usize, now: UnixTime) -> Step {
+        match gateway.key_sets.get(key_set) {
+            Some(set) if waiting < MAX_WAITING => Step::Await(AwaitingKeySet {
+                request: self,
+                key_set,
+                seen_revision: set.revision(),
+                deadline: now.plus(gateway.config.jwks.timeout),
+                _waits: set.wait(),
+            }),
+            _ => self.refuse(gateway, Reason::JwksUnavailable.into(), Findings::default()),
+        }
+    }
+
+    fn refuse(self, gateway: &Gateway, denial: Denial, findings: Findings) -> Step {
+        refuse(gateway, &self.head, Some(&self.resource), self.mode, denial, findings)
+    }
+}
+
+impl AwaitingKeySet {
+    /// Whether something happened that may decide the request, or it has waited long enough.
+    pub fn is_ready(&self, gateway: &Gateway, now: UnixTime) -> bool {
+        now >= self.deadline || gateway.key_sets.get(self.key_set).is_none_or(|set| set.revision() != self.seen_revision)
+    }
+
+    /// Decides again, or goes on waiting until the deadline.
+    pub fn proceed(self, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
+        match self.request.decide(gateway, now, host) {
+            Decision::Made(step) => step,
+            Decision::NeedsKeySet(request, key_set) if now < self.deadline => {
+                let seen_revision = gateway.key_sets.get(key_set).map_or(self.seen_revision, KeySet::revision);
+                Step::Await(Self { request, key_set, seen_revision, ..self })
+            }
+            Decision::NeedsKeySet(request, _) => request.refuse(gateway, Reason::JwksUnavailable.into(), Findings::default()),
+        }
+    }
+}
+
+fn refuse(
+    gateway: &Gateway,
+    head: &RequestHead,
+    resource: Option<&Resource>,
+    mode: Mode,
+    denial: Denial,
+    findings: Findings,
+) -> Step {
+    let record = Record::Resource { refused: Some(denial.reason), findings };
+    match mode {
+        Mode::Enforce => Step::Reply(gateway.reply(&denial, resource), record),
+        // Nothing is proven, so nothing is asserted; and nobody else may assert it.
+        Mode::Shadow => forward(gateway, head, None, record),
+    }
+}
+
+fn forward(gateway: &Gateway, head: &RequestHead, principal: Option<Rc<Principal>>, record: Record) -> Step {
+    let settings = &gateway.config.forward;
+    let mut remove: Vec<String> = head.names_below(&settings.header_prefix).map(str::to_owned).collect();
+    if principal.is_some() && settings.strip_credentials {
+        remove.extend(head.credential_headers().map(|(header, _)| header.name().to_owned()));
+    }
+    Step::Forward(Forward { remove, principal }, record)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::jwks::Record as KeySetRecord;
+    use crate::testing::{self, TestHost};
+
+    const KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
+    const KEY_SHA256: &str = "68da3d5e3810933a9dff1f9d7809ad982642279332ed1dced6bf37f389dcc0e9";
+    const ISSUER: &str = "https://idp.example/oauth2/default";
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    struct World {
+        gateway: Gateway,
+        host: TestHost,
+        now: UnixTime,
+    }
+
+    impl World {
+        fn with(change: impl FnOnce(&mut Value)) -> Self {
+            let mut config = json!({
+                "gateway": {"origin": "https://gw.example"},
+                "jwks": {"https_cluster": "https"},
+                "policy": {"inline": {"orgs": {
+                    "acme": {
+                        "api_keys": [{"id": "k1", "sha256": KEY_SHA256}],
+                        "identity_providers": [{"issuer": ISSUER, "jwks_uri": "https://idp.example/keys", "audience": "apexmcp"}],
+                    },
+                    "other": {},
+                }}},
+            });
+            change(&mut config);
+            let (config, policy) = Config::parse(config.to_string().as_bytes(), &|_| None).unwrap();
+            Self { gateway: Gateway::new(config, policy), host: TestHost::default(), now: NOW }
+        }
+
+        fn new() -> Self {
+            Self::with(|_| {})
+        }
+
+        /// The issuer's keys arrive, by whichever thread.
+        fn publish(&mut self, kids: &[&str]) {
+            let timing = self.gateway.config.jwks;
+            let record = KeySetRecord::default().succeeded(&testing::jwk_set(kids), self.now, &timing);
+            self.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap().sync(record, self.now).unwrap();
+        }
+
+        fn start_on(&mut self, path: &str, headers: &[(&str, &str)], route: RouteSettings, waiting: usize) -> Step {
+            let path = [(":path", path)];
+            let headers = path.iter().chain(headers).map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            start(&mut self.gateway, RequestHead::new(headers), route, waiting, self.now, &self.host)
+        }
+
+        fn start(&mut self, path: &str, headers: &[(&str, &str)]) -> Step {
+            self.start_on(path, headers, RouteSettings::default(), 0)
+        }
+
+        fn bearer(&mut self, token: &str) -> Step {
+            self.start("/mcp/acme", &[("authorization", &format!("Bearer {token}"))])
+        }
+    }
+
+    fn claims() -> Value {
+        json!({"iss": ISSUER, "sub": "u1", "aud": "apexmcp", "exp": 1_800_000_300})
+    }
+
+    fn token(claims: &Value) -> String {
+        testing::sign(&json!({"alg": "RS256", "kid": "a"}), claims)
+    }
+
+    fn reason(step: &Step) -> &'static str {
+        match step {
+            Step::Pass => "pass",
+            Step::Await(_) => "await",
+            Step::ReadBody(_) => "read body",
+            Step::Forward(_, record) | Step::Reply(_, record) => record.reason(),
+        }
+    }
+
+    fn status(step: &Step) -> u32 {
+        match step {
+            Step::Reply(reply, _) => reply.status,
+            _ => 0,
+        }
+    }
+
+    fn attributes(step: Step) -> Vec<String> {
+        match step {
+            Step::Forward(Forward { principal: Some(principal), .. }, _) => principal.attributes().map(str::to_owned).to_vec(),
+            other => panic!("not admitted: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn who_is_admitted_as_whom() {
+        let mut world = World::new();
+        world.publish(&["a"]);
+        assert_eq!(
+            attributes(world.start("/mcp/acme", &[("x-api-key", KEY)])),
+            ["acme", "acme/key/k1", "k1", "api_key", "mcp:call"]
+        );
+        let principal = format!("acme/idp/{ISSUER}#u1");
+        assert_eq!(attributes(world.bearer(&token(&claims()))), ["acme", &principal, "u1", "byoidp", "mcp:call"]);
+        let mut scoped = claims();
+        scoped["scp"] = json!(["mcp:call:github", "profile"]);
+        let bearer = format!("Bearer {}", token(&scoped));
+        let step = world.start("/mcp/acme/github", &[("authorization", &bearer)]);
+        assert_eq!(attributes(step), ["acme", &principal, "u1", "byoidp", "mcp:call:github"]);
+    }
+
+    #[test]
+    fn cheap_checks_come_before_any_signature_and_before_any_wait() {
+        let with = |change: &dyn Fn(&mut Value)| {
+            let mut claims = claims();
+            change(&mut claims);
+            token(&claims)
+        };
+        let table: [(&str, &str, String); 9] = [
+            ("no iss", "claim_missing", with(&|c| drop(c.as_object_mut().unwrap().remove("iss")))),
+            ("no sub", "claim_missing", with(&|c| drop(c.as_object_mut().unwrap().remove("sub")))),
+            ("empty sub", "claim_missing", with(&|c| c["sub"] = json!(""))),
+            ("iss", "issuer_unknown", with(&|c| c["iss"] = json!(format!("{ISSUER}/")))),
+            ("aud", "audience_mismatch", with(&|c| c["aud"] = json!("account"))),
+            ("exp", "token_expired", with(&|c| c["exp"] = json!(1_799_999_940))),
+            ("nbf", "token_not_yet_valid", with(&|c| c["nbf"] = json!(1_800_000_061))),
+            ("alg", "algorithm_not_allowed", testing::sign(&json!({"alg": "none"}), &claims())),
+            ("form", "token_malformed", "a.b.c".to_owned()),
+        ];
+        let mut world = World::new();
+        for (what, expected, token) in &table {
+            assert_eq!(reason(&world.bearer(token)), *expected, "{what}, no keys yet");
+        }
+        world.publish(&["a"]);
+        for (what, expected, token) in &table {
+            let step = world.bearer(token);
+            assert_eq!((reason(&step), status(&step)), (*expected, 401), "{what}");
+        }
+        assert_eq!(world.host.verifications.get(), 0);
+    }
+
+    #[test]
+    fn a_signature_is_checked_once_for_each_token() {
+        let mut world = World::new();
+        world.publish(&["a"]);
+        let good = token(&claims());
+        for _ in 0..3 {
+            assert_eq!(reason(&world.bearer(&good)), "ok");
+        }
+        assert_eq!(world.host.verifications.get(), 1);
+        // Another signature over the same claims is another token.
+        let forged = format!("{}{}", &good[..good.len() - 8], "AAAAAAAA");
+        assert_eq!(reason(&world.bearer(&forged)), "signature_invalid");
+        assert_eq!(world.host.verifications.get(), 2);
+        // Remembering ends with the token.
+        world.now = UnixTime::from_secs(1_800_000_360);
+        assert_eq!(reason(&world.bearer(&good)), "token_expired");
+    }
+
+    #[test]
+    fn a_remembered_token_is_judged_anew_when_its_keys_change() {
+        let mut world = World::new();
+        world.publish(&["a"]);
+        let good = token(&claims());
+        assert_eq!(reason(&world.bearer(&good)), "ok");
+        world.publish(&["b"]);
+        let Step::Await(waiting) = world.bearer(&good) else { panic!("the key is gone: perhaps it was just rotated") };
+        world.now = world.now.plus(Duration::from_secs(6));
+        assert_eq!(reason(&waiting.proceed(&mut world.gateway, world.now, &world.host)), "jwks_unavailable");
+    }
+
+    #[test]
+    fn a_request_waits_for_the_first_keys_and_not_forever() {
+        let mut world = World::new();
+        let good = token(&claims());
+        let Step::Await(first) = world.bearer(&good) else { panic!("must wait") };
+        let Step::Await(second) = world.bearer(&good) else { panic!("must wait") };
+        assert!(!first.is_ready(&world.gateway, world.now));
+        world.publish(&["a"]);
+        assert!(first.is_ready(&world.gateway, world.now));
+        assert_eq!(reason(&first.proceed(&mut world.gateway, world.now, &world.host)), "ok");
+
+        let mut world = World::new();
+        let later = world.now.plus(world.gateway.config.jwks.timeout);
+        assert!(!second.is_ready(&world.gateway, later.minus(Duration::from_millis(1))));
+        assert!(second.is_ready(&world.gateway, later));
+        let step = second.proceed(&mut world.gateway, later, &world.host);
+        assert_eq!((reason(&step), status(&step)), ("jwks_unavailable", 503));
+    }
+
+    #[test]
+    fn waiting_is_bounded_in_number() {
+        let mut world = World::new();
+        let bearer = format!("Bearer {}", token(&claims()));
+        let headers = [("authorization", bearer.as_str())];
+        assert_eq!(reason(&world.start_on("/mcp/acme", &headers, RouteSettings::default(), MAX_WAITING - 1)), "await");
+        assert_eq!(reason(&world.start_on("/mcp/acme", &headers, RouteSettings::default(), MAX_WAITING)), "jwks_unavailable");
+    }
+
+    #[test]
+    fn an_unknown_kid_waits_for_one_fetch_and_is_refused_within_the_cooldown() {
+        let mut world = World::new();
+        world.publish(&["a"]);
+        let unknown = testing::sign(&json!({"alg": "RS256", "kid": "new"}), &claims());
+        let Step::Await(waiting) = world.bearer(&unknown) else { panic!("must wait for a fetch") };
+        let (timing, now) = (world.gateway.config.jwks, world.now);
+        let set = world.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap();
+        let claimed = set.claim(now, &timing).expect("a fetch is due");
+        set.sync(claimed.clone().succeeded(&testing::jwk_set(&["a"]), now, &timing), now).unwrap();
+        assert_eq!(reason(&waiting.proceed(&mut world.gateway, now, &world.host)), "key_unknown");
+        assert_eq!(reason(&world.bearer(&unknown)), "key_unknown");
+        world.now = now.plus(timing.refetch_cooldown);
+        assert_eq!(reason(&world.bearer(&unknown)), "await");
+    }
+
+    #[test]
+    fn tokens_without_kid_survive_a_rotation() {
+        let mut world = World::new();
+        world.publish(&["a"]);
+        let bare = testing::sign(&json!({"alg": "RS256"}), &claims());
+        assert_eq!(reason(&world.bearer(&bare)), "ok");
+        let forged = format!("{}{}", &bare[..bare.len() - 8], "AAAAAAAA");
+        assert_eq!(reason(&world.bearer(&forged)), "await", "it may be signed by a key that is not fetched yet");
+    }
+
+    #[test]
+    fn an_unknown_org_looks_like_one_without_oauth() {
+        let mut world = World::new();
+        world.publish(&["a"]);
+        let bearer = format!("Bearer {}", token(&claims()));
+        for headers in
+            [vec![], vec![("x-api-key", KEY)], vec![("authorization", bearer.as_str())], vec![("x-api-key", "nonsense")]]
+        {
+            let replies: Vec<LocalReply> = ["/mcp/other", "/mcp/nobody"]
+                .into_iter()
+                .map(|path| match world.start(path, &headers) {
+                    Step::Reply(reply, _) => reply,
+                    step => panic!("{step:?}"),
+                })
+                .collect();
+            assert_eq!(replies[0], replies[1], "{headers:?}");
+            assert!(!format!("{replies:?}").contains("resource_metadata"));
+        }
+    }
+
+    #[test]
+    fn connectors_are_told_by_path_or_route() {
+        let mut world = World::with(|config| {
+            config["policy"]["inline"]["orgs"]["acme"]["api_keys"][0]["connectors"] = json!(["github"]);
+        });
+        let headers = [("x-api-key", KEY)];
+        let step = world.start("/mcp/acme", &headers);
+        assert_eq!((reason(&step), status(&step)), ("scope_insufficient", 403));
+        let Step::Reply(reply, record) = step else { panic!() };
+        assert!(format!("{reply:?}").contains(r#"scope=\"mcp:call\""#), "{reply:?}");
+        assert!(
+            matches!(record, Record::Resource { findings, .. } if findings.principal.is_some()),
+            "the log may name who it was"
+        );
+        let step = world.start("/mcp/acme/jira", &headers);
+        assert!(format!("{step:?}").contains(r#"scope=\"mcp:call:jira\""#), "{step:?}");
+        assert_eq!(reason(&world.start("/mcp/acme/github", &headers)), "ok");
+        let route = |org: Option<&str>, connector: Option<&str>| RouteSettings {
+            org: org.and_then(crate::names::OrgName::parse),
+            connector: connector.and_then(crate::names::ConnectorId::parse),
+            mode: None,
+        };
+        for (path, org, connector, expected) in [
+            ("/mcp/acme", None, Some("github"), "ok"),
+            ("/mcp/acme/jira", None, Some("github"), "ok"),
+            ("/mcp/acme/github", None, Some("jira"), "scope_insufficient"),
+            ("/anything", Some("acme"), Some("github"), "ok"),
+            ("/anything", Some("acme"), None, "scope_insufficient"),
+            ("/mcp/acme/github", Some("acme"), None, "ok"),
+            ("/mcp/acme/github", Some("other"), None, "api_key_unknown"),
+            ("/mcp/other/github", Some("acme"), None, "scope_insufficient"),
+        ] {
+            let step = world.start_on(path, &headers, route(org, connector), 0);
+            assert_eq!(reason(&step), expected, "{path} {org:?} {connector:?}");
+        }
+    }
+
+    #[test]
+    fn unmatched_paths() {
+        let mut world = World::new();
+        let step = world.start("/public", &[("x-api-key", KEY)]);
+        assert_eq!((reason(&step), status(&step)), ("path_unmatched", 404));
+        let mut world = World::with(|config| config["gateway"]["unmatched_paths"] = json!("allow"));
+        assert_eq!(reason(&world.start("/public", &[("x-apexmcp-org", "kept")])), "pass");
+        for path in ["/mcp", "/mcp/acme/", "/mcp/a/b/c", "/x/../mcp/acme", "/%6Dcp/acme"] {
+            assert_eq!(reason(&world.start(path, &[("x-api-key", KEY)])), "path_unmatched", "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_removed_on_the_way_on() {
+        let spoofed = [("x-api-key", KEY), ("x-apexmcp-org", "evil"), ("x_apexmcp_scope", "mcp:call"), ("accept", "a")];
+        let removed = |step: Step| match step {
+            Step::Forward(forward, _) => forward.remove,
+            step => panic!("{step:?}"),
+        };
+        assert_eq!(removed(World::new().start("/mcp/acme", &spoofed)), ["x-apexmcp-org", "x_apexmcp_scope", "x-api-key"]);
+        let mut keeping = World::with(|config| config["forward"] = json!({"strip_credentials": false}));
+        assert_eq!(removed(keeping.start("/mcp/acme", &spoofed)), ["x-apexmcp-org", "x_apexmcp_scope"]);
+    }
+
+    #[test]
+    fn shadow_mode_records_and_lets_pass() {
+        let mut world = World::with(|config| config["mode"] = json!("shadow"));
+        let Step::Forward(forward, record) = world.start("/mcp/acme", &[("x-apexmcp-org", "evil"), ("x-api-key", "wrong")])
+        else {
+            panic!("must pass")
+        };
+        assert_eq!((record.reason(), forward.remove), ("credential_malformed", vec!["x-apexmcp-org".to_owned()]));
+        assert!(forward.principal.is_none(), "nothing is asserted that was not proven");
+        assert_eq!(attributes(world.start("/mcp/acme", &[("x-api-key", KEY)]))[1], "acme/key/k1");
+        let route = |mode| RouteSettings { mode: Some(mode), ..RouteSettings::default() };
+        assert_eq!(reason(&world.start_on("/mcp/acme", &[], route(RouteMode::Disabled), 0)), "pass");
+        let enforced = world.start_on("/mcp/acme", &[], route(RouteMode::Active(Mode::Enforce)), 0);
+        assert_eq!((reason(&enforced), status(&enforced)), ("credential_missing", 401));
+    }
+
+    #[test]
+    fn keys_expire_and_are_revoked() {
+        let mut world = World::with(|config| {
+            config["policy"]["inline"]["orgs"]["acme"]["api_keys"][0]["expires_at"] = json!("2027-01-15T08:00:00Z");
+        });
+        assert_eq!(reason(&world.start("/mcp/acme", &[("x-api-key", KEY)])), "api_key_expired");
+        world.now = NOW.minus(Duration::from_millis(1));
+        assert_eq!(reason(&world.start("/mcp/acme", &[("x-api-key", KEY)])), "ok");
+        let mut world = World::with(|config| config["policy"]["inline"]["orgs"]["acme"]["api_keys"][0]["revoked"] = json!(true));
+        assert_eq!(reason(&world.start("/mcp/acme", &[("x-api-key", KEY)])), "api_key_unknown");
+    }
+}

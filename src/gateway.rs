@@ -1,0 +1,246 @@
+//! What one thread knows, and its judgement of a credential: authentication first, then the scope.
+
+use std::rc::Rc;
+
+use crate::config::Config;
+use crate::credential::Credential;
+use crate::denial::{Denial, LocalReply, Reason};
+use crate::host::Host;
+use crate::jose::claims;
+use crate::jose::compact::{CompactJws, Type};
+use crate::jose::jwk::RsaPublicKey;
+use crate::jose::signature;
+use crate::jwks::{KeySet, KeySetId, KeySets, Lookup};
+use crate::oauth::access_token;
+use crate::oauth::attempts::Attempts;
+use crate::oauth::discovery::Document;
+use crate::oauth::token_endpoint::{TokenEndpoint, TokenError};
+use crate::path::Resource;
+use crate::policy::{Org, Policy};
+use crate::principal::{Method, Principal};
+use crate::request::RequestHead;
+use crate::scope;
+use crate::time::UnixTime;
+use crate::token_cache::{Entry, TokenCache};
+
+/// Configuration, policy, key sets and verified tokens of one thread.
+#[derive(Debug)]
+pub struct Gateway {
+    /// What the operator decided.
+    pub config: Config,
+    /// This thread's copies of the issuers' keys.
+    pub key_sets: KeySets,
+    policy: Policy,
+    tokens: TokenCache,
+    attempts: Attempts,
+}
+
+/// Why a request is not admitted.
+#[derive(Debug)]
+pub enum NotAdmitted {
+    /// It is refused.
+    Denied(Denial),
+    /// It cannot be decided before this key set was fetched.
+    AwaitKeySet(KeySetId),
+}
+
+impl From<Reason> for NotAdmitted {
+    fn from(reason: Reason) -> Self {
+        Self::Denied(reason.into())
+    }
+}
+
+/// What is counted and logged of a judgement, whatever its end.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// How the request tried to prove itself.
+    pub method: Option<Method>,
+    /// Whom it proved to be, even where that was not enough.
+    pub principal: Option<Rc<Principal>>,
+    /// Whether a token was found among those verified before.
+    pub token_cache: Option<CacheOutcome>,
+}
+
+/// Whether a token had been verified before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheOutcome {
+    /// It had.
+    Hit,
+    /// It has to be verified.
+    Miss,
+}
+
+impl Gateway {
+    /// A gateway that has seen no token and no key yet.
+    pub fn new(config: Config, policy: Policy) -> Self {
+        let key_sets = KeySets::new(&policy.key_sets);
+        let tokens = TokenCache::new(config.tokens.cache_size);
+        Self { config, key_sets, policy, tokens, attempts: Attempts::default() }
+    }
+
+    /// Judges whether the request of `head` may use `resource`.
+    ///
+    /// # Errors
+    /// See [`NotAdmitted`].
+    pub fn admit(
+        &mut self,
+        head: &RequestHead,
+        resource: &Resource,
+        now: UnixTime,
+        host: &dyn Host,
+        findings: &mut Findings,
+    ) -> Result<Rc<Principal>, NotAdmitted> {
+        let principal = match Credential::from_head(head)? {
+            Credential::ApiKey(digest) => {
+                findings.method = Some(Method::ApiKey);
+                self.policy.api_key(&digest, &resource.org, now)?
+            }
+            Credential::Bearer(token) => self.bearer(token, resource, now, host, findings)?,
+        };
+        findings.principal = Some(Rc::clone(&principal));
+        let needed = resource.needed_scope();
+        if principal.scopes().covers(&needed) {
+            Ok(principal)
+        } else {
+            Err(NotAdmitted::Denied(Denial { needed: Some(needed), ..Reason::ScopeInsufficient.into() }))
+        }
+    }
+
+    fn bearer(
+        &mut self,
+        token: &str,
+        resource: &Resource,
+        now: UnixTime,
+        host: &dyn Host,
+        findings: &mut Findings,
+    ) -> Result<Rc<Principal>, NotAdmitted> {
+        let version_of = |id| self.key_sets.get(id).map(KeySet::version);
+        if let Some(principal) = self.tokens.get(token, resource, now, version_of) {
+            findings.token_cache = Some(CacheOutcome::Hit);
+            findings.method = Some(principal.method());
+            return Ok(principal);
+        }
+        findings.token_cache = Some(CacheOutcome::Miss);
+        findings.method = Some(Method::Byoidp);
+        let jws = CompactJws::parse(token)?;
+        let entry = if claims::issuer(jws.claims())? == self.config.gateway.origin {
+            findings.method = Some(Method::Oauth);
+            self.gateway_token(jws, resource, now, host)?
+        } else {
+            self.provider_token(jws, resource, now, host)?
+        };
+        let principal = Rc::clone(&entry.principal);
+        self.tokens.insert(token, entry);
+        Ok(principal)
+    }
+
+    /// A token of one of the org's identity providers. RFC 7519 §7.2, cheapest first: no token costs a signature that
+    /// could have been refused without.
+    fn provider_token(
+        &mut self,
+        jws: CompactJws<'_>,
+        resource: &Resource,
+        now: UnixTime,
+        host: &dyn Host,
+    ) -> Result<Entry, NotAdmitted> {
+        let issuer = claims::issuer(jws.claims())?;
+        let org = self.policy.org(&resource.org);
+        let provider = org.and_then(|org| org.identity_provider(issuer)).ok_or(Reason::IssuerUnknown)?;
+        jws.check_type(&[Type::Untyped, Type::Named("jwt"), Type::Named(access_token::TYPE)])?;
+        claims::check_audience(jws.claims(), &provider.audiences)?;
+        let refused_from = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
+        claims::subject(jws.claims())?;
+
+        let key_set = self.key_sets.get_mut(provider.key_set).ok_or(Reason::JwksUnavailable)?;
+        let version = key_set.version();
+        let keys = match key_set.lookup(now, &self.config.jwks) {
+            Lookup::Keys(keys) => keys,
+            Lookup::Pending => return Err(NotAdmitted::AwaitKeySet(provider.key_set)),
+            Lookup::Unavailable(retry_after) => {
+                return Err(NotAdmitted::Denied(Denial { retry_after: Some(retry_after), ..Reason::JwksUnavailable.into() }));
+            }
+        };
+        let candidates: Vec<&RsaPublicKey> = keys.candidates(jws.kid()).collect();
+        // A rotated key shows as an unknown `kid`, or, where tokens have none, as a signature that fits no key.
+        let may_be_rotated = candidates.is_empty() || jws.kid().is_none();
+        let refusal = if candidates.is_empty() { Reason::KeyUnknown } else { Reason::SignatureInvalid };
+        let Some(verified) = signature::verify(jws, candidates, host) else {
+            let is_awaited = may_be_rotated && key_set.request_unknown_kid(now);
+            return Err(if is_awaited { NotAdmitted::AwaitKeySet(provider.key_set) } else { refusal.into() });
+        };
+        let granted = scope::granted_by(verified.claims()).map_err(|_| Reason::TokenMalformed)?;
+        let scopes = granted.unwrap_or_else(|| provider.default_scopes.clone());
+        let subject = claims::subject(verified.claims())?;
+        let principal = Principal::of_identity_provider(&resource.org, &provider.issuer, subject, scopes);
+        Ok(Entry { principal, refused_from, only_for: None, key_set: Some((provider.key_set, version)) })
+    }
+
+    /// A token of the gateway itself, RFC 9068 §4. What was granted then holds only as far as the policy grants it now.
+    fn gateway_token(
+        &self,
+        jws: CompactJws<'_>,
+        resource: &Resource,
+        now: UnixTime,
+        host: &dyn Host,
+    ) -> Result<Entry, NotAdmitted> {
+        jws.check_type(&[Type::Named(access_token::TYPE)])?;
+        let url = |resource: &Resource| self.config.gateway.resource_url(resource).into_boxed_str();
+        let whole = url(&Resource { org: resource.org.clone(), connector: None });
+        let is_for_whole = claims::check_audience(jws.claims(), std::slice::from_ref(&whole)).is_ok();
+        claims::check_audience(jws.claims(), &[whole, url(resource)])?;
+        let refused_from = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
+        let signing_keys = self.policy.signing_keys().iter().filter(|key| jws.kid() == Some(key.kid()));
+        let keys: Vec<&RsaPublicKey> = signing_keys.map(|key| key.jwk().key()).collect();
+        if keys.is_empty() {
+            return Err(Reason::KeyUnknown.into());
+        }
+        let verified = signature::verify(jws, keys, host).ok_or(Reason::SignatureInvalid)?;
+
+        let claims = verified.claims();
+        let id = claims::subject(claims)?;
+        let client = self.policy.oauth_client(id).filter(|client| client.org == resource.org);
+        let (Some(client), Some(org)) = (client, self.policy.org(&resource.org)) else {
+            return Err(Reason::ClientUnknown.into());
+        };
+        if org.has_revoked(claims::id(claims), id, claims::issued_at(claims)?) {
+            return Err(Reason::TokenRevoked.into());
+        }
+        let granted = scope::granted_by(claims).map_err(|_| Reason::TokenMalformed)?.unwrap_or_default();
+        let principal = Principal::of_client(&resource.org, id, client.scopes.cut_to(&granted));
+        let only_for = (!is_for_whole).then(|| resource.clone());
+        Ok(Entry { principal, refused_from, only_for, key_set: None })
+    }
+
+    /// Answers a request for a discovery document, and says with which word it counts.
+    pub fn document(&self, document: &Document, head: &RequestHead) -> (LocalReply, &'static str) {
+        document.answer(head, &self.config, &self.policy)
+    }
+
+    /// Whether tokens are issued here at all.
+    pub fn issues_tokens(&self) -> bool {
+        !self.policy.signing_keys().is_empty()
+    }
+
+    /// Answers a request to the token endpoint.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub fn issue_token(
+        &mut self,
+        head: &RequestHead,
+        body: &[u8],
+        now: UnixTime,
+        host: &dyn Host,
+    ) -> Result<LocalReply, TokenError> {
+        let Self { config, policy, attempts, .. } = self;
+        TokenEndpoint { config, policy, attempts, host, now }.issue(head, body)
+    }
+
+    /// The answer to a request for `resource` that was denied.
+    pub fn reply(&self, denial: &Denial, resource: Option<&Resource>) -> LocalReply {
+        let url = resource
+            .filter(|resource| self.policy.org(&resource.org).is_some_and(Org::offers_oauth))
+            .map(|resource| self.config.gateway.metadata_url(resource));
+        denial.reply(url.as_deref())
+    }
+}

@@ -1,0 +1,141 @@
+//! The registered claims (RFC 7519 §4.1) of a token of this gateway's profile.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::denial::Reason;
+use crate::time::UnixTime;
+
+/// 9999-12-31T23:59:59Z. A later date is a mistake or an attack.
+const LATEST: f64 = 253_402_300_799.0;
+
+/// The `iss` claim.
+///
+/// # Errors
+/// [`Reason::ClaimMissing`], or [`Reason::TokenMalformed`] where it is no string.
+pub fn issuer(claims: &Map<String, Value>) -> Result<&str, Reason> {
+    required_string(claims, "iss")
+}
+
+/// The `sub` claim: without it there is no principal.
+///
+/// # Errors
+/// As [`issuer`]; an empty one counts as missing.
+pub fn subject(claims: &Map<String, Value>) -> Result<&str, Reason> {
+    let subject = required_string(claims, "sub")?;
+    if subject.is_empty() { Err(Reason::ClaimMissing) } else { Ok(subject) }
+}
+
+/// The `jti` claim, empty where there is none.
+pub fn id(claims: &Map<String, Value>) -> &str {
+    claims.get("jti").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The `iat` claim.
+///
+/// # Errors
+/// As [`issuer`].
+pub fn issued_at(claims: &Map<String, Value>) -> Result<UnixTime, Reason> {
+    numeric_date(claims, "iat")?.ok_or(Reason::ClaimMissing)
+}
+
+/// Checks that `aud`, a string or an array of strings (RFC 7519 §4.1.3), names one of `accepted`.
+///
+/// # Errors
+/// [`Reason::AudienceMismatch`], and as [`issuer`].
+pub fn check_audience(claims: &Map<String, Value>, accepted: &[Box<str>]) -> Result<(), Reason> {
+    let is_accepted = |audience: &str| accepted.iter().any(|accepted| &**accepted == audience);
+    let named = match claims.get("aud") {
+        None => return Err(Reason::ClaimMissing),
+        Some(Value::String(audience)) => is_accepted(audience),
+        Some(Value::Array(audiences)) => {
+            let audiences: Option<Vec<&str>> = audiences.iter().map(Value::as_str).collect();
+            audiences.ok_or(Reason::TokenMalformed)?.into_iter().any(is_accepted)
+        }
+        Some(_) => return Err(Reason::TokenMalformed),
+    };
+    if named { Ok(()) } else { Err(Reason::AudienceMismatch) }
+}
+
+/// Checks `exp`, `nbf` and `iat` at `now`, the issuer's clock being at most `skew` off, and returns the moment from
+/// which the token is refused.
+///
+/// # Errors
+/// [`Reason::TokenExpired`], [`Reason::TokenNotYetValid`], and as [`issuer`].
+pub fn check_times(claims: &Map<String, Value>, now: UnixTime, skew: Duration) -> Result<UnixTime, Reason> {
+    let refused_from = numeric_date(claims, "exp")?.ok_or(Reason::ClaimMissing)?.plus(skew);
+    if now >= refused_from {
+        return Err(Reason::TokenExpired);
+    }
+    for claim in ["nbf", "iat"] {
+        if numeric_date(claims, claim)?.is_some_and(|moment| now.plus(skew) < moment) {
+            return Err(Reason::TokenNotYetValid);
+        }
+    }
+    Ok(refused_from)
+}
+
+fn required_string<'c>(claims: &'c Map<String, Value>, name: &str) -> Result<&'c str, Reason> {
+    claims.get(name).ok_or(Reason::ClaimMissing)?.as_str().ok_or(Reason::TokenMalformed)
+}
+
+/// A NumericDate (RFC 7519 §2): seconds, which may have a fraction.
+fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<UnixTime>, Reason> {
+    let Some(value) = claims.get(name) else { return Ok(None) };
+    let seconds = value.as_f64().filter(|seconds| (0.0..=LATEST).contains(seconds)).ok_or(Reason::TokenMalformed)?;
+    let moment = Duration::try_from_secs_f64(seconds).map_err(|_| Reason::TokenMalformed)?;
+    Ok(Some(UnixTime::default().plus(moment)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn times(claims: Value) -> Result<UnixTime, Reason> {
+        check_times(claims.as_object().unwrap(), UnixTime::from_secs(1000), Duration::from_secs(10))
+    }
+
+    #[test]
+    fn times_at_their_edges() {
+        for (claims, expected) in [
+            (json!({"exp": 991}), Ok(UnixTime::from_secs(1001))),
+            (json!({"exp": 990}), Err(Reason::TokenExpired)),
+            (json!({"exp": 990.5}), Ok(UnixTime::from_millis(1_000_500))),
+            (json!({"exp": 0}), Err(Reason::TokenExpired)),
+            (json!({}), Err(Reason::ClaimMissing)),
+            (json!({"exp": null}), Err(Reason::TokenMalformed)),
+            (json!({"exp": "2000"}), Err(Reason::TokenMalformed)),
+            (json!({"exp": -1}), Err(Reason::TokenMalformed)),
+            (json!({"exp": 1e300}), Err(Reason::TokenMalformed)),
+            (json!({"exp": u64::MAX}), Err(Reason::TokenMalformed)),
+            (json!({"exp": 2000, "nbf": 1010}), Ok(UnixTime::from_secs(2010))),
+            (json!({"exp": 2000, "nbf": 1011}), Err(Reason::TokenNotYetValid)),
+            (json!({"exp": 2000, "iat": 1011}), Err(Reason::TokenNotYetValid)),
+            (json!({"exp": 2000, "iat": [1]}), Err(Reason::TokenMalformed)),
+            (json!({"exp": 2000, "iat": 1}), Ok(UnixTime::from_secs(2010))),
+        ] {
+            assert_eq!(times(claims.clone()), expected, "{claims}");
+        }
+    }
+
+    #[test]
+    fn audiences() {
+        let accepted = ["apexmcp".into(), "other".into()];
+        for (aud, expected) in [
+            (json!("apexmcp"), Ok(())),
+            (json!(["x", "other"]), Ok(())),
+            (json!("apexmcp2"), Err(Reason::AudienceMismatch)),
+            (json!("apex"), Err(Reason::AudienceMismatch)),
+            (json!(""), Err(Reason::AudienceMismatch)),
+            (json!([]), Err(Reason::AudienceMismatch)),
+            (json!(["apexmcp", 7]), Err(Reason::TokenMalformed)),
+            (json!({"apexmcp": 1}), Err(Reason::TokenMalformed)),
+            (json!(null), Err(Reason::TokenMalformed)),
+        ] {
+            assert_eq!(check_audience(json!({"aud": aud}).as_object().unwrap(), &accepted), expected, "{aud}");
+        }
+        assert_eq!(check_audience(&Map::new(), &accepted), Err(Reason::ClaimMissing));
+    }
+}

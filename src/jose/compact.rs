@@ -1,0 +1,211 @@
+//! The compact serialization (RFC 7515 §7.1), read strictly.
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde_json::{Map, Value};
+
+use crate::denial::Reason;
+use crate::json;
+
+/// A longer `kid` or `typ` is refused.
+const MAX_HEADER_VALUE_LENGTH: usize = 256;
+
+/// A token that has the right form. Nothing in it is proven.
+#[derive(Debug)]
+pub struct CompactJws<'token> {
+    token: &'token str,
+    signing_input: &'token str,
+    signature: Vec<u8>,
+    kid: Option<String>,
+    typ: Option<String>,
+    claims: Map<String, Value>,
+}
+
+impl<'token> CompactJws<'token> {
+    /// Reads `token`: three parts of canonical base64url, a JOSE header of the profile, claims that are a JSON object.
+    ///
+    /// # Errors
+    /// [`Reason::TokenMalformed`] and [`Reason::AlgorithmNotAllowed`].
+    pub fn parse(token: &'token str) -> Result<Self, Reason> {
+        let (signing_input, signature) = token.rsplit_once('.').ok_or(Reason::TokenMalformed)?;
+        let (header, claims) = signing_input.split_once('.').ok_or(Reason::TokenMalformed)?;
+        let (kid, typ) = check_header(&object(header)?)?;
+        let claims = object(claims)?;
+        let signature = decode(signature)?;
+        Ok(Self { token, signing_input, signature, kid, typ, claims })
+    }
+
+    /// The whole token.
+    pub fn token(&self) -> &'token str {
+        self.token
+    }
+
+    /// What the signature covers, RFC 7515 §5.2 step 8.
+    pub fn signing_input(&self) -> &'token str {
+        self.signing_input
+    }
+
+    /// The signature's bytes.
+    pub fn signature(&self) -> &[u8] {
+        &self.signature
+    }
+
+    /// The `kid` header.
+    pub fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    /// Checks `typ`, the media type of what the token is (RFC 8725 §3.11): one of `accepted`, with or without
+    /// `application/`, in any case. A token typed as something else, such as `logout+jwt`, is not what it is taken for.
+    ///
+    /// # Errors
+    /// [`Reason::TokenMalformed`].
+    pub fn check_type(&self, accepted: &[Type]) -> Result<(), Reason> {
+        let typ = self.typ.as_deref().map(|typ| strip_prefix_ignore_case(typ, "application/").unwrap_or(typ));
+        let is = |accepted: &Type| match accepted {
+            Type::Untyped => typ.is_none(),
+            Type::Named(name) => typ.is_some_and(|typ| typ.eq_ignore_ascii_case(name)),
+        };
+        if accepted.iter().any(is) { Ok(()) } else { Err(Reason::TokenMalformed) }
+    }
+
+    /// The claims, unproven until the signature was checked.
+    pub fn claims(&self) -> &Map<String, Value> {
+        &self.claims
+    }
+}
+
+/// A `typ` that is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// None at all.
+    Untyped,
+    /// This one.
+    Named(&'static str),
+}
+
+fn strip_prefix_ignore_case<'t>(text: &'t str, prefix: &str) -> Option<&'t str> {
+    let (head, rest) = text.split_at_checked(prefix.len())?;
+    head.eq_ignore_ascii_case(prefix).then_some(rest)
+}
+
+/// Strict base64url: no padding, and no bits left over (RFC 7515 §2, RFC 4648 §3.5), so that a token has one spelling.
+/// A part that contains a dot, as where a token has more than three, is no base64url either.
+fn decode(part: &str) -> Result<Vec<u8>, Reason> {
+    BASE64_URL_SAFE_NO_PAD.decode(part).map_err(|_| Reason::TokenMalformed)
+}
+
+fn object(part: &str) -> Result<Map<String, Value>, Reason> {
+    json::parse_object(&decode(part)?).map_err(|_| Reason::TokenMalformed)
+}
+
+/// Checks the JOSE header and returns its `kid` and `typ`.
+fn check_header(header: &Map<String, Value>) -> Result<(Option<String>, Option<String>), Reason> {
+    if header.get("alg").and_then(Value::as_str) != Some("RS256") {
+        return Err(Reason::AlgorithmNotAllowed);
+    }
+    // A key that the token brings or points to proves nothing (RFC 8725 §3.10), and no critical extension is
+    // understood here (RFC 7515 §4.1.11); `b64` is one (RFC 7797).
+    if ["jwk", "jku", "x5u", "x5c", "crit", "b64"].into_iter().any(|name| header.contains_key(name)) {
+        return Err(Reason::TokenMalformed);
+    }
+    let text = |name| match header.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) if text.len() <= MAX_HEADER_VALUE_LENGTH => Ok(Some(text.clone())),
+        Some(_) => Err(Reason::TokenMalformed),
+    };
+    Ok((text("kid")?, text("typ")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn token(header: &str, claims: &str) -> String {
+        format!("{}.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(header), BASE64_URL_SAFE_NO_PAD.encode(claims))
+    }
+
+    fn refusal(token: &str) -> Option<Reason> {
+        CompactJws::parse(token).err()
+    }
+
+    #[test]
+    fn headers() {
+        for (header, expected) in [
+            (r#"{"alg":"RS256"}"#, None),
+            (r#"{"alg":"RS256","kid":"k","typ":"JWT","x5t":"ignored"}"#, None),
+            (r#"{"alg":"RS256","typ":"at+JWT"}"#, None),
+            (r#"{"alg":"none"}"#, Some(Reason::AlgorithmNotAllowed)),
+            (r#"{"alg":"None"}"#, Some(Reason::AlgorithmNotAllowed)),
+            (r#"{"alg":"HS256"}"#, Some(Reason::AlgorithmNotAllowed)),
+            (r#"{"alg":"RS512"}"#, Some(Reason::AlgorithmNotAllowed)),
+            (r#"{"alg":"PS256"}"#, Some(Reason::AlgorithmNotAllowed)),
+            (r#"{"alg":["RS256"]}"#, Some(Reason::AlgorithmNotAllowed)),
+            (r#"{"alg":"rs256"}"#, Some(Reason::AlgorithmNotAllowed)),
+            (r#"{}"#, Some(Reason::AlgorithmNotAllowed)),
+            (r#"{"alg":"RS256","alg":"none"}"#, Some(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","jwk":{}}"#, Some(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","jku":"https://evil"}"#, Some(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","x5u":"https://evil"}"#, Some(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","x5c":[]}"#, Some(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","crit":[]}"#, Some(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","b64":true}"#, Some(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","typ":7}"#, Some(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","kid":7}"#, Some(Reason::TokenMalformed)),
+            ("[]", Some(Reason::TokenMalformed)),
+        ] {
+            assert_eq!(refusal(&token(header, "{}")), expected, "{header}");
+        }
+        let long = format!(r#"{{"alg":"RS256","kid":"{}"}}"#, "k".repeat(MAX_HEADER_VALUE_LENGTH + 1));
+        assert_eq!(refusal(&token(&long, "{}")), Some(Reason::TokenMalformed));
+    }
+
+    #[test]
+    fn forms() {
+        let good = token(r#"{"alg":"RS256"}"#, "{}");
+        let (input, _) = good.rsplit_once('.').unwrap();
+        assert_eq!(refusal(&good), None);
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a",
+            "a.b",
+            input,
+            &format!("{good}.c2ln"),
+            &format!("{good}="),
+            // The same bytes with other left-over bits: "c2lnMQ" and "c2lnMR".
+            &format!("{input}.c2lnMR"),
+            &format!("{input}.c2l+"),
+            &token(r#"{"alg":"RS256"}"#, "[]"),
+            &token(r#"{"alg":"RS256"}"#, r#"{"a":1,"a":1}"#),
+        ] {
+            assert_eq!(refusal(bad), Some(Reason::TokenMalformed), "{bad}");
+        }
+        assert_eq!(refusal(&format!("{input}.c2lnMQ")), None);
+    }
+
+    #[test]
+    fn types() {
+        let accepted = [Type::Untyped, Type::Named("at+jwt")];
+        for (header, expected) in [
+            (r#"{"alg":"RS256"}"#, Ok(())),
+            (r#"{"alg":"RS256","typ":"at+JWT"}"#, Ok(())),
+            (r#"{"alg":"RS256","typ":"Application/at+jwt"}"#, Ok(())),
+            (r#"{"alg":"RS256","typ":"JWT"}"#, Err(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","typ":"logout+jwt"}"#, Err(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","typ":""}"#, Err(Reason::TokenMalformed)),
+        ] {
+            let token = token(header, "{}");
+            assert_eq!(CompactJws::parse(&token).unwrap().check_type(&accepted), expected, "{header}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text: String, parts in "[A-Za-z0-9_.=-]{0,200}") {
+            let _ = (CompactJws::parse(&text), CompactJws::parse(&parts));
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! JSON from outside, read strictly.
+//!
+//! RFC 8259 leaves duplicate members to the reader, and two readers that choose differently are an
+//! attack (RFC 7515 §4: header names must be unique; RFC 8725 §2.4). Here they are an error at any depth.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+/// Deeper nesting is refused. Claims of real identity providers stay below 6.
+const MAX_DEPTH: usize = 16;
+
+/// Parses `bytes` as one JSON object without duplicate members.
+///
+/// # Errors
+/// Where the text is not UTF-8, not JSON, no object, nested deeper than 16, or has a member twice.
+/// The error names a position, never a value.
+pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = Strict { depth: 0 }.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    match value {
+        Value::Object(members) => Ok(members),
+        _ => Err(serde_json::Error::custom("not an object")),
+    }
+}
+
+/// Builds a [`Value`], refusing what [`parse_object`] says.
+struct Strict {
+    depth: usize,
+}
+
+impl Strict {
+    fn deeper<E: Error>(&self) -> Result<Self, E> {
+        let depth = self.depth.saturating_add(1);
+        if depth > MAX_DEPTH { Err(E::custom("nested too deeply")) } else { Ok(Self { depth }) }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(element) = elements.next_element_seed(self.deeper()?)? {
+            array.push(element);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(name) = members.next_key::<String>()? {
+            let value = members.next_value_seed(self.deeper()?)?;
+            if object.insert(name, value).is_some() {
+                return Err(A::Error::custom("duplicate member"));
+            }
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused() {
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));
+        for (why, text) in [
+            ("duplicate", r#"{"a":1,"a":1}"#),
+            ("duplicate after escapes", r#"{"a":1,"\u0061":1}"#),
+            ("duplicate below", r#"{"a":[{"b":1,"b":2}]}"#),
+            ("no object", "[]"),
+            ("trailing text", "{} {}"),
+            ("truncated", r#"{"a":"#),
+            ("empty", ""),
+            ("deep", &deep),
+            ("lone surrogate", r#"{"a":"\ud800"}"#),
+        ] {
+            assert!(parse_object(text.as_bytes()).is_err(), "{why}: {text}");
+        }
+        assert!(parse_object(b"{\"a\":\"\xff\"}").is_err(), "not UTF-8");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn agrees_with_serde_json_where_members_are_unique(number: i64, text: String, flag: bool) {
+            let value = serde_json::json!({"n": number, "deep": {"t": [text, flag, null, 0.5]}});
+            let read = parse_object(value.to_string().as_bytes()).unwrap();
+            proptest::prop_assert_eq!(Value::Object(read), value);
+        }
+
+        #[test]
+        fn never_panics(bytes: Vec<u8>) {
+            let _ = parse_object(&bytes);
+        }
+    }
+}

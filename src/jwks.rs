@@ -1,0 +1,518 @@
+//! The key sets of identity providers: when to fetch them, who fetches, how long they serve.
+//!
+//! All threads of an Envoy share one [`Record`] a set, as a value that the shell keeps in shared data and changes by
+//! compare-and-swap. A thread that wants to fetch first writes its claim into the record, so there is one fetch at a
+//! time; each thread works with its own copy of the record, a [`KeySet`].
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::Uri;
+use serde::{Deserialize, Serialize};
+
+use crate::jose::jwk::{JwkSet, JwkSetError};
+use crate::time::UnixTime;
+
+/// First pause after a failed fetch; it doubles with each further one.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// Longest pause: a provider that comes back is noticed within it.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// How long after a fetch's timeout its claim still holds, so that its own failure is recorded first.
+const CLAIM_MARGIN: Duration = Duration::from_secs(1);
+/// How old a used copy of the record may get before it is compared with the shared one.
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Section `jwks` of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How long a fetch may take, and a request wait for it.
+    pub timeout: Duration,
+    /// How long after a fetch the next one is due.
+    pub refresh_interval: Duration,
+    /// How long after a fetch for an unknown `kid` the next such one may start.
+    pub refetch_cooldown: Duration,
+    /// How long a set serves after its last successful fetch.
+    pub max_stale: Duration,
+}
+
+/// The Envoy clusters through which key sets are fetched.
+#[derive(Clone, Debug, Default)]
+pub struct Clusters {
+    /// For `https` URIs.
+    pub https: Option<String>,
+    /// For `http` URIs; without it they are refused.
+    pub http: Option<String>,
+}
+
+impl Clusters {
+    /// The cluster through which `uri` is fetched.
+    ///
+    /// # Errors
+    /// What to configure where there is none.
+    pub fn of(&self, uri: &JwksUri) -> Result<&str, &'static str> {
+        match uri.scheme {
+            Scheme::Https => self.https.as_deref().ok_or("needs jwks.https_cluster"),
+            Scheme::Http => self.http.as_deref().ok_or("must be https, unless jwks.http_cluster is set"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheme {
+    Https,
+    Http,
+}
+
+/// Where a key set is published, RFC 8414 §2 `jwks_uri`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwksUri {
+    text: Box<str>,
+    scheme: Scheme,
+    authority: Box<str>,
+    path: Box<str>,
+}
+
+impl JwksUri {
+    /// Reads an absolute `https` or `http` URI without user information or fragment.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let wrong = "must be a URL such as https://idp.example.com/oauth2/v1/keys";
+        let uri: Uri = text.parse().map_err(|_| wrong)?;
+        let scheme = match uri.scheme_str() {
+            Some("https") => Scheme::Https,
+            Some("http") => Scheme::Http,
+            _ => return Err(wrong),
+        };
+        let authority = uri.authority().ok_or(wrong)?;
+        if authority.as_str().contains('@') || authority.host().is_empty() || text.contains('#') {
+            return Err(wrong);
+        }
+        let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        Ok(Self { text: text.into(), scheme, authority: authority.as_str().into(), path: path.into() })
+    }
+
+    /// The URI as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// `:scheme` of the request for it.
+    pub fn scheme(&self) -> &'static str {
+        match self.scheme {
+            Scheme::Https => "https",
+            Scheme::Http => "http",
+        }
+    }
+
+    /// `:authority` of the request for it.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// `:path` of the request for it.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+/// Which of the policy's key sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KeySetId(usize);
+
+impl KeySetId {
+    pub(crate) const fn at(index: usize) -> Self {
+        Self(index)
+    }
+}
+
+/// What all threads know of a key set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The last set fetched, as a document.
+    keys: Option<Rc<str>>,
+    /// When that was.
+    fetched_at: UnixTime,
+    /// When the next fetch is due.
+    next_fetch_at: UnixTime,
+    /// When the next fetch for an unknown `kid` may start.
+    unknown_kid_fetch_at: UnixTime,
+    /// Until when a thread's claim to fetch holds.
+    claimed_until: UnixTime,
+    /// Fetches that failed since the last that succeeded.
+    failures: u32,
+}
+
+impl Record {
+    /// The record as other threads read it.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    /// The record as other threads read it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // The types here always serialize.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    fn is_claimed(&self, now: UnixTime) -> bool {
+        now < self.claimed_until
+    }
+
+    /// Whether a fetch runs or is about to, so that waiting makes sense.
+    fn is_pending(&self, now: UnixTime) -> bool {
+        self.is_claimed(now) || now >= self.next_fetch_at
+    }
+
+    fn may_fetch_unknown_kid(&self, now: UnixTime) -> bool {
+        now >= self.unknown_kid_fetch_at
+    }
+
+    /// After the fetch brought `keys`.
+    pub fn succeeded(self, keys: &JwkSet, now: UnixTime, timing: &Timing) -> Self {
+        Self {
+            keys: Some(keys.to_document().into()),
+            fetched_at: now,
+            next_fetch_at: now.plus(timing.refresh_interval),
+            claimed_until: UnixTime::default(),
+            failures: 0,
+            ..self
+        }
+    }
+
+    /// After the fetch failed: what is there stays, and the next try is backed off exponentially.
+    pub fn failed(self, now: UnixTime) -> Self {
+        let backoff = FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures)).min(MAX_BACKOFF);
+        Self {
+            next_fetch_at: now.plus(backoff),
+            claimed_until: UnixTime::default(),
+            failures: self.failures.saturating_add(1),
+            ..self
+        }
+    }
+}
+
+/// What a token's `kid` finds in a [`KeySet`].
+pub enum Lookup<'set> {
+    /// The keys of the set, which are fresh enough to judge by.
+    Keys(&'set JwkSet),
+    /// None yet, but they are being fetched.
+    Pending,
+    /// None, and none to be expected before this time has passed.
+    Unavailable(Duration),
+}
+
+/// One thread's copy of a record.
+#[derive(Debug)]
+pub struct KeySet {
+    uri: JwksUri,
+    record: Record,
+    keys: Option<JwkSet>,
+    version: u64,
+    revision: u64,
+    synced_at: UnixTime,
+    is_used: bool,
+    wants_unknown_kid: bool,
+    /// Its clones are held by those who wait for this set.
+    waiters: Rc<()>,
+}
+
+impl KeySet {
+    /// A set of which nothing is known yet.
+    pub fn new(uri: JwksUri) -> Self {
+        Self {
+            uri,
+            record: Record::default(),
+            keys: None,
+            version: 0,
+            revision: 0,
+            synced_at: UnixTime::default(),
+            is_used: false,
+            wants_unknown_kid: false,
+            waiters: Rc::default(),
+        }
+    }
+
+    /// Where it is published.
+    pub fn uri(&self) -> &JwksUri {
+        &self.uri
+    }
+
+    /// Grows whenever the keys change.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Grows whenever anything of it changes, a failed fetch too.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// How many keys it has.
+    pub fn len(&self) -> usize {
+        self.keys.as_ref().map_or(0, JwkSet::len)
+    }
+
+    /// Whether it has no keys yet.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_none()
+    }
+
+    /// The keys to judge a token by at `now`.
+    pub fn lookup(&mut self, now: UnixTime, timing: &Timing) -> Lookup<'_> {
+        self.is_used = true;
+        match &self.keys {
+            Some(keys) if self.record.fetched_at.plus(timing.max_stale) > now => Lookup::Keys(keys),
+            _ if self.record.is_pending(now) => Lookup::Pending,
+            _ => Lookup::Unavailable(self.record.next_fetch_at.since(now)),
+        }
+    }
+
+    /// Asks for a fetch on behalf of a `kid` that the set lacks. Where the answer is no, the set has just been fetched
+    /// for such a one, and the `kid` is refused: made-up ones cannot cause a storm.
+    pub fn request_unknown_kid(&mut self, now: UnixTime) -> bool {
+        if self.record.may_fetch_unknown_kid(now) {
+            self.wants_unknown_kid = true;
+            return true;
+        }
+        self.record.is_pending(now)
+    }
+
+    /// Marks who holds it as waiting for this set.
+    pub fn wait(&self) -> Rc<()> {
+        Rc::clone(&self.waiters)
+    }
+
+    /// Whether the copy must be compared with the shared record: somebody waits, a fetch is due, or it is in use and old.
+    pub fn is_sync_due(&self, now: UnixTime) -> bool {
+        Rc::strong_count(&self.waiters) > 1
+            || self.wants_unknown_kid
+            || (now >= self.record.next_fetch_at && !self.record.is_claimed(now))
+            || (self.is_used && now.since(self.synced_at) >= SYNC_INTERVAL)
+    }
+
+    /// Takes over the shared record.
+    ///
+    /// # Errors
+    /// Where its keys can't be read; the copy stays as it was.
+    pub fn sync(&mut self, record: Record, now: UnixTime) -> Result<(), JwkSetError> {
+        self.synced_at = now;
+        self.is_used = false;
+        if record != self.record {
+            self.revision = self.revision.saturating_add(1);
+        }
+        if record.keys != self.record.keys {
+            self.keys = record.keys.as_deref().map(|document| JwkSet::parse(document.as_bytes())).transpose()?;
+            self.version = self.version.saturating_add(1);
+        }
+        self.record = record;
+        self.wants_unknown_kid &= self.record.may_fetch_unknown_kid(now);
+        Ok(())
+    }
+
+    /// The record with this thread's claim to fetch, where a fetch is due and nobody else has claimed it.
+    pub fn claim(&self, now: UnixTime, timing: &Timing) -> Option<Record> {
+        let for_unknown_kid = self.wants_unknown_kid && self.record.may_fetch_unknown_kid(now);
+        if self.record.is_claimed(now) || !(for_unknown_kid || now >= self.record.next_fetch_at) {
+            return None;
+        }
+        let mut record = self.record.clone();
+        record.claimed_until = now.plus(timing.timeout).plus(CLAIM_MARGIN);
+        if for_unknown_kid {
+            record.unknown_kid_fetch_at = now.plus(timing.refetch_cooldown);
+        }
+        Some(record)
+    }
+}
+
+/// The key sets of a policy.
+#[derive(Debug, Default)]
+pub struct KeySets(Vec<KeySet>);
+
+impl KeySets {
+    /// Sets at these places, in the order of their ids.
+    pub fn new(uris: &[JwksUri]) -> Self {
+        Self(uris.iter().cloned().map(KeySet::new).collect())
+    }
+
+    /// The set of this id. An id comes from the policy of which these are the sets, so it has one.
+    pub fn get(&self, id: KeySetId) -> Option<&KeySet> {
+        self.0.get(id.0)
+    }
+
+    /// As [`KeySets::get`].
+    pub fn get_mut(&mut self, id: KeySetId) -> Option<&mut KeySet> {
+        self.0.get_mut(id.0)
+    }
+
+    /// Those to be compared with their shared records.
+    pub fn sync_due(&self, now: UnixTime) -> Vec<KeySetId> {
+        self.0.iter().enumerate().filter(|(_, set)| set.is_sync_due(now)).map(|(index, _)| KeySetId(index)).collect()
+    }
+
+    /// All keys of all sets.
+    pub fn key_count(&self) -> usize {
+        self.0.iter().map(KeySet::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    const TIMING: Timing = Timing {
+        timeout: Duration::from_secs(5),
+        refresh_interval: Duration::from_secs(300),
+        refetch_cooldown: Duration::from_secs(10),
+        max_stale: Duration::from_secs(3600),
+    };
+    const START: UnixTime = UnixTime::from_secs(1_000_000);
+
+    fn at(seconds: u64) -> UnixTime {
+        START.plus(Duration::from_secs(seconds))
+    }
+
+    /// Threads that share one record, as the shell does it.
+    struct Threads {
+        shared: Record,
+        sets: Vec<KeySet>,
+    }
+
+    impl Threads {
+        fn new(count: usize) -> Self {
+            let uri = JwksUri::parse("https://idp/keys").unwrap();
+            Self { shared: Record::default(), sets: (0..count).map(|_| KeySet::new(uri.clone())).collect() }
+        }
+
+        /// All threads tick; how many began a fetch?
+        fn tick(&mut self, now: UnixTime) -> usize {
+            let mut fetches = 0;
+            for set in self.sets.iter_mut().filter(|set| set.is_sync_due(now)) {
+                set.sync(self.shared.clone(), now).unwrap();
+                if let Some(claimed) = set.claim(now, &TIMING) {
+                    self.shared = claimed.clone();
+                    set.sync(claimed, now).unwrap();
+                    fetches += 1;
+                }
+            }
+            fetches
+        }
+
+        fn answer(&mut self, kids: &[&str], now: UnixTime) {
+            self.shared = std::mem::take(&mut self.shared).succeeded(&testing::jwk_set(kids), now, &TIMING);
+        }
+    }
+
+    #[test]
+    fn one_thread_fetches_for_all_before_the_first_request() {
+        let mut threads = Threads::new(4);
+        assert_eq!(threads.tick(START), 1);
+        assert_eq!(threads.tick(at(1)), 0);
+        assert!(matches!(threads.sets[3].lookup(at(1), &TIMING), Lookup::Pending));
+        threads.answer(&["a"], at(2));
+        let waiting = threads.sets[3].wait();
+        assert_eq!(threads.tick(at(2)), 0);
+        drop(waiting);
+        assert!(matches!(threads.sets[3].lookup(at(2), &TIMING), Lookup::Keys(keys) if keys.candidates(Some("a")).count() == 1));
+        assert_eq!(threads.tick(at(301)), 0);
+        assert_eq!(threads.tick(at(302)), 1, "the refresh interval is over");
+    }
+
+    #[test]
+    fn a_claim_whose_thread_died_expires() {
+        let mut threads = Threads::new(2);
+        assert_eq!(threads.tick(START), 1);
+        assert_eq!(threads.tick(at(5)), 0);
+        assert_eq!(threads.tick(at(6)), 1);
+    }
+
+    #[test]
+    fn made_up_kids_cause_one_fetch_in_each_cooldown() {
+        let mut threads = Threads::new(3);
+        threads.tick(START);
+        threads.answer(&["a"], START);
+        let mut fetches = 0;
+        for second in 1..=60 {
+            for set in &mut threads.sets {
+                set.lookup(at(second), &TIMING);
+                set.request_unknown_kid(at(second));
+            }
+            if threads.tick(at(second)) > 0 {
+                fetches += 1;
+                threads.answer(&["a"], at(second));
+            }
+        }
+        assert_eq!(fetches, 6);
+    }
+
+    #[test]
+    fn an_unknown_kid_right_after_a_scheduled_fetch_is_not_held_back() {
+        let mut threads = Threads::new(1);
+        threads.tick(START);
+        threads.answer(&["old"], START);
+        threads.tick(at(1));
+        assert!(threads.sets[0].request_unknown_kid(at(1)));
+        assert_eq!(threads.tick(at(1)), 1);
+        threads.answer(&["old", "new"], at(1));
+        threads.sets[0].lookup(at(3), &TIMING);
+        assert_eq!(threads.tick(at(3)), 0);
+        assert!(!threads.sets[0].request_unknown_kid(at(3)), "the cool-down holds");
+    }
+
+    #[test]
+    fn failures_back_off_and_the_stale_set_serves_until_max_stale() {
+        let mut threads = Threads::new(1);
+        threads.tick(START);
+        threads.answer(&["a"], START);
+        let (mut now, mut pauses) = (at(300), Vec::new());
+        let set = |threads: &mut Threads, now| matches!(threads.sets[0].lookup(now, &TIMING), Lookup::Keys(_));
+        while pauses.len() < 7 {
+            assert_eq!(threads.tick(now), 1);
+            threads.shared = std::mem::take(&mut threads.shared).failed(now);
+            pauses.push(threads.shared.next_fetch_at.since(now).as_secs());
+            assert!(set(&mut threads, now));
+            now = threads.shared.next_fetch_at;
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
+        assert!(set(&mut threads, at(3599)));
+        threads.shared = std::mem::take(&mut threads.shared).failed(at(3600));
+        threads.sets[0].sync(threads.shared.clone(), at(3600)).unwrap();
+        assert!(matches!(threads.sets[0].lookup(at(3600), &TIMING), Lookup::Unavailable(wait) if wait == MAX_BACKOFF));
+        threads.answer(&["a"], at(3700));
+        threads.sets[0].sync(threads.shared.clone(), at(3700)).unwrap();
+        assert!(set(&mut threads, at(3700)), "the provider is back");
+    }
+
+    #[test]
+    fn the_version_grows_only_with_other_keys() {
+        let mut threads = Threads::new(1);
+        threads.answer(&["a"], START);
+        threads.tick(START);
+        let version = threads.sets[0].version();
+        threads.answer(&["a"], at(1));
+        threads.sets[0].sync(threads.shared.clone(), at(1)).unwrap();
+        assert_eq!(threads.sets[0].version(), version);
+        threads.answer(&["b"], at(2));
+        threads.sets[0].sync(threads.shared.clone(), at(2)).unwrap();
+        assert_eq!(threads.sets[0].version(), version + 1);
+    }
+
+    #[test]
+    fn records_survive_shared_data() {
+        let record = Record::default().succeeded(&testing::jwk_set(&["a\"\u{0}ä"]), START, &TIMING).failed(at(9));
+        assert_eq!(Record::from_bytes(&record.to_bytes()), Some(record));
+        assert_eq!(Record::from_bytes(b"{"), None);
+    }
+
+    #[test]
+    fn uris() {
+        let uri = JwksUri::parse("https://idp.example:8443/keys?tenant=1").unwrap();
+        assert_eq!((uri.scheme(), uri.authority(), uri.path()), ("https", "idp.example:8443", "/keys?tenant=1"));
+        assert_eq!(JwksUri::parse("http://idp").unwrap().path(), "/");
+        for bad in ["", "idp/keys", "ftp://idp/keys", "https://", "https://user@idp/keys", "https://idp/keys#x", "/keys"] {
+            assert!(JwksUri::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

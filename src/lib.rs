@@ -1,0 +1,36 @@
+//! Authentication of the ApexMCP gateway, as a proxy-wasm HTTP filter for Envoy.
+//!
+//! The crate is a pure core with a thin shell. The core decides and never asks: time, headers, fetched documents and
+//! signature checks are arguments. The shell, compiled for wasm32 alone, maps Envoy's callbacks to it.
+//!
+//! A request's way: [`request`] holds its head, [`path`] (or [`route`]) tells whose it is, [`credential`] finds the one
+//! thing it proves itself with, [`gateway`] judges that by [`policy`], [`jose`] and [`jwks`], and [`exchange`] turns
+//! the judgement, or the wait for it, into a step that the shell can do. [`denial`] words every refusal.
+
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects, clippy::string_slice))]
+
+pub mod api_key;
+pub mod config;
+pub mod credential;
+pub mod denial;
+pub mod exchange;
+pub mod gateway;
+pub mod host;
+pub mod jose;
+pub mod json;
+pub mod jwks;
+pub mod names;
+pub mod oauth;
+pub mod path;
+pub mod policy;
+pub mod principal;
+pub mod request;
+pub mod route;
+pub mod scope;
+pub mod time;
+pub mod token_cache;
+
+#[cfg(target_arch = "wasm32")]
+mod shell;
+#[cfg(test)]
+mod testing;

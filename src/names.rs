@@ -1,0 +1,79 @@
+//! The identifiers that appear in paths, headers and the policy, checked where they enter.
+//!
+//! All are ASCII without separators, so that none can change the meaning of a path, a header or a scope.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::rc::Rc;
+
+/// Longest identifier; long enough for a UUID with a prefix.
+const MAX_LENGTH: usize = 128;
+
+/// Whether `text` is 1 to 128 of `A-Z a-z 0-9 . _ ~ -`, the unreserved characters of RFC 3986 §2.3, and not a dot segment.
+fn is_identifier(text: &str) -> bool {
+    (1..=MAX_LENGTH).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'~' | b'-'))
+        && text != "."
+        && text != ".."
+}
+
+macro_rules! identifier {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Rc<str>);
+
+        impl $name {
+            /// `text` as this identifier, where it is one.
+            pub fn parse(text: &str) -> Option<Self> {
+                is_identifier(text).then(|| Self(text.into()))
+            }
+
+            /// The identifier as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(&self.0)
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+identifier! {
+    /// An organization: the tenant to which credentials and connectors belong.
+    OrgName
+}
+identifier! {
+    /// A connector: one MCP server behind the gateway.
+    ConnectorId
+}
+
+/// Whether `text` can be the id of an API key or a client: it becomes part of a principal.
+pub fn is_record_id(text: &str) -> bool {
+    is_identifier(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_cannot_carry_separators() {
+        for good in ["a", "acme-corp", "Acme.Corp_1~", "...", &"x".repeat(128)] {
+            assert!(OrgName::parse(good).is_some(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a%2fb", "a b", "a:b", "a\\b", "ä", "a\0", "a;b", &"x".repeat(129)] {
+            assert!(OrgName::parse(bad).is_none(), "{bad}");
+        }
+    }
+}

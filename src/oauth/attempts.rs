@@ -1,0 +1,81 @@
+//! Guessing of client secrets, slowed down for each client id.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use lru::LruCache;
+
+use crate::time::UnixTime;
+
+/// Failures in a row that cost nothing but themselves: a typing mistake, a rotation.
+const FREE: u32 = 10;
+/// One more failure is allowed each time this has passed.
+const REFILL: Duration = Duration::from_secs(6);
+/// Client ids remembered in a thread. An attacker who makes up ids to be forgotten pays this many requests for it.
+const MAX_IDS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+/// Failed authentications by client id. Ids that don't exist are treated as those that do: the answer must not tell.
+#[derive(Debug)]
+pub struct Attempts(LruCache<Box<str>, Failures>);
+
+#[derive(Clone, Copy, Debug)]
+struct Failures {
+    count: u32,
+    since: UnixTime,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        let mut ids = LruCache::unbounded();
+        ids.resize(MAX_IDS);
+        Self(ids)
+    }
+}
+
+impl Attempts {
+    /// How long `client_id` has to wait before it is listened to again, where it failed too often.
+    pub fn wait(&mut self, client_id: &str, now: UnixTime) -> Option<Duration> {
+        let failures = *self.0.get(client_id)?;
+        let count = failures.count_at(now);
+        (count >= FREE)
+            .then(|| failures.since.plus(REFILL.saturating_mul(failures.count.saturating_sub(FREE).saturating_add(1))).since(now))
+    }
+
+    /// Notes a failure.
+    pub fn failed(&mut self, client_id: &str, now: UnixTime) {
+        let count = self.0.get(client_id).map_or(0, |failures| failures.count_at(now)).saturating_add(1);
+        self.0.put(client_id.into(), Failures { count, since: now });
+    }
+}
+
+impl Failures {
+    fn count_at(&self, now: UnixTime) -> u32 {
+        let refilled = now.since(self.since).as_millis().checked_div(REFILL.as_millis()).unwrap_or(0);
+        self.count.saturating_sub(u32::try_from(refilled).unwrap_or(u32::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> UnixTime {
+        UnixTime::from_secs(1_000).plus(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn ten_are_free_and_then_one_in_six_seconds() {
+        let mut attempts = Attempts::default();
+        for _ in 0..FREE {
+            assert_eq!(attempts.wait("a", at(0)), None);
+            attempts.failed("a", at(0));
+        }
+        assert_eq!(attempts.wait("a", at(0)), Some(REFILL));
+        assert_eq!(attempts.wait("a", at(5)), Some(Duration::from_secs(1)));
+        assert_eq!(attempts.wait("a", at(6)), None);
+        assert_eq!(attempts.wait("b", at(0)), None, "others are not slowed");
+        attempts.failed("a", at(6));
+        assert_eq!(attempts.wait("a", at(6)), Some(REFILL));
+        assert_eq!(attempts.wait("a", at(3_600)), None);
+    }
+}

@@ -1,0 +1,177 @@
+//! The documents by which clients find their way: RFC 8414, OpenID Connect Discovery, RFC 9728, RFC 7517 §5.
+//!
+//! Every URL in them comes from the configured origin, so they are right behind any proxy.
+
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+use crate::denial::{Denial, LocalReply, Reason};
+use crate::exchange::OK;
+use crate::path::Resource;
+use crate::policy::Policy;
+use crate::request::RequestHead;
+
+const AUTHORIZATION_SERVER: &str = "/.well-known/oauth-authorization-server";
+const OPENID_CONFIGURATION: &str = "/.well-known/openid-configuration";
+const JWKS: &str = "/.well-known/jwks.json";
+const AUTHORIZE: &str = "/oauth/authorize";
+/// Inserted before a resource's own path, RFC 9728 §3.1.
+pub const PROTECTED_RESOURCE: &str = "/.well-known/oauth-protected-resource";
+
+/// How long caches may keep a document, in seconds: a new signing key is published that long before it should sign.
+const MAX_AGE: &str = "public, max-age=60";
+
+/// An address that the filter answers itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// RFC 6749 §3.2.
+    Token,
+    /// RFC 6749 §3.1: refuses, and exists because MCP clients refuse metadata without it.
+    Authorization,
+    /// A document.
+    Document(Document),
+}
+
+/// A discovery document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Document {
+    /// RFC 8414 §3.
+    AuthorizationServer,
+    /// OpenID Connect Discovery §4, for clients that look there.
+    OpenidConfiguration,
+    /// The keys of gateway tokens.
+    Jwks,
+    /// RFC 9728 §3.
+    ProtectedResource(Resource),
+}
+
+impl Endpoint {
+    /// What is at `path`.
+    pub fn at(path: &[u8], config: &Config) -> Option<Self> {
+        if path == config.gateway.token_path.as_bytes() {
+            return Some(Self::Token);
+        }
+        if path == AUTHORIZE.as_bytes() {
+            return Some(Self::Authorization);
+        }
+        let document = if path == AUTHORIZATION_SERVER.as_bytes() {
+            Document::AuthorizationServer
+        } else if path == OPENID_CONFIGURATION.as_bytes() {
+            Document::OpenidConfiguration
+        } else if path == JWKS.as_bytes() {
+            Document::Jwks
+        } else {
+            Document::ProtectedResource(config.gateway.mcp_path.resource(path.strip_prefix(PROTECTED_RESOURCE.as_bytes())?)?)
+        };
+        Some(Self::Document(document))
+    }
+
+    /// The word for metrics.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Authorization => "authorize",
+            Self::Document(Document::AuthorizationServer) => "authorization_server_metadata",
+            Self::Document(Document::OpenidConfiguration) => "openid_configuration",
+            Self::Document(Document::Jwks) => "jwks",
+            Self::Document(Document::ProtectedResource(_)) => "protected_resource_metadata",
+        }
+    }
+}
+
+impl Document {
+    /// Answers a request for this document, and says with which word it counts.
+    pub fn answer(&self, head: &RequestHead, config: &Config, policy: &Policy) -> (LocalReply, &'static str) {
+        match head.method() {
+            b"GET" | b"HEAD" => match self.content(config, policy) {
+                Some(content) => {
+                    let headers = vec![
+                        ("content-type", "application/json".to_owned()),
+                        ("cache-control", MAX_AGE.to_owned()),
+                        ("access-control-allow-origin", "*".to_owned()),
+                    ];
+                    (LocalReply { status: 200, headers, body: content.to_string() }, OK)
+                }
+                None => (Denial::from(Reason::PathUnmatched).reply(None), Reason::PathUnmatched.word()),
+            },
+            b"OPTIONS" => {
+                let headers = [
+                    ("access-control-allow-origin", "*"),
+                    ("access-control-allow-methods", "GET, HEAD, OPTIONS"),
+                    ("access-control-allow-headers", "*"),
+                    ("access-control-max-age", "86400"),
+                ];
+                let headers = headers.map(|(name, value)| (name, value.to_owned())).into();
+                (LocalReply { status: 204, headers, body: String::new() }, OK)
+            }
+            _ => (method_not_allowed("GET, HEAD, OPTIONS"), "method_not_allowed"),
+        }
+    }
+
+    /// `None` where there is nothing to discover, and clients must hear so.
+    fn content(&self, config: &Config, policy: &Policy) -> Option<Value> {
+        match self {
+            Self::ProtectedResource(resource) => protected_resource(resource, config, policy),
+            _ if policy.signing_keys().is_empty() => None,
+            Self::Jwks => {
+                Some(json!({ "keys": policy.signing_keys().iter().map(|key| key.jwk().to_value()).collect::<Vec<_>>() }))
+            }
+            Self::AuthorizationServer => Some(Value::Object(authorization_server(config))),
+            Self::OpenidConfiguration => {
+                let mut metadata = authorization_server(config);
+                // Required by the specification (§3); there are no ID tokens here.
+                metadata.insert("subject_types_supported".to_owned(), json!(["public"]));
+                metadata.insert("id_token_signing_alg_values_supported".to_owned(), json!(["RS256"]));
+                Some(Value::Object(metadata))
+            }
+        }
+    }
+}
+
+fn authorization_server(config: &Config) -> Map<String, Value> {
+    let origin = &config.gateway.origin;
+    let members = [
+        ("issuer", json!(origin)),
+        ("token_endpoint", json!(format!("{origin}{}", config.gateway.token_path))),
+        // The next three are for MCP clients, which refuse metadata without them; the endpoint refuses.
+        ("authorization_endpoint", json!(format!("{origin}{AUTHORIZE}"))),
+        ("response_types_supported", json!(["code"])),
+        ("code_challenge_methods_supported", json!(["S256"])),
+        ("jwks_uri", json!(format!("{origin}{JWKS}"))),
+        ("grant_types_supported", json!(["client_credentials"])),
+        ("scopes_supported", json!(["mcp:call"])),
+        ("token_endpoint_auth_methods_supported", json!(["client_secret_basic", "client_secret_post", "private_key_jwt"])),
+        ("token_endpoint_auth_signing_alg_values_supported", json!(["RS256"])),
+    ];
+    members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn protected_resource(resource: &Resource, config: &Config, policy: &Policy) -> Option<Value> {
+    let org = policy.org(&resource.org).filter(|org| org.offers_oauth())?;
+    let own = org.has_clients().then_some(config.gateway.origin.as_str());
+    Some(json!({
+        "resource": config.gateway.resource_url(resource),
+        "authorization_servers": own.into_iter().chain(org.issuers()).collect::<Vec<_>>(),
+        "scopes_supported": [resource.needed_scope().to_string()],
+        "bearer_methods_supported": ["header"],
+    }))
+}
+
+/// RFC 6749 §4.1.2.1, said to the user agent: no client is known to whom it could be said by redirection.
+pub fn refuse_authorization(head: &RequestHead) -> (LocalReply, &'static str) {
+    if !matches!(head.method(), b"GET" | b"HEAD") {
+        return (method_not_allowed("GET"), "method_not_allowed");
+    }
+    let description = "This gateway grants client credentials alone: send them to the token endpoint.";
+    let body =
+        json!({ "error": "unsupported_response_type", "error_description": description, "reason": "unsupported_response_type" });
+    let headers = vec![("content-type", "application/json".to_owned()), ("cache-control", "no-store".to_owned())];
+    (LocalReply { status: 400, headers, body: body.to_string() }, "unsupported_response_type")
+}
+
+fn method_not_allowed(allow: &str) -> LocalReply {
+    let body =
+        json!({ "error": "invalid_request", "error_description": format!("Use {allow}."), "reason": "method_not_allowed" });
+    let headers = vec![("content-type", "application/json".to_owned()), ("allow", allow.to_owned())];
+    LocalReply { status: 405, headers, body: body.to_string() }
+}

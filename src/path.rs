@@ -1,0 +1,220 @@
+//! Which paths are MCP endpoints, and whose.
+//!
+//! Two questions, answered apart. [`McpPath::resource`] is strict: a path is an endpoint only in its plain form.
+//! [`McpPath::may_be_read_as_mcp`] is generous: would any server on the way read it as one? What passes the second
+//! and not the first is never let through unauthenticated.
+
+use crate::names::{ConnectorId, OrgName};
+use crate::scope::Scope;
+
+/// The protected resource (RFC 8707, RFC 9728) that a request addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// The org whose connectors are addressed.
+    pub org: OrgName,
+    /// The connector, where the path or the route names one; else all of them behind one endpoint.
+    pub connector: Option<ConnectorId>,
+}
+
+impl Resource {
+    /// What a credential must cover to use it.
+    pub fn needed_scope(&self) -> Scope {
+        self.connector.clone().map_or(Scope::AllConnectors, Scope::Connector)
+    }
+}
+
+/// The template of `gateway.mcp_path`, such as `/mcp/{org}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct McpPath {
+    before: Vec<Box<str>>,
+    after: Vec<Box<str>>,
+}
+
+impl McpPath {
+    /// Reads a template: segments of plain characters, exactly one of them `{org}`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(template: &str) -> Result<Self, &'static str> {
+        let segments = template.strip_prefix('/').ok_or("must begin with /")?;
+        let (mut before, mut after, mut seen) = (Vec::new(), Vec::new(), false);
+        for segment in segments.split('/') {
+            if segment == "{org}" {
+                if std::mem::replace(&mut seen, true) {
+                    return Err("must contain {org} once");
+                }
+            } else if OrgName::parse(segment).is_none() {
+                return Err("must consist of segments of A-Z a-z 0-9 . _ ~ - and of {org}");
+            } else if seen {
+                after.push(segment.into());
+            } else {
+                before.push(segment.into());
+            }
+        }
+        if seen { Ok(Self { before, after }) } else { Err("must contain the segment {org}") }
+    }
+
+    /// The resource at `path`, where it is `<mcp_path>` or `<mcp_path>/<connector>` letter by letter.
+    pub fn resource(&self, path: &[u8]) -> Option<Resource> {
+        let path = std::str::from_utf8(path).ok()?;
+        let mut segments = path.strip_prefix('/')?.split('/');
+        self.before.iter().try_for_each(|literal| (segments.next()? == &**literal).then_some(()))?;
+        let org = OrgName::parse(segments.next()?)?;
+        self.after.iter().try_for_each(|literal| (segments.next()? == &**literal).then_some(()))?;
+        let connector = match segments.next() {
+            None => None,
+            Some(segment) => Some(ConnectorId::parse(segment)?),
+        };
+        segments.next().is_none().then_some(Resource { org, connector })
+    }
+
+    /// Whether a router or server could read `path` as lying below this template, after whatever decoding, folding
+    /// of case, merging of slashes or resolving of dots it does.
+    pub fn may_be_read_as_mcp(&self, path: &[u8]) -> bool {
+        let plain = decoded(path);
+        let segments =
+            || plain.split(|byte| matches!(byte, b'/' | b'\\')).map(without_parameters).filter(|s| !s.is_empty() && *s != b".");
+        let mut resolved: Vec<&[u8]> = Vec::new();
+        for segment in segments() {
+            if segment == b".." {
+                resolved.pop();
+            } else {
+                resolved.push(segment);
+            }
+        }
+        self.is_below(segments()) || self.is_below(resolved.into_iter())
+    }
+
+    fn is_below<'s>(&self, mut segments: impl Iterator<Item = &'s [u8]>) -> bool {
+        self.before.iter().all(|literal| segments.next().is_some_and(|segment| segment.eq_ignore_ascii_case(literal.as_bytes())))
+    }
+
+    /// The path of `resource`.
+    pub fn path_of(&self, resource: &Resource) -> String {
+        let mut path = String::new();
+        let before = self.before.iter().map(|segment| &**segment);
+        let after = self.after.iter().map(|segment| &**segment);
+        let connector = resource.connector.as_ref().map(ConnectorId::as_str);
+        for segment in before.chain([resource.org.as_str()]).chain(after).chain(connector) {
+            path.push('/');
+            path.push_str(segment);
+        }
+        path
+    }
+}
+
+/// `path` with its percent-encoding undone as often as it is there: servers behind proxies decode twice.
+fn decoded(path: &[u8]) -> Vec<u8> {
+    let mut path = path.to_vec();
+    loop {
+        let mut plain = Vec::with_capacity(path.len());
+        let mut rest = path.as_slice();
+        while let Some((&first, tail)) = rest.split_first() {
+            let escape = (first == b'%').then(|| tail.split_first_chunk::<2>()).flatten();
+            match escape.and_then(|(digits, after)| Some((u8_of_hex(digits)?, after))) {
+                Some((byte, after)) => {
+                    plain.push(byte);
+                    rest = after;
+                }
+                None => {
+                    plain.push(first);
+                    rest = tail;
+                }
+            }
+        }
+        if plain.len() == path.len() {
+            return plain;
+        }
+        path = plain;
+    }
+}
+
+fn u8_of_hex(digits: &[u8; 2]) -> Option<u8> {
+    let mut byte = [0];
+    hex::decode_to_slice(digits, &mut byte).ok()?;
+    byte.first().copied()
+}
+
+/// A segment without `;parameters`, which some servers drop before they compare.
+fn without_parameters(segment: &[u8]) -> &[u8] {
+    segment.split(|byte| *byte == b';').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mcp() -> McpPath {
+        McpPath::parse("/mcp/{org}").unwrap()
+    }
+
+    #[test]
+    fn templates() {
+        for bad in ["", "mcp/{org}", "/mcp", "/mcp/{org}/", "/{org}/{org}", "/mcp/{tenant}/{org}", "//{org}", "/a%20/{org}"] {
+            assert!(McpPath::parse(bad).is_err(), "{bad}");
+        }
+        let turned = McpPath::parse("/{org}/v1/mcp").unwrap();
+        let resource = turned.resource(b"/acme/v1/mcp/github").unwrap();
+        assert_eq!((resource.org.as_str(), turned.path_of(&resource).as_str()), ("acme", "/acme/v1/mcp/github"));
+        assert_eq!(turned.resource(b"/acme/v1"), None);
+    }
+
+    #[test]
+    fn only_the_plain_form_is_a_resource() {
+        let acme = |connector: Option<&str>| Resource {
+            org: OrgName::parse("acme").unwrap(),
+            connector: connector.map(|id| ConnectorId::parse(id).unwrap()),
+        };
+        assert_eq!(mcp().resource(b"/mcp/acme"), Some(acme(None)));
+        assert_eq!(mcp().resource(b"/mcp/acme/github"), Some(acme(Some("github"))));
+        for (path, readable) in [
+            ("/mcp/acme/", true),
+            ("/mcp/acme/github/", true),
+            ("/mcp/acme/github/x", true),
+            ("/mcp", true),
+            ("/mcp/", true),
+            ("//mcp/acme", true),
+            ("/mcp//acme", true),
+            ("/MCP/acme", true),
+            ("/%6dcp/acme", true),
+            ("/%256dcp/acme", true),
+            ("/mcp%2facme", true),
+            ("/mcp\\acme", true),
+            ("/./mcp/acme", true),
+            ("/public/../mcp/acme", true),
+            ("/public/%2e%2e/mcp/acme", true),
+            ("/public/..;/mcp/acme", true),
+            ("/mcp;v=1/acme", true),
+            ("/mcp/../public", true),
+            ("/mcp/acme%00", true),
+            ("/mcp/acme\u{e4}", true),
+            ("", false),
+            ("/", false),
+            ("/public", false),
+            ("/public/mcp/acme", false),
+            ("/mcpx/acme", false),
+            ("/%zz", false),
+            ("*", false),
+        ] {
+            assert_eq!(mcp().resource(path.as_bytes()), None, "{path}");
+            assert_eq!(mcp().may_be_read_as_mcp(path.as_bytes()), readable, "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_resource_is_readable_as_one_and_prints_back(org in "[a-z0-9._~-]{1,9}", connector in proptest::option::of("[a-z0-9._~-]{1,9}")) {
+            let path = connector.iter().fold(format!("/mcp/{org}"), |path, id| format!("{path}/{id}"));
+            if let Some(resource) = mcp().resource(path.as_bytes()) {
+                prop_assert_eq!(mcp().path_of(&resource), path.clone());
+                prop_assert!(mcp().may_be_read_as_mcp(path.as_bytes()));
+            }
+        }
+
+        #[test]
+        fn never_panics(path: Vec<u8>) {
+            let _ = (mcp().resource(&path), mcp().may_be_read_as_mcp(&path));
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Who may do what: orgs, their API keys and identity providers, indexed for look-up and otherwise inert.
+
+pub(crate) mod raw;
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+use http::Uri;
+
+use crate::api_key::KeyDigest;
+use crate::config::Environment;
+use crate::config::problem::Problems;
+use crate::denial::Reason;
+use crate::jose::jwk::JwkSet;
+use crate::jwks::{Clusters, JwksUri, KeySetId};
+use crate::names::{ConnectorId, OrgName, is_record_id};
+use crate::oauth::client::OauthClient;
+use crate::oauth::signing_key::SigningKey;
+use crate::principal::Principal;
+use crate::scope::{Scope, ScopeSet};
+use crate::time::UnixTime;
+use raw::{RawApiKey, RawIdentityProvider, RawOauthClient, RawOrg, RawPolicy, RawSigningKey};
+
+/// What a document refers to outside itself.
+pub(crate) struct Surroundings<'a> {
+    /// The clusters through which key sets can be fetched.
+    pub(crate) clusters: &'a Clusters,
+    /// Where private keys may stand.
+    pub(crate) environment: &'a Environment<'a>,
+}
+
+/// A checked policy document.
+#[derive(Debug, Default)]
+pub struct Policy {
+    /// Opaque; shown in the log.
+    pub version: String,
+    /// The key sets that its identity providers name, each once, at the index that is its [`KeySetId`].
+    pub key_sets: Vec<JwksUri>,
+    orgs: HashMap<OrgName, Org>,
+    api_keys: HashMap<KeyDigest, ApiKey>,
+    signing_keys: Vec<SigningKey>,
+    oauth_clients: HashMap<Box<str>, OauthClient>,
+}
+
+/// What an org has besides keys.
+#[derive(Debug, Default)]
+pub struct Org {
+    identity_providers: Vec<IdentityProvider>,
+    has_clients: bool,
+    revoked_jti: HashSet<String>,
+    /// By client: tokens issued before this moment are revoked.
+    issued_before: HashMap<String, UnixTime>,
+}
+
+impl Org {
+    /// The provider whose issuer identifier is `issuer`, compared letter by letter (RFC 7519 §4.1.1, RFC 9207 §2.4).
+    pub fn identity_provider(&self, issuer: &str) -> Option<&IdentityProvider> {
+        self.identity_providers.iter().find(|provider| &*provider.issuer == issuer)
+    }
+
+    /// Whether OAuth discovery leads anywhere for this org.
+    pub fn offers_oauth(&self) -> bool {
+        self.has_clients || !self.identity_providers.is_empty()
+    }
+
+    /// Whether it has OAuth clients.
+    pub fn has_clients(&self) -> bool {
+        self.has_clients
+    }
+
+    /// The issuers of its identity providers.
+    pub fn issuers(&self) -> impl Iterator<Item = &str> {
+        self.identity_providers.iter().map(|provider| &*provider.issuer)
+    }
+
+    /// Whether a gateway token is revoked, by its `jti` or with all of its client's until then.
+    pub fn has_revoked(&self, jti: &str, client_id: &str, issued_at: UnixTime) -> bool {
+        self.revoked_jti.contains(jti) || self.issued_before.get(client_id).is_some_and(|before| issued_at < *before)
+    }
+}
+
+/// The customer's own identity provider.
+#[derive(Debug)]
+pub struct IdentityProvider {
+    /// The `iss` of its tokens.
+    pub issuer: Box<str>,
+    /// Its keys.
+    pub key_set: KeySetId,
+    /// The `aud` values that mean this gateway; any one will do.
+    pub audiences: Vec<Box<str>>,
+    /// What a token without any `mcp:` scope is granted.
+    pub default_scopes: ScopeSet,
+}
+
+#[derive(Debug)]
+struct ApiKey {
+    principal: Rc<Principal>,
+    expires_at: Option<UnixTime>,
+}
+
+impl Policy {
+    /// The org of this name.
+    pub fn org(&self, name: &OrgName) -> Option<&Org> {
+        self.orgs.get(name)
+    }
+
+    /// The keys of gateway tokens: the first signs, all verify.
+    pub fn signing_keys(&self) -> &[SigningKey] {
+        &self.signing_keys
+    }
+
+    /// The client of this id.
+    pub fn oauth_client(&self, id: &str) -> Option<&OauthClient> {
+        self.oauth_clients.get(id)
+    }
+
+    /// Whom the key with this digest stands for in `org`.
+    ///
+    /// # Errors
+    /// [`Reason::ApiKeyUnknown`], which an unknown, a revoked and another org's key share, and [`Reason::ApiKeyExpired`].
+    pub fn api_key(&self, digest: &KeyDigest, org: &OrgName, now: UnixTime) -> Result<Rc<Principal>, Reason> {
+        let key = self.api_keys.get(digest).filter(|key| key.principal.org() == org).ok_or(Reason::ApiKeyUnknown)?;
+        if key.expires_at.is_some_and(|expires_at| now >= expires_at) {
+            return Err(Reason::ApiKeyExpired);
+        }
+        Ok(Rc::clone(&key.principal))
+    }
+
+    /// Checks a document that stands at `path`, noting what is wrong with it.
+    pub(crate) fn check(raw: RawPolicy, path: &str, surroundings: &Surroundings<'_>, problems: &mut Problems) -> Self {
+        let policy = Self { version: raw.version.unwrap_or_default(), ..Self::default() };
+        let mut checker = Checker { policy, surroundings, problems };
+        let are_keys_needed = raw.orgs.0.iter().any(|(_, org)| !org.oauth_clients.is_empty());
+        if are_keys_needed && raw.signing_keys.is_empty() {
+            checker.problems.add(format_args!("{path}.signing_keys"), "is required where there are oauth_clients");
+        }
+        for (index, key) in raw.signing_keys.into_iter().enumerate() {
+            checker.signing_key(&format!("{path}.signing_keys[{index}]"), key);
+        }
+        for (name, org) in raw.orgs.0 {
+            checker.org(&format!("{path}.orgs.{name}"), &name, org);
+        }
+        checker.policy
+    }
+}
+
+struct Checker<'a> {
+    policy: Policy,
+    surroundings: &'a Surroundings<'a>,
+    problems: &'a mut Problems,
+}
+
+impl Checker<'_> {
+    fn org(&mut self, path: &str, name: &str, raw: RawOrg) -> Option<()> {
+        let name = self.identifier(path, OrgName::parse(name))?;
+        let mut ids = HashSet::new();
+        for (index, key) in raw.api_keys.into_iter().enumerate() {
+            self.api_key(&format!("{path}.api_keys[{index}]"), &name, key, &mut ids);
+        }
+        let mut org = Org::default();
+        if raw.limits.is_some() {
+            self.problems.add(format_args!("{path}.limits"), "is not served by this version");
+        }
+        for (index, provider) in raw.identity_providers.into_iter().enumerate() {
+            let path = format!("{path}.identity_providers[{index}]");
+            if provider.revoked {
+                continue;
+            }
+            let Some(provider) = self.identity_provider(&path, provider) else { continue };
+            if org.identity_provider(&provider.issuer).is_some() {
+                self.problems.add(format!("{path}.issuer"), "stands twice in this org");
+            }
+            org.identity_providers.push(provider);
+        }
+        for (index, client) in raw.oauth_clients.into_iter().enumerate() {
+            let revoked = client.revoked;
+            if self.oauth_client(&format!("{path}.oauth_clients[{index}]"), &name, client).is_some() {
+                org.has_clients |= !revoked;
+            }
+        }
+        org.revoked_jti = raw.revoked_tokens.jti.into_iter().collect();
+        for (client_id, moment) in raw.revoked_tokens.issued_before.0 {
+            let path = format!("{path}.revoked_tokens.issued_before.{client_id}");
+            if let Some(moment) = self.problems.checked(path, UnixTime::from_rfc3339(&moment)) {
+                org.issued_before.insert(client_id, moment);
+            }
+        }
+        self.policy.orgs.insert(name, org);
+        Some(())
+    }
+
+    fn api_key(&mut self, path: &str, org: &OrgName, raw: RawApiKey, ids: &mut HashSet<String>) -> Option<()> {
+        let id = self.problems.required(format_args!("{path}.id"), raw.id);
+        let id = id.and_then(|id| self.identifier(&format!("{path}.id"), is_record_id(&id).then_some(id)));
+        let sha256 = self.problems.required(format_args!("{path}.sha256"), raw.sha256);
+        let digest = sha256.and_then(|hex| {
+            let digest = KeyDigest::from_hex(&hex).ok_or("must be the SHA-256 of the whole key as 64 hexadecimal digits");
+            self.problems.checked(format_args!("{path}.sha256"), digest)
+        });
+        let scopes = match raw.connectors {
+            None => Some([Scope::AllConnectors].into_iter().collect()),
+            Some(connectors) => self.connector_scopes(&format!("{path}.connectors"), connectors),
+        };
+        let expires_at = match raw.expires_at {
+            None => Some(None),
+            Some(text) => self.problems.checked(format_args!("{path}.expires_at"), UnixTime::from_rfc3339(&text)).map(Some),
+        };
+        let (id, digest, scopes, expires_at) = (id?, digest?, scopes?, expires_at?);
+        if !ids.insert(id.clone()) {
+            self.problems.add(format_args!("{path}.id"), "stands twice in this org");
+        }
+        if raw.revoked {
+            return Some(());
+        }
+        match self.policy.api_keys.entry(digest) {
+            Entry::Occupied(_) => self.problems.add(format_args!("{path}.sha256"), "is the hash of another key too"),
+            Entry::Vacant(place) => {
+                place.insert(ApiKey { principal: Principal::of_api_key(org, &id, scopes), expires_at });
+            }
+        }
+        Some(())
+    }
+
+    fn signing_key(&mut self, path: &str, raw: RawSigningKey) -> Option<()> {
+        let kid = self.problems.required(format_args!("{path}.kid"), raw.kid)?;
+        if kid.is_empty() || self.policy.signing_keys.iter().any(|key| key.kid() == kid) {
+            self.problems.add(format_args!("{path}.kid"), "must not be empty, nor stand twice");
+        }
+        let (path, pem) = match (raw.private_key_env, raw.private_key_pem) {
+            (Some(name), None) => {
+                let path = format!("{path}.private_key_env");
+                let missing =
+                    format!("the environment variable {name:?} is not set for this VM, see vm_config.environment_variables");
+                let pem = self.problems.checked(&path, (self.surroundings.environment)(&name).ok_or(missing))?;
+                (path, pem)
+            }
+            (None, Some(pem)) => (format!("{path}.private_key_pem"), pem),
+            _ => {
+                self.problems.add(path, "needs either private_key_env or private_key_pem");
+                return None;
+            }
+        };
+        let key = SigningKey::from_pem(&kid, &pem).map_err(|problem| format!("key {kid:?} {problem}"));
+        let key = self.problems.checked(path, key)?;
+        self.policy.signing_keys.push(key);
+        Some(())
+    }
+
+    fn oauth_client(&mut self, path: &str, org: &OrgName, raw: RawOauthClient) -> Option<()> {
+        let id = self.problems.required(format_args!("{path}.client_id"), raw.client_id);
+        let id = id.and_then(|id| self.identifier(&format!("{path}.client_id"), is_record_id(&id).then_some(id)));
+        let secrets: Vec<Option<[u8; 32]>> = raw
+            .secret_sha256
+            .iter()
+            .enumerate()
+            .map(|(index, text)| {
+                let mut digest = [0; 32];
+                let decoded = hex::decode_to_slice(text, &mut digest).map(|()| digest);
+                let wrong = "must be the SHA-256 of the secret as 64 hexadecimal digits";
+                self.problems.checked(format_args!("{path}.secret_sha256[{index}]"), decoded.map_err(|_| wrong))
+            })
+            .collect();
+        let jwks = match raw.jwks {
+            None => None,
+            Some(document) => self.problems.checked(format_args!("{path}.jwks"), JwkSet::parse(document.to_string().as_bytes())),
+        };
+        if secrets.is_empty() && jwks.is_none() {
+            self.problems.add(path, "needs secret_sha256 or jwks: it could not authenticate");
+        }
+        let scopes = self.problems.required(format_args!("{path}.scopes"), raw.scopes);
+        let scopes = scopes.and_then(|texts| self.scopes(&format!("{path}.scopes"), &texts));
+        let (id, secrets, scopes) = (id?, secrets.into_iter().collect::<Option<_>>()?, scopes?);
+        if raw.revoked {
+            return Some(());
+        }
+        let id: Box<str> = id.into();
+        match self.policy.oauth_clients.entry(id.clone()) {
+            Entry::Occupied(_) => self.problems.add(format_args!("{path}.client_id"), "stands twice in this policy"),
+            Entry::Vacant(place) => {
+                place.insert(OauthClient { id, org: org.clone(), scopes, secrets, jwks });
+            }
+        }
+        Some(())
+    }
+
+    fn connector_scopes(&mut self, path: &str, connectors: Vec<String>) -> Option<ScopeSet> {
+        if connectors.is_empty() {
+            self.problems.add(path, "must name a connector; leave it out to allow all");
+        }
+        let scopes: Vec<Option<Scope>> = connectors
+            .iter()
+            .enumerate()
+            .map(|(index, id)| self.identifier(&format!("{path}[{index}]"), ConnectorId::parse(id)).map(Scope::Connector))
+            .collect();
+        scopes.into_iter().collect()
+    }
+
+    fn identity_provider(&mut self, path: &str, raw: RawIdentityProvider) -> Option<IdentityProvider> {
+        let issuer = self.problems.required(format_args!("{path}.issuer"), raw.issuer);
+        let issuer = issuer.and_then(|issuer| self.problems.checked(format_args!("{path}.issuer"), check_issuer(issuer)));
+        let jwks_uri = self.problems.required(format_args!("{path}.jwks_uri"), raw.jwks_uri);
+        let jwks_uri = jwks_uri.and_then(|uri| {
+            let parsed = JwksUri::parse(&uri).and_then(|uri| self.surroundings.clusters.of(&uri).map(|_| uri));
+            self.problems.checked(format_args!("{path}.jwks_uri"), parsed)
+        });
+        let audiences = self.problems.required(format_args!("{path}.audience"), raw.audience)?.into_vec();
+        if audiences.is_empty() || audiences.iter().any(String::is_empty) {
+            self.problems.add(format_args!("{path}.audience"), "must name an audience");
+        }
+        let default_scopes = match raw.default_scopes {
+            None => Some([Scope::AllConnectors].into_iter().collect()),
+            Some(texts) => self.scopes(&format!("{path}.default_scopes"), &texts),
+        };
+        let key_set = self.key_set(jwks_uri?);
+        Some(IdentityProvider {
+            issuer: issuer?.into(),
+            key_set,
+            audiences: audiences.into_iter().map(String::into_boxed_str).collect(),
+            default_scopes: default_scopes?,
+        })
+    }
+
+    fn scopes(&mut self, path: &str, texts: &[String]) -> Option<ScopeSet> {
+        let wrong = "must be mcp:call or mcp:call:<connector-id>";
+        let scopes: Vec<Option<Scope>> = texts
+            .iter()
+            .enumerate()
+            .map(|(index, text)| self.problems.checked(format_args!("{path}[{index}]"), Scope::parse(text).ok_or(wrong)))
+            .collect();
+        scopes.into_iter().collect()
+    }
+
+    /// Orgs that share a provider share its keys.
+    fn key_set(&mut self, uri: JwksUri) -> KeySetId {
+        let known = self.policy.key_sets.iter().position(|known| *known == uri);
+        KeySetId::at(known.unwrap_or_else(|| {
+            self.policy.key_sets.push(uri);
+            self.policy.key_sets.len().saturating_sub(1)
+        }))
+    }
+
+    fn identifier<T>(&mut self, path: &str, parsed: Option<T>) -> Option<T> {
+        self.problems.checked(path, parsed.ok_or("must be 1 to 128 of A-Z a-z 0-9 . _ ~ -"))
+    }
+}
+
+/// An issuer identifier is a URL without query and fragment, RFC 8414 §2. It is compared as text, so it stays as written.
+fn check_issuer(issuer: String) -> Result<String, &'static str> {
+    let uri: Result<Uri, _> = issuer.parse();
+    let good = uri.is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("https" | "http"))
+            && uri.authority().is_some()
+            && uri.query().is_none()
+            && !issuer.contains('#')
+    });
+    if good { Ok(issuer) } else { Err("must be the issuer's URL, letter by letter as in the iss claim of its tokens") }
+}

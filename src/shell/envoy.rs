@@ -1,0 +1,129 @@
+//! Envoy as the core's [`Host`]: RSA by its BoringSSL through foreign functions, else by this module.
+
+use prost::Message;
+use proxy_wasm::types::Status;
+
+use super::hostcalls::{self, CAS_ATTEMPTS};
+use crate::host::Host;
+use crate::jose::compact::CompactJws;
+use crate::jose::jwk::RsaPublicKey;
+use crate::jose::signature::verify_in_rust;
+use crate::oauth::access_token::{self, AccessTokenClaims};
+use crate::oauth::replay::Use;
+use crate::oauth::signing_key::SigningKey;
+
+const VERIFY: &str = "verify_signature";
+const SIGN: &str = "sign";
+const HASH_FUNCTION: &str = "sha256";
+
+/// `envoy.source.extensions.common.wasm.VerifySignatureArguments`
+#[derive(Message)]
+struct VerifyArguments {
+    #[prost(string, tag = "1")]
+    hash_function: String,
+    #[prost(bytes, tag = "2")]
+    public_key: Vec<u8>,
+    #[prost(bytes, tag = "3")]
+    signature: Vec<u8>,
+    #[prost(bytes, tag = "4")]
+    text: Vec<u8>,
+}
+
+/// `envoy.source.extensions.common.wasm.VerifySignatureResult`
+#[derive(Message)]
+struct VerifyResult {
+    #[prost(bool, tag = "1")]
+    result: bool,
+}
+
+/// `envoy.source.extensions.common.wasm.SignArguments`
+#[derive(Message)]
+struct SignArguments {
+    #[prost(string, tag = "1")]
+    hash_function: String,
+    #[prost(bytes, tag = "3")]
+    text: Vec<u8>,
+    #[prost(string, tag = "4")]
+    private_key_pem: String,
+}
+
+/// `envoy.source.extensions.common.wasm.SignResult`
+#[derive(Message)]
+struct SignResult {
+    #[prost(bool, tag = "1")]
+    result: bool,
+    #[prost(bytes, tag = "2")]
+    signature: Vec<u8>,
+}
+
+/// What this Envoy can do; asked once, at start.
+#[derive(Clone, Copy)]
+pub(super) struct Envoy {
+    verifies: bool,
+    signs: bool,
+}
+
+impl Default for Envoy {
+    fn default() -> Self {
+        let has = |function| !matches!(hostcalls::call(function, &[]), Err(Status::NotFound));
+        Self { verifies: has(VERIFY), signs: has(SIGN) }
+    }
+}
+
+impl Envoy {
+    /// Who does what, for the log.
+    pub(super) fn describe(self) -> String {
+        let by = |host| if host { "Envoy" } else { "the module itself, slowly: this Envoy can't" };
+        format!("signatures are verified by {} and made by {}", by(self.verifies), by(self.signs))
+    }
+}
+
+impl Host for Envoy {
+    fn verify(&self, key: &RsaPublicKey, jws: &CompactJws<'_>) -> bool {
+        if !self.verifies {
+            return verify_in_rust(key, jws);
+        }
+        let arguments = VerifyArguments {
+            hash_function: HASH_FUNCTION.to_owned(),
+            public_key: key.spki().to_vec(),
+            signature: jws.signature().to_vec(),
+            text: jws.signing_input().as_bytes().to_vec(),
+        };
+        let answer = hostcalls::call(VERIFY, &arguments.encode_to_vec());
+        answer.is_ok_and(|bytes| VerifyResult::decode(bytes.as_slice()).is_ok_and(|answer| answer.result))
+    }
+
+    fn sign(&self, key: &SigningKey, claims: &AccessTokenClaims<'_>) -> Option<String> {
+        if !self.signs {
+            return key.sign_in_rust(claims);
+        }
+        let signing_input = claims.signing_input(key)?;
+        let arguments = SignArguments {
+            hash_function: HASH_FUNCTION.to_owned(),
+            text: signing_input.as_bytes().to_vec(),
+            private_key_pem: key.pem().to_owned(),
+        };
+        let answer = hostcalls::call(SIGN, &arguments.encode_to_vec()).ok()?;
+        let answer = SignResult::decode(answer.as_slice()).ok().filter(|answer| answer.result)?;
+        Some(access_token::assemble(&signing_input, &answer.signature))
+    }
+
+    fn random(&self) -> Option<[u8; 16]> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    fn is_first_use(&self, usage: &Use) -> bool {
+        let key = format!("apexmcp/used/1/{}", usage.slot());
+        (0..CAS_ATTEMPTS)
+            .find_map(|_| {
+                let (slot, cas) = hostcalls::shared_data(&key);
+                match usage.note_in(&slot.unwrap_or_default()) {
+                    None => Some(false),
+                    Some(noted) => hostcalls::set_shared_data(&key, &noted, cas).then_some(true),
+                }
+            })
+            .unwrap_or(false)
+    }
+}

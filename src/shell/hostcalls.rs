@@ -1,0 +1,142 @@
+//! The only file with hostcalls: Envoy's as this crate uses them, without a way to panic on what they answer.
+
+use std::time::Duration;
+
+use proxy_wasm::hostcalls;
+use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
+
+use crate::denial::LocalReply;
+use crate::jwks::JwksUri;
+use crate::request::RequestHead;
+use crate::time::UnixTime;
+
+/// Envoy's clock; the epoch where it has none, at which every token is yet to become valid.
+pub(super) fn now() -> UnixTime {
+    let since_epoch = hostcalls::get_current_time().ok().and_then(|now| now.duration_since(std::time::UNIX_EPOCH).ok());
+    UnixTime::default().plus(since_epoch.unwrap_or_default())
+}
+
+/// The plugin's configuration.
+pub(super) fn plugin_configuration() -> Vec<u8> {
+    hostcalls::get_buffer(BufferType::PluginConfiguration, 0, usize::MAX).ok().flatten().unwrap_or_default()
+}
+
+/// Has the root context's tick called in this interval.
+pub(super) fn tick_every(period: Duration) -> bool {
+    hostcalls::set_tick_period(period).is_ok()
+}
+
+/// The head of the current stream's request.
+pub(super) fn request_head() -> Option<RequestHead> {
+    hostcalls::get_map_bytes(MapType::HttpRequestHeaders).ok().map(RequestHead::new)
+}
+
+/// Removes each occurrence of a request header.
+pub(super) fn remove_request_header(name: &str) -> bool {
+    hostcalls::remove_map_value(MapType::HttpRequestHeaders, name).is_ok()
+}
+
+/// Adds a request header.
+pub(super) fn add_request_header(name: &str, value: &str) -> bool {
+    hostcalls::add_map_value(MapType::HttpRequestHeaders, name, value).is_ok()
+}
+
+/// Sets filter state `wasm.<name>` of the current stream. Only in a stream's context: elsewhere the SDK panics.
+pub(super) fn set_filter_state(name: &str, value: &str) {
+    let _ = hostcalls::set_property(vec![name], Some(value.as_bytes()));
+}
+
+/// The metadata of the current stream's route below `namespace`, as Envoy serializes a map of strings.
+pub(super) fn route_metadata(namespace: &str) -> Option<Vec<u8>> {
+    hostcalls::get_property(vec!["xds", "route_metadata", "filter_metadata", namespace]).ok().flatten()
+}
+
+/// The first `size` bytes of the current stream's request body, as far as it has come.
+pub(super) fn request_body(size: usize) -> Vec<u8> {
+    hostcalls::get_buffer(BufferType::HttpRequestBody, 0, size).ok().flatten().unwrap_or_default()
+}
+
+/// Answers the current stream's request.
+pub(super) fn send_local_reply(reply: &LocalReply) -> bool {
+    let headers = reply.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    hostcalls::send_http_response(reply.status, headers, Some(reply.body.as_bytes())).is_ok()
+}
+
+/// Lets the current stream's paused request go on.
+pub(super) fn resume_request() {
+    let _ = hostcalls::resume_http_request();
+}
+
+/// Makes the stream of this id the current one. It may be gone.
+pub(super) fn enter(context_id: u32) -> bool {
+    hostcalls::set_effective_context(context_id).is_ok()
+}
+
+/// How often a shared value that others write at the same moment is written anew.
+pub(super) const CAS_ATTEMPTS: usize = 8;
+
+/// The number under which a value in shared data was read. To write under it succeeds only where nobody wrote since.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cas(u32);
+
+/// A value shared by all threads of this Envoy.
+pub(super) fn shared_data(key: &str) -> (Option<Vec<u8>>, Cas) {
+    match hostcalls::get_shared_data(key) {
+        Ok((value, Some(cas))) => (value, Cas(cas)),
+        // Zero would write whatever is there; a number never given out writes where nothing is.
+        _ => (None, Cas(u32::MAX)),
+    }
+}
+
+/// Writes a shared value; false where another thread did since it was read.
+pub(super) fn set_shared_data(key: &str, value: &[u8], cas: Cas) -> bool {
+    hostcalls::set_shared_data(key, Some(value), Some(cas.0)).is_ok()
+}
+
+/// Begins to fetch a document and returns the number under which the answer comes. Only in the root context: elsewhere
+/// the answer is lost with the stream.
+pub(super) fn get(cluster: &str, uri: &JwksUri, timeout: Duration) -> Result<u32, Status> {
+    let headers = vec![
+        (":method", "GET"),
+        (":scheme", uri.scheme()),
+        (":authority", uri.authority()),
+        (":path", uri.path()),
+        ("accept", "application/json"),
+        ("user-agent", concat!("apexmcp-auth/", env!("CARGO_PKG_VERSION"))),
+    ];
+    hostcalls::dispatch_http_call(cluster, headers, None, Vec::new(), timeout)
+}
+
+/// The status of the answer that came; `None` where the connection broke. Its headers must not be asked for then.
+pub(super) fn response_status(num_headers: usize) -> Option<u16> {
+    if num_headers == 0 {
+        return None;
+    }
+    let status = hostcalls::get_map_value_bytes(MapType::HttpCallResponseHeaders, ":status").ok().flatten()?;
+    std::str::from_utf8(&status).ok()?.parse().ok()
+}
+
+/// The body of the answer that came.
+pub(super) fn response_body(size: usize) -> Vec<u8> {
+    hostcalls::get_buffer(BufferType::HttpCallResponseBody, 0, size).ok().flatten().unwrap_or_default()
+}
+
+/// What a foreign function answers: `Err(NotFound)` where the host lacks it.
+pub(super) fn call(function: &str, arguments: &[u8]) -> Result<Vec<u8>, Status> {
+    hostcalls::call_foreign_function(function, Some(arguments)).map(Option::unwrap_or_default)
+}
+
+/// A counter or gauge of this name, made where it does not exist.
+pub(super) fn metric(kind: MetricType, name: &str) -> Option<u32> {
+    hostcalls::define_metric(kind, name).ok()
+}
+
+/// Adds one to a counter.
+pub(super) fn increment(metric: u32) {
+    let _ = hostcalls::increment_metric(metric, 1);
+}
+
+/// Sets a gauge.
+pub(super) fn record(metric: u32, value: u64) {
+    let _ = hostcalls::record_metric(metric, value);
+}

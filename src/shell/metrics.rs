@@ -1,0 +1,66 @@
+//! Counters and gauges in Envoy's stats. Labels stand in the name as `;label=.=value;.`, from which a `stats_tags`
+//! regex makes Prometheus labels.
+
+use std::collections::HashMap;
+
+use proxy_wasm::types::MetricType;
+
+use super::hostcalls;
+use crate::exchange::{OK, Record};
+use crate::gateway::CacheOutcome;
+use crate::principal::Method;
+
+/// The metrics of one thread. Each is defined when it first counts.
+#[derive(Default)]
+pub(super) struct Metrics(HashMap<String, Option<u32>>);
+
+impl Metrics {
+    /// Counts a decided request.
+    pub(super) fn decided(&mut self, record: &Record) {
+        let findings = match record {
+            Record::Endpoint { endpoint, outcome } => {
+                return self.count(&format!("apexmcp_endpoints;endpoint=.={endpoint};.;outcome=.={outcome};.;"));
+            }
+            Record::Resource { findings, .. } => findings,
+        };
+        let reason = record.reason();
+        let result = if reason == OK { "allowed" } else { "refused" };
+        let method = findings.method.map_or("none", Method::word);
+        self.count(&format!("apexmcp_requests;result=.={result};.;reason=.={reason};.;method=.={method};.;"));
+        if let Some(outcome) = findings.token_cache {
+            let outcome = match outcome {
+                CacheOutcome::Hit => "hit",
+                CacheOutcome::Miss => "miss",
+            };
+            self.count(&format!("apexmcp_token_cache;outcome=.={outcome};.;"));
+        }
+    }
+
+    /// Counts a fetch of a key set.
+    pub(super) fn jwks_fetched(&mut self, success: bool) {
+        let outcome = if success { "success" } else { "failure" };
+        self.count(&format!("apexmcp_jwks_fetches;outcome=.={outcome};.;"));
+    }
+
+    /// How many keys this Envoy knows now.
+    pub(super) fn jwks_keys(&mut self, keys: usize) {
+        if let Some(metric) = self.of(MetricType::Gauge, "apexmcp_jwks_keys") {
+            hostcalls::record(metric, keys.try_into().unwrap_or(u64::MAX));
+        }
+    }
+
+    fn count(&mut self, name: &str) {
+        if let Some(metric) = self.of(MetricType::Counter, name) {
+            hostcalls::increment(metric);
+        }
+    }
+
+    fn of(&mut self, kind: MetricType, name: &str) -> Option<u32> {
+        if let Some(metric) = self.0.get(name) {
+            return *metric;
+        }
+        let metric = hostcalls::metric(kind, name);
+        self.0.insert(name.to_owned(), metric);
+        metric
+    }
+}

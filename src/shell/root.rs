@@ -1,0 +1,168 @@
+//! The plugin in one thread: its configuration, its clock, its callouts.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use proxy_wasm::traits::{Context, HttpContext, RootContext};
+use proxy_wasm::types::ContextType;
+use sha2::{Digest, Sha256};
+
+use super::hostcalls::{self, CAS_ATTEMPTS};
+use super::http::{Plugin, Stream};
+use crate::config::Config;
+use crate::gateway::Gateway;
+use crate::jose::jwk::{self, JwkSet, JwkSetError};
+use crate::jwks::{JwksUri, KeySet, KeySetId, Record};
+use crate::time::UnixTime;
+
+/// How often waiting requests are looked after and due fetches begun. A request that waits for what another thread
+/// fetches waits as much longer; a tick with nothing to do costs a few microseconds.
+const TICK: Duration = Duration::from_millis(20);
+
+pub(super) struct Root {
+    id: u32,
+    plugin: Rc<Plugin>,
+    /// The fetches under way, by the number under which the answer comes.
+    fetches: HashMap<u32, KeySetId>,
+}
+
+impl Root {
+    pub(super) fn new(id: u32) -> Self {
+        Self { id, plugin: Rc::default(), fetches: HashMap::new() }
+    }
+}
+
+impl Context for Root {
+    fn on_http_call_response(&mut self, token: u32, num_headers: usize, body_size: usize, _num_trailers: usize) {
+        let Some(id) = self.fetches.remove(&token) else { return };
+        let now = hostcalls::now();
+        self.finish(id, read_key_set(num_headers, body_size), now);
+        self.wake(now);
+    }
+}
+
+impl RootContext for Root {
+    fn on_configure(&mut self, _size: usize) -> bool {
+        match Config::parse(&hostcalls::plugin_configuration(), &|name| std::env::var(name).ok()) {
+            Ok((config, policy)) => {
+                log::info!("policy version {:?} is in force; {}", policy.version, self.plugin.envoy.describe());
+                *self.plugin.gateway.borrow_mut() = Some(Gateway::new(config, policy));
+                hostcalls::tick_every(TICK)
+            }
+            Err(problems) => {
+                for problem in problems {
+                    log::error!("invalid configuration: {problem}");
+                }
+                false
+            }
+        }
+    }
+
+    fn on_tick(&mut self) {
+        let now = hostcalls::now();
+        let due = self.plugin.gateway.borrow().as_ref().map(|gateway| gateway.key_sets.sync_due(now)).unwrap_or_default();
+        for id in due {
+            self.sync(id, now);
+        }
+        self.wake(now);
+    }
+
+    fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
+        Some(Box::new(Stream::new(id, Rc::clone(&self.plugin))))
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::HttpContext)
+    }
+}
+
+impl Root {
+    /// Compares this thread's copy of a key set with the shared record and begins a fetch where one is due.
+    fn sync(&mut self, id: KeySetId, now: UnixTime) {
+        let mut gateway = self.plugin.gateway.borrow_mut();
+        let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { return };
+        let Some(set) = key_sets.get_mut(id) else { return };
+        let (record, cas) = shared_record(set.uri());
+        take_over(set, record, now);
+        let Some(claimed) = set.claim(now, &config.jwks) else { return };
+        if !hostcalls::set_shared_data(&shared_key(set.uri()), &claimed.to_bytes(), cas) {
+            return; // Another thread was faster.
+        }
+        take_over(set, claimed, now);
+        let fetch = match config.clusters.of(set.uri()) {
+            Ok(cluster) => hostcalls::get(cluster, set.uri(), config.jwks.timeout)
+                .map_err(|status| format!("Envoy refused the callout to cluster {cluster:?} ({status:?}); does it exist?")),
+            Err(problem) => Err(problem.to_owned()),
+        };
+        drop(gateway);
+        match fetch {
+            Ok(token) => {
+                self.fetches.insert(token, id);
+            }
+            Err(problem) => self.finish(id, Err(problem), now),
+        }
+    }
+
+    /// Records how a fetch ended, for all threads.
+    fn finish(&self, id: KeySetId, fetched: Result<JwkSet, String>, now: UnixTime) {
+        let mut gateway = self.plugin.gateway.borrow_mut();
+        let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { return };
+        let Some(set) = key_sets.get_mut(id) else { return };
+        let uri = set.uri().as_str();
+        match &fetched {
+            Ok(keys) => log::info!("key set {uri}: {} usable keys", keys.len()),
+            Err(problem) => log::warn!("key set {uri} could not be fetched: {problem}"),
+        }
+        for _ in 0..CAS_ATTEMPTS {
+            let (record, cas) = shared_record(set.uri());
+            let record = match &fetched {
+                Ok(keys) => record.succeeded(keys, now, &config.jwks),
+                Err(_) => record.failed(now),
+            };
+            if hostcalls::set_shared_data(&shared_key(set.uri()), &record.to_bytes(), cas) {
+                take_over(set, record, now);
+                break;
+            }
+        }
+        let mut metrics = self.plugin.metrics.borrow_mut();
+        metrics.jwks_fetched(fetched.is_ok());
+        metrics.jwks_keys(key_sets.key_count());
+    }
+
+    /// Decides the requests for which something happened.
+    fn wake(&self, now: UnixTime) {
+        self.plugin.wake(now);
+        // What follows in this callback is the root's again.
+        hostcalls::enter(self.id);
+    }
+}
+
+fn take_over(set: &mut KeySet, record: Record, now: UnixTime) {
+    if let Err(error) = set.sync(record, now) {
+        log::error!("the shared record of key set {} cannot be read: {error}", set.uri().as_str());
+    }
+}
+
+/// A key set's name in shared data, which has no delete: bounded by the URIs that operators configure, and versioned
+/// by the form of the record, since an old and a new module may run side by side.
+fn shared_key(uri: &JwksUri) -> String {
+    format!("apexmcp/key-set/1/{}", hex::encode(Sha256::digest(uri.as_str())))
+}
+
+fn shared_record(uri: &JwksUri) -> (Record, hostcalls::Cas) {
+    let (value, cas) = hostcalls::shared_data(&shared_key(uri));
+    (value.as_deref().and_then(Record::from_bytes).unwrap_or_default(), cas)
+}
+
+/// The key set in the answer that came.
+fn read_key_set(num_headers: usize, body_size: usize) -> Result<JwkSet, String> {
+    match hostcalls::response_status(num_headers) {
+        None => Err("the connection failed".to_owned()),
+        Some(504) => Err("no answer in time (or 504)".to_owned()),
+        // Redirects are not followed: the policy names where keys are.
+        Some(status) if status != 200 => Err(format!("the answer was {status}")),
+        Some(_) if body_size > jwk::MAX_DOCUMENT_LENGTH => Err(JwkSetError::TooLong.to_string()),
+        Some(_) => JwkSet::parse(&hostcalls::response_body(body_size)).map_err(|error| error.to_string()),
+    }
+}

@@ -1,0 +1,77 @@
+//! What the tests of several modules need.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use rsa::RsaPrivateKey;
+use rsa::signature::{SignatureEncoding, Signer};
+use rsa::traits::PublicKeyParts;
+use serde_json::{Value, json};
+
+use crate::host::Host;
+use crate::jose::compact::CompactJws;
+use crate::jose::jwk::{JwkSet, RsaPublicKey};
+use crate::jose::signature;
+use crate::oauth::access_token::AccessTokenClaims;
+use crate::oauth::replay::Use;
+use crate::oauth::signing_key::SigningKey;
+
+/// An issuer's key, made anew for each run of the tests.
+pub(crate) fn issuer_key() -> &'static RsaPrivateKey {
+    static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
+    KEY.get_or_init(|| RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap())
+}
+
+/// The set that publishes [`issuer_key`] under each of these ids.
+pub(crate) fn jwk_set(kids: &[&str]) -> JwkSet {
+    let number = |number: &rsa::BigUint| BASE64_URL_SAFE_NO_PAD.encode(number.to_bytes_be());
+    let (n, e) = (number(issuer_key().n()), number(issuer_key().e()));
+    let keys: Vec<Value> = kids.iter().map(|kid| json!({"kty": "RSA", "n": n, "e": e, "kid": kid})).collect();
+    JwkSet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap()
+}
+
+/// A token of [`issuer_key`] with exactly this header and these claims.
+pub(crate) fn sign(header: &Value, claims: &Value) -> String {
+    let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let input = format!("{}.{}", part(header), part(claims));
+    let signature = rsa::pkcs1v15::SigningKey::<rsa::sha2::Sha256>::new(issuer_key().clone()).sign(input.as_bytes());
+    format!("{input}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature.to_bytes()))
+}
+
+/// A host in pure Rust that counts verifications: the work that an attacker can cause is bounded by what comes before.
+#[derive(Default)]
+pub(crate) struct TestHost {
+    pub(crate) verifications: Cell<usize>,
+    uses: RefCell<HashMap<u8, Vec<u8>>>,
+}
+
+impl Host for TestHost {
+    fn verify(&self, key: &RsaPublicKey, jws: &CompactJws<'_>) -> bool {
+        self.verifications.set(self.verifications.get() + 1);
+        signature::verify_in_rust(key, jws)
+    }
+
+    fn sign(&self, key: &SigningKey, claims: &AccessTokenClaims<'_>) -> Option<String> {
+        key.sign_in_rust(claims)
+    }
+
+    fn random(&self) -> Option<[u8; 16]> {
+        Some(rand())
+    }
+
+    fn is_first_use(&self, usage: &Use) -> bool {
+        let mut uses = self.uses.borrow_mut();
+        let slot = uses.entry(usage.slot()).or_default();
+        usage.note_in(slot).map(|noted| *slot = noted).is_some()
+    }
+}
+
+fn rand() -> [u8; 16] {
+    use rsa::rand_core::RngCore;
+    let mut bytes = [0; 16];
+    rsa::rand_core::OsRng.fill_bytes(&mut bytes);
+    bytes
+}

@@ -1,0 +1,79 @@
+//! Moments as the core knows them: an argument, never a clock.
+
+use std::time::Duration;
+
+/// A moment, in milliseconds since the Unix epoch. Arithmetic saturates: a hostile claim cannot overflow it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct UnixTime(u64);
+
+impl UnixTime {
+    /// The moment `millis` milliseconds after the epoch.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// The moment `seconds` seconds after the epoch.
+    pub const fn from_secs(seconds: u64) -> Self {
+        Self(seconds.saturating_mul(1000))
+    }
+
+    /// The moment an RFC 3339 timestamp such as `2027-01-01T00:00:00Z` names; one before 1970 is the epoch.
+    ///
+    /// # Errors
+    /// The parser's words where the text is no timestamp.
+    pub fn from_rfc3339(text: &str) -> Result<Self, String> {
+        let timestamp: jiff::Timestamp = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+        Ok(Self(u64::try_from(timestamp.as_millisecond()).unwrap_or(0)))
+    }
+
+    /// Milliseconds since the epoch.
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// Whole seconds since the epoch, as a NumericDate.
+    pub const fn as_secs(self) -> u64 {
+        self.0 / 1000
+    }
+
+    /// This moment and `duration` more.
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(millis(duration)))
+    }
+
+    /// This moment less `duration`.
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(millis(duration)))
+    }
+
+    /// How long after `earlier` this moment is; zero where it is not after it.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arithmetic_saturates_at_both_ends() {
+        let end = UnixTime::from_millis(u64::MAX);
+        assert_eq!(end.plus(Duration::MAX), end);
+        assert_eq!(UnixTime::default().minus(Duration::from_secs(1)), UnixTime::default());
+        assert_eq!(UnixTime::default().since(end), Duration::ZERO);
+    }
+
+    #[test]
+    fn rfc3339_needs_a_zone() {
+        assert_eq!(UnixTime::from_rfc3339("1970-01-01T00:00:01Z"), Ok(UnixTime::from_secs(1)));
+        assert_eq!(UnixTime::from_rfc3339("1970-01-01T01:00:01+01:00"), Ok(UnixTime::from_secs(1)));
+        assert!(UnixTime::from_rfc3339("1970-01-01T00:00:01").is_err());
+        assert!(UnixTime::from_rfc3339("tomorrow").is_err());
+    }
+}

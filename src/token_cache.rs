@@ -1,0 +1,129 @@
+//! Tokens that were verified before, so that a signature is checked once for each token and worker.
+
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+
+use lru::LruCache;
+
+use crate::jwks::KeySetId;
+use crate::path::Resource;
+use crate::principal::Principal;
+use crate::time::UnixTime;
+
+/// What a remembered token rests on.
+#[derive(Debug)]
+pub struct Entry {
+    /// Whom it stands for.
+    pub principal: Rc<Principal>,
+    /// The moment from which it is refused.
+    pub refused_from: UnixTime,
+    /// The one resource for which it is good, where it is not good for all of the org's.
+    pub only_for: Option<Resource>,
+    /// The key set that verified it, and that set's version then. A token of the gateway itself has none: its keys
+    /// change only with the whole policy, and this cache with them.
+    pub key_set: Option<(KeySetId, u64)>,
+}
+
+/// A bounded map from the whole token to what was verified; the one not used for the longest goes first.
+#[derive(Debug)]
+pub struct TokenCache(Option<LruCache<Box<str>, Entry>>);
+
+impl TokenCache {
+    /// A cache of at most `capacity` tokens; none are kept where that is zero.
+    pub fn new(capacity: usize) -> Self {
+        // Grown as needed: a capacity is what an operator allows, not what is always used.
+        Self(NonZeroUsize::new(capacity).map(|capacity| {
+            let mut cache = LruCache::unbounded();
+            cache.resize(capacity);
+            cache
+        }))
+    }
+
+    /// Whom `token` stands for at `resource`, where that is remembered and still holds at `now`. `version_of` tells a
+    /// key set's version now.
+    pub fn get(
+        &mut self,
+        token: &str,
+        resource: &Resource,
+        now: UnixTime,
+        version_of: impl Fn(KeySetId) -> Option<u64>,
+    ) -> Option<Rc<Principal>> {
+        let cache = self.0.as_mut()?;
+        let entry = cache.get(token)?;
+        if now >= entry.refused_from || entry.key_set.is_some_and(|(id, version)| version_of(id) != Some(version)) {
+            cache.pop(token);
+            return None;
+        }
+        // Two orgs may trust one provider, and then one token may be good for both, with different principals.
+        let is_for_resource =
+            *entry.principal.org() == resource.org && entry.only_for.as_ref().is_none_or(|only| only == resource);
+        is_for_resource.then(|| Rc::clone(&entry.principal))
+    }
+
+    /// Remembers `token`.
+    pub fn insert(&mut self, token: &str, entry: Entry) {
+        if let Some(cache) = &mut self.0 {
+            cache.put(token.into(), entry);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::{ConnectorId, OrgName};
+    use crate::scope::ScopeSet;
+
+    fn resource(org: &str, connector: Option<&str>) -> Resource {
+        Resource { org: OrgName::parse(org).unwrap(), connector: connector.and_then(ConnectorId::parse) }
+    }
+
+    fn entry(org: &str, refused_from: u64) -> Entry {
+        let org = OrgName::parse(org).unwrap();
+        Entry {
+            principal: Principal::of_identity_provider(&org, "https://idp", "sub", ScopeSet::default()),
+            refused_from: UnixTime::from_secs(refused_from),
+            only_for: None,
+            key_set: Some((KeySetId::at(0), 1)),
+        }
+    }
+
+    fn is_hit(cache: &mut TokenCache, token: &str, org: &str, now: u64, version: u64) -> bool {
+        cache.get(token, &resource(org, None), UnixTime::from_secs(now), |_| Some(version)).is_some()
+    }
+
+    #[test]
+    fn an_entry_holds_for_its_org_its_time_and_its_keys() {
+        let mut cache = TokenCache::new(8);
+        cache.insert("t", entry("a", 100));
+        assert!(is_hit(&mut cache, "t", "a", 99, 1));
+        assert!(!is_hit(&mut cache, "t", "b", 99, 1));
+        assert!(!is_hit(&mut cache, "T", "a", 99, 1));
+        assert!(!is_hit(&mut cache, "t", "a", 100, 1));
+        assert!(!is_hit(&mut cache, "t", "a", 99, 1), "an entry that ended is gone");
+        cache.insert("t", entry("a", 100));
+        assert!(!is_hit(&mut cache, "t", "a", 99, 2), "the keys changed");
+        assert!(!is_hit(&mut cache, "t", "a", 99, 1));
+    }
+
+    #[test]
+    fn a_token_for_one_connector_is_remembered_for_that_one() {
+        let mut cache = TokenCache::new(8);
+        cache.insert("t", Entry { only_for: Some(resource("a", Some("github"))), key_set: None, ..entry("a", 100) });
+        let mut is_hit = |connector| cache.get("t", &resource("a", connector), UnixTime::default(), |_| None).is_some();
+        assert!(is_hit(Some("github")));
+        assert!(!is_hit(Some("jira")) && !is_hit(None));
+    }
+
+    #[test]
+    fn it_is_bounded_and_may_be_off() {
+        let mut cache = TokenCache::new(2);
+        for token in ["1", "2", "3"] {
+            cache.insert(token, entry("a", 100));
+        }
+        assert!(!is_hit(&mut cache, "1", "a", 0, 1) && is_hit(&mut cache, "3", "a", 0, 1));
+        let mut off = TokenCache::new(0);
+        off.insert("1", entry("a", 100));
+        assert!(!is_hit(&mut off, "1", "a", 0, 1));
+    }
+}
