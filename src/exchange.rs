@@ -609,4 +609,199 @@ mod tests {
         let mut world = World::with(|config| config["policy"]["inline"]["orgs"]["acme"]["api_keys"][0]["revoked"] = json!(true));
         assert_eq!(reason(&world.start("/mcp/acme", &[("x-api-key", KEY)])), "api_key_unknown");
     }
+
+    const CLIENT: &str = "apx_client_4b7d9e21";
+    const SECRET: &str = "apx_secret_0123456789abcdefghijABCD";
+    const SECRET_SHA256: &str = "a86201cae7792e61427faa7d5fe613084cb91f424072b0ebfa73d55f1b37600c";
+
+    /// A world in which acme has an OAuth client, changed by `change`.
+    fn issuing(change: impl FnOnce(&mut Value)) -> World {
+        World::with(|config| {
+            let policy = &mut config["policy"]["inline"];
+            policy["signing_keys"] = json!([{"kid": "s1", "private_key_pem": testing::signing_key_pem()}]);
+            policy["orgs"]["acme"]["oauth_clients"] =
+                json!([{"client_id": CLIENT, "secret_sha256": [SECRET_SHA256], "scopes": ["mcp:call"]}]);
+            change(policy);
+        })
+    }
+
+    impl World {
+        fn post_token(&mut self, body: &str) -> Step {
+            let head = [(":method", "POST"), ("content-type", "application/x-www-form-urlencoded")];
+            let Step::ReadBody(reading) = self.start("/oauth/token", &head) else { panic!("must read the body") };
+            assert!(!reading.is_overdue(self.now));
+            reading.proceed(body.as_bytes(), &mut self.gateway, self.now, &self.host)
+        }
+
+        fn token(&mut self, more: &str) -> String {
+            let body = format!("grant_type=client_credentials&client_id={CLIENT}&client_secret={SECRET}{more}");
+            let Step::Reply(reply, _) = self.post_token(&body) else { panic!("must answer") };
+            let answer: Value = serde_json::from_str(&reply.body).unwrap();
+            answer["access_token"].as_str().unwrap().to_owned()
+        }
+    }
+
+    #[test]
+    fn a_gateway_token_is_accepted_where_it_is_meant_for() {
+        let mut world = issuing(|_| {});
+        let token = world.token("");
+        let expected = ["acme", &format!("acme/client/{CLIENT}"), CLIENT, "oauth", "mcp:call"];
+        assert_eq!(attributes(world.bearer(&token)), expected);
+        assert_eq!(attributes(world.bearer(&token)), expected, "remembered");
+        assert_eq!(world.host.verifications.get(), 1);
+        let for_one = world.token("&resource=https://gw.example/mcp/acme/github");
+        let table = [
+            (&token, "/mcp/acme/jira", "ok"),
+            (&token, "/mcp/other", "audience_mismatch"),
+            (&for_one, "/mcp/acme/github", "ok"),
+            (&for_one, "/mcp/acme/jira", "audience_mismatch"),
+            (&for_one, "/mcp/acme", "audience_mismatch"),
+            (&for_one, "/mcp/acme/github", "ok"),
+        ];
+        for (token, path, expected) in table {
+            let bearer = format!("Bearer {token}");
+            assert_eq!(reason(&world.start(path, &[("authorization", &bearer)])), expected, "{path}");
+        }
+        world.now = world.now.plus(Duration::from_secs(3660));
+        assert_eq!(reason(&world.bearer(&token)), "token_expired");
+    }
+
+    #[test]
+    fn what_the_policy_takes_back_is_taken_back_from_live_tokens() {
+        let mut world = issuing(|_| {});
+        let token = world.token("");
+        let claims: Value = {
+            let jws = crate::jose::compact::CompactJws::parse(&token).unwrap();
+            Value::Object(jws.claims().clone())
+        };
+        let jti = claims["jti"].clone();
+        for (what, expected, change) in [
+            ("nothing", "ok", json!({})),
+            (
+                "client revoked",
+                "client_unknown",
+                json!({"oauth_clients": [{"client_id": CLIENT, "secret_sha256": [SECRET_SHA256], "scopes": ["mcp:call"], "revoked": true}]}),
+            ),
+            ("client gone", "client_unknown", json!({"oauth_clients": []})),
+            (
+                "scope narrowed",
+                "scope_insufficient",
+                json!({"oauth_clients": [{"client_id": CLIENT, "secret_sha256": [SECRET_SHA256], "scopes": ["mcp:call:github"]}]}),
+            ),
+            ("jti", "token_revoked", json!({"revoked_tokens": {"jti": [jti]}})),
+            ("issued before", "token_revoked", json!({"revoked_tokens": {"issued_before": {CLIENT: "2027-01-15T08:00:01Z"}}})),
+            ("issued after", "ok", json!({"revoked_tokens": {"issued_before": {CLIENT: "2027-01-15T08:00:00Z"}}})),
+            (
+                "other's",
+                "ok",
+                json!({"revoked_tokens": {"jti": ["x"], "issued_before": {"apx_client_other": "2028-01-01T00:00:00Z"}}}),
+            ),
+        ] {
+            let mut changed = issuing(|policy| {
+                for (name, value) in change.as_object().unwrap() {
+                    policy["orgs"]["acme"][name] = value.clone();
+                }
+            });
+            assert_eq!(reason(&changed.bearer(&token)), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_rotated_signing_key_is_accepted_while_it_is_published() {
+        let mut world = issuing(|_| {});
+        let token = world.token("");
+        let other = || json!({"kid": "s2", "private_key_pem": testing::other_signing_key_pem()});
+        let mut rotated = issuing(|policy| {
+            let old = policy["signing_keys"][0].take();
+            policy["signing_keys"] = json!([other(), old]);
+        });
+        assert_eq!(reason(&rotated.bearer(&token)), "ok");
+        let new = rotated.token("");
+        assert_eq!(reason(&rotated.bearer(&new)), "ok");
+        assert_eq!(reason(&world.bearer(&new)), "key_unknown");
+        let mut renamed = issuing(|policy| {
+            policy["signing_keys"] = json!([{"kid": "s1", "private_key_pem": testing::other_signing_key_pem()}])
+        });
+        assert_eq!(reason(&renamed.bearer(&token)), "signature_invalid");
+    }
+
+    #[test]
+    fn a_gateway_token_is_typed_and_signed_by_the_gateway() {
+        let mut world = issuing(|_| {});
+        world.publish(&["a", "s1"]);
+        let claims = json!({
+            "iss": "https://gw.example", "sub": CLIENT, "client_id": CLIENT, "aud": "https://gw.example/mcp/acme",
+            "iat": 1_800_000_000, "exp": 1_800_000_300, "jti": "j", "scope": "mcp:call",
+        });
+        for (header, expected) in [
+            (json!({"alg": "RS256", "kid": "s1", "typ": "at+jwt"}), "signature_invalid"),
+            (json!({"alg": "RS256", "kid": "a", "typ": "at+jwt"}), "key_unknown"),
+            (json!({"alg": "RS256", "typ": "at+jwt"}), "key_unknown"),
+            (json!({"alg": "RS256", "kid": "s1", "typ": "JWT"}), "token_malformed"),
+            (json!({"alg": "RS256", "kid": "s1"}), "token_malformed"),
+        ] {
+            assert_eq!(reason(&world.bearer(&testing::sign(&header, &claims))), expected, "{header}");
+        }
+    }
+
+    fn document(world: &mut World, method: &str, path: &str) -> (u32, Vec<&'static str>, Value) {
+        match world.start(path, &[(":method", method)]) {
+            Step::Reply(reply, Record::Endpoint { .. }) => {
+                let names = reply.headers.iter().map(|(name, _)| *name).collect();
+                (reply.status, names, serde_json::from_str(&reply.body).unwrap_or_default())
+            }
+            step => panic!("{step:?}"),
+        }
+    }
+
+    #[test]
+    fn discovery() {
+        let mut world = issuing(|_| {});
+        let resource = "/.well-known/oauth-protected-resource/mcp/acme";
+        let (status, headers, metadata) = document(&mut world, "GET", resource);
+        assert_eq!((status, headers), (200, vec!["content-type", "cache-control", "access-control-allow-origin"]));
+        assert_eq!(
+            metadata,
+            json!({
+                "resource": "https://gw.example/mcp/acme", "authorization_servers": ["https://gw.example", ISSUER],
+                "scopes_supported": ["mcp:call"], "bearer_methods_supported": ["header"],
+            })
+        );
+        let (_, _, metadata) = document(&mut world, "GET", &format!("{resource}/github"));
+        assert_eq!(metadata["resource"], "https://gw.example/mcp/acme/github");
+        let (_, _, metadata) = document(&mut world, "GET", "/.well-known/oauth-authorization-server");
+        assert_eq!(metadata["issuer"], "https://gw.example");
+        assert_eq!(metadata["token_endpoint"], "https://gw.example/oauth/token");
+        let (_, _, metadata) = document(&mut world, "HEAD", "/.well-known/openid-configuration");
+        assert_eq!(metadata["subject_types_supported"], json!(["public"]));
+        let (_, _, keys) = document(&mut world, "GET", "/.well-known/jwks.json?x=1");
+        assert_eq!(keys["keys"][0]["kid"], "s1");
+        assert!(keys["keys"][0].get("d").is_none(), "public keys alone");
+        for (method, path, status) in [
+            ("GET", "/.well-known/oauth-protected-resource/mcp/other", 404),
+            ("GET", "/.well-known/oauth-protected-resource/mcp/nobody", 404),
+            ("OPTIONS", "/.well-known/jwks.json", 204),
+            ("POST", "/.well-known/jwks.json", 405),
+            ("GET", "/oauth/authorize", 400),
+            ("POST", "/oauth/authorize", 405),
+            ("GET", "/oauth/token", 405),
+            ("OPTIONS", "/oauth/token", 405),
+        ] {
+            assert_eq!(document(&mut world, method, path).0, status, "{method} {path}");
+        }
+        let mut without = World::new();
+        assert_eq!(document(&mut without, "GET", resource).2["authorization_servers"], json!([ISSUER]));
+        for path in ["/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/oauth/token", "/oauth/authorize"] {
+            assert_eq!(document(&mut without, "GET", path).0, 404, "{path}: nothing is issued here");
+        }
+    }
+
+    #[test]
+    fn a_body_that_does_not_come_is_not_waited_for_forever() {
+        let mut world = issuing(|_| {});
+        let Step::ReadBody(reading) = world.start("/oauth/token", &[(":method", "POST")]) else { panic!("must read") };
+        assert!(reading.is_overdue(world.now.plus(BODY_TIMEOUT)));
+        let step = reading.give_up(TokenError::BodyTimeout);
+        assert_eq!((reason(&step), status(&step)), ("body_timeout", 408));
+    }
 }

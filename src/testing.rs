@@ -75,3 +75,20 @@ fn rand() -> [u8; 16] {
     rsa::rand_core::OsRng.fill_bytes(&mut bytes);
     bytes
 }
+
+/// A key with which the gateway signs, in PKCS#8 PEM.
+pub(crate) fn signing_key_pem() -> &'static str {
+    static PEM: OnceLock<String> = OnceLock::new();
+    PEM.get_or_init(new_pem)
+}
+
+/// Another one.
+pub(crate) fn other_signing_key_pem() -> &'static str {
+    static PEM: OnceLock<String> = OnceLock::new();
+    PEM.get_or_init(new_pem)
+}
+
+fn new_pem() -> String {
+    let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap();
+    rsa::pkcs8::EncodePrivateKey::to_pkcs8_pem(&key, rsa::pkcs8::LineEnding::LF).unwrap().to_string()
+}

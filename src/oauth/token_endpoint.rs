@@ -312,3 +312,289 @@ impl Form {
         self.0.get(name).map(String::as_str)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::testing::{self, TestHost};
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+    const ORIGIN: &str = "https://gw.example";
+    const CLIENT: &str = "apx_client_4b7d9e21";
+    const SCOPED: &str = "apx_client_scoped00";
+    const KEYED: &str = "apx_client_keyed000";
+    const SECRET: &str = "apx_secret_0123456789abcdefghijABCD";
+    const NEXT_SECRET: &str = "apx_secret_next56789abcdefghijABCD";
+
+    struct World {
+        config: Config,
+        policy: Policy,
+        attempts: Attempts,
+        host: TestHost,
+        now: UnixTime,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let hash = |secret: &str| hex::encode(Sha256::digest(secret));
+            let jwks: Value = serde_json::from_str(&testing::jwk_set(&["c1"]).to_document()).unwrap();
+            let config = json!({
+                "gateway": {"origin": ORIGIN},
+                "policy": {"inline": {
+                    "signing_keys": [{"kid": "s1", "private_key_env": "SIGNING_KEY"}],
+                    "orgs": {
+                        "acme": {"oauth_clients": [
+                            {"client_id": CLIENT, "secret_sha256": [hash(SECRET), hash(NEXT_SECRET)], "scopes": ["mcp:call"]},
+                            {"client_id": SCOPED, "secret_sha256": [hash(SECRET)], "scopes": ["mcp:call:github", "mcp:call:jira"]},
+                            {"client_id": KEYED, "jwks": jwks, "scopes": ["mcp:call"]},
+                            {"client_id": "apx_client_revoked0", "secret_sha256": [hash(SECRET)], "scopes": ["mcp:call"], "revoked": true},
+                        ]},
+                        "other": {},
+                    },
+                }},
+            });
+            let environment = |name: &str| (name == "SIGNING_KEY").then(|| testing::signing_key_pem().to_owned());
+            let (config, policy) = Config::parse(config.to_string().as_bytes(), &environment).unwrap();
+            Self { config, policy, attempts: Attempts::default(), host: TestHost::default(), now: NOW }
+        }
+
+        fn post_to(&mut self, path: &str, headers: &[(&str, &str)], body: &str) -> Result<Value, TokenError> {
+            let fixed = [(":method", "POST"), (":path", path)];
+            let headers = fixed.iter().chain(headers).map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            let Self { config, policy, attempts, host, now } = self;
+            let mut endpoint = TokenEndpoint { config, policy, attempts, host, now: *now };
+            let reply = endpoint.issue(&RequestHead::new(headers), body.as_bytes())?;
+            assert_eq!(reply.status, 200);
+            assert!(reply.headers.contains(&("cache-control", "no-store".to_owned())));
+            Ok(serde_json::from_str(&reply.body).unwrap())
+        }
+
+        fn post(&mut self, body: &str) -> Result<Value, TokenError> {
+            self.post_to("/oauth/token", &[FORM], body)
+        }
+
+        fn basic(&mut self, id: &str, secret: &str, body: &str) -> Result<Value, TokenError> {
+            let value = format!("Basic {}", BASE64_STANDARD.encode(format!("{id}:{secret}")));
+            self.post_to("/oauth/token", &[FORM, ("authorization", &value)], body)
+        }
+    }
+
+    const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
+
+    fn with_secret(id: &str, more: &str) -> String {
+        format!("grant_type=client_credentials&client_id={id}&client_secret={SECRET}{more}")
+    }
+
+    fn claims_of(answer: &Value) -> Value {
+        let jws = answer["access_token"].as_str().unwrap().to_owned();
+        let jws = CompactJws::parse(&jws).unwrap();
+        assert_eq!((jws.kid(), jws.check_type(&[Type::Named("at+jwt")])), (Some("s1"), Ok(())));
+        Value::Object(jws.claims().clone())
+    }
+
+    #[test]
+    fn the_token_of_the_product_page() {
+        let answer = World::new().post(&with_secret(CLIENT, "&scope=mcp%3Acall")).unwrap();
+        assert_eq!(
+            (&answer["token_type"], &answer["expires_in"], &answer["scope"]),
+            (&json!("Bearer"), &json!(3600), &json!("mcp:call"))
+        );
+        let mut claims = claims_of(&answer);
+        let jti = claims.as_object_mut().unwrap().remove("jti").unwrap();
+        assert_eq!(jti.as_str().unwrap().len(), 32);
+        assert_eq!(
+            claims,
+            json!({
+                "iss": ORIGIN, "sub": CLIENT, "client_id": CLIENT, "aud": format!("{ORIGIN}/mcp/acme"),
+                "iat": 1_800_000_000, "exp": 1_800_003_600, "scope": "mcp:call",
+            })
+        );
+    }
+
+    #[test]
+    fn both_ways_and_both_live_secrets() {
+        let mut world = World::new();
+        for secret in [SECRET, NEXT_SECRET, "apx%5Fsecret_0123456789abcdefghijABCD"] {
+            assert!(world.basic(CLIENT, secret, "grant_type=client_credentials").is_ok(), "{secret}");
+        }
+        assert!(world.basic(CLIENT, SECRET, &format!("grant_type=client_credentials&client_id={CLIENT}")).is_ok());
+        assert!(world.post(&with_secret(CLIENT, "&scope=")).is_ok(), "a parameter without a value is left out");
+    }
+
+    #[test]
+    fn scopes_are_cut_and_resources_decide_the_audience() {
+        let mut world = World::new();
+        for (client, more, scope, audience) in [
+            (CLIENT, "", Ok("mcp:call"), "/mcp/acme"),
+            (CLIENT, "&scope=mcp:call:github", Ok("mcp:call:github"), "/mcp/acme"),
+            (CLIENT, "&scope=openid", Err(TokenError::InvalidScope), ""),
+            (SCOPED, "", Ok("mcp:call:github mcp:call:jira"), "/mcp/acme"),
+            (SCOPED, "&scope=mcp:call", Ok("mcp:call:github mcp:call:jira"), "/mcp/acme"),
+            (SCOPED, "&scope=mcp:call:jira+mcp:call:slack", Ok("mcp:call:jira"), "/mcp/acme"),
+            (SCOPED, "&scope=mcp:call:slack", Err(TokenError::InvalidScope), ""),
+            (CLIENT, "&resource=https://gw.example/mcp/acme", Ok("mcp:call"), "/mcp/acme"),
+            (CLIENT, "&resource=https://gw.example/mcp/acme/github", Ok("mcp:call"), "/mcp/acme/github"),
+            (CLIENT, "&resource=https://gw.example/mcp/other", Err(TokenError::InvalidTarget), ""),
+            (CLIENT, "&resource=https://gw.example/mcp/acme/", Err(TokenError::InvalidTarget), ""),
+            (CLIENT, "&resource=https://gw.example.evil/mcp/acme", Err(TokenError::InvalidTarget), ""),
+            (CLIENT, "&resource=https://evil/mcp/acme", Err(TokenError::InvalidTarget), ""),
+            (CLIENT, "&resource=acme", Err(TokenError::InvalidTarget), ""),
+        ] {
+            let answer = world.post(&with_secret(client, more));
+            assert_eq!(
+                answer.as_ref().map(|answer| answer["scope"].as_str().unwrap()).map_err(|error| *error),
+                scope,
+                "{client}{more}"
+            );
+            if let Ok(answer) = answer {
+                assert_eq!(claims_of(&answer)["aud"], format!("{ORIGIN}{audience}"), "{client}{more}");
+            }
+        }
+    }
+
+    #[test]
+    fn bad_requests() {
+        let refused = TokenError::InvalidClient { basic: false };
+        let mut world = World::new();
+        let invalid = |error: TokenError| error.word() == "invalid_request";
+        for (what, body) in [
+            ("empty", String::new()),
+            ("garbage", "\u{0}\u{1}%%%".to_owned()),
+            ("json", r#"{"grant_type":"client_credentials"}"#.to_owned()),
+            ("no credentials", "grant_type=client_credentials".to_owned()),
+            ("id alone", format!("grant_type=client_credentials&client_id={CLIENT}")),
+            ("unknown client", with_secret("apx_client_unknown0", "")),
+            ("revoked client", with_secret("apx_client_revoked0", "")),
+            ("hostile id", with_secret("..%2F..%2F%00", "")),
+            ("wrong secret", with_secret(CLIENT, "x")),
+            ("keyed client with a secret", with_secret(KEYED, "")),
+            ("garbage assertion", format!("client_assertion_type={JWT_BEARER}&client_assertion=a.b.c")),
+        ] {
+            assert_eq!(world.post(&body), Err(refused), "{what}");
+        }
+        for (what, body) in [
+            ("secret without id", format!("grant_type=client_credentials&client_secret={SECRET}")),
+            ("no grant_type", format!("client_id={CLIENT}&client_secret={SECRET}")),
+            ("repeated parameter", with_secret(CLIENT, "&scope=mcp:call&scope=mcp:call")),
+            ("repeated unknown parameter", with_secret(CLIENT, "&x=1&x=1")),
+            ("repeated empty parameter", with_secret(CLIENT, "&scope=&scope=mcp:call")),
+            ("secret and assertion", with_secret(CLIENT, "&client_assertion=a.b.c")),
+            ("assertion of an unknown kind", "client_assertion_type=saml&client_assertion=a.b.c".to_owned()),
+        ] {
+            assert!(world.post(&body).is_err_and(invalid), "{what}");
+        }
+        assert_eq!(
+            world.post(&with_secret(CLIENT, "").replace("client_credentials", "password")),
+            Err(TokenError::UnsupportedGrantType)
+        );
+        assert_eq!(world.basic(CLIENT, "wrong", "grant_type=client_credentials"), Err(TokenError::InvalidClient { basic: true }));
+        assert!(world.basic(CLIENT, SECRET, &with_secret(CLIENT, "")).is_err_and(invalid), "two ways");
+        assert!(world.basic(CLIENT, SECRET, "grant_type=client_credentials&client_id=other").is_err_and(invalid));
+        assert!(world.post_to("/oauth/token?client_id=a", &[FORM], &with_secret(CLIENT, "")).is_err_and(invalid));
+        assert!(world.post_to("/oauth/token", &[], &with_secret(CLIENT, "")).is_err_and(invalid));
+        let json = ("content-type", "application/json");
+        assert!(world.post_to("/oauth/token", &[json], &with_secret(CLIENT, "")).is_err_and(invalid));
+        let charset = ("content-type", "Application/X-WWW-Form-Urlencoded; charset=UTF-8");
+        assert!(world.post_to("/oauth/token", &[charset], &with_secret(CLIENT, "")).is_ok());
+        assert_eq!(world.post(&"a".repeat(MAX_BODY_LENGTH + 1)), Err(TokenError::BodyTooLong));
+        for value in ["Basic", "Basic !", "Basic YQ==", "Bearer a.b.c", "Basic \u{e4}"] {
+            let answer = world.post_to("/oauth/token", &[FORM, ("authorization", value)], "grant_type=client_credentials");
+            assert_eq!(answer, Err(TokenError::InvalidClient { basic: true }), "{value}");
+        }
+    }
+
+    #[test]
+    fn assertions() {
+        let good = || {
+            json!({
+                "iss": KEYED, "sub": KEYED, "aud": ORIGIN, "exp": 1_800_000_300, "iat": 1_800_000_000, "jti": "j1",
+            })
+        };
+        let header = json!({"alg": "RS256", "kid": "c1", "typ": "JWT"});
+        let body = |assertion: &str| {
+            format!("grant_type=client_credentials&client_assertion_type={JWT_BEARER}&client_assertion={assertion}")
+        };
+        let mut world = World::new();
+        let first = testing::sign(&header, &good());
+        assert!(world.post(&body(&first)).is_ok());
+        let refused = Err(TokenError::InvalidClient { basic: false });
+        assert_eq!(world.post(&body(&first)), refused, "replayed");
+        let with = |name: &str, value: Value| {
+            let mut claims = good();
+            claims["jti"] = json!(name);
+            claims[name] = value;
+            claims
+        };
+        for claims in [with("aud", json!([format!("{ORIGIN}/oauth/token"), "x"])), with("client_id", json!("anything"))] {
+            assert!(world.post(&body(&testing::sign(&header, &claims))).is_ok(), "{claims}");
+        }
+        for claims in [
+            with("iss", json!(CLIENT)),
+            with("sub", json!(CLIENT)),
+            with("aud", json!("https://evil")),
+            with("exp", json!(1_799_999_000)),
+            with("exp", json!(1_800_000_661)),
+            with("exp", Value::Null),
+            with("jti", json!("")),
+            with("jti", Value::Null),
+        ] {
+            assert_eq!(world.post(&body(&testing::sign(&header, &claims))), refused, "{claims}");
+            world.attempts = Attempts::default();
+        }
+        let typed = json!({"alg": "RS256", "kid": "c1", "typ": "at+jwt"});
+        assert_eq!(world.post(&body(&testing::sign(&typed, &with("a", json!(1))))), refused, "an access token is no assertion");
+        let unknown = json!({"alg": "RS256", "kid": "c2"});
+        assert_eq!(world.post(&body(&testing::sign(&unknown, &with("b", json!(1))))), refused);
+        let named = format!("{}&client_id={CLIENT}", body(&testing::sign(&header, &with("c", json!(1)))));
+        assert_eq!(world.post(&named), refused, "another client_id");
+    }
+
+    #[test]
+    fn guessing_is_slowed_for_one_client_and_unknown_ids_alike() {
+        for id in [CLIENT, "apx_client_unknown0"] {
+            let mut world = World::new();
+            let wrong = format!("grant_type=client_credentials&client_id={id}&client_secret=guess");
+            for _ in 0..10 {
+                assert_eq!(world.post(&wrong), Err(TokenError::InvalidClient { basic: false }), "{id}");
+            }
+            assert_eq!(world.post(&wrong), Err(TokenError::TooManyAttempts(Duration::from_secs(6))), "{id}");
+            assert!(world.post(&with_secret(SCOPED, "")).is_ok(), "others are served");
+            world.now = world.now.plus(Duration::from_secs(6));
+            assert_eq!(world.post(&wrong), Err(TokenError::InvalidClient { basic: false }), "{id}");
+        }
+    }
+
+    #[test]
+    fn golden_errors() {
+        for (error, status, header) in [
+            (TokenError::InvalidRequest("x"), 400, None),
+            (TokenError::InvalidClient { basic: true }, 401, Some(("www-authenticate", r#"Basic realm="apexmcp""#))),
+            (TokenError::InvalidClient { basic: false }, 401, None),
+            (TokenError::UnsupportedGrantType, 400, None),
+            (TokenError::InvalidScope, 400, None),
+            (TokenError::InvalidTarget, 400, None),
+            (TokenError::TooManyAttempts(Duration::from_millis(1500)), 429, Some(("retry-after", "2"))),
+            (TokenError::BodyTooLong, 413, None),
+            (TokenError::MethodNotAllowed, 405, Some(("allow", "POST"))),
+            (TokenError::SigningFailed, 503, Some(("retry-after", "1"))),
+        ] {
+            let reply = error.reply();
+            assert_eq!(reply.status, status, "{error:?}");
+            assert_eq!(reply.headers.get(3).map(|(name, value)| (*name, value.as_str())), header, "{error:?}");
+            let body: Value = serde_json::from_str(&reply.body).unwrap();
+            assert!(["error", "error_description", "reason"].iter().all(|name| body[name].is_string()), "{error:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(header: Vec<u8>, body: String) {
+            let mut world = World::new();
+            let value = String::from_utf8_lossy(&header).into_owned();
+            let _ = world.post_to("/oauth/token", &[FORM, ("authorization", &value)], &body);
+        }
+    }
+}
