@@ -2,6 +2,7 @@
 
 pub mod problem;
 mod raw;
+mod wire;
 
 use std::time::Duration;
 
@@ -108,13 +109,14 @@ pub enum Mode {
 }
 
 impl Config {
-    /// Reads a plugin configuration and the policy in it, with the secrets that it names in `environment`.
+    /// Reads a plugin configuration, JSON or a serialized `google.protobuf.Struct`, and the policy in it, with the secrets that it names in `environment`.
     ///
     /// # Errors
     /// Everything that is wrong with it, each with its JSON path.
-    pub fn parse(json: &[u8], environment: &Environment<'_>) -> Result<(Self, Policy), Vec<Problem>> {
+    pub fn parse(bytes: &[u8], environment: &Environment<'_>) -> Result<(Self, Policy), Vec<Problem>> {
         let mut problems = Problems::default();
-        let parsed = problem::read::<RawConfig>(json, &mut problems).and_then(|raw| check(raw, environment, &mut problems));
+        let parsed = problem::read::<RawConfig>(&wire::json_text(bytes), &mut problems)
+            .and_then(|raw| check(raw, environment, &mut problems));
         match parsed {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(problems.into_vec()),

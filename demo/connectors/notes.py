@@ -1,0 +1,43 @@
+"""A demo connector: notes in memory, as an MCP server over streamable HTTP."""
+
+from serving import serve
+
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("notes")
+NOTES: dict[str, str] = {"welcome": "This note came through the gateway."}
+
+
+@server.tool()
+def write(title: str, text: str) -> str:
+    """Keep a note under a title; one of the same title is replaced."""
+    NOTES[title] = text
+    return f"kept {title!r}"
+
+
+@server.tool()
+def read(title: str) -> str:
+    """The note of this title."""
+    return NOTES.get(title, f"there is no note {title!r}")
+
+
+@server.tool()
+def titles() -> list[str]:
+    """The titles of all notes."""
+    return sorted(NOTES)
+
+
+@server.prompt()
+def summarize(title: str) -> str:
+    """Ask for a summary of a note."""
+    return f"Summarize this note in one sentence:\n\n{read(title)}"
+
+
+@server.resource("note://welcome")
+def welcome() -> str:
+    """The first note."""
+    return NOTES["welcome"]
+
+
+if __name__ == "__main__":
+    serve(server)
