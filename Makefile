@@ -4,7 +4,7 @@ TOOLS := .tools/.complete
 # npm writes this file last.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
 
-.PHONY: help run test build lint setup prerequisites clean
+.PHONY: help run test build bench lint setup prerequisites clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -17,6 +17,10 @@ test: setup build ## every test: unit, property, end to end in real Envoy
 
 build: prerequisites ## dist/apexmcp_auth.wasm
 	scripts/wasm build
+
+bench: setup build ## what it costs; prints a table and writes target/bench.json
+	@command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
+	@.tools/bin/python bench/bench.py
 
 lint: setup ## format, clippy (native and wasm), dependency audit
 	cargo fmt --all --check

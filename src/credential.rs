@@ -62,6 +62,10 @@ fn bearer_token(value: &[u8]) -> Result<&str, Reason> {
     if !scheme.eq_ignore_ascii_case(b"Bearer ") {
         return Err(Reason::CredentialMalformed);
     }
+    // HTTP joins a repeated header with commas (RFC 9110 §5.3), and Envoy does so with this one.
+    if rest.contains(&b',') {
+        return Err(Reason::CredentialRepeated);
+    }
     let token = rest.trim_ascii();
     let is_token68 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
     if token.is_empty() || token.len() > MAX_TOKEN_LENGTH || !token.iter().all(is_token68) {
@@ -97,7 +101,7 @@ mod tests {
             (vec![("authorization", b"")], Err(Reason::CredentialMalformed)),
             (vec![("authorization", b"Basic YTpi")], Err(Reason::CredentialMalformed)),
             (vec![("authorization", b"Bearer a b")], Err(Reason::CredentialMalformed)),
-            (vec![("authorization", b"Bearer a,Bearer b")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"Bearer a,Bearer b")], Err(Reason::CredentialRepeated)),
             (vec![("authorization", b"Bearer \xff\xfe")], Err(Reason::CredentialMalformed)),
             (vec![("authorization", long.as_bytes())], Err(Reason::CredentialMalformed)),
             (vec![("x-api-key", b"")], Err(Reason::CredentialMalformed)),
