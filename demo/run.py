@@ -35,6 +35,10 @@ class Refused(Exception):
     """Something that the operator has to mend, in one line."""
 
 
+class Stopped(Exception):
+    """The operator wants it to end."""
+
+
 def base62(length: int) -> str:
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(length))
 
@@ -67,7 +71,8 @@ def free_port() -> int:
 class Processes:
     """What was started, and nothing else, is ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, stopping: threading.Event) -> None:
+        self.stopping = stopping
         self.running: dict[str, subprocess.Popen] = {}
 
     def start(self, name: str, command: list, stdout=None, env: dict | None = None) -> subprocess.Popen:
@@ -80,6 +85,8 @@ class Processes:
         return process
 
     def check(self) -> None:
+        if self.stopping.is_set():
+            raise Stopped
         for name, process in self.running.items():
             if process.poll() is not None:
                 last = (RUN / f"{name}.log").read_text(errors="replace").splitlines()[-10:]
@@ -122,7 +129,7 @@ def accepts(port: int) -> bool:
 
 
 def render(policy: dict, connectors: dict[str, int]) -> Path:
-    """envoy/envoy.yaml with this policy and these connectors, readable by nobody else: it names the demo's secrets."""
+    """envoy/envoy.yaml with this policy and these connectors. A policy is nobody else's to read."""
     config = yaml.safe_load((ROOT / "envoy" / "envoy.yaml").read_text())
     manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     manager["access_log"][0] = {
@@ -245,15 +252,19 @@ def start_all(processes: Processes) -> str:
 
 
 def main() -> int:
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    processes = Processes()
+    stopping = threading.Event()
+    # SIGHUP: the terminal was closed.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopping.set())
+    processes = Processes(stopping)
     try:
         print("==> starting the connectors, the identity provider and Envoy", flush=True)
         print(start_all(processes), flush=True)
-        while not stop.wait(0.5):
+        while True:
             processes.check()
+            stopping.wait(0.5)
+    except Stopped:
+        pass
     except Refused as problem:
         print(f"make run: {problem}", file=sys.stderr)
         return 1

@@ -448,6 +448,20 @@ mod tests {
     }
 
     #[test]
+    fn a_remembered_token_ends_with_the_age_of_its_keys() {
+        let mut world = World::with(|config| config["jwks"]["max_stale"] = json!("5m"));
+        world.publish(&["a"]);
+        let mut long = claims();
+        long["exp"] = json!(1_800_009_999);
+        let token = token(&long);
+        assert_eq!(reason(&world.bearer(&token)), "ok");
+        world.now = NOW.plus(Duration::from_secs(299));
+        assert_eq!(reason(&world.bearer(&token)), "ok");
+        world.now = NOW.plus(Duration::from_secs(300));
+        assert_eq!(reason(&world.bearer(&token)), "await");
+    }
+
+    #[test]
     fn a_request_waits_for_the_first_keys_and_not_forever() {
         let mut world = World::new();
         let good = token(&claims());
@@ -704,6 +718,17 @@ mod tests {
             });
             assert_eq!(reason(&changed.bearer(&token)), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_client_that_moved_to_another_org_takes_no_token_along() {
+        let token = issuing(|_| {}).token("");
+        let mut moved = issuing(|policy| {
+            let clients = policy["orgs"]["acme"]["oauth_clients"].take();
+            policy["orgs"]["acme"] = json!({});
+            policy["orgs"]["other"] = json!({ "oauth_clients": clients });
+        });
+        assert_eq!(reason(&moved.bearer(&token)), "client_unknown");
     }
 
     #[test]

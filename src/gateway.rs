@@ -10,7 +10,7 @@ use crate::jose::claims;
 use crate::jose::compact::{CompactJws, Type};
 use crate::jose::jwk::RsaPublicKey;
 use crate::jose::signature;
-use crate::jwks::{KeySet, KeySetId, KeySets, Lookup};
+use crate::jwks::{KeySetId, KeySets, Lookup};
 use crate::oauth::access_token;
 use crate::oauth::attempts::Attempts;
 use crate::oauth::discovery::Document;
@@ -114,7 +114,7 @@ impl Gateway {
         host: &dyn Host,
         findings: &mut Findings,
     ) -> Result<Rc<Principal>, NotAdmitted> {
-        let version_of = |id| self.key_sets.get(id).map(KeySet::version);
+        let version_of = |id| self.key_sets.get(id)?.version(now, &self.config.jwks);
         if let Some(principal) = self.tokens.get(token, resource, now, version_of) {
             findings.token_cache = Some(CacheOutcome::Hit);
             findings.method = Some(principal.method());
@@ -152,9 +152,8 @@ impl Gateway {
         claims::subject(jws.claims())?;
 
         let key_set = self.key_sets.get_mut(provider.key_set).ok_or(Reason::JwksUnavailable)?;
-        let version = key_set.version();
-        let keys = match key_set.lookup(now, &self.config.jwks) {
-            Lookup::Keys(keys) => keys,
+        let (keys, version) = match key_set.lookup(now, &self.config.jwks) {
+            Lookup::Keys(keys, version) => (keys, version),
             Lookup::Pending => return Err(NotAdmitted::AwaitKeySet(provider.key_set)),
             Lookup::Unavailable(retry_after) => {
                 return Err(NotAdmitted::Denied(Denial { retry_after: Some(retry_after), ..Reason::JwksUnavailable.into() }));

@@ -4,6 +4,7 @@
 //! compare-and-swap. A thread that wants to fetch first writes its claim into the record, so there is one fetch at a
 //! time; each thread works with its own copy of the record, a [`KeySet`].
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -195,8 +196,8 @@ impl Record {
 
 /// What a token's `kid` finds in a [`KeySet`].
 pub enum Lookup<'set> {
-    /// The keys of the set, which are fresh enough to judge by.
-    Keys(&'set JwkSet),
+    /// The keys of the set, which are fresh enough to judge by, and their version.
+    Keys(&'set JwkSet, u64),
     /// None yet, but they are being fetched.
     Pending,
     /// None, and none to be expected before this time has passed.
@@ -212,7 +213,7 @@ pub struct KeySet {
     version: u64,
     revision: u64,
     synced_at: UnixTime,
-    is_used: bool,
+    is_used: Cell<bool>,
     wants_unknown_kid: bool,
     /// Its clones are held by those who wait for this set.
     waiters: Rc<()>,
@@ -228,7 +229,7 @@ impl KeySet {
             version: 0,
             revision: 0,
             synced_at: UnixTime::default(),
-            is_used: false,
+            is_used: Cell::new(false),
             wants_unknown_kid: false,
             waiters: Rc::default(),
         }
@@ -239,9 +240,10 @@ impl KeySet {
         &self.uri
     }
 
-    /// Grows whenever the keys change.
-    pub fn version(&self) -> u64 {
-        self.version
+    /// A number that grows whenever the keys change; `None` where they are too old to judge by at `now`.
+    pub fn version(&self, now: UnixTime, timing: &Timing) -> Option<u64> {
+        self.is_used.set(true);
+        self.usable(now, timing).map(|_| self.version)
     }
 
     /// Grows whenever anything of it changes, a failed fetch too.
@@ -260,13 +262,17 @@ impl KeySet {
     }
 
     /// The keys to judge a token by at `now`.
-    pub fn lookup(&mut self, now: UnixTime, timing: &Timing) -> Lookup<'_> {
-        self.is_used = true;
-        match &self.keys {
-            Some(keys) if self.record.fetched_at.plus(timing.max_stale) > now => Lookup::Keys(keys),
-            _ if self.record.is_pending(now) => Lookup::Pending,
-            _ => Lookup::Unavailable(self.record.next_fetch_at.since(now)),
+    pub fn lookup(&self, now: UnixTime, timing: &Timing) -> Lookup<'_> {
+        self.is_used.set(true);
+        match self.usable(now, timing) {
+            Some(keys) => Lookup::Keys(keys, self.version),
+            None if self.record.is_pending(now) => Lookup::Pending,
+            None => Lookup::Unavailable(self.record.next_fetch_at.since(now)),
         }
+    }
+
+    fn usable(&self, now: UnixTime, timing: &Timing) -> Option<&JwkSet> {
+        self.keys.as_ref().filter(|_| now < self.record.fetched_at.plus(timing.max_stale))
     }
 
     /// Asks for a fetch on behalf of a `kid` that the set lacks. Where the answer is no, the set has just been fetched
@@ -289,7 +295,7 @@ impl KeySet {
         Rc::strong_count(&self.waiters) > 1
             || self.wants_unknown_kid
             || (now >= self.record.next_fetch_at && !self.record.is_claimed(now))
-            || (self.is_used && now.since(self.synced_at) >= SYNC_INTERVAL)
+            || (self.is_used.get() && now.since(self.synced_at) >= SYNC_INTERVAL)
     }
 
     /// Takes over the shared record.
@@ -298,7 +304,7 @@ impl KeySet {
     /// Where its keys can't be read; the copy stays as it was.
     pub fn sync(&mut self, record: Record, now: UnixTime) -> Result<(), JwkSetError> {
         self.synced_at = now;
-        self.is_used = false;
+        self.is_used.set(false);
         if record != self.record {
             self.revision = self.revision.saturating_add(1);
         }
@@ -415,7 +421,9 @@ mod tests {
         let waiting = threads.sets[3].wait();
         assert_eq!(threads.tick(at(2)), 0);
         drop(waiting);
-        assert!(matches!(threads.sets[3].lookup(at(2), &TIMING), Lookup::Keys(keys) if keys.candidates(Some("a")).count() == 1));
+        assert!(
+            matches!(threads.sets[3].lookup(at(2), &TIMING), Lookup::Keys(keys, _) if keys.candidates(Some("a")).count() == 1)
+        );
         assert_eq!(threads.tick(at(301)), 0);
         assert_eq!(threads.tick(at(302)), 1, "the refresh interval is over");
     }
@@ -467,7 +475,7 @@ mod tests {
         threads.tick(START);
         threads.answer(&["a"], START);
         let (mut now, mut pauses) = (at(300), Vec::new());
-        let set = |threads: &mut Threads, now| matches!(threads.sets[0].lookup(now, &TIMING), Lookup::Keys(_));
+        let set = |threads: &mut Threads, now| matches!(threads.sets[0].lookup(now, &TIMING), Lookup::Keys(..));
         while pauses.len() < 7 {
             assert_eq!(threads.tick(now), 1);
             threads.shared = std::mem::take(&mut threads.shared).failed(now);
@@ -490,13 +498,14 @@ mod tests {
         let mut threads = Threads::new(1);
         threads.answer(&["a"], START);
         threads.tick(START);
-        let version = threads.sets[0].version();
+        let version = |threads: &Threads| threads.sets[0].version(at(2), &TIMING).unwrap();
+        let before = version(&threads);
         threads.answer(&["a"], at(1));
         threads.sets[0].sync(threads.shared.clone(), at(1)).unwrap();
-        assert_eq!(threads.sets[0].version(), version);
+        assert_eq!(version(&threads), before);
         threads.answer(&["b"], at(2));
         threads.sets[0].sync(threads.shared.clone(), at(2)).unwrap();
-        assert_eq!(threads.sets[0].version(), version + 1);
+        assert_eq!(version(&threads), before + 1);
     }
 
     #[test]

@@ -22,9 +22,9 @@ def read(title: str) -> str:
 
 
 @server.tool()
-def titles() -> list[str]:
-    """The titles of all notes."""
-    return sorted(NOTES)
+def titles(prefix: str = "") -> list[str]:
+    """The titles of all notes, or of those that begin with a prefix."""
+    return sorted(title for title in NOTES if title.startswith(prefix))
 
 
 @server.prompt()

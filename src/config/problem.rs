@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::de::DeserializeOwned;
 use serde_ignored::Path;
+use serde_path_to_error::Segment;
 
 /// One thing to mend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +65,13 @@ pub fn read<T: DeserializeOwned>(json: &[u8], problems: &mut Problems) -> Option
     for path in unknown {
         problems.add(path, "unknown field");
     }
-    let value = read.map_err(|error| problems.add(track.path(), error)).ok()?;
+    let value = read
+        .map_err(|error| {
+            let path = track.path();
+            let is_known = path.iter().next().is_some_and(|segment| !matches!(segment, Segment::Unknown));
+            problems.add(if is_known { path.to_string() } else { ".".to_owned() }, error);
+        })
+        .ok()?;
     deserializer.end().map_err(|error| problems.add(".", error)).ok()?;
     Some(value)
 }

@@ -6,13 +6,14 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use percent_encoding::percent_decode_str;
+use serde_json::{Map, Value};
 
 use super::access_token::AccessTokenClaims;
 use super::attempts::Attempts;
 use super::client::{self, OauthClient};
 use super::replay::Use;
 use crate::config::Config;
-use crate::denial::LocalReply;
+use crate::denial::{LocalReply, Reason};
 use crate::host::Host;
 use crate::jose::claims;
 use crate::jose::compact::{CompactJws, Type};
@@ -28,7 +29,7 @@ use crate::time::UnixTime;
 pub const MAX_BODY_LENGTH: usize = 16 * 1024;
 
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
-/// How far ahead an assertion may expire: as long is its `jti` remembered.
+/// How long an assertion serves: as long is its `jti` remembered.
 const MAX_ASSERTION_LIFETIME: Duration = Duration::from_secs(600);
 
 /// Why no token is issued.
@@ -108,7 +109,7 @@ impl TokenError {
 }
 
 /// RFC 6749 §5.1: what stands here must not be kept by a cache.
-fn no_store(status: u32, body: serde_json::Value) -> LocalReply {
+fn no_store(status: u32, body: Value) -> LocalReply {
     let headers = [("content-type", "application/json"), ("cache-control", "no-store"), ("pragma", "no-cache")];
     LocalReply { status, headers: headers.map(|(name, value)| (name, value.to_owned())).into(), body: body.to_string() }
 }
@@ -215,17 +216,26 @@ impl<'e> TokenEndpoint<'e> {
         let gateway = &self.config.gateway;
         let audiences = [gateway.origin.as_str().into(), format!("{}{}", gateway.origin, gateway.token_path).into()];
         let accepted = [Type::Untyped, Type::Named("jwt"), Type::Named("client-authentication+jwt")];
-        let expires_at = claims::check_times(jws.claims(), self.now, self.config.tokens.clock_skew);
-        let (Ok(expires_at), Some(jwks)) = (expires_at, &client.jwks) else { return false };
-        let latest = self.now.plus(MAX_ASSERTION_LIFETIME).plus(self.config.tokens.clock_skew);
-        if jws.check_type(&accepted).is_err() || claims::check_audience(jws.claims(), &audiences).is_err() || expires_at > latest
-        {
+        let (Ok(expires_at), Some(jwks)) = (self.assertion_ends(jws.claims()), &client.jwks) else { return false };
+        if jws.check_type(&accepted).is_err() || claims::check_audience(jws.claims(), &audiences).is_err() {
             return false;
         }
         let keys: Vec<_> = jwks.candidates(jws.kid()).collect();
         let Some(verified) = signature::verify(jws, keys, self.host) else { return false };
         let jti = claims::id(verified.claims());
         !jti.is_empty() && self.host.is_first_use(&Use::new(&client.id, jti, self.now, expires_at))
+    }
+
+    /// The moment from which an assertion is refused: at its `exp`, and not long after its `iat` even where `exp` lies far
+    /// ahead, as some clients set it (RFC 7523 §3 items 4 and 6).
+    fn assertion_ends(&self, claims: &Map<String, Value>) -> Result<UnixTime, Reason> {
+        let skew = self.config.tokens.clock_skew;
+        let expires_at = claims::check_times(claims, self.now, skew)?;
+        let lifetime_from = |moment: UnixTime| moment.plus(MAX_ASSERTION_LIFETIME).plus(skew);
+        let ends = claims::issued_at(claims).map_or(expires_at, |issued_at| expires_at.min(lifetime_from(issued_at)));
+        // An `iat` may itself be ahead by the skew.
+        let is_short = self.now < ends && ends <= lifetime_from(self.now).plus(skew);
+        if is_short { Ok(ends) } else { Err(Reason::TokenExpired) }
     }
 
     fn listen_to(&mut self, id: &str, refused: TokenError) -> Result<(), TokenError> {
@@ -315,7 +325,7 @@ impl Form {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
     use sha2::{Digest, Sha256};
 
     use super::*;
@@ -536,7 +546,8 @@ mod tests {
             with("sub", json!(CLIENT)),
             with("aud", json!("https://evil")),
             with("exp", json!(1_799_999_000)),
-            with("exp", json!(1_800_000_661)),
+            with("iat", json!(1_799_999_340)),
+            with("iat", json!(1_800_000_061)),
             with("exp", Value::Null),
             with("jti", json!("")),
             with("jti", Value::Null),
@@ -544,6 +555,12 @@ mod tests {
             assert_eq!(world.post(&body(&testing::sign(&header, &claims))), refused, "{claims}");
             world.attempts = Attempts::default();
         }
+        let far = with("exp", json!(1_800_003_600));
+        assert!(world.post(&body(&testing::sign(&header, &far))).is_ok(), "it ends by its iat");
+        let mut far_without_iat = with("exp", json!(1_800_003_600));
+        far_without_iat.as_object_mut().unwrap().remove("iat");
+        far_without_iat["jti"] = json!("j2");
+        assert_eq!(world.post(&body(&testing::sign(&header, &far_without_iat))), refused);
         let typed = json!({"alg": "RS256", "kid": "c1", "typ": "at+jwt"});
         assert_eq!(world.post(&body(&testing::sign(&typed, &with("a", json!(1))))), refused, "an access token is no assertion");
         let unknown = json!({"alg": "RS256", "kid": "c2"});

@@ -1,0 +1,141 @@
+//! Envoy itself, with any configuration whose ports are 0.
+
+use serde_json::Value;
+
+use crate::http::{CASE_HEADER, Client, Reply, Request};
+use crate::process::{Folder, Process, argument};
+use crate::{eventually, repository};
+
+/// The name of the listener to which requests are sent.
+pub const GATEWAY_LISTENER: &str = "gateway";
+
+/// A running Envoy. Its access log, a JSON object a line, goes to standard output.
+#[derive(Debug)]
+pub struct Envoy {
+    folder: Folder,
+    client: Client,
+    admin: Client,
+    _process: Process,
+}
+
+impl Drop for Envoy {
+    /// Nothing that a test sends may end the module's VM.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let log = self.log();
+            for sign in ["panicked at", "in-VM backtrace"] {
+                assert!(!log.contains(sign), "the module trapped:\n{log}");
+            }
+        }
+    }
+}
+
+impl Envoy {
+    /// Starts one with this bootstrap configuration, and awaits that it serves.
+    ///
+    /// # Panics
+    /// Where it does not, with its log.
+    pub async fn start(bootstrap: &Value, workers: usize, folder: Folder) -> Self {
+        folder.write("envoy.json", &bootstrap.to_string()).expect("the configuration is written");
+        let (configuration, admin_address) = (folder.file("envoy.json"), folder.file("admin"));
+        let workers = workers.to_string();
+        let arguments = [
+            "--config-path",
+            argument(&configuration),
+            "--admin-address-path",
+            argument(&admin_address),
+            "--concurrency",
+            &workers,
+            "--component-log-level",
+            "wasm:debug",
+            "--file-flush-interval-msec",
+            "10",
+            "--disable-hot-restart",
+        ];
+        let mut process = Process::start("envoy", &arguments, &folder).expect("Envoy starts");
+        let admin = eventually("Envoy is ready", async || {
+            assert!(!process.has_ended(), "Envoy ended:\n{}", folder.read("stderr"));
+            let admin = Client::new(Some(folder.read("admin")).filter(|address| !address.is_empty())?);
+            (admin.try_send(&Request::get("/ready")).await?.status == 200).then_some(admin)
+        })
+        .await;
+        let listeners = admin.send(&Request::get("/listeners?format=json")).await.json();
+        let is_gateway = |listener: &&Value| listener["name"] == GATEWAY_LISTENER;
+        let gateway = listeners["listener_statuses"].as_array().and_then(|listeners| listeners.iter().find(is_gateway));
+        let address = &gateway.expect("the listener of the gateway")["local_address"]["socket_address"];
+        let port = address["port_value"].as_u64().expect("its port");
+        let client = Client::new(format!("127.0.0.1:{port}"));
+        Self { folder, client, admin, _process: process }
+    }
+
+    /// A client of its listener.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Its log by now.
+    pub fn log(&self) -> String {
+        self.folder.read("stderr")
+    }
+
+    /// The lines of the access log by now.
+    pub fn access_log(&self) -> Vec<Value> {
+        let text = self.folder.read("stdout");
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// What the access log says of a request.
+    pub async fn logged(&self, reply: &Reply) -> Value {
+        let is_its = |line: &Value| line[CASE_HEADER] == reply.case;
+        eventually("the access log", async || self.access_log().into_iter().find(is_its)).await
+    }
+
+    /// A counter or gauge of Envoy itself; 0 where it has none of this name yet.
+    pub async fn stat(&self, name: &str) -> u64 {
+        let stats = self.admin.send(&Request::get(&format!("/stats?format=json&filter={name}"))).await.json();
+        let mut stats = stats["stats"].as_array().into_iter().flatten();
+        stats.find(|stat| stat["name"] == name).and_then(|stat| stat["value"].as_u64()).unwrap_or(0)
+    }
+
+    /// A counter or gauge of the filter, as Prometheus sees it; 0 where there is none with these labels yet.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        let page = self.admin.send(&Request::get("/stats/prometheus?filter=wasmcustom")).await.body;
+        let page = String::from_utf8_lossy(&page);
+        let mut wanted: Vec<String> = labels.iter().map(|(label, value)| format!(r#"{label}="{value}""#)).collect();
+        wanted.sort();
+        for line in page.lines() {
+            let Some((series, value)) = line.rsplit_once(' ') else { continue };
+            let (found, labels) = series.split_once('{').unwrap_or((series, "}"));
+            let mut labels: Vec<&str> = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty()).collect();
+            labels.sort_unstable();
+            if found == name && labels == wanted {
+                return value.parse().expect("a number");
+            }
+        }
+        0
+    }
+
+    /// How many requests of this kind were counted.
+    pub async fn counted(&self, result: &str, reason: &str, method: &str) -> u64 {
+        self.metric("apexmcp_requests", &[("result", result), ("reason", reason), ("method", method)]).await
+    }
+
+    /// How many fetches of key sets ended like this: `success` or `failure`.
+    pub async fn fetched(&self, outcome: &str) -> u64 {
+        self.metric("apexmcp_jwks_fetches", &[("outcome", outcome)]).await
+    }
+}
+
+/// The complete gateway, `envoy/envoy.yaml`.
+///
+/// # Panics
+/// Where it is no YAML.
+pub fn complete_gateway() -> Value {
+    let text = std::fs::read_to_string(repository().join("envoy/envoy.yaml")).expect("the file");
+    serde_saphyr::from_str(&text).expect("YAML")
+}

@@ -1,0 +1,291 @@
+//! The smallest gateway: Envoy with this filter alone, and its upstream behind. The complete one is `demo`.
+
+use std::ops::Deref;
+
+use serde_json::{Value, json};
+
+use crate::envoy::{Envoy, GATEWAY_LISTENER, complete_gateway};
+use crate::http::{CASE_HEADER, Reply, Request};
+use crate::process::Folder;
+use crate::server::Server;
+use crate::upstream::Arrived;
+use crate::{eventually, repository};
+
+/// `gateway.origin` in the tests. Nothing is ever sent there.
+pub const ORIGIN: &str = "https://gateway.example";
+
+/// The file from which Envoy takes the filter's configuration, also while it runs.
+const FILTER: &str = "filter.json";
+const FILTER_NAME: &str = "apexmcp";
+
+/// A plugin configuration with these orgs in its policy.
+pub fn plugin(orgs: &Value) -> Value {
+    json!({
+        "gateway": {"origin": ORIGIN},
+        "jwks": {"http_cluster": "jwks_http"},
+        "policy": {"inline": {"version": "1", "orgs": orgs}},
+    })
+}
+
+/// How to start a [`Gateway`].
+#[derive(Clone, Debug)]
+pub struct Setup {
+    plugin: Value,
+    workers: usize,
+    routes: Option<Value>,
+    holds_headers_alone: bool,
+}
+
+impl Setup {
+    /// With this plugin configuration, one worker, and one route to the upstream.
+    pub fn new(plugin: Value) -> Self {
+        Self { plugin, workers: 1, routes: None, holds_headers_alone: true }
+    }
+
+    /// With so many workers.
+    pub fn workers(self, workers: usize) -> Self {
+        Self { workers, ..self }
+    }
+
+    /// With routes of these matches and metadata, tried in this order.
+    pub fn routes(self, routes: impl IntoIterator<Item = (Value, Value)>) -> Self {
+        let route = |(matching, metadata)| {
+            json!({
+                "match": matching,
+                "route": {"cluster": "upstream"},
+                "metadata": {"filter_metadata": {"apexmcp": metadata}},
+            })
+        };
+        Self { routes: Some(routes.into_iter().map(route).collect()), ..self }
+    }
+
+    /// As hosts are that cannot go on with a body while the headers are held: without `allow_on_headers_stop_iteration`.
+    pub fn holding_bodies(self) -> Self {
+        Self { holds_headers_alone: false, ..self }
+    }
+
+    /// Starts it in front of `upstream`.
+    pub async fn start(self, upstream: &Server) -> Gateway {
+        let folder = Folder::new().expect("a folder");
+        folder.write(FILTER, &filter(&self.plugin, self.holds_headers_alone).to_string()).expect("the filter is written");
+        let bootstrap = self.bootstrap(upstream, &folder);
+        let envoy = Envoy::start(&bootstrap, self.workers, folder).await;
+        Gateway { envoy, setup: self }
+    }
+
+    fn bootstrap(&self, upstream: &Server, folder: &Folder) -> Value {
+        let any = json!([{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}]);
+        let state = |name: &str| format!("%FILTER_STATE(wasm.apexmcp_{name}:PLAIN)%");
+        let connection_manager = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "gateway",
+            "route_config": {"virtual_hosts": [{
+                "name": "all", "domains": ["*"], "routes": self.routes.as_ref().unwrap_or(&any),
+            }]},
+            "http_filters": [
+                {
+                    "name": FILTER_NAME,
+                    "config_discovery": {
+                        "config_source": watched(folder),
+                        "type_urls": ["type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm"],
+                    },
+                },
+                {
+                    "name": "envoy.filters.http.router",
+                    "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+                },
+            ],
+            "access_log": [{
+                "name": "envoy.access_loggers.stdout",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+                    "log_format": {"json_format": {
+                        CASE_HEADER: format!("%REQ({CASE_HEADER})%"),
+                        "status": "%RESPONSE_CODE%",
+                        "reason": state("reason"),
+                        "org": state("org"),
+                        "principal": state("principal"),
+                        "subject": state("subject"),
+                        "method": state("method"),
+                        "scope": state("scope"),
+                    }},
+                },
+            }],
+        });
+        json!({
+            "node": {"id": "gateway", "cluster": "gateway"},
+            "admin": {"address": any_port()},
+            // By these the filter's metrics get their labels.
+            "stats_config": complete_gateway()["stats_config"],
+            "static_resources": {
+                "listeners": [{
+                    "name": GATEWAY_LISTENER,
+                    "address": any_port(),
+                    "filter_chains": [{"filters": [{
+                        "name": "envoy.filters.network.http_connection_manager",
+                        "typed_config": connection_manager,
+                    }]}],
+                }],
+                "clusters": [cluster_of(upstream), jwks_cluster()],
+            },
+        })
+    }
+}
+
+fn any_port() -> Value {
+    json!({"socket_address": {"address": "127.0.0.1", "port_value": 0}})
+}
+
+fn cluster_of(upstream: &Server) -> Value {
+    let (host, port) = upstream.authority().split_once(':').expect("host:port");
+    let port: u16 = port.parse().expect("a port");
+    json!({
+        "name": "upstream",
+        "type": "STATIC",
+        "load_assignment": {"cluster_name": "upstream", "endpoints": [{"lb_endpoints": [{
+            "endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}},
+        }]}]},
+    })
+}
+
+fn jwks_cluster() -> Value {
+    json!({
+        "name": "jwks_http",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "cluster_type": {
+            "name": "envoy.clusters.dynamic_forward_proxy",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig",
+                "dns_cache_config": {"name": "jwks", "dns_lookup_family": "V4_ONLY"},
+            },
+        },
+    })
+}
+
+fn watched(folder: &Folder) -> Value {
+    json!({
+        "path_config_source": {"path": folder.file(FILTER), "watched_directory": {"path": folder.file("")}},
+        "resource_api_version": "V3",
+    })
+}
+
+/// The filter as Envoy reads it from a file (ECDS). The configuration is handed over as text.
+fn filter(plugin: &Value, holds_headers_alone: bool) -> Value {
+    let text = plugin.as_str().map_or_else(|| plugin.to_string(), str::to_owned);
+    json!({"resources": [{
+        "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+        "name": FILTER_NAME,
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
+            "config": {
+                "name": FILTER_NAME,
+                "vm_config": {
+                    "vm_id": FILTER_NAME,
+                    "runtime": "envoy.wasm.runtime.v8",
+                    "code": {"local": {"filename": repository().join("dist/apexmcp_auth.wasm")}},
+                },
+                "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text},
+                "failure_policy": "FAIL_RELOAD",
+                "allow_on_headers_stop_iteration": holds_headers_alone,
+            },
+        },
+    }]})
+}
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    envoy: Envoy,
+    setup: Setup,
+}
+
+impl Deref for Gateway {
+    type Target = Envoy;
+
+    fn deref(&self) -> &Envoy {
+        &self.envoy
+    }
+}
+
+impl Gateway {
+    /// Sends a request through it.
+    pub async fn send(&self, request: &Request) -> Reply {
+        self.client().send(request).await
+    }
+
+    /// Gives the filter another configuration, which may be any text, and awaits Envoy's verdict: whether it took it.
+    pub async fn reconfigure(&self, plugin: &Value) -> bool {
+        let (taken, refused) = self.reloads().await;
+        let filter = filter(plugin, self.setup.holds_headers_alone).to_string();
+        self.folder().write(FILTER, &filter).expect("the filter is written");
+        eventually("Envoy's verdict on a configuration", async || match self.reloads().await {
+            (now_taken, _) if now_taken > taken => Some(true),
+            (_, now_refused) if now_refused > refused => Some(false),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn reloads(&self) -> (u64, u64) {
+        let name = |outcome| format!("extension_config_discovery.http_filter.{FILTER_NAME}.update_{outcome}");
+        (self.stat(&name("success")).await, self.stat(&name("rejected")).await)
+    }
+
+    /// Sends a request that is to be admitted, and returns what arrived behind the gateway.
+    ///
+    /// # Panics
+    /// Where it was not admitted, or is not logged as such.
+    pub async fn admits(&self, what: &str, request: &Request) -> Arrived {
+        let reply = self.send(request).await;
+        let arrived = Arrived::of(&reply).unwrap_or_else(|| panic!("{what}: not admitted: {reply:?}"));
+        assert_eq!(self.logged(&reply).await["reason"], "ok", "{what}");
+        arrived
+    }
+
+    /// Sends a request that is to be refused, and returns how it was.
+    ///
+    /// # Panics
+    /// Where it was not, or the refusal has not the contract's form, or is not logged by the same word.
+    pub async fn refuses(&self, what: &str, request: &Request) -> Refusal {
+        let reply = self.send(request).await;
+        assert!(Arrived::of(&reply).is_none(), "{what}: not refused: {reply:?}");
+        let refusal = Refusal::of(&reply).unwrap_or_else(|| panic!("{what}: not in the form of a refusal: {reply:?}"));
+        let logged = self.logged(&reply).await;
+        assert_eq!((&logged["reason"], &logged["status"]), (&json!(refusal.reason), &json!(refusal.status)), "{what}");
+        refusal
+    }
+}
+
+/// A refusal as the contract describes them all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The status code.
+    pub status: u16,
+    /// The OAuth code.
+    pub error: String,
+    /// What went wrong in a sentence.
+    pub description: String,
+    /// The word of the closed list.
+    pub reason: String,
+    /// `WWW-Authenticate`.
+    pub challenge: Option<String>,
+    /// `Retry-After`.
+    pub retry_after: Option<String>,
+}
+
+impl Refusal {
+    fn of(reply: &Reply) -> Option<Self> {
+        let body = reply.json();
+        let text = |name: &str| body.get(name)?.as_str().map(str::to_owned);
+        let header = |name| reply.header(name).map(str::to_owned);
+        let has_form = reply.header("content-type") == Some("application/json") && body.as_object()?.len() == 3;
+        has_form.then_some(Self {
+            status: reply.status,
+            error: text("error")?,
+            description: text("error_description")?,
+            reason: text("reason")?,
+            challenge: header("www-authenticate"),
+            retry_after: header("retry-after"),
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! Requests, with every byte of their headers in the test's hand.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// The header by which a request's line in the access log is found.
+pub const CASE_HEADER: &str = "x-case";
+
+/// A request to be sent.
+#[derive(Clone, Debug)]
+pub struct Request {
+    method: &'static str,
+    path: String,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Request {
+    /// Without a body.
+    pub fn get(path: &str) -> Self {
+        Self { method: "GET", path: path.to_owned(), headers: HeaderMap::new(), body: Bytes::new() }
+    }
+
+    /// With an empty body.
+    pub fn post(path: &str) -> Self {
+        Self { method: "POST", ..Self::get(path) }
+    }
+
+    /// As the product's documentation has it: a list of tools is asked for.
+    pub fn tools_list(path: &str) -> Self {
+        Self::post(path)
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream")
+            .body(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{}}"#)
+    }
+
+    /// Its path and query.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// With one more header, beside others of the same name.
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        let name: HeaderName = name.parse().expect("a header's name");
+        self.headers.append(name, HeaderValue::from_bytes(value.as_ref()).expect("a header's value"));
+        self
+    }
+
+    /// With this API key.
+    pub fn api_key(self, key: &str) -> Self {
+        self.header("x-api-key", key)
+    }
+
+    /// With this bearer token.
+    pub fn bearer(self, token: &str) -> Self {
+        self.header("authorization", format!("Bearer {token}"))
+    }
+
+    /// With this body.
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+}
+
+/// What came back.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The whole body.
+    pub body: Bytes,
+    /// What the request's [`CASE_HEADER`] was.
+    pub case: String,
+}
+
+impl Reply {
+    /// The one header of this name.
+    ///
+    /// # Panics
+    /// Where it is repeated or not ASCII.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.get_all(name).iter();
+        let value = values.next().map(|value| value.to_str().expect("visible ASCII"));
+        assert!(values.next().is_none(), "{name} is repeated: {:?}", self.headers);
+        value
+    }
+
+    /// The body as JSON; null where it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+}
+
+/// A client of one server, with its connections kept alive. It belongs to the runtime of its test.
+#[derive(Clone, Debug)]
+pub struct Client {
+    authority: String,
+    client: legacy::Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Client {
+    /// A client of the server at `host:port`.
+    pub fn new(authority: impl Into<String>) -> Self {
+        Self { authority: authority.into(), client: legacy::Client::builder(TokioExecutor::new()).build_http() }
+    }
+
+    /// The server's `host:port`.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// The whole reply.
+    ///
+    /// # Panics
+    /// Where none came.
+    pub async fn send(&self, request: &Request) -> Reply {
+        self.try_send(request).await.unwrap_or_else(|| panic!("no reply to {request:?}"))
+    }
+
+    /// The whole reply, where one came.
+    pub async fn try_send(&self, request: &Request) -> Option<Reply> {
+        static CASES: AtomicUsize = AtomicUsize::new(0);
+        let case = CASES.fetch_add(1, Ordering::Relaxed).to_string();
+        let mut head = hyper::Request::builder()
+            .method(request.method)
+            .uri(format!("http://{}{}", self.authority, request.path))
+            .body(Full::new(request.body.clone()))
+            .unwrap_or_else(|error| panic!("{error}: {request:?}"));
+        *head.headers_mut() = request.headers.clone();
+        head.headers_mut().insert(CASE_HEADER, HeaderValue::from_str(&case).expect("digits"));
+        let (head, body) = self.client.request(head).await.ok()?.into_parts();
+        let body = body.collect().await.ok()?.to_bytes();
+        Some(Reply { status: head.status.as_u16(), headers: head.headers, body, case })
+    }
+
+    /// Sends `bytes` as they are, on a connection of their own, and returns all that comes until it is closed. What is
+    /// sent must ask for that: `connection: close`.
+    ///
+    /// # Panics
+    /// Where the connection breaks.
+    pub async fn send_bytes(&self, bytes: &[u8]) -> String {
+        let mut connection = TcpStream::connect(&self.authority).await.expect("a connection");
+        connection.write_all(bytes).await.expect("the request is sent");
+        let mut reply = Vec::new();
+        connection.read_to_end(&mut reply).await.expect("a reply");
+        String::from_utf8_lossy(&reply).into_owned()
+    }
+}

@@ -1,0 +1,99 @@
+//! An identity provider that does as a test says: its key set comes, comes late, breaks, or is anything else.
+
+use http_body_util::Full;
+use hyper::Response;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::policy::merged;
+use crate::server::{Answer, Server};
+use crate::token::{Key, now};
+
+/// How the provider answers requests for its key set.
+#[derive(Clone, Debug)]
+pub enum Behaviour {
+    /// With a document.
+    Document {
+        /// The status code.
+        status: u16,
+        /// The body.
+        body: String,
+    },
+    /// Not until it behaves otherwise.
+    Hang,
+    /// By closing the connection.
+    HangUp,
+}
+
+/// The provider.
+#[derive(Debug)]
+pub struct Issuer {
+    server: Server,
+    behaviour: watch::Sender<Behaviour>,
+}
+
+impl Issuer {
+    /// One that publishes these keys.
+    pub async fn start(keys: &[&Key]) -> Self {
+        let (behaviour, watched) = watch::channel(publishing(keys));
+        let server = Server::start(move |_| answer(watched.clone())).await;
+        Self { server, behaviour }
+    }
+
+    /// The `iss` of its tokens.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.server.authority())
+    }
+
+    /// Where its key set is.
+    pub fn jwks_uri(&self) -> String {
+        format!("{}/keys", self.url())
+    }
+
+    /// Its record in a policy.
+    pub fn record(&self) -> Value {
+        json!({"issuer": self.url(), "jwks_uri": self.jwks_uri(), "audience": "apexmcp"})
+    }
+
+    /// From now on it publishes these keys.
+    pub fn publish(&self, keys: &[&Key]) {
+        self.behave(publishing(keys));
+    }
+
+    /// From now on it behaves like this.
+    pub fn behave(&self, behaviour: Behaviour) {
+        self.behaviour.send_replace(behaviour);
+    }
+
+    /// How often it was asked for its key set.
+    pub fn requests(&self) -> usize {
+        self.server.requests()
+    }
+
+    /// The claims of a good token.
+    pub fn claims(&self) -> Value {
+        json!({"iss": self.url(), "sub": "agent-7", "aud": "apexmcp", "iat": now(), "exp": now() + 3600})
+    }
+
+    /// The claims of a good token but for `changes`, of which null takes a claim away.
+    ///
+    /// # Panics
+    /// Where the changes are no object.
+    pub fn claims_with(&self, changes: &Value) -> Value {
+        merged(self.claims(), changes)
+    }
+}
+
+fn publishing(keys: &[&Key]) -> Behaviour {
+    let keys: Vec<Value> = keys.iter().map(|key| key.jwk()).collect();
+    Behaviour::Document { status: 200, body: json!({ "keys": keys }).to_string() }
+}
+
+async fn answer(mut watched: watch::Receiver<Behaviour>) -> Answer {
+    let is_settled = |behaviour: &Behaviour| !matches!(behaviour, Behaviour::Hang);
+    let behaviour = watched.wait_for(is_settled).await.ok()?.clone();
+    match behaviour {
+        Behaviour::Document { status, body } => Response::builder().status(status).body(Full::from(body)).ok(),
+        Behaviour::Hang | Behaviour::HangUp => None,
+    }
+}

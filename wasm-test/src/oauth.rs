@@ -1,0 +1,330 @@
+//! The complete gateway of `envoy/envoy.yaml` with its two demo connectors, as OAuth clients find it, and such clients.
+
+use std::path::PathBuf;
+
+use rsa::RsaPrivateKey;
+use rsa::pkcs8::EncodePrivateKey;
+use rsa::rand_core::OsRng;
+use rsa::traits::PublicKeyParts;
+use serde_json::{Value, json};
+
+use crate::envoy::{Envoy, complete_gateway};
+use crate::eventually;
+use crate::policy::{api_key, api_key_record, merged};
+use crate::process::{Folder, Process, argument, free_port};
+use crate::token::base64url;
+
+/// The org of the policy.
+pub const ORG: &str = "acme-corp";
+/// The client that has a secret.
+pub const WITH_SECRET: &str = "apx_client_5ecre700";
+/// Its secret.
+pub const SECRET: &str = "apx_secret_0123456789abcdefghijklmn";
+/// The client that has a key.
+pub const WITH_KEY: &str = "apx_client_0000key0";
+/// The ways in which a client proves itself.
+pub const METHODS: [&str; 3] = ["client_secret_basic", "client_secret_post", "private_key_jwt"];
+
+const FILTER: &str = "filter.json";
+const CONNECTORS: [&str; 2] = ["notes", "clock"];
+
+/// An RSA key of 2048 bits, whose private part may be written down.
+#[derive(Debug)]
+pub struct PrivateKey(RsaPrivateKey);
+
+impl PrivateKey {
+    /// A new one.
+    ///
+    /// # Panics
+    /// Where there is no randomness.
+    pub fn new() -> Self {
+        Self(RsaPrivateKey::new(&mut OsRng, 2048).expect("a key"))
+    }
+
+    /// The private key, PKCS#8 PEM.
+    ///
+    /// # Panics
+    /// Never: it is a key.
+    pub fn pem(&self) -> String {
+        self.0.to_pkcs8_pem(Default::default()).expect("PEM").to_string()
+    }
+
+    /// The public key as a member of a JWK set.
+    pub fn jwk(&self) -> Value {
+        let number = |number: &rsa::BigUint| base64url(number.to_bytes_be());
+        json!({"kty": "RSA", "use": "sig", "alg": "RS256", "n": number(self.0.n()), "e": number(self.0.e())})
+    }
+
+    /// Its record among the policy's signing keys.
+    pub fn record(&self, kid: &str) -> Value {
+        json!({"kid": kid, "private_key_pem": self.pem()})
+    }
+}
+
+impl Default for PrivateKey {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A demo connector.
+#[derive(Debug)]
+pub struct Connector {
+    port: u16,
+    _process: Process,
+    _folder: Folder,
+}
+
+impl Connector {
+    /// Starts the program `script` of the repository, and awaits that it listens.
+    ///
+    /// # Panics
+    /// Where it does not.
+    pub async fn start(script: &str) -> Self {
+        let folder = Folder::new().expect("a folder");
+        let port = free_port();
+        let mut process = Process::start("python", &[script, "--port", &port.to_string()], &folder).expect("Python starts");
+        eventually(script, async || {
+            assert!(!process.has_ended(), "{script} ended:\n{}", folder.read("stderr"));
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+        })
+        .await;
+        Self { port, _process: process, _folder: folder }
+    }
+
+    /// Its endpoint.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/mcp", self.port)
+    }
+}
+
+/// The complete gateway, running.
+#[derive(Debug)]
+pub struct Site {
+    envoy: Envoy,
+    /// What clients know it by.
+    origin: String,
+    /// The filter's configuration as `envoy/envoy.yaml` has it.
+    filter: Value,
+    client_key: PrivateKey,
+    connectors: Vec<Connector>,
+}
+
+impl Site {
+    /// Starts it with these signing keys and two workers.
+    ///
+    /// # Panics
+    /// Where something does not start.
+    pub async fn start(signing_keys: &Value) -> Self {
+        let mut connectors = Vec::new();
+        for name in CONNECTORS {
+            connectors.push(Connector::start(&format!("demo/connectors/{name}.py")).await);
+        }
+        Self::before(connectors, signing_keys).await
+    }
+
+    /// Starts it before these connectors, which take the names of the demo's in this order.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub async fn before(connectors: Vec<Connector>, signing_keys: &Value) -> Self {
+        let folder = Folder::new().expect("a folder");
+        let port = free_port();
+        let mut bootstrap = complete_gateway();
+        bootstrap["node"] = json!({"id": "gateway", "cluster": "gateway"});
+        bootstrap["admin"]["address"]["socket_address"]["port_value"] = json!(0);
+        for cluster in bootstrap["static_resources"]["clusters"].as_array_mut().expect("clusters") {
+            let index = CONNECTORS.iter().position(|name| cluster["name"] == *name);
+            if let Some(connector) = index.and_then(|index| connectors.get(index)) {
+                let endpoint = &mut cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+                endpoint["address"]["socket_address"]["port_value"] = json!(connector.port);
+            }
+        }
+        let listener = &mut bootstrap["static_resources"]["listeners"][0];
+        listener["address"]["socket_address"]["port_value"] = json!(port);
+        let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+        // The policy is to change while it runs, so Envoy takes the filter from a file that it watches.
+        let watched = json!({
+            "config_source": {
+                "path_config_source": {"path": folder.file(FILTER), "watched_directory": {"path": folder.file("")}},
+                "resource_api_version": "V3",
+            },
+            "type_urls": ["type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm"],
+        });
+        let filter = manager["http_filters"][0].take();
+        manager["http_filters"][0] = json!({"name": filter["name"], "config_discovery": watched});
+
+        let client_key = PrivateKey::new();
+        let origin = format!("http://127.0.0.1:{port}");
+        folder.write(FILTER, &with_policy(&filter, &origin, &policy(signing_keys, &client_key))).expect("the filter is written");
+        let envoy = Envoy::start(&bootstrap, 2, folder).await;
+        Self { envoy, origin, filter, client_key, connectors }
+    }
+
+    /// Envoy.
+    pub fn envoy(&self) -> &Envoy {
+        &self.envoy
+    }
+
+    /// `gateway.origin`, which is the issuer too.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The endpoint of all connectors, or of one.
+    pub fn endpoint(&self, connector: Option<&str>) -> String {
+        connector.map_or_else(|| format!("{}/mcp/{ORG}", self.origin), |name| format!("{}/mcp/{ORG}/{name}", self.origin))
+    }
+
+    /// One of its connectors itself.
+    pub fn connector(&self, index: usize) -> &Connector {
+        &self.connectors[index]
+    }
+
+    /// The policy that it started with.
+    pub fn policy(&self, signing_keys: &Value) -> Value {
+        policy(signing_keys, &self.client_key)
+    }
+
+    /// Puts another policy in force.
+    pub async fn enforce(&self, policy: &Value) {
+        let taken = async || self.envoy.stat("extension_config_discovery.http_filter.apexmcp.update_success").await;
+        let before = taken().await;
+        let filter = with_policy(&self.filter, &self.origin, policy);
+        self.envoy.folder().write(FILTER, &filter).expect("the filter is written");
+        eventually("the policy is in force", async || (taken().await > before).then_some(())).await;
+    }
+
+    /// A client's settings in a file: what it knows before it begins.
+    fn settings(&self, method: &str, changes: &Value, folder: &Folder) -> PathBuf {
+        let mut settings = json!({
+            "url": self.endpoint(None),
+            "issuer": self.origin,
+            "tool": "notes__read",
+            "arguments": {"title": "welcome"},
+        });
+        if method == "private_key_jwt" {
+            settings["client_id"] = json!(WITH_KEY);
+            settings["private_key"] = json!(self.client_key.pem());
+        } else {
+            settings["client_id"] = json!(WITH_SECRET);
+            settings["client_secret"] = json!(SECRET);
+        }
+        folder.write("settings.json", &merged(settings, changes).to_string()).expect("the settings are written");
+        folder.file("settings.json")
+    }
+
+    /// Asserts that neither Envoy's log nor the access log tells a secret: of a client, or the key, or any JWT.
+    ///
+    /// # Panics
+    /// Where one does.
+    pub fn assert_keeps_secrets(&self) {
+        let key = self.client_key.pem();
+        let logs = ["stderr", "stdout"].map(|name| self.envoy.folder().read(name));
+        for secret in [SECRET, &api_key("key_all"), key.lines().nth(1).expect("base64"), "eyJ"] {
+            assert!(logs.iter().all(|log| !log.contains(secret)), "a secret of {} characters is in a log", secret.len());
+        }
+    }
+}
+
+fn policy(signing_keys: &Value, client_key: &PrivateKey) -> Value {
+    json!({
+        "version": "1",
+        "signing_keys": signing_keys,
+        "orgs": {ORG: {
+            "api_keys": [api_key_record("key_all")],
+            "oauth_clients": [
+                {
+                    "client_id": WITH_SECRET,
+                    "secret_sha256": [hex::encode(hmac_sha256::Hash::hash(SECRET.as_bytes()))],
+                    "scopes": ["mcp:call"],
+                },
+                {"client_id": WITH_KEY, "jwks": {"keys": [client_key.jwk()]}, "scopes": ["mcp:call"]},
+            ],
+        }},
+    })
+}
+
+/// The filter as Envoy reads it from a file (ECDS).
+fn with_policy(filter: &Value, origin: &str, policy: &Value) -> String {
+    let mut config = filter["typed_config"].clone();
+    let plugin = &mut config["config"]["configuration"]["value"];
+    plugin["gateway"]["origin"] = json!(origin);
+    plugin["policy"]["inline"] = policy.clone();
+    json!({"resources": [{
+        "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+        "name": filter["name"],
+        "typed_config": config,
+    }]})
+    .to_string()
+}
+
+/// A client program: its name without the folder, by whose ending the interpreter is chosen.
+fn program(name: &str) -> (&'static str, String) {
+    let tool = if name.ends_with(".py") { "python" } else { "node" };
+    (tool, format!("wasm-test/oauth-clients/{name}"))
+}
+
+/// Runs a client to its end, with its settings changed like this, and returns what it printed.
+///
+/// # Panics
+/// Where it fails.
+pub async fn run_client(site: &Site, name: &str, method: &str, changes: &Value) -> Value {
+    let folder = Folder::new().expect("a folder");
+    let (tool, script) = program(name);
+    let settings = site.settings(method, changes, &folder);
+    let said = crate::process::run(tool, &[&script, argument(&settings), method]).await;
+    serde_json::from_str(said.trim()).unwrap_or_else(|error| panic!("{name} {method}: {error}: {said}"))
+}
+
+/// A client at work until it is told to stop.
+#[derive(Debug)]
+pub struct Worker {
+    name: String,
+    folder: Folder,
+    process: Process,
+}
+
+impl Worker {
+    /// Starts one, with its settings changed like this.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub fn start(site: &Site, name: &str, method: &str, changes: &Value) -> Self {
+        let folder = Folder::new().expect("a folder");
+        let (tool, script) = program(name);
+        let settings = site.settings(method, changes, &folder);
+        let stop = folder.file("stop");
+        let process = Process::start(tool, &[&script, argument(&settings), method, argument(&stop)], &folder).expect("it starts");
+        Self { name: format!("{name} {method}"), folder, process }
+    }
+
+    /// How often it got what it asked for.
+    pub fn answers(&self) -> usize {
+        self.folder.read("stdout").lines().filter(|line| line.contains("said")).count()
+    }
+
+    /// Awaits so many answers more.
+    ///
+    /// # Panics
+    /// Where it fails.
+    pub async fn until_answered(&mut self, more: usize) {
+        let goal = self.answers() + more;
+        eventually("answers", async || {
+            assert!(!self.process.has_ended(), "{} failed:\n{}", self.name, self.folder.read("stderr"));
+            (self.answers() >= goal).then_some(())
+        })
+        .await;
+    }
+
+    /// Tells it to stop and returns how often it was answered in all.
+    ///
+    /// # Panics
+    /// Where it failed.
+    pub async fn stop(mut self) -> usize {
+        self.folder.write("stop", "").expect("the file is written");
+        eventually("the client ends", async || self.process.has_ended().then_some(())).await;
+        assert!(self.folder.read("stdout").ends_with("stopped\n"), "{} failed:\n{}", self.name, self.folder.read("stderr"));
+        self.answers()
+    }
+}

@@ -1,0 +1,106 @@
+//! Programs that a test starts.
+
+use std::fs::File;
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::{eventually, repository};
+
+/// A folder of its own for one program: its configuration and what it writes. It stays where a test fails.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// A new, empty one.
+    pub fn new() -> io::Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = repository().canonicalize()?.join("target/wasm-test").join(name);
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// What a file in it says by now.
+    pub fn read(&self, name: &str) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.file(name)).unwrap_or_default()).into_owned()
+    }
+
+    /// Writes a file in one piece: who watches it never sees a part.
+    pub fn write(&self, name: &str, text: &str) -> io::Result<()> {
+        let whole = self.file(&format!(".{name}.new"));
+        std::fs::write(&whole, text)?;
+        std::fs::rename(whole, self.file(name))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("kept: {}", self.0.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// A running program. It is killed with this value.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Process {
+    /// Starts one of `.tools/bin` in the repository, with its output in `folder`: `stdout` and `stderr`.
+    pub fn start(tool: &str, arguments: &[&str], folder: &Folder) -> io::Result<Self> {
+        let output = |name| File::options().create(true).append(true).open(folder.file(name));
+        Command::new(repository().canonicalize()?.join(".tools/bin").join(tool))
+            .args(arguments)
+            .current_dir(repository())
+            .stdout(output("stdout")?)
+            .stderr(output("stderr")?)
+            .spawn()
+            .map(Self)
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.0.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs one of `.tools/bin` to its end and returns what it printed.
+///
+/// # Panics
+/// Where it fails, with its last words.
+pub async fn run(tool: &str, arguments: &[&str]) -> String {
+    let folder = Folder::new().expect("a folder");
+    let mut process = Process::start(tool, arguments, &folder).expect("the program starts");
+    eventually(tool, async || process.has_ended().then_some(())).await;
+    let status = process.0.wait().expect("its status");
+    assert!(status.success(), "{tool} {arguments:?}: {status}\n{}\n{}", folder.read("stdout"), folder.read("stderr"));
+    folder.read("stdout")
+}
+
+/// A path as a program's argument.
+pub fn argument(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+/// A port that was free a moment ago, for programs that cannot choose one themselves.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").port()
+}

@@ -1,0 +1,80 @@
+//! A real OpenID provider: `oidc-provider`, in the wrapper of `demo/idp`.
+
+use serde_json::{Value, json};
+
+use crate::eventually;
+use crate::http::{Client, Request};
+use crate::process::{Folder, Process, argument, free_port};
+
+/// The provider. Its keys survive [`Provider::kill`].
+#[derive(Debug)]
+pub struct Provider {
+    folder: Folder,
+    port: String,
+    /// What it said of itself when it was ready.
+    about: Value,
+    process: Option<Process>,
+}
+
+impl Provider {
+    /// Starts one.
+    pub async fn start() -> Self {
+        let folder = Folder::new().expect("a folder");
+        let mut provider = Self { folder, port: free_port().to_string(), about: Value::Null, process: None };
+        provider.revive().await;
+        provider
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it where it was.
+    pub async fn revive(&mut self) {
+        let state = self.folder.file("state.json");
+        let arguments = ["demo/idp/idp.mjs", "--port", &self.port, "--state", argument(&state)];
+        self.folder.write("stdout", "").expect("an empty file");
+        self.process = Some(Process::start("node", &arguments, &self.folder).expect("node starts"));
+        let said = async || serde_json::from_str(&self.folder.read("stdout")).ok();
+        self.about = eventually("the provider is ready", said).await;
+    }
+
+    /// Its record in a policy.
+    pub fn record(&self) -> Value {
+        json!({"issuer": self.about["issuer"], "jwks_uri": self.about["jwks_uri"], "audience": "apexmcp"})
+    }
+
+    /// A token by client credentials, as OAuth clients get it.
+    pub async fn token(&self, parameters: &str) -> String {
+        let text = |name: &str| self.about[name].as_str().unwrap_or_default();
+        let (client, path) = self.at("token_endpoint", "");
+        let form = format!(
+            "grant_type=client_credentials&client_id={}&client_secret={}&{parameters}",
+            text("client_id"),
+            text("client_secret")
+        );
+        let request = Request::post(&path).header("content-type", "application/x-www-form-urlencoded").body(form);
+        let reply = client.send(&request).await;
+        let token = reply.json()["access_token"].as_str().map(str::to_owned);
+        token.unwrap_or_else(|| panic!("no token: {reply:?}"))
+    }
+
+    /// From now on it signs with a new key. The old ones stay published.
+    pub async fn rotate(&self) {
+        let (client, path) = self.at("control", "/rotate");
+        assert_eq!(client.send(&Request::post(&path)).await.status, 200);
+    }
+
+    /// How often it was asked for its key set since it started.
+    pub async fn jwks_requests(&self) -> u64 {
+        let (client, path) = self.at("control", "/stats");
+        client.send(&Request::get(&path)).await.json()["jwks_requests"].as_u64().expect("a number")
+    }
+
+    fn at(&self, address: &str, suffix: &str) -> (Client, String) {
+        let url = self.about[address].as_str().and_then(|url| url.strip_prefix("http://")).expect("an http URL");
+        let (authority, path) = url.split_once('/').expect("a path");
+        (Client::new(authority), format!("/{path}{suffix}"))
+    }
+}

@@ -1,0 +1,85 @@
+//! A small HTTP server inside the test.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// An answer; `None` breaks the connection instead.
+pub type Answer = Option<Response<Full<Bytes>>>;
+
+/// The server. It ends with this value, its connections with the runtime of its test.
+#[derive(Debug)]
+pub struct Server {
+    authority: String,
+    requests: Arc<AtomicUsize>,
+    accepting: JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts one that answers as `handler` says.
+    ///
+    /// # Panics
+    /// Where it can't listen.
+    pub async fn start<H, F>(handler: H) -> Self
+    where
+        H: Fn(Request<Bytes>) -> F + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let authority = listener.local_addr().expect("its address").to_string();
+        let requests = Arc::new(AtomicUsize::new(0));
+        let (counted, handler) = (Arc::clone(&requests), Arc::new(handler));
+        let accepting = tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                let (counted, handler) = (Arc::clone(&counted), Arc::clone(&handler));
+                let service = service_fn(move |request: Request<Incoming>| {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    let handler = Arc::clone(&handler);
+                    async move {
+                        let (head, body) = request.into_parts();
+                        let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
+                        handler(Request::from_parts(head, body)).await.ok_or(Broken)
+                    }
+                });
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(connection), service));
+            }
+        });
+        Self { authority, requests, accepting }
+    }
+
+    /// Its `host:port`.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// How many requests came so far.
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// No answer: the connection is closed.
+#[derive(Debug)]
+struct Broken;
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("the connection is closed without an answer")
+    }
+}
+
+impl std::error::Error for Broken {}

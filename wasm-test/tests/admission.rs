@@ -1,0 +1,217 @@
+//! What is admitted, and what of it reaches the connectors.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use wasm_test::gateway::{Setup, plugin};
+use wasm_test::http::Request;
+use wasm_test::issuer::Issuer;
+use wasm_test::policy::{api_key, api_key_record, merged};
+use wasm_test::token::{Key, now};
+use wasm_test::upstream::{self, Arrived};
+
+const PREFIX: &str = "x-apexmcp-";
+
+fn identity(org: &str, principal: &str, subject: &str, method: &str, scope: &str) -> BTreeMap<String, String> {
+    [("org", org), ("principal", principal), ("subject", subject), ("method", method), ("scope", scope)]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+}
+
+#[tokio::test]
+async fn api_keys() {
+    let upstream = upstream::start().await;
+    let gateway = Setup::new(plugin(&json!({"acme": {"api_keys": [
+        api_key_record("key_all"),
+        merged(api_key_record("key_two"), &json!({"connectors": ["notes", "clock"]})),
+        merged(api_key_record("key_later"), &json!({"expires_at": "2999-01-01T00:00:00+02:00"})),
+        merged(api_key_record("key_kept"), &json!({"revoked": false, "name": "ci agent"})),
+    ]}})))
+    .start(&upstream)
+    .await;
+    for (path, id, scope) in [
+        ("/mcp/acme", "key_all", "mcp:call"),
+        ("/mcp/acme?session=1&api_key=ignored", "key_all", "mcp:call"),
+        ("/mcp/acme/notes", "key_all", "mcp:call"),
+        ("/mcp/acme/notes", "key_two", "mcp:call:clock mcp:call:notes"),
+        ("/mcp/acme/clock", "key_two", "mcp:call:clock mcp:call:notes"),
+        ("/mcp/acme", "key_later", "mcp:call"),
+        ("/mcp/acme", "key_kept", "mcp:call"),
+    ] {
+        let what = format!("{id} at {path}");
+        let before = gateway.counted("allowed", "ok", "api_key").await;
+        let arrived = gateway.admits(&what, &Request::tools_list(path).api_key(&api_key(id))).await;
+        let expected = identity("acme", &format!("acme/key/{id}"), id, "api_key", scope);
+        assert_eq!(arrived.headers_below(PREFIX), expected, "{what}");
+        assert_eq!(arrived.path, path, "{what}: it goes on as it came");
+        assert!(arrived.body.contains("tools/list"), "{what}: with its body");
+        assert!(!arrived.has("x-api-key"), "{what}: without its credential");
+        assert_eq!(gateway.counted("allowed", "ok", "api_key").await, before + 1, "{what}");
+    }
+    for request in [Request::get("/mcp/acme"), Request::post("/mcp/acme"), Request::post("/mcp/acme").body(vec![b'x'; 500_000])] {
+        let arrived = gateway.admits("any method and body", &request.api_key(&api_key("key_all"))).await;
+        assert!(arrived.has("x-apexmcp-org"));
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_identity_providers() {
+    let upstream = upstream::start().await;
+    let (first, second) = (Key::first("first"), Key::second("second"));
+    let (issuer, modest) = (Issuer::start(&[&first, &second]).await, Issuer::start(&[&second]).await);
+    let gateway = Setup::new(plugin(&json!({
+        "acme": {"identity_providers": [
+            issuer.record(),
+            merged(modest.record(), &json!({"audience": ["a", "b"], "default_scopes": ["mcp:call:notes"]})),
+        ]},
+        "other": {"identity_providers": [issuer.record()]},
+    })))
+    .start(&upstream)
+    .await;
+
+    let all = "mcp:call";
+    let with = |changes| first.token(&issuer.claims_with(&changes));
+    let headed = |changes| first.token_with(&merged(first.header(), &changes), &issuer.claims());
+    let modest_with = |changes| second.token(&modest.claims_with(&changes));
+    let table = [
+        ("as it should be", "/mcp/acme", all, with(json!({}))),
+        ("without jti, iat, nbf", "/mcp/acme", all, with(json!({"iat": null}))),
+        ("aud among others", "/mcp/acme", all, with(json!({"aud": ["account", "apexmcp"]}))),
+        ("one audience of a list", "/mcp/acme/notes", "mcp:call:notes", modest_with(json!({"aud": "b"}))),
+        ("within the skew after exp", "/mcp/acme", all, with(json!({"exp": now() - 30}))),
+        ("within the skew before nbf and iat", "/mcp/acme", all, with(json!({"nbf": now() + 30, "iat": now() + 30}))),
+        ("exp with a fraction", "/mcp/acme", all, with(json!({"exp": 4_000_000_000.5}))),
+        ("scope", "/mcp/acme/notes", "mcp:call:notes", with(json!({"scope": "openid mcp:call:notes"}))),
+        ("scope array", "/mcp/acme", all, with(json!({"scope": ["openid", "mcp:call"]}))),
+        ("scp string, as of Entra", "/mcp/acme/clock", "mcp:call:clock", with(json!({"scp": "mcp:call:clock"}))),
+        ("scp array, as of Okta", "/mcp/acme/clock", "mcp:call:clock mcp:call:notes", {
+            with(json!({"scp": ["mcp:call:notes", "mcp:call:clock"]}))
+        }),
+        ("scopes of others: the default", "/mcp/acme", all, with(json!({"scope": "openid profile"}))),
+        ("the default of another provider", "/mcp/acme/notes", "mcp:call:notes", modest_with(json!({"aud": "a"}))),
+        ("the second key", "/mcp/acme", all, second.token(&issuer.claims())),
+        ("no kid", "/mcp/acme", all, headed(json!({"kid": null}))),
+        ("no kid, second key", "/mcp/acme", all, { second.token_with(&json!({"alg": "RS256"}), &issuer.claims()) }),
+        ("typ of RFC 9068", "/mcp/acme", all, headed(json!({"typ": "at+jwt"}))),
+        ("no typ", "/mcp/acme", all, headed(json!({"typ": null}))),
+        ("an unknown header", "/mcp/acme", all, headed(json!({"x5t": "thumbprint"}))),
+        ("the same issuer in another org", "/mcp/other", all, with(json!({}))),
+    ];
+    for (what, path, scope, token) in &table {
+        for outcome in ["miss", "hit"] {
+            let looked_up = async || gateway.metric("apexmcp_token_cache", &[("outcome", outcome)]).await;
+            let before = looked_up().await;
+            let arrived = gateway.admits(what, &Request::tools_list(path).bearer(token)).await;
+            assert_eq!(looked_up().await, before + 1, "{what}: {outcome}");
+            let found = arrived.headers_below(PREFIX);
+            let org = path.split('/').nth(2);
+            assert_eq!((found.get("org").map(String::as_str), found["scope"].as_str()), (org, *scope), "{what}");
+            assert!(!arrived.has("authorization"), "{what}");
+        }
+    }
+
+    // A cached token is still the one org's, the one scope's, and one's whose every byte is the same.
+    let scoped = with(json!({"scope": "mcp:call:notes"}));
+    gateway.admits("a scoped token", &Request::tools_list("/mcp/acme/notes").bearer(&scoped)).await;
+    for (what, path, token, reason) in [
+        ("another connector", "/mcp/acme/clock", scoped.clone(), "scope_insufficient"),
+        ("an org that does not know the issuer", "/mcp/third", scoped.clone(), "issuer_unknown"),
+        ("another signature", "/mcp/acme/notes", format!("{}AAAA", &scoped[..scoped.len() - 4]), "signature_invalid"),
+    ] {
+        assert_eq!(gateway.refuses(what, &Request::tools_list(path).bearer(&token)).await.reason, reason, "{what}");
+    }
+
+    for spelling in ["Bearer", "bearer", "BEARER"] {
+        let value = format!("{spelling}  {}", with(json!({})));
+        gateway.admits(spelling, &Request::tools_list("/mcp/acme").header("authorization", value)).await;
+    }
+    assert_eq!((issuer.requests(), modest.requests()), (1, 1), "one fetch each");
+    assert_eq!(gateway.metric("apexmcp_jwks_keys", &[]).await, 3);
+}
+
+#[tokio::test]
+async fn identities_are_exact_and_logged() {
+    let upstream = upstream::start().await;
+    let key = Key::first("a");
+    let issuer = Issuer::start(&[&key]).await;
+    let orgs = json!({"acme": {"api_keys": [api_key_record("key_1f9c")], "identity_providers": [issuer.record()]}});
+    let gateway = Setup::new(plugin(&orgs)).start(&upstream).await;
+    let by_key = Request::tools_list("/mcp/acme").api_key(&api_key("key_1f9c"));
+    let by_token = |sub: &str| {
+        let request = Request::tools_list("/mcp/acme").bearer(&key.token(&issuer.claims_with(&json!({"sub": sub}))));
+        let principal = format!("acme/idp/{}#", issuer.url());
+        (request, principal)
+    };
+    let (plain, prefix) = by_token("agent-7");
+    let (hostile, _) = by_token("a\r\nx-apexmcp-org: other\u{e4} %");
+    let escaped = "a%0D%0Ax-apexmcp-org:%20other%C3%A4%20%25";
+    for (request, expected) in [
+        (by_key, identity("acme", "acme/key/key_1f9c", "key_1f9c", "api_key", "mcp:call")),
+        (plain, identity("acme", &format!("{prefix}agent-7"), "agent-7", "byoidp", "mcp:call")),
+        (hostile, identity("acme", &format!("{prefix}{escaped}"), escaped, "byoidp", "mcp:call")),
+    ] {
+        let reply = gateway.send(&request).await;
+        let arrived = Arrived::of(&reply).expect("it is admitted");
+        assert_eq!(arrived.headers_below(PREFIX), expected);
+        let logged = gateway.logged(&reply).await;
+        for (name, value) in &expected {
+            assert_eq!(logged[name], json!(value), "filter state of {name}");
+        }
+    }
+    let (refused, _) = by_token("agent-7");
+    let reply = gateway.send(&refused.api_key("second")).await;
+    let logged = gateway.logged(&reply).await;
+    assert_eq!((&logged["org"], &logged["principal"]), (&Value::Null, &Value::Null), "nobody is named who proved nothing");
+}
+
+#[tokio::test]
+async fn nobody_else_names_an_identity() {
+    let upstream = upstream::start().await;
+    let orgs = json!({"acme": {"api_keys": [api_key_record("key_all")]}});
+    let gateway = Setup::new(plugin(&orgs)).start(&upstream).await;
+    let mine = identity("acme", "acme/key/key_all", "key_all", "api_key", "mcp:call");
+    let good = || Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
+    for request in [
+        good().header("x-apexmcp-org", "other"),
+        good().header("x-apexmcp-org", "other").header("x-apexmcp-org", "acme"),
+        good().header("x-apexmcp-principal", "").header("x-apexmcp-role", "admin").header("x-apexmcp-", "nothing"),
+        good().header("x_apexmcp_org", "other").header("x-apexmcp_role", "admin"),
+        good().header("x-apexmcp-org", b"\xff\xfe").header("x-apexmcp-\u{7e}", b"\x80"),
+    ] {
+        assert_eq!(gateway.admits("spoofed", &request).await.headers_below(PREFIX), mine, "{request:?}");
+    }
+    for name in ["X-Apexmcp-Org", "X-APEXMCP-ORG", "x-ApexMCP-oRG", "X_Apexmcp_Org"] {
+        let (key, host) = (api_key("key_all"), gateway.client().authority());
+        let request = format!(
+            "GET /mcp/acme HTTP/1.1\r\nHost: {host}\r\nX-API-KEY: {key}\r\n{name}: other\r\n{name}: more\r\nConnection: close\r\n\r\n"
+        );
+        let reply = gateway.client().send_bytes(request.as_bytes()).await;
+        assert!(reply.starts_with("HTTP/1.1 200") && reply.contains(r#"["x-apexmcp-org","acme"]"#), "{name}: {reply}");
+        assert!(!reply.contains("other") && !reply.contains("more"), "{name}: {reply}");
+    }
+    let innocent =
+        good().header("x-apexmcp", "1").header("xapexmcp-org", "2").header("x-tenant", b"\xff").header("cookie", "a=b");
+    let arrived = gateway.admits("headers of others", &innocent).await;
+    for name in ["x-apexmcp", "xapexmcp-org", "x-tenant", "cookie"] {
+        assert!(arrived.has(name), "{name} is left alone");
+    }
+}
+
+#[tokio::test]
+async fn what_is_forwarded_can_be_configured() {
+    let upstream = upstream::start().await;
+    let key = Key::first("a");
+    let issuer = Issuer::start(&[&key]).await;
+    let orgs = json!({"acme": {"api_keys": [api_key_record("key_all")], "identity_providers": [issuer.record()]}});
+    let forward = json!({"forward": {"strip_credentials": false, "header_prefix": "x-tenant-"}});
+    let gateway = Setup::new(merged(plugin(&orgs), &forward)).start(&upstream).await;
+
+    let by_key = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
+    let arrived = gateway.admits("by key", &by_key.header("x-tenant-role", "admin").header("x-apexmcp-org", "mine")).await;
+    assert_eq!(arrived.headers_below("x-tenant-"), identity("acme", "acme/key/key_all", "key_all", "api_key", "mcp:call"));
+    assert!(arrived.has("x-api-key"));
+
+    let by_token = Request::tools_list("/mcp/acme").bearer(&key.token(&issuer.claims()));
+    let arrived = gateway.admits("by token", &by_token).await;
+    assert!(arrived.has("authorization"));
+}

@@ -1,0 +1,235 @@
+//! Tokens that must not pass, each of which passes somewhere.
+
+use serde_json::{Value, json};
+use wasm_test::gateway::{Setup, plugin};
+use wasm_test::http::Request;
+use wasm_test::issuer::{Behaviour, Issuer};
+use wasm_test::policy::merged;
+use wasm_test::token::{Algorithm, Key, base64url, now};
+use wasm_test::upstream;
+
+const MALFORMED: &str = "token_malformed";
+const ALGORITHM: &str = "algorithm_not_allowed";
+
+/// `token` with the header, claims or signature (0, 1, 2) as `change` makes them.
+fn with_part(token: &str, index: usize, change: impl FnOnce(&str) -> String) -> String {
+    let mut parts: Vec<String> = token.split('.').map(str::to_owned).collect();
+    parts[index] = change(&parts[index]);
+    parts.join(".")
+}
+
+/// The same bytes in another spelling: base64url of 256 bytes leaves four bits unused, which a lax reader ignores.
+fn with_unused_bits(part: &str) -> String {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let (rest, last) = part.split_at(part.len() - 1);
+    let value = ALPHABET.iter().position(|byte| last.as_bytes() == [*byte]).expect("base64url");
+    assert_eq!(value & 0b1111, 0, "four bits are unused");
+    format!("{rest}{}", char::from(ALPHABET[value + 1]))
+}
+
+#[tokio::test]
+async fn no_forged_or_deformed_token_passes() {
+    let upstream = upstream::start().await;
+    let (key, foreign) = (Key::first("a"), Key::second("a"));
+    let unpublished = Key::second("b");
+    let issuer = Issuer::start(&[&key]).await;
+    let gateway = Setup::new(plugin(&json!({
+        "acme": {"identity_providers": [issuer.record()]},
+    })))
+    .start(&upstream)
+    .await;
+
+    let good = key.token(&issuer.claims());
+    let header = key.header().to_string();
+    let claims = issuer.claims().to_string();
+    let headed = |changes: Value| key.token_with(&merged(key.header(), &changes), &issuer.claims());
+    let with = |changes: Value| key.token(&issuer.claims_with(&changes));
+    let text = |header: &str, claims: &str| key.sign(Algorithm::Rs256, header, claims);
+    let signed =
+        |algorithm, name: &str| key.sign(algorithm, merged(key.header(), &json!({"alg": name})).to_string(), claims.as_str());
+    let unsigned =
+        |name: &str| with_part(&key.token_with(&json!({"alg": name, "kid": "a"}), &issuer.claims()), 2, |_| String::new());
+    let also = |member: &str, object: &str| format!("{{{member},{}", &object[1..]);
+    let deep = |depth| also(&format!(r#""deep":{}{}"#, "[".repeat(depth), "]".repeat(depth)), &claims);
+
+    let table = [
+        // Algorithms: RFC 8725 §2.1, §3.1.
+        ("alg none", ALGORITHM, unsigned("none")),
+        ("alg None", ALGORITHM, unsigned("None")),
+        ("alg nOnE, signed", ALGORITHM, signed(Algorithm::Rs256, "nOnE")),
+        ("alg HS256 with the public key for the secret", ALGORITHM, signed(Algorithm::Hs256, "HS256")),
+        ("alg RS512", ALGORITHM, signed(Algorithm::Rs512, "RS512")),
+        ("alg PS256", ALGORITHM, signed(Algorithm::Ps256, "PS256")),
+        ("alg rs256", ALGORITHM, signed(Algorithm::Rs256, "rs256")),
+        ("alg RS256 over PS256", "signature_invalid", signed(Algorithm::Ps256, "RS256")),
+        ("alg RS256 over RS512", "signature_invalid", signed(Algorithm::Rs512, "RS256")),
+        ("alg RS256 over HS256", "signature_invalid", signed(Algorithm::Hs256, "RS256")),
+        ("alg absent", ALGORITHM, headed(json!({"alg": null}))),
+        ("alg an array", ALGORITHM, headed(json!({"alg": ["RS256"]}))),
+        // Keys that the token brings along, RFC 8725 §3.10; extensions, RFC 7515 §4.1.11 and RFC 7797.
+        ("jwk", MALFORMED, foreign.token_with(&merged(foreign.header(), &json!({"jwk": foreign.jwk()})), &issuer.claims())),
+        ("jku", MALFORMED, headed(json!({"jku": issuer.jwks_uri()}))),
+        ("x5u", MALFORMED, headed(json!({"x5u": issuer.jwks_uri()}))),
+        ("x5c", MALFORMED, headed(json!({"x5c": ["MIIB"]}))),
+        ("crit", MALFORMED, headed(json!({"crit": ["exp"], "exp": 1}))),
+        ("crit empty", MALFORMED, headed(json!({"crit": []}))),
+        ("b64", MALFORMED, headed(json!({"b64": false, "crit": ["b64"]}))),
+        ("typ of another kind of token", MALFORMED, headed(json!({"typ": "logout+jwt"}))),
+        ("typ a number", MALFORMED, headed(json!({"typ": 7}))),
+        // Two readers may choose differently.
+        ("alg twice in the header", MALFORMED, text(&also(r#""alg":"RS256""#, &header), &claims)),
+        ("kid twice in the header", MALFORMED, text(&also(r#""kid":"a""#, &header), &claims)),
+        ("exp twice", MALFORMED, text(&header, &also(r#""exp":9999999999"#, &claims))),
+        ("iss twice, once escaped", MALFORMED, text(&header, &also(r#""\u0069ss":"x""#, &claims))),
+        ("a member twice further down", MALFORMED, text(&header, &also(r#""a":{"b":[{"c":1,"c":2}]}"#, &claims))),
+        // Sizes and forms.
+        ("a huge token", "credential_malformed", with(json!({"pad": "x".repeat(20_000)}))),
+        ("deep claims", MALFORMED, text(&header, &deep(100))),
+        ("very deep claims", MALFORMED, text(&header, &deep(2000))),
+        ("claims that are an array", MALFORMED, text(&header, "[]")),
+        ("claims that are no JSON", MALFORMED, text(&header, "{")),
+        ("claims with text behind", MALFORMED, text(&header, &format!("{claims} {{}}"))),
+        ("claims that are not UTF-8", MALFORMED, key.sign(Algorithm::Rs256, &header, b"{\"iss\":\"\xff\"}")),
+        ("a header that is no object", MALFORMED, text(r#""RS256""#, &claims)),
+        ("two parts", MALFORMED, good.rsplit_once('.').expect("three").0.to_owned()),
+        ("four parts", MALFORMED, format!("{good}.AAAA")),
+        ("five parts, as of JWE", ALGORITHM, "eyJhbGciOiJSU0EtT0FFUCIsImVuYyI6IkEyNTZHQ00ifQ.a.b.c.d".to_owned()),
+        ("padded signature", MALFORMED, format!("{good}==")),
+        ("padded claims", MALFORMED, with_part(&good, 1, |claims| format!("{claims}="))),
+        ("unused bits in the signature", MALFORMED, with_part(&good, 2, with_unused_bits)),
+        ("the alphabet of plain base64", MALFORMED, with_part(&good, 2, |signature| format!("+/{}", &signature[2..]))),
+        ("a space within", "credential_malformed", good.replacen('.', " .", 1)),
+        // Claims.
+        ("iss of nobody", "issuer_unknown", with(json!({"iss": "https://elsewhere.example"}))),
+        ("iss with a slash more", "issuer_unknown", with(json!({"iss": format!("{}/", issuer.url())}))),
+        ("iss in capitals", "issuer_unknown", with(json!({"iss": issuer.url().to_uppercase()}))),
+        ("iss a list", MALFORMED, with(json!({"iss": [issuer.url()]}))),
+        ("iss absent", "claim_missing", with(json!({"iss": null}))),
+        ("aud of another", "audience_mismatch", with(json!({"aud": "account"}))),
+        ("aud longer", "audience_mismatch", with(json!({"aud": "apexmcp2"}))),
+        ("aud in capitals", "audience_mismatch", with(json!({"aud": "ApexMCP"}))),
+        ("aud of others", "audience_mismatch", with(json!({"aud": ["account", "apex"]}))),
+        ("aud empty", "audience_mismatch", with(json!({"aud": []}))),
+        ("aud absent", "claim_missing", with(json!({"aud": null}))),
+        ("aud a number", MALFORMED, with(json!({"aud": 7}))),
+        ("aud an object", MALFORMED, with(json!({"aud": {"apexmcp": true}}))),
+        ("sub absent", "claim_missing", with(json!({"sub": null}))),
+        ("sub empty", "claim_missing", with(json!({"sub": ""}))),
+        ("sub a number", MALFORMED, with(json!({"sub": 7}))),
+        ("exp past", "token_expired", with(json!({"exp": now() - 61}))),
+        ("exp at the epoch", "token_expired", with(json!({"exp": 0}))),
+        ("exp past, with a fraction", "token_expired", with(json!({"exp": 1.5}))),
+        ("exp absent", "claim_missing", with(json!({"exp": null}))),
+        ("exp null", MALFORMED, text(&header, &claims.replacen("\"exp\":", "\"exp\":null,\"was\":", 1))),
+        ("exp as text", MALFORMED, with(json!({"exp": (now() + 3600).to_string()}))),
+        ("exp huge", MALFORMED, text(&header, &claims.replacen("\"exp\":", "\"exp\":1e400,\"was\":", 1))),
+        ("exp beyond all dates", MALFORMED, with(json!({"exp": u64::MAX}))),
+        ("exp in milliseconds", MALFORMED, with(json!({"exp": (now() + 3600) * 1000}))),
+        ("exp negative", MALFORMED, with(json!({"exp": -1}))),
+        ("nbf in the future", "token_not_yet_valid", with(json!({"nbf": now() + 120}))),
+        ("iat in the future", "token_not_yet_valid", with(json!({"iat": now() + 120}))),
+        ("nbf as text", MALFORMED, with(json!({"nbf": "0"}))),
+        ("scope of another type", MALFORMED, with(json!({"scope": 7}))),
+        // Keys and signatures.
+        ("kid of no key", "key_unknown", unpublished.token(&issuer.claims())),
+        ("kid as a path", "key_unknown", headed(json!({"kid": "../../etc/passwd"}))),
+        ("kid empty", "key_unknown", headed(json!({"kid": ""}))),
+        ("kid a number", MALFORMED, headed(json!({"kid": 7}))),
+        ("kid huge", MALFORMED, headed(json!({"kid": "k".repeat(5000)}))),
+        ("another's signature under this kid", "signature_invalid", foreign.token(&issuer.claims())),
+        ("another's signature without kid", "signature_invalid", {
+            foreign.token_with(&json!({"alg": "RS256"}), &issuer.claims())
+        }),
+        ("signature empty", "signature_invalid", with_part(&good, 2, |_| String::new())),
+        ("signature short", "signature_invalid", with_part(&good, 2, |signature| signature[..340].to_owned())),
+        ("signature long", "signature_invalid", with_part(&good, 2, |signature| format!("{}AAAA", &signature[..340]))),
+        ("signature zero", "signature_invalid", with_part(&good, 2, |_| base64url([0; 256]))),
+        ("signature one", "signature_invalid", with_part(&good, 2, |_| base64url([vec![0; 255], vec![1]].concat()))),
+        ("claims exchanged", "signature_invalid", {
+            with_part(&good, 1, |_| base64url(issuer.claims_with(&json!({"sub": "admin"})).to_string()))
+        }),
+        ("header exchanged", "signature_invalid", {
+            with_part(&good, 0, |_| base64url(json!({"alg": "RS256", "kid": "a"}).to_string()))
+        }),
+    ];
+    // The good one passes before, between (it is cached then) and after: refusals leave nothing behind.
+    let request = |token: &str| Request::tools_list("/mcp/acme").bearer(token);
+    let mut wrong = Vec::new();
+    for (what, reason, token) in &table {
+        gateway.admits("the good one", &request(&good)).await;
+        let refusal = gateway.refuses(what, &request(token)).await;
+        if (refusal.status, refusal.reason.as_str()) != (401, reason) {
+            wrong.push(format!("{what}: {reason} expected, not {} {}", refusal.status, refusal.reason));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    gateway.admits("shallow claims", &request(&text(&header, &deep(10)))).await;
+}
+
+#[tokio::test]
+async fn only_keys_fit_for_rs256_are_used() {
+    let upstream = upstream::start().await;
+    let (good, other, short) = (Key::first("good"), Key::second("other"), Key::short("other"));
+    let issuer = Issuer::start(&[]).await;
+    let documents = [
+        ("as it is", other.jwk(), other.token(&issuer.claims()), true),
+        ("no use, alg, key_ops", merged(other.jwk(), &json!({"use": null, "alg": null})), other.token(&issuer.claims()), true),
+        ("key_ops verify", merged(other.jwk(), &json!({"key_ops": ["verify"]})), other.token(&issuer.claims()), true),
+        ("kty EC", merged(other.jwk(), &json!({"kty": "EC"})), other.token(&issuer.claims()), false),
+        ("kty oct", merged(other.jwk(), &json!({"kty": "oct", "k": "AAAA"})), other.token(&issuer.claims()), false),
+        ("use enc", merged(other.jwk(), &json!({"use": "enc"})), other.token(&issuer.claims()), false),
+        ("key_ops", merged(other.jwk(), &json!({"key_ops": ["encrypt"]})), other.token(&issuer.claims()), false),
+        ("alg RS512", merged(other.jwk(), &json!({"alg": "RS512"})), other.token(&issuer.claims()), false),
+        ("alg RSA-OAEP", merged(other.jwk(), &json!({"alg": "RSA-OAEP"})), other.token(&issuer.claims()), false),
+        ("1024 bits", short.jwk(), short.token(&issuer.claims()), false),
+        ("exponent 1", merged(other.jwk(), &json!({"e": "AQ"})), other.forge_for_exponent_1(&issuer.claims()), false),
+        ("exponent even", merged(other.jwk(), &json!({"e": "AQAA"})), other.token(&issuer.claims()), false),
+        ("exponent of 64 bits", merged(other.jwk(), &json!({"e": "AQAAAAAAAAE"})), other.token(&issuer.claims()), false),
+        ("kid a number", merged(other.jwk(), &json!({"kid": 7})), other.token(&issuer.claims()), false),
+        ("kid of another", merged(other.jwk(), &json!({"kid": "another"})), other.token(&issuer.claims()), false),
+        ("no modulus", merged(other.jwk(), &json!({"n": null})), other.token(&issuer.claims()), false),
+        ("no key at all", json!("other"), other.token(&issuer.claims()), false),
+    ];
+    // One provider a document: each set is fetched once, at start.
+    let mut providers = Vec::new();
+    for (what, jwk, token, is_used) in documents {
+        let provider = Issuer::start(&[]).await;
+        provider.behave(Behaviour::Document { status: 200, body: json!({"keys": [good.jwk(), jwk]}).to_string() });
+        providers.push((what, provider, token, is_used));
+    }
+    let record = |provider: &Issuer| merged(issuer.record(), &json!({"jwks_uri": provider.jwks_uri()}));
+    let orgs: serde_json::Map<String, Value> = providers
+        .iter()
+        .enumerate()
+        .map(|(index, (_, provider, ..))| (format!("org-{index}"), json!({"identity_providers": [record(provider)]})))
+        .collect();
+    let gateway = Setup::new(plugin(&Value::Object(orgs))).start(&upstream).await;
+    for (index, (what, _, token, is_used)) in providers.iter().enumerate() {
+        let request = |token: &str| Request::tools_list(&format!("/mcp/org-{index}")).bearer(token);
+        gateway.admits(what, &request(&good.token(&issuer.claims()))).await;
+        if *is_used {
+            gateway.admits(what, &request(token)).await;
+        } else {
+            assert_eq!(gateway.refuses(what, &request(token)).await.reason, "key_unknown", "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn headers_that_are_no_text_are_refused() {
+    let upstream = upstream::start().await;
+    let gateway = Setup::new(plugin(&json!({"acme": {}}))).start(&upstream).await;
+    let to = || Request::tools_list("/mcp/acme");
+    for request in [
+        to().header("authorization", b"Bearer \xff\xfe.\x80.\x81"),
+        to().header("authorization", b"\xff"),
+        to().header("authorization", b"Bearer\xa0x.y.z"),
+        to().header("authorization", b"Bearer \t"),
+        to().header("x-api-key", b"\xff\xfe"),
+        to().header("x-api-key", [b"apx_live_sk_".as_slice(), &[0xc3; 32]].concat()),
+        to().header("x-api-key", "apx_live_sk_\u{661}2345678901234567890123456789012"),
+        to().header("x-api-key", format!("apx_live_sk_{}", "x".repeat(50_000))),
+    ] {
+        assert_eq!(gateway.refuses("no text", &request).await.reason, "credential_malformed", "{request:?}");
+    }
+}

@@ -1,0 +1,169 @@
+//! `envoy/envoy.yaml` as it is, but for ports, policy and connectors' addresses: with the demo connectors behind it, a
+//! real identity provider, and the official MCP client in front.
+
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use wasm_test::envoy::{Envoy, complete_gateway};
+use wasm_test::eventually;
+use wasm_test::http::Request;
+use wasm_test::policy::{api_key, api_key_record, merged};
+use wasm_test::process::{Folder, Process, free_port, run};
+use wasm_test::provider::Provider;
+use wasm_test::repository;
+
+/// With every port 0.
+fn on_free_ports() -> Value {
+    let mut gateway = complete_gateway();
+    for address in ["/admin/address", "/static_resources/listeners/0/address"] {
+        let port = gateway.pointer_mut(&format!("{address}/socket_address/port_value")).expect("a port");
+        *port = json!(0);
+    }
+    gateway
+}
+
+/// A demo connector.
+struct Connector {
+    port: u16,
+    _process: Process,
+    _folder: Folder,
+}
+
+impl Connector {
+    async fn start(name: &str) -> Self {
+        let (port, folder) = (free_port(), Folder::new().expect("a folder"));
+        let arguments = [&*format!("demo/connectors/{name}.py"), "--port", &port.to_string()];
+        let process = Process::start("python", &arguments, &folder).expect("it starts");
+        eventually(name, async || TcpStream::connect(("127.0.0.1", port)).await.ok()).await;
+        Self { port, _process: process, _folder: folder }
+    }
+}
+
+/// The complete gateway in front of the demo connectors, with an org of its own.
+struct Demo {
+    envoy: Envoy,
+    provider: Provider,
+    _connectors: [Connector; 2],
+}
+
+impl Demo {
+    async fn start() -> Self {
+        let provider = Provider::start().await;
+        let connectors = [Connector::start("notes").await, Connector::start("clock").await];
+        let mut configuration = on_free_ports();
+        for (name, connector) in ["notes", "clock"].into_iter().zip(&connectors) {
+            let clusters = configuration["static_resources"]["clusters"].as_array_mut().expect("clusters");
+            let cluster = clusters.iter_mut().find(|cluster| cluster["name"] == name).expect("the connector's cluster");
+            let address = "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address/port_value";
+            *cluster.pointer_mut(address).expect("its port") = json!(connector.port);
+        }
+        let manager = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0/typed_config";
+        let plugin = configuration.pointer_mut(&format!("{manager}/config/configuration/value")).expect("the plugin");
+        plugin["jwks"]["http_cluster"] = json!("jwks_http");
+        plugin["policy"]["inline"] = json!({"version": "test", "orgs": {"acme-corp": {
+            "api_keys": [
+                api_key_record("key_all"),
+                api_key_record("key_second"),
+                merged(api_key_record("key_notes"), &json!({"connectors": ["notes"]})),
+            ],
+            "identity_providers": [provider.record()],
+        }}});
+        let envoy = Envoy::start(&configuration, 2, Folder::new().expect("a folder")).await;
+        Self { envoy, provider, _connectors: connectors }
+    }
+
+    async fn client(&self, path: &str, mode: &str, tool: &str, arguments: &Value, header: &str) -> Value {
+        let script = repository().join("wasm-test/clients/mcp_client.py");
+        let script = script.to_str().expect("a path in UTF-8");
+        let url = format!("http://{}{path}", self.envoy.client().authority());
+        let printed = run("python", &[script, &url, mode, tool, &arguments.to_string(), header]).await;
+        serde_json::from_str(&printed).expect("JSON")
+    }
+}
+
+#[tokio::test]
+async fn as_it_stands_it_starts_without_a_warning_and_lets_nobody_in() {
+    let envoy = Envoy::start(&on_free_ports(), 1, Folder::new().expect("a folder")).await;
+    let request = Request::tools_list("/mcp/acme-corp").api_key(&api_key("key_all"));
+    assert_eq!(envoy.client().send(&request).await.json()["reason"], "api_key_unknown");
+    let log = envoy.log();
+    let is_ours = |line: &&str| {
+        let is_warning = ["[warning]", "[error]", "[critical]"].iter().any(|level| line.contains(level));
+        // Envoy's own MCP filters are work in progress, of which it warns.
+        is_warning && !(line.contains("envoy.extensions.filters.http.mcp") && line.contains("work-in-progress"))
+    };
+    let warnings: Vec<&str> = log.lines().filter(is_ours).collect();
+    assert_eq!(warnings, [""; 0]);
+    assert!(log.contains("work-in-progress"), "the log was read");
+}
+
+#[tokio::test]
+async fn the_official_client_works_by_key_and_by_token() {
+    let demo = Demo::start().await;
+    let key = format!("X-API-Key: {}", api_key("key_all"));
+    let token = format!("Authorization: Bearer {}", demo.provider.token("scope=mcp:call").await);
+    for (mode, credential) in [("auto", &key), ("legacy", &key), ("auto", &token), ("legacy", &token)] {
+        let seen = demo.client("/mcp/acme-corp", mode, "clock__days_between", &days(), credential).await;
+        let tools = json!(["clock__days_between", "clock__now", "notes__read", "notes__titles", "notes__write"]);
+        assert_eq!((&seen["tools"], &seen["text"], &seen["is_error"]), (&tools, &json!(["30"]), &json!(false)), "{mode}: {seen}");
+    }
+    let by_notes = format!("X-API-Key: {}", api_key("key_notes"));
+    let seen = demo.client("/mcp/acme-corp/notes", "auto", "titles", &json!({}), &by_notes).await;
+    assert_eq!(seen["tools"], json!(["read", "titles", "write"]), "one connector by its own path: {seen}");
+
+    let lines = demo.envoy.access_log();
+    let admitted = |principal: &str, method: &str| {
+        lines.iter().any(|line| {
+            line["reason"] == "ok"
+                && line["org"] == "acme-corp"
+                && line["auth_method"] == method
+                && line["principal"].as_str().is_some_and(|found| found.starts_with(principal))
+        })
+    };
+    assert!(admitted("acme-corp/key/key_all", "api_key"), "{lines:?}");
+    assert!(admitted("acme-corp/key/key_notes", "api_key"), "{lines:?}");
+    assert!(admitted("acme-corp/idp/http://127.0.0.1:", "byoidp"), "{lines:?}");
+    assert!(demo.envoy.counted("allowed", "ok", "api_key").await > 0);
+}
+
+#[tokio::test]
+async fn the_lines_of_the_documentation_work() {
+    let demo = Demo::start().await;
+    // As curl sends them.
+    let call = || {
+        Request::post("/mcp/acme-corp")
+            .header("accept", "*/*")
+            .header("content-type", "application/json")
+            .body(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{}}"#)
+    };
+    let token = demo.provider.token("scope=mcp:call").await;
+    for request in [call().api_key(&api_key("key_all")), call().bearer(&token)] {
+        let reply = demo.envoy.client().send(&request).await;
+        let listed = reply.json()["result"]["tools"].to_string();
+        assert!(listed.contains("notes__read") && listed.contains("clock__now"), "{reply:?}");
+    }
+    let changed = api_key("key_all").replace("keyall", "keyalL");
+    let reply = demo.envoy.client().send(&call().api_key(&changed)).await;
+    let challenge = r#"Bearer error="invalid_token", error_description="The API key is not valid here.", resource_metadata="http://127.0.0.1:10000/.well-known/oauth-protected-resource/mcp/acme-corp""#;
+    assert_eq!((reply.status, reply.header("www-authenticate")), (401, Some(challenge)));
+    assert_eq!(reply.json()["reason"], "api_key_unknown");
+}
+
+#[tokio::test]
+async fn its_paths_are_normal_before_they_are_judged() {
+    let demo = Demo::start().await;
+    for (path, status) in [
+        ("//mcp/acme-corp", 200),
+        ("/public/../mcp/acme-corp", 200),
+        ("/mcp/acme-corp/notes/../../other", 401),
+        ("/mcp%2facme-corp", 400),
+        ("/mcp/acme-corp/nothing", 404),
+        ("/", 404),
+    ] {
+        let reply = demo.envoy.client().send(&Request::tools_list(path).api_key(&api_key("key_all"))).await;
+        assert_eq!(reply.status, status, "{path}: {reply:?}");
+    }
+}
+
+fn days() -> Value {
+    json!({"first": "2026-11-01", "second": "2026-12-01"})
+}

@@ -1,0 +1,101 @@
+//! A real identity provider, whose keys are rotated and which is killed while requests run.
+
+use std::time::Duration;
+
+use serde_json::json;
+use wasm_test::eventually;
+use wasm_test::gateway::{Setup, plugin};
+use wasm_test::http::Request;
+use wasm_test::load::Load;
+use wasm_test::policy::merged;
+use wasm_test::provider::Provider;
+use wasm_test::upstream::{self, Arrived};
+
+fn call(token: &str) -> Request {
+    Request::tools_list("/mcp/acme").bearer(token)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotated_keys_refuse_no_valid_request() {
+    const ROTATIONS: usize = 5;
+    const COOLDOWN: Duration = Duration::from_millis(500);
+    let upstream = upstream::start().await;
+    let provider = Provider::start().await;
+    let orgs = json!({"acme": {"identity_providers": [provider.record()]}});
+    let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refetch_cooldown": "500ms"}});
+    let gateway = Setup::new(merged(plugin(&orgs), &jwks)).workers(2).start(&upstream).await;
+
+    let load = Load::start(gateway.client(), vec![call(&provider.token("scope=mcp:call").await)]);
+    load.until_sent(500).await;
+    for _ in 0..ROTATIONS {
+        // Providers rotate once in a cool-down at most; here its end is awaited.
+        tokio::time::sleep(COOLDOWN).await;
+        provider.rotate().await;
+        let token = provider.token("scope=mcp:call").await;
+        load.add(call(&token));
+        load.until_sent(500).await;
+    }
+    let (sent, refused) = load.stop().await;
+    let fetches = provider.jwks_requests().await;
+    println!("{ROTATIONS} rotations under {sent} requests: {} refused, {fetches} fetches", refused.len());
+    assert!(refused.is_empty(), "{refused:?}");
+    assert_eq!(fetches, 1 + ROTATIONS as u64, "one for each key");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_provider_stops_nobody_whose_key_is_known() {
+    let upstream = upstream::start().await;
+    let mut provider = Provider::start().await;
+    let orgs = json!({"acme": {"identity_providers": [provider.record()]}});
+    let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refresh_interval": "1s", "refetch_cooldown": "10ms"}});
+    let gateway = Setup::new(merged(plugin(&orgs), &jwks)).workers(2).start(&upstream).await;
+
+    let load = Load::start(gateway.client(), vec![call(&provider.token("scope=mcp:call").await)]);
+    let unused = provider.token("scope=mcp:call").await;
+    load.until_sent(500).await;
+    provider.kill();
+    let failures = async || gateway.fetched("failure").await;
+    eventually("failed refreshes", async || (failures().await >= 2).then_some(())).await;
+    gateway.admits("a token not seen before", &call(&unused)).await;
+
+    provider.revive().await;
+    provider.rotate().await;
+    let token = provider.token("scope=mcp:call").await;
+    gateway.admits("the key made since", &call(&token)).await;
+    load.add(call(&token));
+    load.until_sent(500).await;
+    let (sent, refused) = load.stop().await;
+    println!("killed and revived under {sent} requests: {} refused", refused.len());
+    assert!(refused.is_empty(), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_provider_that_is_down_at_first_is_found_when_it_comes() {
+    let upstream = upstream::start().await;
+    let mut provider = Provider::start().await;
+    let token = provider.token("scope=mcp:call").await;
+    provider.kill();
+    let orgs = json!({"acme": {"identity_providers": [provider.record()]}});
+    let gateway = Setup::new(plugin(&orgs)).start(&upstream).await;
+    let refusal = gateway.refuses("no key set", &call(&token)).await;
+    assert_eq!((refusal.status, &*refusal.reason, refusal.challenge), (503, "jwks_unavailable", None));
+    assert!(refusal.retry_after.is_some());
+    provider.revive().await;
+    eventually("the key set", async || Arrived::of(&gateway.send(&call(&token)).await)).await;
+}
+
+#[tokio::test]
+async fn its_scopes_and_audiences_are_kept() {
+    let upstream = upstream::start().await;
+    let provider = Provider::start().await;
+    let orgs = json!({"acme": {"identity_providers": [provider.record()]}});
+    let gateway = Setup::new(plugin(&orgs)).start(&upstream).await;
+    let at = |path: &str, token: &str| Request::tools_list(path).bearer(token);
+    let notes = provider.token("scope=mcp:call:notes").await;
+    gateway.admits("its connector", &at("/mcp/acme/notes", &notes)).await;
+    for path in ["/mcp/acme/clock", "/mcp/acme"] {
+        assert_eq!(gateway.refuses(path, &at(path, &notes)).await.reason, "scope_insufficient");
+    }
+    let elsewhere = provider.token("scope=mcp:call&resource=urn:elsewhere").await;
+    assert_eq!(gateway.refuses("another audience", &call(&elsewhere)).await.reason, "audience_mismatch");
+}

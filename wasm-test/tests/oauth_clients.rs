@@ -1,0 +1,73 @@
+//! OAuth clients as they are: each knows the endpoint and its credential, and discovers the rest from a bare 401.
+
+use serde_json::{Value, json};
+use wasm_test::oauth::{METHODS, PrivateKey, Site, Worker, run_client};
+
+const TOOLS: [&str; 5] = ["clock__days_between", "clock__now", "notes__read", "notes__titles", "notes__write"];
+const WELCOME: &str = "This note came through the gateway.";
+
+/// The endpoint of one connector alone. The TypeScript SDK goes there: Envoy's `mcp_router` (1.40) writes the empty
+/// `properties` of a tool without arguments as null, for which that SDK refuses the whole joined list.
+fn notes(site: &Site) -> Value {
+    json!({"url": site.endpoint(Some("notes")), "tool": "read"})
+}
+
+#[tokio::test]
+async fn the_official_python_sdk() {
+    let site = Site::start(&json!([PrivateKey::new().record("a")])).await;
+    for method in METHODS {
+        // By `initialize`, and by `server/discover`.
+        for mode in ["legacy", "auto"] {
+            let got = run_client(&site, "mcp_client.py", method, &json!({ "mode": mode })).await;
+            assert_eq!(got, json!({"tools": TOOLS, "said": WELCOME}), "{method} {mode}");
+        }
+    }
+    site.assert_keeps_secrets();
+}
+
+#[tokio::test]
+async fn the_official_typescript_sdk() {
+    let site = Site::start(&json!([PrivateKey::new().record("a")])).await;
+    // It has no provider for client_secret_post.
+    for method in ["client_secret_basic", "private_key_jwt"] {
+        let got = run_client(&site, "mcp_client.mjs", method, &notes(&site)).await;
+        assert_eq!(got, json!({"tools": ["read", "titles", "write"], "said": WELCOME}), "{method}");
+    }
+    site.assert_keeps_secrets();
+}
+
+#[tokio::test]
+async fn oauth_libraries() {
+    let site = Site::start(&json!([PrivateKey::new().record("a")])).await;
+    for method in METHODS {
+        for (program, discovery) in [("openid_client.mjs", "oauth2"), ("openid_client.mjs", "oidc"), ("authlib_client.py", "")] {
+            let got = run_client(&site, program, method, &json!({ "discovery": discovery })).await;
+            let what = format!("{program} {discovery} {method}");
+            assert_eq!((&got["status"], &got["lists"]), (&json!(200), &json!(true)), "{what}: {got}");
+            assert_eq!((&got["token"]["scope"], &got["token"]["expires_in"]), (&json!("mcp:call"), &json!(3600)), "{what}");
+        }
+    }
+    site.assert_keeps_secrets();
+}
+
+#[tokio::test]
+async fn signing_keys_rotate_while_clients_work() {
+    let [old, new] = ["old", "new"].map(|kid| PrivateKey::new().record(kid));
+    let site = Site::start(&json!([old])).await;
+    let mut workers = [
+        Worker::start(&site, "mcp_client.py", "client_secret_basic", &json!({})),
+        Worker::start(&site, "mcp_client.mjs", "private_key_jwt", &notes(&site)),
+    ];
+    // The new key is published before it signs, or a worker that has the next policy later would not know it. When the
+    // old one goes, its tokens are refused, and clients fetch new ones.
+    for signing_keys in [json!([old]), json!([old, new]), json!([new, old]), json!([new])] {
+        site.enforce(&site.policy(&signing_keys)).await;
+        for worker in &mut workers {
+            worker.until_answered(6).await;
+        }
+    }
+    for worker in workers {
+        assert!(worker.stop().await >= 24);
+    }
+    site.assert_keeps_secrets();
+}
