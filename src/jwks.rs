@@ -20,6 +20,9 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// How long after a fetch's timeout its claim still holds, so that its own failure is recorded first.
 const CLAIM_MARGIN: Duration = Duration::from_secs(1);
+/// Requests that may wait for one set in a thread: each keeps its headers and a connection. One issuer's outage takes
+/// no place from another's.
+pub(crate) const MAX_WAITING: usize = 1024;
 /// How old a used copy of the record may get before it is compared with the shared one.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -285,9 +288,9 @@ impl KeySet {
         self.record.is_pending(now)
     }
 
-    /// Marks who holds it as waiting for this set.
-    pub fn wait(&self) -> Rc<()> {
-        Rc::clone(&self.waiters)
+    /// A place among those who wait for this set, for as long as it is held; `None` where all are taken.
+    pub fn wait(&self) -> Option<Rc<()>> {
+        (Rc::strong_count(&self.waiters) <= MAX_WAITING).then(|| Rc::clone(&self.waiters))
     }
 
     /// Whether the copy must be compared with the shared record: somebody waits, a fetch is due, or it is in use and old.
@@ -419,6 +422,7 @@ mod tests {
         assert!(matches!(threads.sets[3].lookup(at(1), &TIMING), Lookup::Pending));
         threads.answer(&["a"], at(2));
         let waiting = threads.sets[3].wait();
+        assert!(waiting.is_some());
         assert_eq!(threads.tick(at(2)), 0);
         drop(waiting);
         assert!(

@@ -110,7 +110,6 @@ impl Drop for Stream {
 
 impl Plugin {
     fn start(&self) -> Step {
-        let held = self.held.borrow().len();
         let mut gateway = self.gateway.borrow_mut();
         let (Some(gateway), Some(head)) = (gateway.as_mut(), hostcalls::request_head()) else {
             let refused = Reason::PolicyUnavailable;
@@ -119,7 +118,7 @@ impl Plugin {
         };
         let route = if gateway.config.gateway.route_metadata { route_settings() } else { Ok(RouteSettings::default()) };
         match route {
-            Ok(route) => exchange::start(gateway, head, route, held, hostcalls::now(), &self.envoy),
+            Ok(route) => exchange::start(gateway, head, route, hostcalls::now(), &self.envoy),
             Err(RouteInvalid) => exchange::refuse_invalid_route(gateway, &head),
         }
     }

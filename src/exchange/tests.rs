@@ -1,0 +1,544 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::Config;
+use crate::jwks::{MAX_WAITING, Record as KeySetRecord};
+use crate::testing::{self, TestHost};
+
+const KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
+const KEY_SHA256: &str = "68da3d5e3810933a9dff1f9d7809ad982642279332ed1dced6bf37f389dcc0e9";
+const ISSUER: &str = "https://idp.example/oauth2/default";
+const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+struct World {
+    gateway: Gateway,
+    host: TestHost,
+    now: UnixTime,
+}
+
+impl World {
+    fn with(change: impl FnOnce(&mut Value)) -> Self {
+        let mut config = json!({
+            "gateway": {"origin": "https://gw.example"},
+            "jwks": {"https_cluster": "https"},
+            "policy": {"inline": {"orgs": {
+                "acme": {
+                    "api_keys": [{"id": "k1", "sha256": KEY_SHA256}],
+                    "identity_providers": [{"issuer": ISSUER, "jwks_uri": "https://idp.example/keys", "audience": "apexmcp"}],
+                },
+                "other": {},
+            }}},
+        });
+        change(&mut config);
+        let (config, policy) = Config::parse(config.to_string().as_bytes(), &|_| None).unwrap();
+        Self { gateway: Gateway::new(config, policy), host: TestHost::default(), now: NOW }
+    }
+
+    fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// The issuer's keys arrive, by whichever thread.
+    fn publish(&mut self, kids: &[&str]) {
+        let timing = self.gateway.config.jwks;
+        let record = KeySetRecord::default().succeeded(&testing::jwk_set(kids), self.now, &timing);
+        self.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap().sync(record, self.now).unwrap();
+    }
+
+    fn start_on(&mut self, path: &str, headers: &[(&str, &str)], route: RouteSettings) -> Step {
+        let path = [(":path", path)];
+        let headers = path.iter().chain(headers).map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        start(&mut self.gateway, RequestHead::new(headers), route, self.now, &self.host)
+    }
+
+    fn start(&mut self, path: &str, headers: &[(&str, &str)]) -> Step {
+        self.start_on(path, headers, RouteSettings::default())
+    }
+
+    fn bearer(&mut self, token: &str) -> Step {
+        self.start("/mcp/acme", &[("authorization", &format!("Bearer {token}"))])
+    }
+}
+
+fn claims() -> Value {
+    json!({"iss": ISSUER, "sub": "u1", "aud": "apexmcp", "exp": 1_800_000_300})
+}
+
+fn token(claims: &Value) -> String {
+    testing::sign(&json!({"alg": "RS256", "kid": "a"}), claims)
+}
+
+fn reason(step: &Step) -> &'static str {
+    match step {
+        Step::Pass => "pass",
+        Step::Await(_) => "await",
+        Step::ReadBody(_) => "read body",
+        Step::Forward(_, record) | Step::Reply(_, record) => record.reason(),
+    }
+}
+
+fn status(step: &Step) -> u32 {
+    match step {
+        Step::Reply(reply, _) => reply.status,
+        _ => 0,
+    }
+}
+
+fn attributes(step: Step) -> Vec<String> {
+    match step {
+        Step::Forward(Forward { principal: Some(principal), .. }, _) => principal.attributes().map(str::to_owned).to_vec(),
+        other => panic!("not admitted: {other:?}"),
+    }
+}
+
+#[test]
+fn who_is_admitted_as_whom() {
+    let mut world = World::new();
+    world.publish(&["a"]);
+    assert_eq!(attributes(world.start("/mcp/acme", &[("x-api-key", KEY)])), ["acme", "acme/key/k1", "k1", "api_key", "mcp:call"]);
+    let principal = format!("acme/idp/{ISSUER}#u1");
+    assert_eq!(attributes(world.bearer(&token(&claims()))), ["acme", &principal, "u1", "byoidp", "mcp:call"]);
+    let mut scoped = claims();
+    scoped["scp"] = json!(["mcp:call:github", "profile"]);
+    let bearer = format!("Bearer {}", token(&scoped));
+    let step = world.start("/mcp/acme/github", &[("authorization", &bearer)]);
+    assert_eq!(attributes(step), ["acme", &principal, "u1", "byoidp", "mcp:call:github"]);
+}
+
+#[test]
+fn cheap_checks_come_before_any_signature_and_before_any_wait() {
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut claims = claims();
+        change(&mut claims);
+        token(&claims)
+    };
+    let table: [(&str, &str, String); 9] = [
+        ("no iss", "claim_missing", with(&|c| drop(c.as_object_mut().unwrap().remove("iss")))),
+        ("no sub", "claim_missing", with(&|c| drop(c.as_object_mut().unwrap().remove("sub")))),
+        ("empty sub", "claim_missing", with(&|c| c["sub"] = json!(""))),
+        ("iss", "issuer_unknown", with(&|c| c["iss"] = json!(format!("{ISSUER}/")))),
+        ("aud", "audience_mismatch", with(&|c| c["aud"] = json!("account"))),
+        ("exp", "token_expired", with(&|c| c["exp"] = json!(1_799_999_940))),
+        ("nbf", "token_not_yet_valid", with(&|c| c["nbf"] = json!(1_800_000_061))),
+        ("alg", "algorithm_not_allowed", testing::sign(&json!({"alg": "none"}), &claims())),
+        ("form", "token_malformed", "a.b.c".to_owned()),
+    ];
+    let mut world = World::new();
+    for (what, expected, token) in &table {
+        assert_eq!(reason(&world.bearer(token)), *expected, "{what}, no keys yet");
+    }
+    world.publish(&["a"]);
+    for (what, expected, token) in &table {
+        let step = world.bearer(token);
+        assert_eq!((reason(&step), status(&step)), (*expected, 401), "{what}");
+    }
+    assert_eq!(world.host.verifications.get(), 0);
+}
+
+#[test]
+fn a_signature_is_checked_once_for_each_token() {
+    let mut world = World::new();
+    world.publish(&["a"]);
+    let good = token(&claims());
+    for _ in 0..3 {
+        assert_eq!(reason(&world.bearer(&good)), "ok");
+    }
+    assert_eq!(world.host.verifications.get(), 1);
+    // Another signature over the same claims is another token.
+    let forged = format!("{}{}", &good[..good.len() - 8], "AAAAAAAA");
+    assert_eq!(reason(&world.bearer(&forged)), "signature_invalid");
+    assert_eq!(world.host.verifications.get(), 2);
+    // Remembering ends with the token.
+    world.now = UnixTime::from_secs(1_800_000_360);
+    assert_eq!(reason(&world.bearer(&good)), "token_expired");
+}
+
+#[test]
+fn a_remembered_token_is_judged_anew_when_its_keys_change() {
+    let mut world = World::new();
+    world.publish(&["a"]);
+    let good = token(&claims());
+    assert_eq!(reason(&world.bearer(&good)), "ok");
+    world.publish(&["b"]);
+    let Step::Await(waiting) = world.bearer(&good) else { panic!("the key is gone: perhaps it was just rotated") };
+    world.now = world.now.plus(Duration::from_secs(6));
+    assert_eq!(reason(&waiting.proceed(&mut world.gateway, world.now, &world.host)), "jwks_unavailable");
+}
+
+#[test]
+fn a_remembered_token_ends_with_the_age_of_its_keys() {
+    let mut world = World::with(|config| config["jwks"]["max_stale"] = json!("5m"));
+    world.publish(&["a"]);
+    let mut long = claims();
+    long["exp"] = json!(1_800_009_999);
+    let token = token(&long);
+    assert_eq!(reason(&world.bearer(&token)), "ok");
+    world.now = NOW.plus(Duration::from_secs(299));
+    assert_eq!(reason(&world.bearer(&token)), "ok");
+    world.now = NOW.plus(Duration::from_secs(300));
+    assert_eq!(reason(&world.bearer(&token)), "await");
+}
+
+#[test]
+fn a_request_waits_for_the_first_keys_and_not_forever() {
+    let mut world = World::new();
+    let good = token(&claims());
+    let Step::Await(first) = world.bearer(&good) else { panic!("must wait") };
+    let Step::Await(second) = world.bearer(&good) else { panic!("must wait") };
+    assert!(!first.is_ready(&world.gateway, world.now));
+    world.publish(&["a"]);
+    assert!(first.is_ready(&world.gateway, world.now));
+    assert_eq!(reason(&first.proceed(&mut world.gateway, world.now, &world.host)), "ok");
+
+    let mut world = World::new();
+    let later = world.now.plus(world.gateway.config.jwks.timeout);
+    assert!(!second.is_ready(&world.gateway, later.minus(Duration::from_millis(1))));
+    assert!(second.is_ready(&world.gateway, later));
+    let step = second.proceed(&mut world.gateway, later, &world.host);
+    assert_eq!((reason(&step), status(&step)), ("jwks_unavailable", 503));
+}
+
+#[test]
+fn waiting_is_bounded_in_number() {
+    let mut world = World::new();
+    let token = token(&claims());
+    let mut waiting: Vec<Step> = (0..MAX_WAITING).map(|_| world.bearer(&token)).collect();
+    assert!(waiting.iter().all(|step| reason(step) == "await"));
+    assert_eq!(reason(&world.bearer(&token)), "jwks_unavailable");
+    waiting.pop();
+    assert_eq!(reason(&world.bearer(&token)), "await", "who leaves makes room");
+}
+
+#[test]
+fn an_unknown_kid_waits_for_one_fetch_and_is_refused_within_the_cooldown() {
+    let mut world = World::new();
+    world.publish(&["a"]);
+    let unknown = testing::sign(&json!({"alg": "RS256", "kid": "new"}), &claims());
+    let Step::Await(waiting) = world.bearer(&unknown) else { panic!("must wait for a fetch") };
+    let (timing, now) = (world.gateway.config.jwks, world.now);
+    let set = world.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap();
+    let claimed = set.claim(now, &timing).expect("a fetch is due");
+    set.sync(claimed.clone().succeeded(&testing::jwk_set(&["a"]), now, &timing), now).unwrap();
+    assert_eq!(reason(&waiting.proceed(&mut world.gateway, now, &world.host)), "key_unknown");
+    assert_eq!(reason(&world.bearer(&unknown)), "key_unknown");
+    world.now = now.plus(timing.refetch_cooldown);
+    assert_eq!(reason(&world.bearer(&unknown)), "await");
+}
+
+#[test]
+fn tokens_without_kid_survive_a_rotation() {
+    let mut world = World::new();
+    world.publish(&["a"]);
+    let bare = testing::sign(&json!({"alg": "RS256"}), &claims());
+    assert_eq!(reason(&world.bearer(&bare)), "ok");
+    let forged = format!("{}{}", &bare[..bare.len() - 8], "AAAAAAAA");
+    assert_eq!(reason(&world.bearer(&forged)), "await", "it may be signed by a key that is not fetched yet");
+}
+
+#[test]
+fn an_unknown_org_looks_like_one_without_oauth() {
+    let mut world = World::new();
+    world.publish(&["a"]);
+    let bearer = format!("Bearer {}", token(&claims()));
+    for headers in [vec![], vec![("x-api-key", KEY)], vec![("authorization", bearer.as_str())], vec![("x-api-key", "nonsense")]] {
+        let replies: Vec<LocalReply> = ["/mcp/other", "/mcp/nobody"]
+            .into_iter()
+            .map(|path| match world.start(path, &headers) {
+                Step::Reply(reply, _) => reply,
+                step => panic!("{step:?}"),
+            })
+            .collect();
+        assert_eq!(replies[0], replies[1], "{headers:?}");
+        assert!(!format!("{replies:?}").contains("resource_metadata"));
+    }
+}
+
+#[test]
+fn connectors_are_told_by_path_or_route() {
+    let mut world = World::with(|config| {
+        config["policy"]["inline"]["orgs"]["acme"]["api_keys"][0]["connectors"] = json!(["github"]);
+    });
+    let headers = [("x-api-key", KEY)];
+    let step = world.start("/mcp/acme", &headers);
+    assert_eq!((reason(&step), status(&step)), ("scope_insufficient", 403));
+    let Step::Reply(reply, record) = step else { panic!() };
+    assert!(format!("{reply:?}").contains(r#"scope=\"mcp:call\""#), "{reply:?}");
+    assert!(matches!(record, Record::Resource { findings, .. } if findings.principal.is_some()), "the log may name who it was");
+    let step = world.start("/mcp/acme/jira", &headers);
+    assert!(format!("{step:?}").contains(r#"scope=\"mcp:call:jira\""#), "{step:?}");
+    assert_eq!(reason(&world.start("/mcp/acme/github", &headers)), "ok");
+    let route = |org: Option<&str>, connector: Option<&str>| RouteSettings {
+        org: org.and_then(crate::names::OrgName::parse),
+        connector: connector.and_then(crate::names::ConnectorId::parse),
+        mode: None,
+    };
+    for (path, org, connector, expected) in [
+        ("/mcp/acme", None, Some("github"), "ok"),
+        ("/mcp/acme/jira", None, Some("github"), "ok"),
+        ("/mcp/acme/github", None, Some("jira"), "scope_insufficient"),
+        ("/anything", Some("acme"), Some("github"), "ok"),
+        ("/anything", Some("acme"), None, "scope_insufficient"),
+        ("/mcp/acme/github", Some("acme"), None, "ok"),
+        ("/mcp/acme/github", Some("other"), None, "api_key_unknown"),
+        ("/mcp/other/github", Some("acme"), None, "scope_insufficient"),
+    ] {
+        let step = world.start_on(path, &headers, route(org, connector));
+        assert_eq!(reason(&step), expected, "{path} {org:?} {connector:?}");
+    }
+}
+
+#[test]
+fn unmatched_paths() {
+    let mut world = World::new();
+    let step = world.start("/public", &[("x-api-key", KEY)]);
+    assert_eq!((reason(&step), status(&step)), ("path_unmatched", 404));
+    let mut world = World::with(|config| config["gateway"]["unmatched_paths"] = json!("allow"));
+    assert_eq!(reason(&world.start("/public", &[("x-apexmcp-org", "kept")])), "pass");
+    for path in ["/mcp", "/mcp/acme/", "/mcp/a/b/c", "/x/../mcp/acme", "/%6Dcp/acme"] {
+        assert_eq!(reason(&world.start(path, &[("x-api-key", KEY)])), "path_unmatched", "{path}");
+    }
+}
+
+#[test]
+fn what_is_removed_on_the_way_on() {
+    let spoofed = [("x-api-key", KEY), ("x-apexmcp-org", "evil"), ("x_apexmcp_scope", "mcp:call"), ("accept", "a")];
+    let removed = |step: Step| match step {
+        Step::Forward(forward, _) => forward.remove,
+        step => panic!("{step:?}"),
+    };
+    assert_eq!(removed(World::new().start("/mcp/acme", &spoofed)), ["x-apexmcp-org", "x_apexmcp_scope", "x-api-key"]);
+    let mut keeping = World::with(|config| config["forward"] = json!({"strip_credentials": false}));
+    assert_eq!(removed(keeping.start("/mcp/acme", &spoofed)), ["x-apexmcp-org", "x_apexmcp_scope"]);
+}
+
+#[test]
+fn shadow_mode_records_and_lets_pass() {
+    let mut world = World::with(|config| config["mode"] = json!("shadow"));
+    let Step::Forward(forward, record) = world.start("/mcp/acme", &[("x-apexmcp-org", "evil"), ("x-api-key", "wrong")]) else {
+        panic!("must pass")
+    };
+    assert_eq!((record.reason(), forward.remove), ("credential_malformed", vec!["x-apexmcp-org".to_owned()]));
+    assert!(forward.principal.is_none(), "nothing is asserted that was not proven");
+    assert_eq!(attributes(world.start("/mcp/acme", &[("x-api-key", KEY)]))[1], "acme/key/k1");
+    let route = |mode| RouteSettings { mode: Some(mode), ..RouteSettings::default() };
+    assert_eq!(reason(&world.start_on("/mcp/acme", &[], route(RouteMode::Disabled))), "pass");
+    let enforced = world.start_on("/mcp/acme", &[], route(RouteMode::Active(Mode::Enforce)));
+    assert_eq!((reason(&enforced), status(&enforced)), ("credential_missing", 401));
+}
+
+#[test]
+fn keys_expire_and_are_revoked() {
+    let mut world = World::with(|config| {
+        config["policy"]["inline"]["orgs"]["acme"]["api_keys"][0]["expires_at"] = json!("2027-01-15T08:00:00Z");
+    });
+    assert_eq!(reason(&world.start("/mcp/acme", &[("x-api-key", KEY)])), "api_key_expired");
+    world.now = NOW.minus(Duration::from_millis(1));
+    assert_eq!(reason(&world.start("/mcp/acme", &[("x-api-key", KEY)])), "ok");
+    let mut world = World::with(|config| config["policy"]["inline"]["orgs"]["acme"]["api_keys"][0]["revoked"] = json!(true));
+    assert_eq!(reason(&world.start("/mcp/acme", &[("x-api-key", KEY)])), "api_key_unknown");
+}
+
+const CLIENT: &str = "apx_client_4b7d9e21";
+const SECRET: &str = "apx_secret_0123456789abcdefghijABCD";
+const SECRET_SHA256: &str = "a86201cae7792e61427faa7d5fe613084cb91f424072b0ebfa73d55f1b37600c";
+
+/// A world in which acme has an OAuth client, changed by `change`.
+fn issuing(change: impl FnOnce(&mut Value)) -> World {
+    World::with(|config| {
+        let policy = &mut config["policy"]["inline"];
+        policy["signing_keys"] = json!([{"kid": "s1", "private_key_pem": testing::signing_key_pem()}]);
+        policy["orgs"]["acme"]["oauth_clients"] =
+            json!([{"client_id": CLIENT, "secret_sha256": [SECRET_SHA256], "scopes": ["mcp:call"]}]);
+        change(policy);
+    })
+}
+
+impl World {
+    fn post_token(&mut self, body: &str) -> Step {
+        let head = [(":method", "POST"), ("content-type", "application/x-www-form-urlencoded")];
+        let Step::ReadBody(reading) = self.start("/oauth/token", &head) else { panic!("must read the body") };
+        assert!(!reading.is_overdue(self.now));
+        reading.proceed(body.as_bytes(), &mut self.gateway, self.now, &self.host)
+    }
+
+    fn token(&mut self, more: &str) -> String {
+        let body = format!("grant_type=client_credentials&client_id={CLIENT}&client_secret={SECRET}{more}");
+        let Step::Reply(reply, _) = self.post_token(&body) else { panic!("must answer") };
+        let answer: Value = serde_json::from_str(&reply.body).unwrap();
+        answer["access_token"].as_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn a_gateway_token_is_accepted_where_it_is_meant_for() {
+    let mut world = issuing(|_| {});
+    let token = world.token("");
+    let expected = ["acme", &format!("acme/client/{CLIENT}"), CLIENT, "oauth", "mcp:call"];
+    assert_eq!(attributes(world.bearer(&token)), expected);
+    assert_eq!(attributes(world.bearer(&token)), expected, "remembered");
+    assert_eq!(world.host.verifications.get(), 1);
+    let for_one = world.token("&resource=https://gw.example/mcp/acme/github");
+    let table = [
+        (&token, "/mcp/acme/jira", "ok"),
+        (&token, "/mcp/other", "audience_mismatch"),
+        (&for_one, "/mcp/acme/github", "ok"),
+        (&for_one, "/mcp/acme/jira", "audience_mismatch"),
+        (&for_one, "/mcp/acme", "audience_mismatch"),
+        (&for_one, "/mcp/acme/github", "ok"),
+    ];
+    for (token, path, expected) in table {
+        let bearer = format!("Bearer {token}");
+        assert_eq!(reason(&world.start(path, &[("authorization", &bearer)])), expected, "{path}");
+    }
+    world.now = world.now.plus(Duration::from_secs(3660));
+    assert_eq!(reason(&world.bearer(&token)), "token_expired");
+}
+
+#[test]
+fn what_the_policy_takes_back_is_taken_back_from_live_tokens() {
+    let mut world = issuing(|_| {});
+    let token = world.token("");
+    let claims: Value = {
+        let jws = crate::jose::compact::CompactJws::parse(&token).unwrap();
+        Value::Object(jws.claims().clone())
+    };
+    let jti = claims["jti"].clone();
+    for (what, expected, change) in [
+        ("nothing", "ok", json!({})),
+        (
+            "client revoked",
+            "client_unknown",
+            json!({"oauth_clients": [{"client_id": CLIENT, "secret_sha256": [SECRET_SHA256], "scopes": ["mcp:call"], "revoked": true}]}),
+        ),
+        ("client gone", "client_unknown", json!({"oauth_clients": []})),
+        (
+            "scope narrowed",
+            "scope_insufficient",
+            json!({"oauth_clients": [{"client_id": CLIENT, "secret_sha256": [SECRET_SHA256], "scopes": ["mcp:call:github"]}]}),
+        ),
+        ("jti", "token_revoked", json!({"revoked_tokens": {"jti": [jti]}})),
+        ("issued before", "token_revoked", json!({"revoked_tokens": {"issued_before": {CLIENT: "2027-01-15T08:00:01Z"}}})),
+        ("issued after", "ok", json!({"revoked_tokens": {"issued_before": {CLIENT: "2027-01-15T08:00:00Z"}}})),
+        (
+            "other's",
+            "ok",
+            json!({"revoked_tokens": {"jti": ["x"], "issued_before": {"apx_client_other": "2028-01-01T00:00:00Z"}}}),
+        ),
+    ] {
+        let mut changed = issuing(|policy| {
+            for (name, value) in change.as_object().unwrap() {
+                policy["orgs"]["acme"][name] = value.clone();
+            }
+        });
+        assert_eq!(reason(&changed.bearer(&token)), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_client_that_moved_to_another_org_takes_no_token_along() {
+    let token = issuing(|_| {}).token("");
+    let mut moved = issuing(|policy| {
+        let clients = policy["orgs"]["acme"]["oauth_clients"].take();
+        policy["orgs"]["acme"] = json!({});
+        policy["orgs"]["other"] = json!({ "oauth_clients": clients });
+    });
+    assert_eq!(reason(&moved.bearer(&token)), "client_unknown");
+}
+
+#[test]
+fn a_rotated_signing_key_is_accepted_while_it_is_published() {
+    let mut world = issuing(|_| {});
+    let token = world.token("");
+    let other = || json!({"kid": "s2", "private_key_pem": testing::other_signing_key_pem()});
+    let mut rotated = issuing(|policy| {
+        let old = policy["signing_keys"][0].take();
+        policy["signing_keys"] = json!([other(), old]);
+    });
+    assert_eq!(reason(&rotated.bearer(&token)), "ok");
+    let new = rotated.token("");
+    assert_eq!(reason(&rotated.bearer(&new)), "ok");
+    assert_eq!(reason(&world.bearer(&new)), "key_unknown");
+    let mut renamed =
+        issuing(|policy| policy["signing_keys"] = json!([{"kid": "s1", "private_key_pem": testing::other_signing_key_pem()}]));
+    assert_eq!(reason(&renamed.bearer(&token)), "signature_invalid");
+}
+
+#[test]
+fn a_gateway_token_is_typed_and_signed_by_the_gateway() {
+    let mut world = issuing(|_| {});
+    world.publish(&["a", "s1"]);
+    let claims = json!({
+        "iss": "https://gw.example", "sub": CLIENT, "client_id": CLIENT, "aud": "https://gw.example/mcp/acme",
+        "iat": 1_800_000_000, "exp": 1_800_000_300, "jti": "j", "scope": "mcp:call",
+    });
+    for (header, expected) in [
+        (json!({"alg": "RS256", "kid": "s1", "typ": "at+jwt"}), "signature_invalid"),
+        (json!({"alg": "RS256", "kid": "a", "typ": "at+jwt"}), "key_unknown"),
+        (json!({"alg": "RS256", "typ": "at+jwt"}), "key_unknown"),
+        (json!({"alg": "RS256", "kid": "s1", "typ": "JWT"}), "token_malformed"),
+        (json!({"alg": "RS256", "kid": "s1"}), "token_malformed"),
+    ] {
+        assert_eq!(reason(&world.bearer(&testing::sign(&header, &claims))), expected, "{header}");
+    }
+}
+
+fn document(world: &mut World, method: &str, path: &str) -> (u32, Vec<&'static str>, Value) {
+    match world.start(path, &[(":method", method)]) {
+        Step::Reply(reply, Record::Endpoint { .. }) => {
+            let names = reply.headers.iter().map(|(name, _)| *name).collect();
+            (reply.status, names, serde_json::from_str(&reply.body).unwrap_or_default())
+        }
+        step => panic!("{step:?}"),
+    }
+}
+
+#[test]
+fn discovery() {
+    let mut world = issuing(|_| {});
+    let resource = "/.well-known/oauth-protected-resource/mcp/acme";
+    let (status, headers, metadata) = document(&mut world, "GET", resource);
+    assert_eq!((status, headers), (200, vec!["content-type", "cache-control", "access-control-allow-origin"]));
+    assert_eq!(
+        metadata,
+        json!({
+            "resource": "https://gw.example/mcp/acme", "authorization_servers": ["https://gw.example", ISSUER],
+            "scopes_supported": ["mcp:call"], "bearer_methods_supported": ["header"],
+        })
+    );
+    let (_, _, metadata) = document(&mut world, "GET", &format!("{resource}/github"));
+    assert_eq!(metadata["resource"], "https://gw.example/mcp/acme/github");
+    let (_, _, metadata) = document(&mut world, "GET", "/.well-known/oauth-authorization-server");
+    assert_eq!(metadata["issuer"], "https://gw.example");
+    assert_eq!(metadata["token_endpoint"], "https://gw.example/oauth/token");
+    let (_, _, metadata) = document(&mut world, "HEAD", "/.well-known/openid-configuration");
+    assert_eq!(metadata["subject_types_supported"], json!(["public"]));
+    let (_, _, keys) = document(&mut world, "GET", "/.well-known/jwks.json?x=1");
+    assert_eq!(keys["keys"][0]["kid"], "s1");
+    assert!(keys["keys"][0].get("d").is_none(), "public keys alone");
+    for (method, path, status) in [
+        ("GET", "/.well-known/oauth-protected-resource/mcp/other", 404),
+        ("GET", "/.well-known/oauth-protected-resource/mcp/nobody", 404),
+        ("OPTIONS", "/.well-known/jwks.json", 204),
+        ("POST", "/.well-known/jwks.json", 405),
+        ("GET", "/oauth/authorize", 400),
+        ("POST", "/oauth/authorize", 405),
+        ("GET", "/oauth/token", 405),
+        ("OPTIONS", "/oauth/token", 405),
+    ] {
+        assert_eq!(document(&mut world, method, path).0, status, "{method} {path}");
+    }
+    let mut without = World::new();
+    assert_eq!(document(&mut without, "GET", resource).2["authorization_servers"], json!([ISSUER]));
+    for path in ["/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/oauth/token", "/oauth/authorize"] {
+        assert_eq!(document(&mut without, "GET", path).0, 404, "{path}: nothing is issued here");
+    }
+}
+
+#[test]
+fn a_body_that_does_not_come_is_not_waited_for_forever() {
+    let mut world = issuing(|_| {});
+    let Step::ReadBody(reading) = world.start("/oauth/token", &[(":method", "POST")]) else { panic!("must read") };
+    assert!(reading.is_overdue(world.now.plus(BODY_TIMEOUT)));
+    let step = reading.give_up(TokenError::BodyTimeout);
+    assert_eq!((reason(&step), status(&step)), ("body_timeout", 408));
+}
