@@ -33,7 +33,7 @@ pub struct Timing {
     pub timeout: Duration,
     /// How long after a fetch the next one is due.
     pub refresh_interval: Duration,
-    /// How long after a fetch for an unknown `kid` the next such one may start.
+    /// How long after a fetch for an unknown `kid` that brought no key the next such one may start.
     pub refetch_cooldown: Duration,
     /// How long a set serves after its last successful fetch.
     pub max_stale: Duration,
@@ -173,15 +173,18 @@ impl Record {
         now >= self.unknown_kid_fetch_at
     }
 
-    /// After the fetch brought `keys`.
+    /// After the fetch brought `keys`. The cool-down is for fetches that bring nothing: one that brought a new key was
+    /// worth it, and made-up `kid`s bring none.
     pub fn succeeded(self, keys: &JwkSet, now: UnixTime, timing: &Timing) -> Self {
+        let known = self.keys.as_deref().and_then(|document| JwkSet::parse(document.as_bytes()).ok());
+        let brought_a_key = known.is_none_or(|known| keys.has_more_than(&known));
         Self {
             keys: Some(keys.to_document().into()),
             fetched_at: now,
             next_fetch_at: now.plus(timing.refresh_interval),
+            unknown_kid_fetch_at: if brought_a_key { UnixTime::default() } else { self.unknown_kid_fetch_at },
             claimed_until: UnixTime::default(),
             failures: 0,
-            ..self
         }
     }
 
@@ -315,8 +318,9 @@ impl KeySet {
             self.keys = record.keys.as_deref().map(|document| JwkSet::parse(document.as_bytes())).transpose()?;
             self.version = self.version.saturating_add(1);
         }
+        // Who waited for another thread's fetch asks again where that did not help.
+        self.wants_unknown_kid &= record.fetched_at == self.record.fetched_at && record.may_fetch_unknown_kid(now);
         self.record = record;
-        self.wants_unknown_kid &= self.record.may_fetch_unknown_kid(now);
         Ok(())
     }
 
@@ -460,17 +464,46 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_kid_right_after_a_scheduled_fetch_is_not_held_back() {
-        let mut threads = Threads::new(1);
+    fn rotations_in_a_row_are_not_held_back_and_made_up_kids_are() {
+        let mut threads = Threads::new(2);
+        threads.tick(START);
+        threads.answer(&["1"], START);
+        for (second, kids) in [(1, &["1", "2"][..]), (2, &["2", "3"]), (3, &["3", "4"])] {
+            threads.sets[0].lookup(at(second), &TIMING);
+            threads.tick(at(second));
+            assert!(threads.sets[0].request_unknown_kid(at(second)));
+            assert_eq!(threads.tick(at(second)), 1, "a fetch brought a key just before");
+            threads.answer(kids, at(second));
+        }
+        let mut is_listened_to = |second| {
+            threads.sets[0].lookup(at(second), &TIMING);
+            threads.tick(at(second));
+            let answer = threads.sets[0].request_unknown_kid(at(second));
+            if threads.tick(at(second)) > 0 {
+                threads.answer(&["4", "3"], at(second)); // The same keys in another order are no news.
+            }
+            answer
+        };
+        assert!(is_listened_to(5), "once");
+        assert!(!is_listened_to(7) && !is_listened_to(14), "the cool-down holds");
+        assert!(is_listened_to(15));
+    }
+
+    #[test]
+    fn a_key_that_another_thread_fetched_is_not_fetched_again() {
+        let mut threads = Threads::new(2);
         threads.tick(START);
         threads.answer(&["old"], START);
+        for set in &mut threads.sets {
+            set.lookup(at(1), &TIMING);
+        }
         threads.tick(at(1));
-        assert!(threads.sets[0].request_unknown_kid(at(1)));
-        assert_eq!(threads.tick(at(1)), 1);
-        threads.answer(&["old", "new"], at(1));
-        threads.sets[0].lookup(at(3), &TIMING);
+        assert!(threads.sets[0].request_unknown_kid(at(2)));
+        assert_eq!(threads.tick(at(2)), 1);
+        // The other one meets the new key before it knows of that fetch.
+        assert!(threads.sets[1].request_unknown_kid(at(2)));
+        threads.answer(&["old", "new"], at(2));
         assert_eq!(threads.tick(at(3)), 0);
-        assert!(!threads.sets[0].request_unknown_kid(at(3)), "the cool-down holds");
     }
 
     #[test]

@@ -176,6 +176,11 @@ impl JwkSet {
         self.0.iter().filter(move |jwk| kid.is_none() || jwk.kid.as_deref() == kid).map(|jwk| &jwk.key).take(MAX_CANDIDATES)
     }
 
+    /// Whether it has a key that `other` lacks.
+    pub fn has_more_than(&self, other: &Self) -> bool {
+        self.0.iter().any(|jwk| !other.0.contains(jwk))
+    }
+
     /// How many keys it has.
     pub fn len(&self) -> usize {
         self.0.len()

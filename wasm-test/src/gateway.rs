@@ -1,4 +1,4 @@
-//! The smallest gateway: Envoy with this filter alone, and its upstream behind. The complete one is `demo`.
+//! The smallest gateway: Envoy with this filter alone, and an upstream behind. `envoy/envoy.yaml` is the complete one.
 
 use std::ops::Deref;
 

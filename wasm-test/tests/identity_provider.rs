@@ -1,7 +1,5 @@
 //! A real identity provider, whose keys are rotated and which is killed while requests run.
 
-use std::time::Duration;
-
 use serde_json::json;
 use wasm_test::eventually;
 use wasm_test::gateway::{Setup, plugin};
@@ -18,18 +16,14 @@ fn call(token: &str) -> Request {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotated_keys_refuse_no_valid_request() {
     const ROTATIONS: usize = 5;
-    const COOLDOWN: Duration = Duration::from_millis(500);
     let upstream = upstream::start().await;
     let provider = Provider::start().await;
     let orgs = json!({"acme": {"identity_providers": [provider.record()]}});
-    let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refetch_cooldown": "500ms"}});
-    let gateway = Setup::new(merged(plugin(&orgs), &jwks)).workers(2).start(&upstream).await;
+    let gateway = Setup::new(plugin(&orgs)).workers(2).start(&upstream).await;
 
     let load = Load::start(gateway.client(), vec![call(&provider.token("scope=mcp:call").await)]);
     load.until_sent(500).await;
     for _ in 0..ROTATIONS {
-        // Providers rotate once in a cool-down at most; here its end is awaited.
-        tokio::time::sleep(COOLDOWN).await;
         provider.rotate().await;
         let token = provider.token("scope=mcp:call").await;
         load.add(call(&token));
@@ -38,7 +32,7 @@ async fn rotated_keys_refuse_no_valid_request() {
     let (sent, refused) = load.stop().await;
     let fetches = provider.jwks_requests().await;
     println!("{ROTATIONS} rotations under {sent} requests: {} refused, {fetches} fetches", refused.len());
-    assert!(refused.is_empty(), "{refused:?}");
+    assert!(refused.is_empty(), "{} refused, first {:?}", refused.len(), refused.first());
     assert_eq!(fetches, 1 + ROTATIONS as u64, "one for each key");
 }
 
@@ -66,7 +60,7 @@ async fn a_killed_provider_stops_nobody_whose_key_is_known() {
     load.until_sent(500).await;
     let (sent, refused) = load.stop().await;
     println!("killed and revived under {sent} requests: {} refused", refused.len());
-    assert!(refused.is_empty(), "{refused:?}");
+    assert!(refused.is_empty(), "{} refused, first {:?}", refused.len(), refused.first());
 }
 
 #[tokio::test]
