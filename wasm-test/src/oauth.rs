@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::envoy::{Envoy, complete_gateway};
 use crate::eventually;
+use crate::http::Request;
 use crate::policy::{api_key, api_key_record, merged};
 use crate::process::{Folder, Process, argument, free_port};
 use crate::token::base64url;
@@ -67,7 +68,7 @@ impl Default for PrivateKey {
     }
 }
 
-/// A demo connector.
+/// A connector.
 #[derive(Debug)]
 pub struct Connector {
     port: u16,
@@ -107,7 +108,7 @@ pub struct Site {
     /// The filter's configuration as `envoy/envoy.yaml` has it.
     filter: Value,
     client_key: PrivateKey,
-    connectors: Vec<Connector>,
+    _connectors: Vec<Connector>,
 }
 
 impl Site {
@@ -158,7 +159,7 @@ impl Site {
         let origin = format!("http://127.0.0.1:{port}");
         folder.write(FILTER, &with_policy(&filter, &origin, &policy(signing_keys, &client_key))).expect("the filter is written");
         let envoy = Envoy::start(&bootstrap, 2, folder).await;
-        Self { envoy, origin, filter, client_key, connectors }
+        Self { envoy, origin, filter, client_key, _connectors: connectors }
     }
 
     /// Envoy.
@@ -176,11 +177,6 @@ impl Site {
         connector.map_or_else(|| format!("{}/mcp/{ORG}", self.origin), |name| format!("{}/mcp/{ORG}/{name}", self.origin))
     }
 
-    /// One of its connectors itself.
-    pub fn connector(&self, index: usize) -> &Connector {
-        &self.connectors[index]
-    }
-
     /// The policy that it started with.
     pub fn policy(&self, signing_keys: &Value) -> Value {
         policy(signing_keys, &self.client_key)
@@ -193,6 +189,17 @@ impl Site {
         let filter = with_policy(&self.filter, &self.origin, policy);
         self.envoy.folder().write(FILTER, &filter).expect("the filter is written");
         eventually("the policy is in force", async || (taken().await > before).then_some(())).await;
+    }
+
+    /// A token by client credentials, for the client that has a secret.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub async fn token(&self) -> String {
+        let form = format!("grant_type=client_credentials&client_id={WITH_SECRET}&client_secret={SECRET}");
+        let request = Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(form);
+        let reply = self.envoy.client().send(&request).await;
+        reply.json()["access_token"].as_str().unwrap_or_else(|| panic!("no token: {reply:?}")).to_owned()
     }
 
     /// A client's settings in a file: what it knows before it begins.

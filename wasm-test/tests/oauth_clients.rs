@@ -1,7 +1,8 @@
 //! OAuth clients as they are: each knows the endpoint and its credential, and discovers the rest from a bare 401.
 
 use serde_json::{Value, json};
-use wasm_test::oauth::{METHODS, PrivateKey, Site, Worker, run_client};
+use wasm_test::http::Request;
+use wasm_test::oauth::{METHODS, ORG, PrivateKey, Site, WITH_SECRET, Worker, run_client};
 
 const TOOLS: [&str; 5] = ["clock__days_between", "clock__now", "notes__read", "notes__titles", "notes__write"];
 const WELCOME: &str = "This note came through the gateway.";
@@ -60,14 +61,51 @@ async fn signing_keys_rotate_while_clients_work() {
     ];
     // The new key is published before it signs, or a worker that has the next policy later would not know it. When the
     // old one goes, its tokens are refused, and clients fetch new ones.
-    for signing_keys in [json!([old]), json!([old, new]), json!([new, old]), json!([new])] {
+    let no_refusal = ["ok", "credential_missing"];
+    let at_last = ["ok", "credential_missing", "key_unknown"];
+    for (signing_keys, reasons) in [
+        (json!([old]), &no_refusal[..]),
+        (json!([old, new]), &no_refusal),
+        (json!([new, old]), &no_refusal),
+        (json!([new]), &at_last),
+    ] {
         site.enforce(&site.policy(&signing_keys)).await;
         for worker in &mut workers {
             worker.until_answered(6).await;
         }
+        for line in site.envoy().access_log() {
+            assert!(reasons.iter().any(|reason| line["reason"] == *reason), "{line}");
+        }
     }
     for worker in workers {
         assert!(worker.stop().await >= 24);
+    }
+    site.assert_keeps_secrets();
+}
+
+#[tokio::test]
+async fn the_live_token_of_a_revoked_client_is_refused_at_once() {
+    let signing_keys = json!([PrivateKey::new().record("a")]);
+    let site = Site::start(&signing_keys).await;
+    let token = site.token().await;
+    let call = Request::tools_list("/mcp/acme-corp").bearer(&token);
+    let mut revoked = site.policy(&signing_keys);
+    revoked["orgs"][ORG]["oauth_clients"][0]["revoked"] = json!(true);
+    let mut gone = revoked.clone();
+    gone["orgs"][ORG]["oauth_clients"].as_array_mut().expect("clients").remove(0);
+    let mut logged_out = site.policy(&signing_keys);
+    logged_out["orgs"][ORG]["revoked_tokens"] = json!({"issued_before": {WITH_SECRET: "2100-01-01T00:00:00Z"}});
+    for (what, policy, reason) in
+        [("revoked", revoked, "client_unknown"), ("gone", gone, "client_unknown"), ("token", logged_out, "token_revoked")]
+    {
+        // Often enough for the token to be in the cache of each worker.
+        for _ in 0..8 {
+            assert_eq!(site.envoy().client().send(&call).await.status, 200, "{what}: before");
+        }
+        site.enforce(&policy).await;
+        let reply = site.envoy().client().send(&call).await;
+        assert_eq!((reply.status, &reply.json()["reason"]), (401, &json!(reason)), "{what}");
+        site.enforce(&site.policy(&signing_keys)).await;
     }
     site.assert_keeps_secrets();
 }
