@@ -2,7 +2,7 @@
 
 use crate::api_key::{self, KeyDigest};
 use crate::denial::Reason;
-use crate::request::RequestHead;
+use crate::request::{CredentialHeader, RequestHead};
 
 /// Longest bearer token that is looked at. Real access tokens with many group claims stay below 8 KiB.
 const MAX_TOKEN_LENGTH: usize = 16 * 1024;
@@ -33,25 +33,6 @@ impl<'head> Credential<'head> {
             None => Err(Reason::CredentialMissing),
             Some((CredentialHeader::ApiKey, value)) => api_key::digest(value).map(Self::ApiKey),
             Some((CredentialHeader::Authorization, value)) => bearer_token(value).map(Self::Bearer),
-        }
-    }
-}
-
-/// A header that carries a credential.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CredentialHeader {
-    /// `x-api-key`
-    ApiKey,
-    /// `authorization`
-    Authorization,
-}
-
-impl CredentialHeader {
-    /// The header's name as Envoy spells it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::ApiKey => "x-api-key",
-            Self::Authorization => "authorization",
         }
     }
 }

@@ -55,6 +55,9 @@ pub enum Reason {
     RouteInvalid,
 }
 
+/// The word in the place of a [`Reason`] where a request was not refused.
+pub const OK: &str = "ok";
+
 /// How a refusal is told: RFC 6750 §3.1 where OAuth has a code for it.
 struct Wording {
     word: &'static str,

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::config::{Mode, UnmatchedPaths};
-use crate::denial::{Denial, LocalReply, Reason};
+use crate::denial::{Denial, LocalReply, OK, Reason};
 use crate::gateway::{Findings, Gateway, NotAdmitted};
 use crate::host::Host;
 use crate::jwks::{KeySet, KeySetId};
@@ -18,9 +18,6 @@ use crate::principal::Principal;
 use crate::request::RequestHead;
 use crate::route::{RouteMode, RouteSettings};
 use crate::time::UnixTime;
-
-/// The reason of what was not refused.
-pub const OK: &str = "ok";
 
 /// How long a body may take. It is a short one.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -24,6 +24,7 @@ pub mod oauth;
 pub mod path;
 pub mod policy;
 pub mod principal;
+pub mod problem;
 pub mod request;
 pub mod route;
 pub mod scope;

@@ -1,6 +1,5 @@
 //! The head of a request as the filter received it.
 
-use crate::credential::CredentialHeader;
 use crate::denial::Reason;
 
 /// A request's headers in Envoy's order: names in lower case, values as bytes, repeated ones each for itself.
@@ -70,6 +69,25 @@ impl RequestHead {
         self.headers.iter().map(|(name, _)| name.as_str()).filter(move |name| {
             name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(one, other)| fold(one) == fold(other))
         })
+    }
+}
+
+/// A header that carries a credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CredentialHeader {
+    /// `x-api-key`
+    ApiKey,
+    /// `authorization`
+    Authorization,
+}
+
+impl CredentialHeader {
+    /// The header's name as Envoy spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ApiKey => "x-api-key",
+            Self::Authorization => "authorization",
+        }
     }
 }
 

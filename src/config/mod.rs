@@ -1,6 +1,5 @@
 //! The plugin configuration: read once at load into types that can't be wrong.
 
-pub mod problem;
 mod raw;
 mod wire;
 
@@ -10,15 +9,14 @@ use http::Uri;
 use serde::Deserialize;
 
 use crate::jwks::{Clusters, Timing};
-use crate::oauth::discovery::PROTECTED_RESOURCE;
 use crate::path::{McpPath, Resource};
-use crate::policy::{Policy, Surroundings};
+use crate::policy::{Environment, Policy, Surroundings};
 use crate::principal::ATTRIBUTES;
-use problem::{Problem, Problems};
+use crate::problem::{self, Problem, Problems};
 use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimits, RawTokens};
 
-/// The variables of the VM's environment, by name.
-pub type Environment<'e> = dyn Fn(&str) -> Option<String> + 'e;
+/// Inserted before a resource's own path where that describes itself, RFC 9728 §3.1.
+pub const PROTECTED_RESOURCE: &str = "/.well-known/oauth-protected-resource";
 
 /// Everything that an operator decides.
 #[derive(Debug)]

@@ -4,8 +4,6 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Serialize;
 
-use super::signing_key::SigningKey;
-
 /// The `typ` of an access token, RFC 9068 §2.1.
 pub const TYPE: &str = "at+jwt";
 
@@ -31,15 +29,15 @@ pub struct AccessTokenClaims<'c> {
 }
 
 impl AccessTokenClaims<'_> {
-    /// The JWS Signing Input (RFC 7515 §5.1) under `key`.
-    pub fn signing_input(&self, key: &SigningKey) -> Option<String> {
+    /// The JWS Signing Input (RFC 7515 §5.1) under the key `kid`.
+    pub fn signing_input(&self, kid: &str) -> Option<String> {
         #[derive(Serialize)]
         struct Header<'h> {
             alg: &'h str,
             typ: &'h str,
             kid: &'h str,
         }
-        let header = serde_json::to_vec(&Header { alg: "RS256", typ: TYPE, kid: key.kid() }).ok()?;
+        let header = serde_json::to_vec(&Header { alg: "RS256", typ: TYPE, kid }).ok()?;
         let claims = serde_json::to_vec(self).ok()?;
         Some(format!("{}.{}", BASE64_URL_SAFE_NO_PAD.encode(header), BASE64_URL_SAFE_NO_PAD.encode(claims)))
     }

@@ -4,9 +4,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::config::Config;
-use crate::denial::{Denial, LocalReply, Reason};
-use crate::exchange::OK;
+use crate::config::{Config, PROTECTED_RESOURCE};
+use crate::denial::{Denial, LocalReply, OK, Reason};
 use crate::path::Resource;
 use crate::policy::Policy;
 use crate::request::RequestHead;
@@ -15,8 +14,6 @@ const AUTHORIZATION_SERVER: &str = "/.well-known/oauth-authorization-server";
 const OPENID_CONFIGURATION: &str = "/.well-known/openid-configuration";
 const JWKS: &str = "/.well-known/jwks.json";
 const AUTHORIZE: &str = "/oauth/authorize";
-/// Inserted before a resource's own path, RFC 9728 §3.1.
-pub const PROTECTED_RESOURCE: &str = "/.well-known/oauth-protected-resource";
 
 /// How long caches may keep a document, in seconds: a new signing key is published that long before it should sign.
 const MAX_AGE: &str = "public, max-age=60";

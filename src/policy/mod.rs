@@ -9,8 +9,6 @@ use std::rc::Rc;
 use http::Uri;
 
 use crate::api_key::KeyDigest;
-use crate::config::Environment;
-use crate::config::problem::Problems;
 use crate::denial::Reason;
 use crate::jose::jwk::JwkSet;
 use crate::jwks::{Clusters, JwksUri, KeySetId};
@@ -18,9 +16,13 @@ use crate::names::{ConnectorId, OrgName, is_record_id};
 use crate::oauth::client::OauthClient;
 use crate::oauth::signing_key::SigningKey;
 use crate::principal::Principal;
+use crate::problem::Problems;
 use crate::scope::{Scope, ScopeSet};
 use crate::time::UnixTime;
 use raw::{RawApiKey, RawIdentityProvider, RawOauthClient, RawOrg, RawPolicy, RawSigningKey};
+
+/// The variables of the VM's environment, by name.
+pub type Environment<'e> = dyn Fn(&str) -> Option<String> + 'e;
 
 /// What a document refers to outside itself.
 pub(crate) struct Surroundings<'a> {

@@ -97,7 +97,7 @@ impl Host for Envoy {
         if !self.signs {
             return key.sign_in_rust(claims);
         }
-        let signing_input = claims.signing_input(key)?;
+        let signing_input = claims.signing_input(key.kid())?;
         let arguments = SignArguments {
             hash_function: HASH_FUNCTION.to_owned(),
             text: signing_input.as_bytes().to_vec(),

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use proxy_wasm::types::MetricType;
 
 use super::hostcalls;
-use crate::exchange::{OK, Record};
+use crate::denial::OK;
+use crate::exchange::Record;
 use crate::gateway::CacheOutcome;
 use crate::principal::Method;
 
