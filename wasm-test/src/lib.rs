@@ -5,6 +5,7 @@
 //! [`http`] sends requests, and [`load`] many. Everything listens on free ports of 127.0.0.1 and ends with the value
 //! that stands for it.
 
+pub mod connector;
 pub mod envoy;
 pub mod gateway;
 pub mod http;

@@ -8,6 +8,7 @@ use rsa::rand_core::OsRng;
 use rsa::traits::PublicKeyParts;
 use serde_json::{Value, json};
 
+use crate::connector::Connector;
 use crate::envoy::{Envoy, complete_gateway};
 use crate::eventually;
 use crate::http::Request;
@@ -68,37 +69,6 @@ impl Default for PrivateKey {
     }
 }
 
-/// A connector.
-#[derive(Debug)]
-pub struct Connector {
-    port: u16,
-    _process: Process,
-    _folder: Folder,
-}
-
-impl Connector {
-    /// Starts the program `script` of the repository, and awaits that it listens.
-    ///
-    /// # Panics
-    /// Where it does not.
-    pub async fn start(script: &str) -> Self {
-        let folder = Folder::new().expect("a folder");
-        let port = free_port();
-        let mut process = Process::start("python", &[script, "--port", &port.to_string()], &folder).expect("Python starts");
-        eventually(script, async || {
-            assert!(!process.has_ended(), "{script} ended:\n{}", folder.read("stderr"));
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
-        })
-        .await;
-        Self { port, _process: process, _folder: folder }
-    }
-
-    /// Its endpoint.
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/mcp", self.port)
-    }
-}
-
 /// The complete gateway, running.
 #[derive(Debug)]
 pub struct Site {
@@ -138,7 +108,7 @@ impl Site {
             let index = CONNECTORS.iter().position(|name| cluster["name"] == *name);
             if let Some(connector) = index.and_then(|index| connectors.get(index)) {
                 let endpoint = &mut cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
-                endpoint["address"]["socket_address"]["port_value"] = json!(connector.port);
+                endpoint["address"]["socket_address"]["port_value"] = json!(connector.port());
             }
         }
         let listener = &mut bootstrap["static_resources"]["listeners"][0];

@@ -2,12 +2,11 @@
 //! real identity provider, and the official MCP client in front.
 
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use wasm_test::connector::Connector;
 use wasm_test::envoy::{Envoy, complete_gateway};
-use wasm_test::eventually;
 use wasm_test::http::Request;
 use wasm_test::policy::{api_key, api_key_record, merged};
-use wasm_test::process::{Folder, Process, free_port, run};
+use wasm_test::process::{Folder, run};
 use wasm_test::provider::Provider;
 use wasm_test::repository;
 
@@ -21,23 +20,6 @@ fn on_free_ports() -> Value {
     gateway
 }
 
-/// A demo connector.
-struct Connector {
-    port: u16,
-    _process: Process,
-    _folder: Folder,
-}
-
-impl Connector {
-    async fn start(name: &str) -> Self {
-        let (port, folder) = (free_port(), Folder::new().expect("a folder"));
-        let arguments = [&*format!("demo/connectors/{name}.py"), "--port", &port.to_string()];
-        let process = Process::start("python", &arguments, &folder).expect("it starts");
-        eventually(name, async || TcpStream::connect(("127.0.0.1", port)).await.ok()).await;
-        Self { port, _process: process, _folder: folder }
-    }
-}
-
 /// The complete gateway in front of the demo connectors, with an org of its own.
 struct Demo {
     envoy: Envoy,
@@ -48,13 +30,13 @@ struct Demo {
 impl Demo {
     async fn start() -> Self {
         let provider = Provider::start().await;
-        let connectors = [Connector::start("notes").await, Connector::start("clock").await];
+        let connectors = [Connector::start("demo/connectors/notes.py").await, Connector::start("demo/connectors/clock.py").await];
         let mut configuration = on_free_ports();
         for (name, connector) in ["notes", "clock"].into_iter().zip(&connectors) {
             let clusters = configuration["static_resources"]["clusters"].as_array_mut().expect("clusters");
             let cluster = clusters.iter_mut().find(|cluster| cluster["name"] == name).expect("the connector's cluster");
             let address = "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address/port_value";
-            *cluster.pointer_mut(address).expect("its port") = json!(connector.port);
+            *cluster.pointer_mut(address).expect("its port") = json!(connector.port());
         }
         let manager = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0/typed_config";
         let plugin = configuration.pointer_mut(&format!("{manager}/config/configuration/value")).expect("the plugin");

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use wasm_test::oauth::{Connector, PrivateKey, Site};
+use wasm_test::connector::Connector;
+use wasm_test::oauth::{PrivateKey, Site};
 use wasm_test::policy::api_key;
 use wasm_test::process::{Folder, Process, argument};
 use wasm_test::{eventually, repository};
