@@ -32,9 +32,9 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Gateway:
-    """One Envoy with one worker, the filter, and a direct response behind it."""
+    """One Envoy with one worker and a direct response, the filter before it or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, has_filter: bool) -> None:
         self.port, self.admin = free_port(), free_port()
         self.origin = f"http://127.0.0.1:{self.port}"
         self.key, self.client, self.secret = f"apx_live_sk_{base62(32)}", f"apx_client_{base62(8)}", f"apx_secret_{base62(24)}"
@@ -58,19 +58,21 @@ class Gateway:
         plugin = manager["http_filters"][0]["typed_config"]["config"]["configuration"]["value"]
         plugin["gateway"]["origin"] = self.origin
         plugin["policy"]["inline"] = policy
+        if not has_filter:
+            del manager["http_filters"][0]
         manager["route_config"]["virtual_hosts"][0]["routes"] = [
             {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
         ]
-        path = OUT / "envoy.yaml"
+        path = OUT / f"{name}.yaml"
         path.touch(mode=0o600)
         path.write_text(yaml.safe_dump(config))
-        command = ["taskset", "-c", "0", str(BIN / "envoy"), "-c", str(path), "--concurrency", "1", "-l", "warning"]
+        command = ["taskset", "-c", "0", str(BIN / "envoy"), "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "-l", "warning"]
         environment = os.environ | {"APEXMCP_SIGNING_KEY": signing_key_pem()}
-        log = open(OUT / "envoy.log", "wb")
+        log = open(OUT / f"{name}.log", "wb")
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
         while not answers(f"http://127.0.0.1:{self.admin}/ready"):
             if self.process.poll() is not None:
-                sys.exit("make bench: Envoy ended, see target/bench/envoy.log")
+                sys.exit(f"make bench: Envoy ended, see target/bench/{name}.log")
             time.sleep(0.05)
 
     def cpu_seconds(self) -> float:
@@ -109,24 +111,25 @@ def with_header(name: str, value: str) -> str:
     return f'wrk.method = "POST"\nwrk.body = "{{}}"\nwrk.headers["{name}"] = "{value}"\n'
 
 
-def rounds(gateway: Gateway) -> dict[str, list[tuple[float | None, float, float]]]:
+def rounds(gateway: Gateway, bare: Gateway) -> dict[str, list[tuple[float | None, float, float]]]:
     mcp, token_url = f"{gateway.origin}/mcp/{ORG}", f"{gateway.origin}/oauth/token"
     api_key = with_header("X-API-Key", gateway.key)
     bearer = with_header("Authorization", f"Bearer {gateway.token()}")
     form = f"grant_type=client_credentials&client_id={gateway.client}&client_secret={gateway.secret}"
     issue = f'wrk.method = "POST"\nwrk.body = "{form}"\nwrk.headers["Content-Type"] = "application/x-www-form-urlencoded"\n'
     alone = {
-        "api_key": lambda: wrk(mcp, api_key, 16),
-        "gateway_token_warm": lambda: wrk(mcp, bearer, 16),
-        "token_issued": lambda: wrk(token_url, issue, 4),
+        "no_filter": (bare, lambda: wrk(f"{bare.origin}/mcp/{ORG}", api_key, 16)),
+        "api_key": (gateway, lambda: wrk(mcp, api_key, 16)),
+        "gateway_token_warm": (gateway, lambda: wrk(mcp, bearer, 16)),
+        "token_issued": (gateway, lambda: wrk(token_url, issue, 4)),
     }
     rows: dict[str, list] = {}
     for number in range(ROUNDS):
         print(f"==> round {number + 1} of {ROUNDS}", flush=True)
-        for name, start in alone.items():
-            before = gateway.cpu_seconds()
+        for name, (envoy, start) in alone.items():
+            before = envoy.cpu_seconds()
             requests, p99 = result(start())
-            cpu = gateway.cpu_seconds() - before
+            cpu = envoy.cpu_seconds() - before
             rows.setdefault(name, []).append((cpu / (requests * SECONDS) * 1e6, requests, p99))
         # The worker signs one token after the other while it serves keys.
         issuing, serving = wrk(token_url, issue, 1), wrk(mcp, api_key, 16)
@@ -160,11 +163,12 @@ def main() -> None:
     if not shutil.which("wrk"):
         sys.exit("make bench: wrk is missing (Debian: apt-get install wrk)")
     OUT.mkdir(parents=True, exist_ok=True)
-    gateway = Gateway()
+    gateway, bare = Gateway("gateway", has_filter=True), Gateway("no_filter", has_filter=False)
     try:
-        summary = summarize(rounds(gateway))
+        summary = summarize(rounds(gateway, bare))
     finally:
         gateway.stop()
+        bare.stop()
     (ROOT / "target" / "bench.json").write_text(json.dumps(summary, indent=2) + "\n")
     columns = ("name", "cpu_us", "mad", "rps", "p99_us")
     print(f"{columns[0]:28}" + "".join(f"{column:>12}" for column in columns[1:]))

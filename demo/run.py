@@ -245,7 +245,7 @@ def start_all(processes: Processes) -> str:
     for name, port in connectors.items():
         wait_until(f"the connector {name}", lambda port=port: accepts(port), processes)
     environment = os.environ | {"APEXMCP_SIGNING_KEY": signing_key_pem()}
-    processes.start("envoy", [BIN / "envoy", "-c", config, "--concurrency", 2], env=environment)
+    processes.start("envoy", [BIN / "envoy", "-c", config, "--concurrency", 2, "--disable-hot-restart"], env=environment)
     wait_until("Envoy", lambda: answers(f"http://127.0.0.1:{ADMIN}/ready"), processes)
     wait_until("the gateway", lambda: gateway_lists_tools(key), processes)
     return instructions(key, client_id, client_secret, idp)
