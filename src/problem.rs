@@ -23,12 +23,20 @@ impl fmt::Display for Problem {
 
 /// Problems as they are found.
 #[derive(Debug, Default)]
-pub struct Problems(Vec<Problem>);
+pub struct Problems {
+    errors: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
 
 impl Problems {
-    /// Notes a problem.
+    /// Notes a problem for which the document is refused.
     pub fn add(&mut self, path: impl fmt::Display, message: impl fmt::Display) {
-        self.0.push(Problem { path: path.to_string(), message: message.to_string() });
+        self.errors.push(Problem { path: path.to_string(), message: message.to_string() });
+    }
+
+    /// Notes something that does not do what it seems to.
+    pub fn warn(&mut self, path: impl fmt::Display, message: impl fmt::Display) {
+        self.warnings.push(Problem { path: path.to_string(), message: message.to_string() });
     }
 
     /// `value`, noting it as missing at `path` where there is none.
@@ -44,14 +52,15 @@ impl Problems {
         result.map_err(|message| self.add(path, message)).ok()
     }
 
-    /// Whether anything was noted.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// All that was noted, in the order of finding.
-    pub fn into_vec(self) -> Vec<Problem> {
-        self.0
+    /// `value` and the warnings, or, where anything is wrong, all that is, in the order of finding.
+    ///
+    /// # Errors
+    /// The problems noted.
+    pub fn conclude<T>(self, value: Option<T>) -> Result<(T, Vec<Problem>), Vec<Problem>> {
+        match value {
+            Some(value) if self.errors.is_empty() => Ok((value, self.warnings)),
+            _ => Err(self.errors),
+        }
     }
 }
 

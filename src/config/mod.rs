@@ -33,6 +33,8 @@ pub struct Config {
     pub forward: ForwardSettings,
     /// Whether verdicts are enforced.
     pub mode: Mode,
+    /// What the operator should know of this configuration, though it is in force.
+    pub warnings: Vec<Problem>,
 }
 
 /// Section `gateway`.
@@ -115,10 +117,8 @@ impl Config {
         let mut problems = Problems::default();
         let parsed = problem::read::<RawConfig>(&wire::json_text(bytes), &mut problems)
             .and_then(|raw| check(raw, environment, &mut problems));
-        match parsed {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => Err(problems.into_vec()),
-        }
+        let ((config, policy), warnings) = problems.conclude(parsed)?;
+        Ok((Self { warnings, ..config }, policy))
     }
 }
 
@@ -138,7 +138,15 @@ fn check(raw: RawConfig, environment: &Environment<'_>, problems: &mut Problems)
     let tokens = check_tokens(&raw.tokens, problems);
     let forward = check_forward(raw.forward, problems);
     check_limits(&raw.limits, problems);
-    let config = Config { gateway: gateway?, jwks: jwks?, clusters, tokens: tokens?, forward: forward?, mode: raw.mode };
+    let config = Config {
+        gateway: gateway?,
+        jwks: jwks?,
+        clusters,
+        tokens: tokens?,
+        forward: forward?,
+        mode: raw.mode,
+        warnings: Vec::new(),
+    };
     Some((config, policy?))
 }
 
@@ -214,10 +222,10 @@ fn check_tokens(raw: &RawTokens, problems: &mut Problems) -> Option<TokenSetting
     Some(TokenSettings { ttl, clock_skew, cache_size: usize::try_from(cache_size).unwrap_or(usize::MAX) })
 }
 
-/// Requests are not limited yet. What asks for it is refused rather than passed over.
+/// Requests are not limited yet.
 fn check_limits(raw: &RawLimits, problems: &mut Problems) {
-    if raw.store.as_deref().is_some_and(|store| store != "local") || raw.rate_limit_service.is_some() {
-        problems.add("limits", "is not served by this version, but for the default store local");
+    if raw.store.as_deref().is_some_and(|store| store != "local") {
+        problems.add("limits.store", "must be local: this version serves no other");
     }
 }
 
@@ -291,6 +299,62 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.starts_with(path)), "{path} is not in {problems:#?}");
         }
         assert_eq!(problems.len(), 8, "{problems:#?}");
+    }
+
+    #[test]
+    fn what_is_accepted_and_not_served_is_warned_of() {
+        let mut config = minimal();
+        config["policy"]["inline"]["orgs"]["acme"] = json!({"limits": {"monthly_quota": 5}});
+        config["limits"] = json!({"store": "local", "rate_limit_service": {"cluster": "ratelimit"}});
+        let (read, _) = Config::parse(config.to_string().as_bytes(), &|_| None).unwrap();
+        let warnings: Vec<String> = read.warnings.iter().map(Problem::to_string).collect();
+        assert_eq!(warnings, ["policy.inline.orgs.acme.limits: is not enforced by this version"]);
+        config["limits"]["store"] = json!("rate_limit_service");
+        assert_eq!(problems_of(&config), ["limits.store: must be local: this version serves no other"]);
+    }
+
+    #[test]
+    fn every_documented_field_is_known() {
+        let hash = "0".repeat(64);
+        let config = json!({
+            "gateway": {
+                "origin": "https://gateway.apexmcp.ai", "mcp_path": "/mcp/{org}", "token_path": "/oauth/token",
+                "connector_separator": "__", "unmatched_paths": "deny", "route_metadata": false,
+            },
+            "policy": {"inline": {
+                "version": "17",
+                "signing_keys": [{"kid": "2026-11", "private_key_env": "APEXMCP_SIGNING_KEY"}],
+                "orgs": {"acme-corp": {
+                    "api_keys": [{
+                        "id": "key_1f9c", "name": "ci agent", "sha256": hash, "connectors": ["github"],
+                        "expires_at": "2027-01-01T00:00:00Z",
+                    }],
+                    "oauth_clients": [{
+                        "client_id": "apx_client_4b7d9e21", "name": "billing agent", "secret_sha256": [hash, hash], "scopes": ["mcp:call"],
+                    }],
+                    "identity_providers": [{
+                        "issuer": "https://your-company.okta.com/oauth2/default",
+                        "jwks_uri": "https://your-company.okta.com/oauth2/default/v1/keys",
+                        "audience": "apexmcp", "default_scopes": ["mcp:call"],
+                    }],
+                    "limits": {"rate": {"requests": 600, "per": "minute", "burst": 60}, "monthly_quota": 1_000_000},
+                    "revoked_tokens": {"jti": ["j"], "issued_before": {"apx_client_4b7d9e21": "2026-11-23T00:00:00Z"}},
+                }},
+            }},
+            "jwks": {
+                "https_cluster": "jwks_https", "http_cluster": "jwks_http", "timeout": "5s", "refresh_interval": "5m",
+                "refetch_cooldown": "10s", "max_stale": "24h",
+            },
+            "tokens": {"ttl": "1h", "clock_skew": "60s", "cache_size": 4096},
+            "forward": {"strip_credentials": true, "header_prefix": "x-apexmcp-"},
+            "limits": {
+                "store": "local",
+                "rate_limit_service": {"cluster": "ratelimit", "domain": "apexmcp", "timeout": "100ms", "on_error": "allow"},
+            },
+            "mode": "enforce",
+        });
+        let environment = |_: &str| Some(crate::testing::signing_key_pem().to_owned());
+        assert_eq!(Config::parse(config.to_string().as_bytes(), &environment).err(), None);
     }
 
     #[test]

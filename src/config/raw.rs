@@ -1,7 +1,7 @@
 //! The plugin configuration as operators write it, before any check. The contract is in README.md.
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde_json::Value;
 
 use crate::policy::raw::RawPolicy;
 
@@ -37,7 +37,7 @@ pub(super) struct RawGateway {
 #[derive(Debug, Deserialize)]
 pub(super) struct RawPolicySource {
     pub(super) inline: Option<RawPolicy>,
-    pub(super) remote: Option<IgnoredAny>,
+    pub(super) remote: Option<Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -66,5 +66,6 @@ pub(super) struct RawForward {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct RawLimits {
     pub(super) store: Option<String>,
-    pub(super) rate_limit_service: Option<IgnoredAny>,
+    #[serde(rename = "rate_limit_service")]
+    pub(super) _rate_limit_service: Option<Value>,
 }

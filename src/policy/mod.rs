@@ -162,7 +162,7 @@ impl Checker<'_> {
         }
         let mut org = Org::default();
         if raw.limits.is_some() {
-            self.problems.add(format_args!("{path}.limits"), "is not served by this version");
+            self.problems.warn(format_args!("{path}.limits"), "is not enforced by this version");
         }
         for (index, provider) in raw.identity_providers.into_iter().enumerate() {
             let path = format!("{path}.identity_providers[{index}]");

@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
 /// A policy document.
 #[derive(Debug, Deserialize)]
@@ -26,7 +26,7 @@ pub(super) struct RawOrg {
     pub(super) identity_providers: Vec<RawIdentityProvider>,
     #[serde(default)]
     pub(super) revoked_tokens: RawRevokedTokens,
-    pub(super) limits: Option<IgnoredAny>,
+    pub(super) limits: Option<serde_json::Value>,
 }
 
 #[derive(Debug, Deserialize)]

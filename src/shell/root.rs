@@ -47,6 +47,9 @@ impl RootContext for Root {
         match Config::parse(&hostcalls::plugin_configuration(), &|name| std::env::var(name).ok()) {
             Ok((config, policy)) => {
                 log::info!("policy version {:?} is in force; {}", policy.version, self.plugin.envoy.describe());
+                for warning in &config.warnings {
+                    log::warn!("{warning}");
+                }
                 *self.plugin.gateway.borrow_mut() = Some(Gateway::new(config, policy));
                 hostcalls::tick_every(TICK)
             }
