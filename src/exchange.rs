@@ -173,8 +173,8 @@ fn token_step(issued: Result<LocalReply, TokenError>) -> Step {
 
 /// A path that is no MCP endpoint. One that a server behind might take for one is refused in any case.
 fn unmatched(gateway: &Gateway, head: RequestHead, mode: Mode) -> Step {
-    let is_foreign = !gateway.config.gateway.mcp_path.may_be_read_as_mcp(head.path());
-    if gateway.config.gateway.unmatched_paths == UnmatchedPaths::Allow && is_foreign {
+    let gateway_settings = &gateway.config.gateway;
+    if gateway_settings.unmatched_paths == UnmatchedPaths::Allow && !gateway_settings.mcp_path.may_be_read_as_mcp(head.path()) {
         return Step::Pass;
     }
     refuse(gateway, &head, None, mode, Reason::PathUnmatched.into(), Findings::default())

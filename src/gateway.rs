@@ -1,6 +1,7 @@
 //! What one thread knows, and its judgement of a credential: authentication first, then the scope.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::credential::Credential;
@@ -155,9 +156,7 @@ impl Gateway {
         let (keys, version) = match key_set.lookup(now, &self.config.jwks) {
             Lookup::Keys(keys, version) => (keys, version),
             Lookup::Pending => return Err(NotAdmitted::AwaitKeySet(provider.key_set)),
-            Lookup::Unavailable(retry_after) => {
-                return Err(NotAdmitted::Denied(Denial { retry_after: Some(retry_after), ..Reason::JwksUnavailable.into() }));
-            }
+            Lookup::Unavailable(retry_after) => return Err(jwks_unavailable(retry_after)),
         };
         let candidates: Vec<&RsaPublicKey> = keys.candidates(jws.kid()).collect();
         // A rotated key shows as an unknown `kid`, or, where tokens have none, as a signature that fits no key.
@@ -165,7 +164,12 @@ impl Gateway {
         let refusal = if candidates.is_empty() { Reason::KeyUnknown } else { Reason::SignatureInvalid };
         let Some(verified) = signature::verify(jws, candidates, host) else {
             let is_awaited = may_be_rotated && key_set.request_unknown_kid(now);
-            return Err(if is_awaited { NotAdmitted::AwaitKeySet(provider.key_set) } else { refusal.into() });
+            if is_awaited {
+                return Err(NotAdmitted::AwaitKeySet(provider.key_set));
+            }
+            // The issuer may publish the key, and could not be asked.
+            let retry_after = key_set.retry_after_failure(now).filter(|_| may_be_rotated);
+            return Err(retry_after.map_or_else(|| refusal.into(), jwks_unavailable));
         };
         let granted = scope::granted_by(verified.claims()).map_err(|_| Reason::TokenMalformed)?;
         let scopes = granted.unwrap_or_else(|| provider.default_scopes.clone());
@@ -242,4 +246,8 @@ impl Gateway {
             .map(|resource| self.config.gateway.metadata_url(resource));
         denial.reply(url.as_deref())
     }
+}
+
+fn jwks_unavailable(retry_after: Duration) -> NotAdmitted {
+    NotAdmitted::Denied(Denial { retry_after: Some(retry_after), ..Reason::JwksUnavailable.into() })
 }

@@ -291,6 +291,11 @@ impl KeySet {
         self.record.is_pending(now)
     }
 
+    /// How long until the next fetch, where the last one failed: what is not in the set may be missing for that.
+    pub fn retry_after_failure(&self, now: UnixTime) -> Option<Duration> {
+        (self.record.failures > 0).then(|| self.record.next_fetch_at.since(now))
+    }
+
     /// A place among those who wait for this set, for as long as it is held; `None` where all are taken.
     pub fn wait(&self) -> Option<Rc<()>> {
         (Rc::strong_count(&self.waiters) <= MAX_WAITING).then(|| Rc::clone(&self.waiters))

@@ -7,6 +7,9 @@
 use crate::names::{ConnectorId, OrgName};
 use crate::scope::Scope;
 
+/// How often a path's percent-encoding is undone; the last time must find nothing.
+const MAX_DECODINGS: usize = 4;
+
 /// The protected resource (RFC 8707, RFC 9728) that a request addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
@@ -71,7 +74,7 @@ impl McpPath {
     /// Whether a router or server could read `path` as lying below this template, after whatever decoding, folding
     /// of case, merging of slashes or resolving of dots it does.
     pub fn may_be_read_as_mcp(&self, path: &[u8]) -> bool {
-        let plain = decoded(path);
+        let Some(plain) = decoded(path) else { return true };
         let segments =
             || plain.split(|byte| matches!(byte, b'/' | b'\\')).map(without_parameters).filter(|s| !s.is_empty() && *s != b".");
         let mut resolved: Vec<&[u8]> = Vec::new();
@@ -103,30 +106,37 @@ impl McpPath {
     }
 }
 
-/// `path` with its percent-encoding undone as often as it is there: servers behind proxies decode twice.
-fn decoded(path: &[u8]) -> Vec<u8> {
+/// `path` with its percent-encoding undone, as often as servers behind proxies do it; `None` where something is still
+/// encoded then, which nobody writes but to hide something. The bound keeps the work linear.
+fn decoded(path: &[u8]) -> Option<Vec<u8>> {
     let mut path = path.to_vec();
-    loop {
-        let mut plain = Vec::with_capacity(path.len());
-        let mut rest = path.as_slice();
-        while let Some((&first, tail)) = rest.split_first() {
-            let escape = (first == b'%').then(|| tail.split_first_chunk::<2>()).flatten();
-            match escape.and_then(|(digits, after)| Some((u8_of_hex(digits)?, after))) {
-                Some((byte, after)) => {
-                    plain.push(byte);
-                    rest = after;
-                }
-                None => {
-                    plain.push(first);
-                    rest = tail;
-                }
-            }
-        }
+    for _ in 0..MAX_DECODINGS {
+        let plain = decoded_once(&path);
         if plain.len() == path.len() {
-            return plain;
+            return Some(plain);
         }
         path = plain;
     }
+    None
+}
+
+fn decoded_once(path: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&first, tail)) = rest.split_first() {
+        let escape = (first == b'%').then(|| tail.split_first_chunk::<2>()).flatten();
+        match escape.and_then(|(digits, after)| Some((u8_of_hex(digits)?, after))) {
+            Some((byte, after)) => {
+                plain.push(byte);
+                rest = after;
+            }
+            None => {
+                plain.push(first);
+                rest = tail;
+            }
+        }
+    }
+    plain
 }
 
 fn u8_of_hex(digits: &[u8; 2]) -> Option<u8> {
@@ -189,6 +199,10 @@ mod tests {
             ("/mcp/../public", true),
             ("/mcp/acme%00", true),
             ("/mcp/acme\u{e4}", true),
+            ("/%2525256dcp/acme", true),
+            ("/%252525256dcp/acme", true),
+            ("/%25252525public", true),
+            ("/%2525public", false),
             ("", false),
             ("/", false),
             ("/public", false),

@@ -78,11 +78,21 @@ pub fn read<T: DeserializeOwned>(json: &[u8], problems: &mut Problems) -> Option
         .map_err(|error| {
             let path = track.path();
             let is_known = path.iter().next().is_some_and(|segment| !matches!(segment, Segment::Unknown));
-            problems.add(if is_known { path.to_string() } else { ".".to_owned() }, error);
+            problems.add(if is_known { path.to_string() } else { ".".to_owned() }, without_values(&error));
         })
         .ok()?;
     deserializer.end().map_err(|error| problems.add(".", error)).ok()?;
     Some(value)
+}
+
+/// What `error` says, without the value that it quotes: a key in a wrong place must not get into the log.
+fn without_values(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(", expected ") {
+        Some((_, expected)) => format!("is of another type or value, expected {expected}"),
+        None if error.is_data() && !text.starts_with("duplicate") => "is not what is expected here".to_owned(),
+        None => text,
+    }
 }
 
 fn render(path: &Path<'_>) -> String {

@@ -45,7 +45,7 @@ pub(crate) fn sign(header: &Value, claims: &Value) -> String {
 #[derive(Default)]
 pub(crate) struct TestHost {
     pub(crate) verifications: Cell<usize>,
-    uses: RefCell<HashMap<u8, Vec<u8>>>,
+    uses: RefCell<HashMap<String, Vec<u8>>>,
 }
 
 impl Host for TestHost {
@@ -64,8 +64,8 @@ impl Host for TestHost {
 
     fn is_first_use(&self, usage: &Use) -> bool {
         let mut uses = self.uses.borrow_mut();
-        let slot = uses.entry(usage.slot()).or_default();
-        usage.note_in(slot).map(|noted| *slot = noted).is_some()
+        let list = uses.entry(usage.owner()).or_default();
+        usage.note_in(list).map(|noted| *list = noted).is_some()
     }
 }
 

@@ -21,9 +21,9 @@ impl UnixTime {
     /// The moment an RFC 3339 timestamp such as `2027-01-01T00:00:00Z` names; one before 1970 is the epoch.
     ///
     /// # Errors
-    /// The parser's words where the text is no timestamp.
-    pub fn from_rfc3339(text: &str) -> Result<Self, String> {
-        let timestamp: jiff::Timestamp = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    /// Where the text is no timestamp.
+    pub fn from_rfc3339(text: &str) -> Result<Self, &'static str> {
+        let timestamp: jiff::Timestamp = text.parse().map_err(|_| "must be a timestamp such as 2027-01-01T00:00:00Z")?;
         Ok(Self(u64::try_from(timestamp.as_millisecond()).unwrap_or(0)))
     }
 

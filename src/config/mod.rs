@@ -193,12 +193,15 @@ fn check_jwks(raw: &RawJwks, problems: &mut Problems) -> Option<Timing> {
         refetch_cooldown: refetch_cooldown?,
         max_stale: max_stale?,
     };
-    if timing.timeout.is_zero() || timing.timeout > Duration::from_secs(60) {
+    if timing.timeout < Duration::from_millis(1) || timing.timeout > Duration::from_secs(60) {
         // Envoy takes a timeout below a millisecond for none at all; a request waits as long as this.
         problems.add("jwks.timeout", "must be from 1ms to 60s");
     }
     if timing.refresh_interval < Duration::from_secs(1) {
         problems.add("jwks.refresh_interval", "must be at least 1s");
+    }
+    if timing.refetch_cooldown < Duration::from_millis(1) {
+        problems.add("jwks.refetch_cooldown", "must be at least 1ms, and 10s is a good one");
     }
     if timing.max_stale < timing.refresh_interval {
         problems.add("jwks.max_stale", "must be at least jwks.refresh_interval");
@@ -358,20 +361,47 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_in_a_wrong_place_is_not_repeated() {
+        let pem = "-----BEGIN PRIVATE KEY-----\nSECRET";
+        let org = |org: Value| json!({"orgs": {"acme": org}});
+        for policy in [
+            json!({"signing_keys": pem}),
+            json!({"signing_keys": [{"kid": "k", "private_key_env": pem}]}),
+            json!({"signing_keys": [{"kid": "k", "private_key_pem": pem}]}),
+            json!({"signing_keys": [pem]}),
+            org(json!({"api_keys": ["SECRET"]})),
+            org(json!({"api_keys": [{"id": "k", "sha256": "SECRET"}]})),
+            org(json!({"api_keys": [{"id": "k", "sha256": "0".repeat(64), "expires_at": "SECRET"}]})),
+            org(json!({"api_keys": [{"id": "k", "sha256": "0".repeat(64), "revoked": "SECRET"}]})),
+            org(json!({"oauth_clients": [{"client_id": "a", "secret_sha256": "SECRET", "scopes": []}]})),
+            org(json!({"oauth_clients": [{"client_id": "a", "secret_sha256": ["SECRET"], "scopes": ["SECRET"]}]})),
+        ] {
+            let mut config = minimal();
+            config["policy"]["inline"] = policy.clone();
+            let problems = problems_of(&config);
+            assert!(!problems.is_empty() && !problems.iter().any(|problem| problem.contains("SECRET")), "{policy}: {problems:?}");
+        }
+    }
+
+    #[test]
     fn wrong_types_and_missing_parts_are_located() {
         for (config, path) in [
             (json!({}), "gateway: is required"),
             (json!({"gateway": {}, "policy": {"inline": {}}}), "gateway.origin: is required"),
             (json!({"gateway": {"origin": "https://a"}, "policy": {}}), "policy.inline: is required"),
-            (json!({"gateway": {"origin": 7}}), "gateway.origin: invalid type"),
-            (json!({"gateway": {"unmatched_paths": "maybe"}}), "gateway.unmatched_paths: unknown variant"),
+            (json!({"gateway": {"origin": 7}}), "gateway.origin: is of another type or value, expected a string"),
+            (
+                json!({"gateway": {"unmatched_paths": "maybe"}}),
+                "gateway.unmatched_paths: is of another type or value, expected `deny` or `allow`",
+            ),
             (json!([]), ".: "),
         ] {
             let problems = problems_of(&config);
             assert!(problems.iter().any(|problem| problem.starts_with(path)), "{path}: {problems:?}");
         }
         for (section, key, value) in [
-            ("jwks", "timeout", json!("0s")),
+            ("jwks", "timeout", json!("500us")),
+            ("jwks", "refetch_cooldown", json!("0s")),
             ("jwks", "max_stale", json!("1s")),
             ("jwks", "refresh_interval", json!("10ms")),
             ("tokens", "clock_skew", json!("1h")),

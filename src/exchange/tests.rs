@@ -226,6 +226,23 @@ fn an_unknown_kid_waits_for_one_fetch_and_is_refused_within_the_cooldown() {
 }
 
 #[test]
+fn an_unknown_kid_is_not_held_against_the_client_while_its_issuer_cannot_be_asked() {
+    let mut world = World::new();
+    world.publish(&["a"]);
+    let (timing, now) = (world.gateway.config.jwks, world.now);
+    let unknown = testing::sign(&json!({"alg": "RS256", "kid": "new"}), &claims());
+    assert_eq!(reason(&world.bearer(&unknown)), "await");
+    let set = world.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap();
+    let failed = set.claim(now, &timing).expect("a fetch is due").failed(now);
+    set.sync(failed, now).unwrap();
+    let step = world.bearer(&unknown);
+    assert_eq!((reason(&step), status(&step)), ("jwks_unavailable", 503));
+    let known = token(&claims());
+    let forged = format!("{}{}", &known[..known.len() - 8], "AAAAAAAA");
+    assert_eq!(reason(&world.bearer(&forged)), "signature_invalid", "this key is known");
+}
+
+#[test]
 fn tokens_without_kid_survive_a_rotation() {
     let mut world = World::new();
     world.publish(&["a"]);

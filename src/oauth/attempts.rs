@@ -7,7 +7,7 @@ use lru::LruCache;
 
 use crate::time::UnixTime;
 
-/// Failures in a row that cost nothing but themselves: a typing mistake, a rotation.
+/// Failures that cost nothing but themselves: a typing mistake, a rotation.
 const FREE: u32 = 10;
 /// One more failure is allowed each time this has passed.
 const REFILL: Duration = Duration::from_secs(6);

@@ -133,7 +133,7 @@ impl Policy {
     pub(crate) fn check(raw: RawPolicy, path: &str, surroundings: &Surroundings<'_>, problems: &mut Problems) -> Self {
         let policy = Self { version: raw.version.unwrap_or_default(), ..Self::default() };
         let mut checker = Checker { policy, surroundings, problems };
-        let are_keys_needed = raw.orgs.0.iter().any(|(_, org)| !org.oauth_clients.is_empty());
+        let are_keys_needed = raw.orgs.0.iter().any(|(_, org)| org.oauth_clients.iter().any(|client| !client.revoked));
         if are_keys_needed && raw.signing_keys.is_empty() {
             checker.problems.add(format_args!("{path}.signing_keys"), "is required where there are oauth_clients");
         }
@@ -176,10 +176,7 @@ impl Checker<'_> {
             org.identity_providers.push(provider);
         }
         for (index, client) in raw.oauth_clients.into_iter().enumerate() {
-            let revoked = client.revoked;
-            if self.oauth_client(&format!("{path}.oauth_clients[{index}]"), &name, client).is_some() {
-                org.has_clients |= !revoked;
-            }
+            org.has_clients |= self.oauth_client(&format!("{path}.oauth_clients[{index}]"), &name, client).is_some();
         }
         org.revoked_jti = raw.revoked_tokens.jti.into_iter().collect();
         for (client_id, moment) in raw.revoked_tokens.issued_before.0 {
@@ -193,6 +190,9 @@ impl Checker<'_> {
     }
 
     fn api_key(&mut self, path: &str, org: &OrgName, raw: RawApiKey, ids: &mut HashSet<String>) -> Option<()> {
+        if raw.revoked {
+            return Some(());
+        }
         let id = self.problems.required(format_args!("{path}.id"), raw.id);
         let id = id.and_then(|id| self.identifier(&format!("{path}.id"), is_record_id(&id).then_some(id)));
         let sha256 = self.problems.required(format_args!("{path}.sha256"), raw.sha256);
@@ -212,9 +212,6 @@ impl Checker<'_> {
         if !ids.insert(id.clone()) {
             self.problems.add(format_args!("{path}.id"), "stands twice in this org");
         }
-        if raw.revoked {
-            return Some(());
-        }
         match self.policy.api_keys.entry(digest) {
             Entry::Occupied(_) => self.problems.add(format_args!("{path}.sha256"), "is the hash of another key too"),
             Entry::Vacant(place) => {
@@ -232,6 +229,12 @@ impl Checker<'_> {
         let (path, pem) = match (raw.private_key_env, raw.private_key_pem) {
             (Some(name), None) => {
                 let path = format!("{path}.private_key_env");
+                let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+                if name.is_empty() || !is_name {
+                    // Whoever writes the key itself here must not find it in the log.
+                    self.problems.add(path, "must be the name of an environment variable, such as APEXMCP_SIGNING_KEY");
+                    return None;
+                }
                 let missing =
                     format!("the environment variable {name:?} is not set for this VM, see vm_config.environment_variables");
                 let pem = self.problems.checked(&path, (self.surroundings.environment)(&name).ok_or(missing))?;
@@ -250,6 +253,9 @@ impl Checker<'_> {
     }
 
     fn oauth_client(&mut self, path: &str, org: &OrgName, raw: RawOauthClient) -> Option<()> {
+        if raw.revoked {
+            return None;
+        }
         let id = self.problems.required(format_args!("{path}.client_id"), raw.client_id);
         let id = id.and_then(|id| self.identifier(&format!("{path}.client_id"), is_record_id(&id).then_some(id)));
         let secrets: Vec<Option<[u8; 32]>> = raw
@@ -273,9 +279,6 @@ impl Checker<'_> {
         let scopes = self.problems.required(format_args!("{path}.scopes"), raw.scopes);
         let scopes = scopes.and_then(|texts| self.scopes(&format!("{path}.scopes"), &texts));
         let (id, secrets, scopes) = (id?, secrets.into_iter().collect::<Option<_>>()?, scopes?);
-        if raw.revoked {
-            return Some(());
-        }
         let id: Box<str> = id.into();
         match self.policy.oauth_clients.entry(id.clone()) {
             Entry::Occupied(_) => self.problems.add(format_args!("{path}.client_id"), "stands twice in this policy"),

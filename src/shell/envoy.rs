@@ -115,11 +115,11 @@ impl Host for Envoy {
     }
 
     fn is_first_use(&self, usage: &Use) -> bool {
-        let key = format!("apexmcp/used/1/{}", usage.slot());
+        let key = format!("apexmcp/used/2/{}", usage.owner());
         (0..CAS_ATTEMPTS)
             .find_map(|_| {
-                let (slot, cas) = hostcalls::shared_data(&key);
-                match usage.note_in(&slot.unwrap_or_default()) {
+                let (list, cas) = hostcalls::shared_data(&key);
+                match usage.note_in(&list.unwrap_or_default()) {
                     None => Some(false),
                     Some(noted) => hostcalls::set_shared_data(&key, &noted, cas).then_some(true),
                 }

@@ -134,11 +134,12 @@ impl Plugin {
                 hostcalls::send_local_reply(&reply);
             }
             Step::Forward(forward, record) => {
-                self.note(&record);
                 if self.edit(&forward) {
+                    self.note(&record);
                     gate.open();
                 } else {
-                    log::error!("the request's headers could not be edited: it stays closed");
+                    log::error!("the request's headers could not be edited");
+                    hostcalls::send_local_reply(&Denial::from(Reason::PolicyUnavailable).reply(None));
                 }
             }
         }
