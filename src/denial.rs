@@ -139,6 +139,11 @@ impl From<Reason> for Denial {
     }
 }
 
+/// `wait` as the value of Retry-After: whole seconds, rounded up, at least one; RFC 9110 §10.2.3.
+pub fn retry_after(wait: Duration) -> String {
+    wait.as_millis().div_ceil(1000).max(1).to_string()
+}
+
 /// A response that the filter gives itself.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LocalReply {
@@ -160,9 +165,8 @@ impl Denial {
             headers.push(("www-authenticate", self.challenge(error, description, resource_metadata)));
         }
         if status == 503 {
-            // Whole seconds, rounded up; RFC 9110 §10.2.3.
             let wait = self.retry_after.unwrap_or(Duration::from_secs(1));
-            headers.push(("retry-after", wait.as_millis().div_ceil(1000).max(1).to_string()));
+            headers.push(("retry-after", retry_after(wait)));
         }
         let body = serde_json::json!({ "error": error, "error_description": description, "reason": word }).to_string();
         LocalReply { status, headers, body }

@@ -71,20 +71,20 @@ mod tests {
 
     #[test]
     fn once_and_no_more_until_it_expired() {
-        let slot = usage("a", 1).note_in(&[]).unwrap();
-        assert_eq!(usage("a", 99).note_in(&slot), None);
-        let slot = usage("b", 99).note_in(&slot).unwrap();
-        assert_eq!(slot.len(), 2 * ENTRY_LENGTH);
-        assert_eq!(usage("c", 100).note_in(&slot).unwrap().len(), ENTRY_LENGTH, "what expired makes room");
+        let list = usage("a", 1).note_in(&[]).unwrap();
+        assert_eq!(usage("a", 99).note_in(&list), None);
+        let list = usage("b", 99).note_in(&list).unwrap();
+        assert_eq!(list.len(), 2 * ENTRY_LENGTH);
+        assert_eq!(usage("c", 100).note_in(&list).unwrap().len(), ENTRY_LENGTH, "what expired makes room");
     }
 
     #[test]
     fn a_full_list_answers_no() {
-        let mut slot = Vec::new();
+        let mut list = Vec::new();
         for index in 0..MAX_IN_LIST {
-            slot = usage(&index.to_string(), 1).note_in(&slot).unwrap();
+            list = usage(&index.to_string(), 1).note_in(&list).unwrap();
         }
-        assert_eq!(usage("one more", 1).note_in(&slot), None);
+        assert_eq!(usage("one more", 1).note_in(&list), None);
     }
 
     #[test]

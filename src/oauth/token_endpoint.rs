@@ -13,7 +13,7 @@ use super::attempts::Attempts;
 use super::client::{self, OauthClient};
 use super::replay::Use;
 use crate::config::Config;
-use crate::denial::{LocalReply, Reason};
+use crate::denial::{LocalReply, Reason, retry_after};
 use crate::host::Host;
 use crate::jose::claims;
 use crate::jose::compact::{CompactJws, Type};
@@ -97,9 +97,7 @@ impl TokenError {
             Self::InvalidClient { basic: true } => {
                 reply.headers.push(("www-authenticate", r#"Basic realm="apexmcp""#.to_owned()))
             }
-            Self::TooManyAttempts(wait) => {
-                reply.headers.push(("retry-after", wait.as_millis().div_ceil(1000).max(1).to_string()))
-            }
+            Self::TooManyAttempts(wait) => reply.headers.push(("retry-after", retry_after(wait))),
             Self::MethodNotAllowed => reply.headers.push(("allow", "POST".to_owned())),
             Self::SigningFailed => reply.headers.push(("retry-after", "1".to_owned())),
             _ => {}
