@@ -6,6 +6,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
+use crate::mcp::headers::MISMATCH_CODE;
 use crate::scope::Scope;
 
 /// Why a request was refused. The list is closed; README.md explains each word to operators.
@@ -45,6 +48,16 @@ pub enum Reason {
     ClientUnknown,
     /// Valid, but without the scope that the operation needs.
     ScopeInsufficient,
+    /// The body is no JSON-RPC message, or one that two readers could read differently.
+    MessageMalformed,
+    /// The body is longer than is read.
+    MessageTooLong,
+    /// `Mcp-Method` or `Mcp-Name` contradicts the body.
+    HeaderMismatch,
+    /// The body is no `application/json`, or compressed.
+    MediaTypeUnsupported,
+    /// Not POST or DELETE: the stream of all connectors' messages is not for a credential that covers some of them.
+    MethodNotAllowed,
     /// Nothing is served at this path.
     PathUnmatched,
     /// The issuer's key set could not be fetched yet.
@@ -98,6 +111,19 @@ impl Reason {
                 error: "insufficient_scope",
                 description: "The credential does not cover this operation.",
             },
+            Self::MessageMalformed => invalid_request("message_malformed", 400, "The body is no acceptable JSON-RPC message."),
+            Self::MessageTooLong => invalid_request("message_too_long", 413, "The body is longer than 1 MiB."),
+            Self::HeaderMismatch => {
+                invalid_request("header_mismatch", 400, "The header Mcp-Method or Mcp-Name contradicts the body.")
+            }
+            Self::MediaTypeUnsupported => {
+                invalid_request("media_type_unsupported", 415, "Send the message as application/json, not compressed.")
+            }
+            Self::MethodNotAllowed => invalid_request(
+                "method_not_allowed",
+                405,
+                "Send messages by POST. The stream of a GET is not offered to this credential.",
+            ),
             Self::PathUnmatched => Wording {
                 word: "path_unmatched",
                 status: 404,
@@ -122,6 +148,10 @@ const fn unavailable(word: &'static str, description: &'static str) -> Wording {
     Wording { word, status: 503, error: "temporarily_unavailable", description }
 }
 
+const fn invalid_request(word: &'static str, status: u32, description: &'static str) -> Wording {
+    Wording { word, status, error: "invalid_request", description }
+}
+
 /// A refusal with what its answer needs besides the reason.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Denial {
@@ -131,11 +161,15 @@ pub struct Denial {
     pub needed: Option<Scope>,
     /// When to try again, told in 503.
     pub retry_after: Option<Duration>,
+    /// What exactly is wrong, in a sentence in the place of the reason's own.
+    pub description: Option<&'static str>,
+    /// The `id` of the message, told where the answer is one of JSON-RPC.
+    pub request_id: Value,
 }
 
 impl From<Reason> for Denial {
     fn from(reason: Reason) -> Self {
-        Self { reason, needed: None, retry_after: None }
+        Self { reason, needed: None, retry_after: None, description: None, request_id: Value::Null }
     }
 }
 
@@ -160,6 +194,7 @@ impl Denial {
     /// client with a static key is not drawn into discovery.
     pub fn reply(&self, resource_metadata: Option<&str>) -> LocalReply {
         let Wording { word, status, error, description } = self.reason.wording();
+        let description = self.description.unwrap_or(description);
         let mut headers = vec![("content-type", "application/json".to_owned())];
         if matches!(status, 401 | 403) {
             headers.push(("www-authenticate", self.challenge(error, description, resource_metadata)));
@@ -168,8 +203,20 @@ impl Denial {
             let wait = self.retry_after.unwrap_or(Duration::from_secs(1));
             headers.push(("retry-after", retry_after(wait)));
         }
-        let body = serde_json::json!({ "error": error, "error_description": description, "reason": word }).to_string();
-        LocalReply { status, headers, body }
+        if status == 405 {
+            headers.push(("allow", "POST, DELETE".to_owned()));
+        }
+        let body = json!({ "error": error, "error_description": description, "reason": word });
+        let body = match self.reason {
+            // MCP 2026-07-28 prescribes the code of JSON-RPC; clients look for it.
+            Reason::HeaderMismatch => json!({
+                "jsonrpc": "2.0",
+                "id": self.request_id,
+                "error": {"code": MISMATCH_CODE, "message": description, "data": body},
+            }),
+            _ => body,
+        };
+        LocalReply { status, headers, body: body.to_string() }
     }
 
     /// RFC 6750 §3: a request without any credential gets no error code.
@@ -240,12 +287,15 @@ mod tests {
             ),
             (Reason::PathUnmatched.into(), 404, None),
             (Reason::JwksUnavailable.into(), 503, None),
+            (Reason::MessageMalformed.into(), 400, None),
+            (Reason::MethodNotAllowed.into(), 405, None),
         ];
         for (denial, status, challenge) in table {
             let reply = denial.reply(Some(METADATA));
             assert_eq!(reply.status, status);
             assert_eq!(header(&reply, "www-authenticate"), challenge);
             assert_eq!(header(&reply, "retry-after").is_some(), status == 503);
+            assert_eq!(header(&reply, "allow").is_some(), status == 405);
         }
         let reply = Denial::from(Reason::TokenExpired).reply(None);
         assert_eq!(
@@ -260,6 +310,14 @@ mod tests {
             header(&Denial::from(Reason::CredentialMissing).reply(None), "www-authenticate").unwrap(),
             r#"Bearer scope="mcp:call""#
         );
+    }
+
+    #[test]
+    fn a_header_mismatch_is_told_in_json_rpc() {
+        let reply = Denial { request_id: json!("a"), ..Reason::HeaderMismatch.into() }.reply(None);
+        let body: Value = serde_json::from_str(&reply.body).unwrap();
+        assert_eq!((reply.status, &body["id"], &body["error"]["code"]), (400, &json!("a"), &json!(-32020)));
+        assert_eq!(body["error"]["data"]["reason"], "header_mismatch");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::config::{Mode, UnmatchedPaths};
 use crate::denial::{Denial, LocalReply, OK, Reason};
-use crate::gateway::{Findings, Gateway, NotAdmitted};
+use crate::gateway::{Admission, Findings, Gateway, NotAdmitted};
 use crate::host::Host;
 use crate::jwks::{KeySet, KeySetId};
 use crate::oauth::discovery::{self, Endpoint};
@@ -18,6 +18,11 @@ use crate::principal::Principal;
 use crate::request::RequestHead;
 use crate::route::{RouteMode, RouteSettings};
 use crate::time::UnixTime;
+
+mod message;
+
+use message::Content;
+pub use message::{AwaitingMessage, MAX_MESSAGE_READ, MessageStep};
 
 /// How long a body may take. It is a short one.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,6 +43,8 @@ pub enum Step {
     Await(AwaitingKeySet),
     /// Hold it until its body is whole, or [`AwaitingBody::is_overdue`].
     ReadBody(AwaitingBody),
+    /// Edit the headers and let them go on, but hold the body until it is whole: [`AwaitingMessage::proceed`].
+    Inspect(Forward, AwaitingMessage),
 }
 
 /// How a request goes on to the connectors.
@@ -45,6 +52,8 @@ pub enum Step {
 pub struct Forward {
     /// Headers to remove, each occurrence: the credential, and whatever looks like an identity.
     pub remove: Vec<String>,
+    /// Whether the response must not be compressed.
+    pub accept_identity: bool,
     /// Whose identity headers are added.
     pub principal: Option<Rc<Principal>>,
 }
@@ -185,6 +194,9 @@ pub fn refuse_invalid_route(gateway: &Gateway, head: &RequestHead) -> Step {
     refuse(gateway, head, None, Mode::Enforce, Reason::RouteInvalid.into(), Findings::default())
 }
 
+/// The header by which a response may be compressed.
+pub const ACCEPT_ENCODING: &str = "accept-encoding";
+
 enum Decision {
     Made(Step),
     NeedsKeySet(Request, KeySetId),
@@ -194,7 +206,10 @@ impl Request {
     fn decide(self, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Decision {
         let mut findings = Findings::default();
         Decision::Made(match gateway.admit(&self.head, &self.resource, now, host, &mut findings) {
-            Ok(principal) => forward(gateway, &self.head, Some(principal), Record::Resource { refused: None, findings }),
+            Ok(Admission::Whole(principal)) => {
+                Step::Forward(forward(gateway, &self.head, Some(principal)), Record::Resource { refused: None, findings })
+            }
+            Ok(Admission::ByMessage(principal)) => self.inspect(gateway, principal, findings),
             Err(NotAdmitted::Denied(denial)) => self.refuse(gateway, denial, findings),
             Err(NotAdmitted::AwaitKeySet(key_set)) => return Decision::NeedsKeySet(self, key_set),
         })
@@ -208,6 +223,22 @@ impl Request {
                 Step::Await(AwaitingKeySet { request: self, key_set, seen_revision, deadline, _place: place })
             }
             None => self.refuse(gateway, Reason::JwksUnavailable.into(), Findings::default()),
+        }
+    }
+
+    /// The joined endpoint, asked by who may use some of the connectors behind it.
+    fn inspect(self, gateway: &Gateway, principal: Rc<Principal>, findings: Findings) -> Step {
+        match message::check_head(&self.head) {
+            Err(reason) => self.refuse(gateway, reason.into(), findings),
+            Ok(Content::Nothing) => {
+                Step::Forward(forward(gateway, &self.head, Some(principal)), Record::Resource { refused: None, findings })
+            }
+            Ok(Content::Message) => {
+                let mut forward = forward(gateway, &self.head, Some(Rc::clone(&principal)));
+                forward.remove.extend(self.head.values(ACCEPT_ENCODING).next().map(|_| ACCEPT_ENCODING.to_owned()));
+                forward.accept_identity = true;
+                Step::Inspect(forward, AwaitingMessage::new(self, principal, findings))
+            }
         }
     }
 
@@ -247,17 +278,17 @@ fn refuse(
     match mode {
         Mode::Enforce => Step::Reply(gateway.reply(&denial, resource), record),
         // Nothing is proven, so nothing is asserted; and nobody else may assert it.
-        Mode::Shadow => forward(gateway, head, None, record),
+        Mode::Shadow => Step::Forward(forward(gateway, head, None), record),
     }
 }
 
-fn forward(gateway: &Gateway, head: &RequestHead, principal: Option<Rc<Principal>>, record: Record) -> Step {
+fn forward(gateway: &Gateway, head: &RequestHead, principal: Option<Rc<Principal>>) -> Forward {
     let settings = &gateway.config.forward;
     let mut remove: Vec<String> = head.names_below(&settings.header_prefix).map(str::to_owned).collect();
     if principal.is_some() && settings.strip_credentials {
         remove.extend(head.credential_headers().map(|(header, _)| header.name().to_owned()));
     }
-    Step::Forward(Forward { remove, principal }, record)
+    Forward { remove, accept_identity: false, principal }
 }
 
 #[cfg(test)]

@@ -51,6 +51,15 @@ impl From<Reason> for NotAdmitted {
     }
 }
 
+/// How far a request is admitted.
+#[derive(Debug)]
+pub enum Admission {
+    /// Whatever it asks for.
+    Whole(Rc<Principal>),
+    /// As far as its message asks for what the principal's scopes cover. The message is still to be read.
+    ByMessage(Rc<Principal>),
+}
+
 /// What is counted and logged of a judgement, whatever its end.
 #[derive(Clone, Debug, Default)]
 pub struct Findings {
@@ -90,7 +99,7 @@ impl Gateway {
         now: UnixTime,
         host: &dyn Host,
         findings: &mut Findings,
-    ) -> Result<Rc<Principal>, NotAdmitted> {
+    ) -> Result<Admission, NotAdmitted> {
         let principal = match Credential::from_head(head)? {
             Credential::ApiKey(digest) => {
                 findings.method = Some(Method::ApiKey);
@@ -101,7 +110,9 @@ impl Gateway {
         findings.principal = Some(Rc::clone(&principal));
         let needed = resource.needed_scope();
         if principal.scopes().covers(&needed) {
-            Ok(principal)
+            Ok(Admission::Whole(principal))
+        } else if resource.connector.is_none() && !principal.scopes().is_empty() {
+            Ok(Admission::ByMessage(principal))
         } else {
             Err(NotAdmitted::Denied(Denial { needed: Some(needed), ..Reason::ScopeInsufficient.into() }))
         }

@@ -47,6 +47,11 @@ impl RequestHead {
         if values.next().is_some() { Err(Reason::CredentialRepeated) } else { Ok(first) }
     }
 
+    /// The headers of this name, each occurrence for itself.
+    pub fn values<'a>(&'a self, wanted: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.headers.iter().filter(move |(name, _)| name == wanted).map(|(_, value)| value.as_slice())
+    }
+
     /// The first header of this name, or nothing.
     fn value(&self, wanted: &str) -> &[u8] {
         self.headers.iter().find(|(name, _)| name == wanted).map_or(&[], |(_, value)| value)

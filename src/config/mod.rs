@@ -46,6 +46,8 @@ pub struct GatewaySettings {
     pub token_path: String,
     /// Where the MCP endpoints are.
     pub mcp_path: McpPath,
+    /// What stands between a connector and the name of its tool or prompt.
+    pub connector_separator: Box<str>,
     /// What becomes of other paths.
     pub unmatched_paths: UnmatchedPaths,
     /// Whether routes speak through their metadata.
@@ -150,6 +152,9 @@ fn check(raw: RawConfig, environment: &Environment<'_>, problems: &mut Problems)
     Some((config, policy?))
 }
 
+/// Longest separator; `mcp_router` writes two characters.
+const MAX_SEPARATOR_LENGTH: usize = 16;
+
 fn check_gateway(raw: RawGateway, problems: &mut Problems) -> Option<GatewaySettings> {
     let origin = problems
         .required("gateway.origin", raw.origin)
@@ -160,10 +165,16 @@ fn check_gateway(raw: RawGateway, problems: &mut Problems) -> Option<GatewaySett
     if token_path.parse::<Uri>().is_err() || !token_path.starts_with('/') || token_path.contains(['?', '#', '%']) {
         problems.add("gateway.token_path", "must be a path such as /oauth/token");
     }
+    let connector_separator = raw.connector_separator.unwrap_or_else(|| "__".to_owned());
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\');
+    if !(1..=MAX_SEPARATOR_LENGTH).contains(&connector_separator.len()) || !connector_separator.bytes().all(is_plain) {
+        problems.add("gateway.connector_separator", "must be 1 to 16 visible ASCII characters, without \" and \\, such as __");
+    }
     Some(GatewaySettings {
         origin: origin?,
         token_path,
         mcp_path: mcp_path?,
+        connector_separator: connector_separator.into(),
         unmatched_paths: raw.unmatched_paths,
         route_metadata: raw.route_metadata,
     })
@@ -407,9 +418,14 @@ mod tests {
             ("tokens", "clock_skew", json!("1h")),
             ("tokens", "cache_size", json!(-1)),
             ("forward", "header_prefix", json!("X-")),
+            ("gateway", "connector_separator", json!("")),
+            ("gateway", "connector_separator", json!("a b")),
         ] {
             let mut config = minimal();
-            config[section] = json!({key: value});
+            if config[section].is_null() {
+                config[section] = json!({});
+            }
+            config[section][key] = value;
             let problems = problems_of(&config);
             assert!(problems.iter().all(|problem| problem.starts_with(&format!("{section}.{key}: "))), "{problems:?}");
             assert_eq!(problems.len(), 1, "{section}.{key}");

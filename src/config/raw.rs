@@ -26,8 +26,7 @@ pub(super) struct RawGateway {
     pub(super) origin: Option<String>,
     pub(super) mcp_path: Option<String>,
     pub(super) token_path: Option<String>,
-    #[serde(rename = "connector_separator")]
-    pub(super) _connector_separator: Option<String>,
+    pub(super) connector_separator: Option<String>,
     #[serde(default)]
     pub(super) unmatched_paths: super::UnmatchedPaths,
     #[serde(default)]

@@ -3,11 +3,14 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::Config;
 use crate::jwks::{MAX_WAITING, Record as KeySetRecord};
+use crate::names::ConnectorId;
 use crate::testing::{self, TestHost};
 
 const KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
 const KEY_SHA256: &str = "68da3d5e3810933a9dff1f9d7809ad982642279332ed1dced6bf37f389dcc0e9";
 const ISSUER: &str = "https://idp.example/oauth2/default";
+/// What the head of a message has.
+const MESSAGE: [(&str, &str); 2] = [(":method", "POST"), ("content-type", "application/json; charset=utf-8")];
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
 struct World {
@@ -56,7 +59,7 @@ impl World {
     }
 
     fn bearer(&mut self, token: &str) -> Step {
-        self.start("/mcp/acme", &[("authorization", &format!("Bearer {token}"))])
+        self.start("/mcp/acme", &[MESSAGE[0], MESSAGE[1], ("authorization", &format!("Bearer {token}"))])
     }
 }
 
@@ -73,6 +76,7 @@ fn reason(step: &Step) -> &'static str {
         Step::Pass => "pass",
         Step::Await(_) => "await",
         Step::ReadBody(_) => "read body",
+        Step::Inspect(..) => "inspect",
         Step::Forward(_, record) | Step::Reply(_, record) => record.reason(),
     }
 }
@@ -275,14 +279,13 @@ fn connectors_are_told_by_path_or_route() {
     let mut world = World::with(|config| {
         config["policy"]["inline"]["orgs"]["acme"]["api_keys"][0]["connectors"] = json!(["github"]);
     });
-    let headers = [("x-api-key", KEY)];
-    let step = world.start("/mcp/acme", &headers);
+    let headers = [MESSAGE[0], MESSAGE[1], ("x-api-key", KEY)];
+    assert_eq!(reason(&world.start("/mcp/acme", &headers)), "inspect");
+    let step = world.start("/mcp/acme/jira", &headers);
     assert_eq!((reason(&step), status(&step)), ("scope_insufficient", 403));
     let Step::Reply(reply, record) = step else { panic!() };
-    assert!(format!("{reply:?}").contains(r#"scope=\"mcp:call\""#), "{reply:?}");
+    assert!(format!("{reply:?}").contains(r#"scope=\"mcp:call:jira\""#), "{reply:?}");
     assert!(matches!(record, Record::Resource { findings, .. } if findings.principal.is_some()), "the log may name who it was");
-    let step = world.start("/mcp/acme/jira", &headers);
-    assert!(format!("{step:?}").contains(r#"scope=\"mcp:call:jira\""#), "{step:?}");
     assert_eq!(reason(&world.start("/mcp/acme/github", &headers)), "ok");
     let route = |org: Option<&str>, connector: Option<&str>| RouteSettings {
         org: org.and_then(crate::names::OrgName::parse),
@@ -294,10 +297,10 @@ fn connectors_are_told_by_path_or_route() {
         ("/mcp/acme/jira", None, Some("github"), "ok"),
         ("/mcp/acme/github", None, Some("jira"), "scope_insufficient"),
         ("/anything", Some("acme"), Some("github"), "ok"),
-        ("/anything", Some("acme"), None, "scope_insufficient"),
+        ("/anything", Some("acme"), None, "inspect"),
         ("/mcp/acme/github", Some("acme"), None, "ok"),
         ("/mcp/acme/github", Some("other"), None, "api_key_unknown"),
-        ("/mcp/other/github", Some("acme"), None, "scope_insufficient"),
+        ("/mcp/other/github", Some("acme"), None, "inspect"),
     ] {
         let step = world.start_on(path, &headers, route(org, connector));
         assert_eq!(reason(&step), expected, "{path} {org:?} {connector:?}");
@@ -430,7 +433,7 @@ fn what_the_policy_takes_back_is_taken_back_from_live_tokens() {
         ("client gone", "client_unknown", json!({"oauth_clients": []})),
         (
             "scope narrowed",
-            "scope_insufficient",
+            "inspect",
             json!({"oauth_clients": [{"client_id": CLIENT, "secret_sha256": [SECRET_SHA256], "scopes": ["mcp:call:github"]}]}),
         ),
         ("jti", "token_revoked", json!({"revoked_tokens": {"jti": [jti]}})),
@@ -558,4 +561,106 @@ fn a_body_that_does_not_come_is_not_waited_for_forever() {
     assert!(reading.is_overdue(world.now.plus(BODY_TIMEOUT)));
     let step = reading.give_up(TokenError::BodyTimeout);
     assert_eq!((reason(&step), status(&step)), ("body_timeout", 408));
+}
+
+/// A world whose key covers the connectors `notes` and `files`.
+fn scoped_world(mode: &str) -> World {
+    World::with(|config| {
+        config["mode"] = json!(mode);
+        config["policy"]["inline"]["orgs"]["acme"]["api_keys"][0]["connectors"] = json!(["notes", "files"]);
+    })
+}
+
+const POST: [(&str, &str); 3] = [MESSAGE[0], MESSAGE[1], ("x-api-key", KEY)];
+
+#[test]
+fn who_may_use_some_connectors_has_messages_read_at_the_joined_endpoint_alone() {
+    let mut world = scoped_world("enforce");
+    let Step::Inspect(forward, awaiting) = world.start("/mcp/acme", &[&POST[..], &[("accept-encoding", "gzip")]].concat()) else {
+        panic!("not read");
+    };
+    assert_eq!(forward.remove, ["x-api-key", "accept-encoding"]);
+    assert!(forward.accept_identity);
+    assert_eq!(awaiting.principal().attributes()[1], "acme/key/k1");
+    assert_eq!(reason(&world.start("/mcp/acme/notes", &POST)), "ok");
+    assert_eq!(reason(&world.start("/mcp/acme/clock", &POST)), "scope_insufficient");
+    let route = RouteSettings { connector: ConnectorId::parse("notes"), ..RouteSettings::default() };
+    assert_eq!(reason(&world.start_on("/mcp/acme", &POST, route)), "ok");
+    assert_eq!(reason(&World::new().start("/mcp/acme", &POST)), "ok");
+}
+
+#[test]
+fn heads_after_which_no_message_is_read() {
+    let json = ("content-type", "application/json");
+    for (method, content, coding, expected, refused) in [
+        ("GET", json, "identity", "method_not_allowed", 405),
+        ("HEAD", json, "identity", "method_not_allowed", 405),
+        ("PUT", json, "identity", "method_not_allowed", 405),
+        ("DELETE", json, "gzip", "ok", 0),
+        ("POST", json, "identity", "inspect", 0),
+        ("POST", json, "gzip", "media_type_unsupported", 415),
+        ("POST", ("content-type", "text/plain"), "identity", "media_type_unsupported", 415),
+        ("POST", ("content-type", "application/json-patch+json"), "identity", "media_type_unsupported", 415),
+        ("POST", ("x-other", ""), "identity", "media_type_unsupported", 415),
+    ] {
+        let headers = [(":method", method), content, ("content-encoding", coding), ("x-api-key", KEY)];
+        let step = scoped_world("enforce").start("/mcp/acme", &headers);
+        assert_eq!((reason(&step), status(&step)), (expected, refused), "{method} {content:?} {coding}");
+        if refused != 0 {
+            let step = scoped_world("shadow").start("/mcp/acme", &headers);
+            assert!(
+                matches!(step, Step::Forward(Forward { principal: None, .. }, _)) && reason(&step) == expected,
+                "shadow {method}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_message_decides() {
+    let call = |name: &str| json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name}}).to_string();
+    let long = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"x":"{}"}}}}"#, "x".repeat(1 << 20));
+    for (mirror, body, expected, refused, challenge) in [
+        (None, call("notes__a"), "ok", 0, None),
+        (Some("tools/call"), call("files__a"), "ok", 0, None),
+        (Some("tools/list"), call("notes__a"), "header_mismatch", 400, None),
+        (None, call("clock__a"), "scope_insufficient", 403, Some("mcp:call:clock")),
+        (None, call("a"), "scope_insufficient", 403, Some("mcp:call")),
+        (None, "{}".to_owned(), "message_malformed", 400, None),
+        (None, String::new(), "message_malformed", 400, None),
+        (None, long, "message_too_long", 413, None),
+    ] {
+        for mode in ["enforce", "shadow"] {
+            let mut world = scoped_world(mode);
+            let mirror = mirror.map(|method| ("mcp-method", method));
+            let headers: Vec<(&str, &str)> = POST.into_iter().chain(mirror).collect();
+            let Step::Inspect(_, awaiting) = world.start("/mcp/acme", &headers) else { panic!("not read") };
+            match awaiting.proceed(body.as_bytes(), &world.gateway) {
+                MessageStep::Admit(lists, record) => {
+                    assert!(
+                        lists.is_none() && record.reason() == expected && (refused == 0 || mode == "shadow"),
+                        "{mode} {expected}"
+                    );
+                }
+                MessageStep::Reply(reply, record) => {
+                    assert_eq!((mode, record.reason(), reply.status), ("enforce", expected, refused));
+                    let told = reply.headers.iter().find(|(name, _)| *name == "www-authenticate").map(|(_, value)| value.clone());
+                    let needed = challenge.map(|scope| format!(r#"error="insufficient_scope", scope="{scope}""#));
+                    assert_eq!(told.is_some(), needed.is_some());
+                    assert!(told.unwrap_or_default().contains(&needed.unwrap_or_default()), "{expected}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn lists_are_cut_where_verdicts_are_enforced() {
+    let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+    for (mode, is_cut) in [("enforce", true), ("shadow", false)] {
+        let mut world = scoped_world(mode);
+        let Step::Inspect(_, awaiting) = world.start("/mcp/acme", &POST) else { panic!("not read") };
+        let MessageStep::Admit(lists, _) = awaiting.proceed(list.as_bytes(), &world.gateway) else { panic!("refused") };
+        assert_eq!(lists.is_some(), is_cut, "{mode}");
+    }
 }

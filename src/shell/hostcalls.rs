@@ -56,6 +56,26 @@ pub(super) fn request_body(size: usize) -> Vec<u8> {
     hostcalls::get_buffer(BufferType::HttpRequestBody, 0, size).ok().flatten().unwrap_or_default()
 }
 
+/// The current stream's first response header of this name; empty where there is none.
+pub(super) fn response_header(name: &str) -> Vec<u8> {
+    hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, name).ok().flatten().unwrap_or_default()
+}
+
+/// Removes each occurrence of a response header.
+pub(super) fn remove_response_header(name: &str) {
+    let _ = hostcalls::remove_map_value(MapType::HttpResponseHeaders, name);
+}
+
+/// The chunk of the current stream's response body that came.
+pub(super) fn response_chunk(size: usize) -> Vec<u8> {
+    hostcalls::get_buffer(BufferType::HttpResponseBody, 0, size).ok().flatten().unwrap_or_default()
+}
+
+/// Lets `passed` go on in the place of the chunk that came; false where the host did not put it there.
+pub(super) fn replace_response_chunk(size: usize, passed: &[u8]) -> bool {
+    hostcalls::set_buffer(BufferType::HttpResponseBody, 0, size, passed).is_ok()
+}
+
 /// Answers the current stream's request.
 pub(super) fn send_local_reply(reply: &LocalReply) -> bool {
     let headers = reply.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();

@@ -11,10 +11,11 @@ use super::envoy::Envoy;
 use super::hostcalls;
 use super::metrics::Metrics;
 use crate::denial::{Denial, Reason};
-use crate::exchange::{self, AwaitingBody, AwaitingKeySet, Forward, Record, Step};
+use crate::exchange::{self, ACCEPT_ENCODING, AwaitingBody, AwaitingKeySet, AwaitingMessage, Forward, MessageStep, Record, Step};
 use crate::gateway::{Findings, Gateway};
+use crate::mcp::reply::{ListReply, ListRequest, ResponseHead};
 use crate::oauth::token_endpoint::TokenError;
-use crate::principal::ATTRIBUTES;
+use crate::principal::{ATTRIBUTES, Principal};
 use crate::route::{RouteInvalid, RouteSettings};
 use crate::time::UnixTime;
 
@@ -37,45 +38,77 @@ pub(super) struct Plugin {
 
 /// A stream whose request is held, and what for.
 struct Held {
-    gate: Gate,
+    flow: Rc<Flow>,
     awaiting: Awaiting,
 }
 
 enum Awaiting {
     KeySet(AwaitingKeySet),
     Body(AwaitingBody),
+    Message(AwaitingMessage),
 }
 
 impl Awaiting {
-    fn is_ready_with_body(&self, length: usize, is_whole: bool) -> bool {
-        matches!(self, Self::Body(_)) && (is_whole || length >= exchange::MAX_BODY_READ)
+    /// As much of the body as is read, where one is awaited.
+    fn max_body(&self) -> Option<usize> {
+        match self {
+            Self::KeySet(_) => None,
+            Self::Body(_) => Some(exchange::MAX_BODY_READ),
+            Self::Message(_) => Some(exchange::MAX_MESSAGE_READ),
+        }
     }
 }
 
-/// Whether a stream's body may go on. It is closed until the request was admitted: with
-/// `allow_on_headers_stop_iteration`, a body let through would take its paused head along.
-#[derive(Clone, Default)]
-struct Gate(Rc<Cell<bool>>);
+/// What of a stream's request may go on. With `allow_on_headers_stop_iteration`, a body let through would take its
+/// paused head along; and a head let through takes what has come of the body along.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Gate {
+    /// Nothing.
+    #[default]
+    Closed,
+    /// The head. The body waits to be read.
+    Head,
+    /// All of it.
+    Open,
+}
 
-impl Gate {
-    fn open(&self) {
-        self.0.set(true);
+/// A stream, as far as callbacks of its own and of the root context need to know of each other.
+#[derive(Default)]
+struct Flow {
+    gate: Cell<Gate>,
+    /// How much of the body has come and is paused.
+    body_length: Cell<usize>,
+    body_is_whole: Cell<bool>,
+    /// How the response is to be cut, before it begins.
+    lists: RefCell<Option<ListRequest>>,
+}
+
+impl Flow {
+    fn head_action(&self) -> Action {
+        if self.gate.get() == Gate::Closed { Action::Pause } else { Action::Continue }
     }
 
-    fn action(&self) -> Action {
-        if self.0.get() { Action::Continue } else { Action::Pause }
+    fn body_action(&self) -> Action {
+        if self.gate.get() == Gate::Open { Action::Continue } else { Action::Pause }
     }
 }
 
 pub(super) struct Stream {
     id: u32,
     plugin: Rc<Plugin>,
-    gate: Gate,
+    flow: Rc<Flow>,
+    reply: Option<ListReply>,
 }
 
 impl Stream {
     pub(super) fn new(id: u32, plugin: Rc<Plugin>) -> Self {
-        Self { id, plugin, gate: Gate::default() }
+        Self { id, plugin, flow: Rc::default(), reply: None }
+    }
+
+    fn body_arrived(&self, length: usize, is_whole: bool) {
+        self.flow.body_length.set(length);
+        self.flow.body_is_whole.set(is_whole);
+        self.plugin.read_body(self.id);
     }
 }
 
@@ -84,21 +117,48 @@ impl Context for Stream {}
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _num_headers: usize, end_of_stream: bool) -> Action {
         let step = self.plugin.start();
-        self.plugin.apply(step, self.id, &self.gate);
+        self.plugin.apply(step, self.id, &self.flow);
         if end_of_stream {
-            self.plugin.body_arrived(self.id, 0, true);
+            self.body_arrived(0, true);
         }
-        self.gate.action()
+        self.flow.head_action()
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        self.plugin.body_arrived(self.id, size, end_of_stream);
-        self.gate.action()
+        self.body_arrived(size, end_of_stream);
+        self.flow.body_action()
     }
 
     fn on_http_request_trailers(&mut self, _num_trailers: usize) -> Action {
-        self.plugin.body_arrived(self.id, 0, true);
-        self.gate.action()
+        self.body_arrived(self.flow.body_length.get(), true);
+        self.flow.body_action()
+    }
+
+    fn on_http_response_headers(&mut self, _num_headers: usize, _end_of_stream: bool) -> Action {
+        if let Some(request) = self.flow.lists.take() {
+            let [status, content_type, content_encoding] =
+                [":status", "content-type", "content-encoding"].map(hostcalls::response_header);
+            let status = std::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or_default();
+            let head = ResponseHead { status, content_type: &content_type, content_encoding: &content_encoding };
+            self.reply = request.begin(head);
+            if self.reply.is_some() {
+                // What passes has another length, and is not compressed.
+                hostcalls::remove_response_header("content-length");
+                hostcalls::remove_response_header("content-encoding");
+            }
+        }
+        Action::Continue
+    }
+
+    fn on_http_response_body(&mut self, size: usize, end_of_stream: bool) -> Action {
+        if let Some(reply) = &mut self.reply {
+            let passed = reply.push(&hostcalls::response_chunk(size), end_of_stream);
+            if !hostcalls::replace_response_chunk(size, &passed) {
+                log::error!("a list could not be cut; it is held back");
+                return Action::Pause;
+            }
+        }
+        Action::Continue
     }
 }
 
@@ -124,11 +184,11 @@ impl Plugin {
     }
 
     /// Does what `step` says to the current stream.
-    fn apply(&self, step: Step, id: u32, gate: &Gate) {
+    fn apply(&self, step: Step, id: u32, flow: &Rc<Flow>) {
         match step {
-            Step::Pass => gate.open(),
-            Step::Await(exchange) => self.hold(id, gate, Awaiting::KeySet(exchange)),
-            Step::ReadBody(exchange) => self.hold(id, gate, Awaiting::Body(exchange)),
+            Step::Pass => flow.gate.set(Gate::Open),
+            Step::Await(exchange) => self.hold(id, flow, Awaiting::KeySet(exchange)),
+            Step::ReadBody(exchange) => self.hold(id, flow, Awaiting::Body(exchange)),
             Step::Reply(reply, record) => {
                 self.note(&record);
                 hostcalls::send_local_reply(&reply);
@@ -136,29 +196,57 @@ impl Plugin {
             Step::Forward(forward, record) => {
                 if self.edit(&forward) {
                     self.note(&record);
-                    gate.open();
-                } else {
-                    log::error!("the request's headers could not be edited");
-                    hostcalls::send_local_reply(&Denial::from(Reason::PolicyUnavailable).reply(None));
+                    flow.gate.set(Gate::Open);
+                }
+            }
+            Step::Inspect(forward, exchange) => {
+                if self.edit(&forward) {
+                    identify(exchange.principal());
+                    // A head that was held while its body came can go on with that alone.
+                    if flow.body_length.get() == 0 {
+                        flow.gate.set(Gate::Head);
+                    }
+                    self.hold(id, flow, Awaiting::Message(exchange));
                 }
             }
         }
     }
 
-    fn hold(&self, id: u32, gate: &Gate, awaiting: Awaiting) {
-        self.held.borrow_mut().insert(id, Held { gate: gate.clone(), awaiting });
+    /// Does what `step` says to the current stream, whose body was held.
+    fn apply_to_body(&self, step: MessageStep, flow: &Flow) {
+        match step {
+            MessageStep::Admit(lists, record) => {
+                self.note(&record);
+                flow.lists.replace(lists);
+                flow.gate.set(Gate::Open);
+            }
+            MessageStep::Reply(reply, record) => {
+                self.note(&record);
+                hostcalls::send_local_reply(&reply);
+            }
+        }
     }
 
-    /// Edits the request's headers; false where the host did not, and the request must not go on.
+    fn hold(&self, id: u32, flow: &Rc<Flow>, awaiting: Awaiting) {
+        self.held.borrow_mut().insert(id, Held { flow: Rc::clone(flow), awaiting });
+    }
+
+    /// Edits the request's headers. Where the host did not, the request is answered, and the result is false.
     fn edit(&self, forward: &Forward) -> bool {
-        let gateway = self.gateway.borrow();
-        let Some(gateway) = gateway.as_ref() else { return false };
-        let removed = forward.remove.iter().all(|name| hostcalls::remove_request_header(name));
-        let added = forward.principal.iter().all(|principal| {
-            let names = gateway.config.forward.identity_headers.iter();
-            names.zip(principal.attributes()).all(|(name, value)| hostcalls::add_request_header(name, value))
+        let is_edited = self.gateway.borrow().as_ref().is_some_and(|gateway| {
+            let removed = forward.remove.iter().all(|name| hostcalls::remove_request_header(name));
+            let plain = !forward.accept_identity || hostcalls::add_request_header(ACCEPT_ENCODING, "identity");
+            let added = forward.principal.iter().all(|principal| {
+                let names = gateway.config.forward.identity_headers.iter();
+                names.zip(principal.attributes()).all(|(name, value)| hostcalls::add_request_header(name, value))
+            });
+            removed && plain && added
         });
-        removed && added
+        if !is_edited {
+            log::error!("the request's headers could not be edited");
+            hostcalls::send_local_reply(&Denial::from(Reason::PolicyUnavailable).reply(None));
+        }
+        is_edited
     }
 
     /// Counts a decided request and hands what is known of it to access logs.
@@ -166,31 +254,43 @@ impl Plugin {
         self.metrics.borrow_mut().decided(record);
         hostcalls::set_filter_state("apexmcp_reason", record.reason());
         if let Record::Resource { findings: Findings { principal: Some(principal), .. }, .. } = record {
-            for (name, value) in FILTER_STATE.iter().zip(principal.attributes()) {
-                hostcalls::set_filter_state(name, value);
-            }
+            identify(principal);
         }
     }
 
     /// Goes on with the current stream where it is held for its body, and enough of that has come.
-    fn body_arrived(&self, id: u32, length: usize, is_whole: bool) {
+    fn read_body(&self, id: u32) {
         let mut held = self.held.borrow_mut();
-        if !held.get(&id).is_some_and(|held| held.awaiting.is_ready_with_body(length, is_whole)) {
+        let is_enough = |held: &Held| {
+            let flow = &held.flow;
+            held.awaiting.max_body().is_some_and(|max| flow.body_is_whole.get() || flow.body_length.get() >= max)
+        };
+        if !held.get(&id).is_some_and(is_enough) {
             return;
         }
-        let Some(Held { gate, awaiting: Awaiting::Body(exchange) }) = held.remove(&id) else { return };
+        let Some(Held { flow, awaiting }) = held.remove(&id) else { return };
         drop(held);
-        let body = hostcalls::request_body(exchange::MAX_BODY_READ);
-        let step = match self.gateway.borrow_mut().as_mut() {
-            Some(gateway) => exchange.proceed(&body, gateway, hostcalls::now(), &self.envoy),
-            None => return,
-        };
-        self.apply(step, id, &gate);
+        let body = hostcalls::request_body(awaiting.max_body().unwrap_or_default());
+        let mut gateway = self.gateway.borrow_mut();
+        let Some(gateway_now) = gateway.as_mut() else { return };
+        match awaiting {
+            Awaiting::KeySet(_) => {}
+            Awaiting::Body(exchange) => {
+                let step = exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy);
+                drop(gateway);
+                self.apply(step, id, &flow);
+            }
+            Awaiting::Message(exchange) => {
+                let step = exchange.proceed(&body, gateway_now);
+                drop(gateway);
+                self.apply_to_body(step, &flow);
+            }
+        }
     }
 
     /// Decides the held streams for which something happened. Leaves one of them the current context.
     pub(super) fn wake(&self, now: UnixTime) {
-        for (id, Held { gate, awaiting }) in self.take_ready(now) {
+        for (id, Held { flow, awaiting }) in self.take_ready(now) {
             if !hostcalls::enter(id) {
                 continue;
             }
@@ -200,10 +300,11 @@ impl Plugin {
                     log::warn!("a body did not arrive in time; the filter needs allow_on_headers_stop_iteration to read bodies");
                     exchange.give_up(TokenError::BodyTimeout)
                 }
-                (Awaiting::KeySet(_), None) => return,
+                (Awaiting::Message(_), _) | (Awaiting::KeySet(_), None) => continue,
             };
-            self.apply(step, id, &gate);
-            if matches!(gate.action(), Action::Continue) {
+            self.apply(step, id, &flow);
+            self.read_body(id);
+            if matches!(flow.head_action(), Action::Continue) {
                 hostcalls::resume_request();
             }
         }
@@ -215,8 +316,16 @@ impl Plugin {
         let is_ready = |_: &u32, held: &mut Held| match &held.awaiting {
             Awaiting::KeySet(exchange) => exchange.is_ready(gateway, now),
             Awaiting::Body(exchange) => exchange.is_overdue(now),
+            Awaiting::Message(_) => false,
         };
         self.held.borrow_mut().extract_if(is_ready).collect()
+    }
+}
+
+/// Hands who the current stream's request is from to access logs and to the filters behind.
+fn identify(principal: &Principal) {
+    for (name, value) in FILTER_STATE.iter().zip(principal.attributes()) {
+        hostcalls::set_filter_state(name, value);
     }
 }
 

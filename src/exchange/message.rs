@@ -1,0 +1,107 @@
+//! A request to the joined endpoint whose message decides: it is held until its body is whole.
+
+use std::rc::Rc;
+
+use super::{Record, Request};
+use crate::config::Mode;
+use crate::denial::{Denial, LocalReply, Reason};
+use crate::gateway::{Findings, Gateway};
+use crate::mcp::headers::MirrorHeaders;
+use crate::mcp::list::Permitted;
+use crate::mcp::message::{Body, MAX_LENGTH};
+use crate::mcp::reply::ListRequest;
+use crate::path::Resource;
+use crate::principal::Principal;
+use crate::request::RequestHead;
+
+/// As much of a body is read: one byte more than is accepted, by which the longer ones are known.
+pub const MAX_MESSAGE_READ: usize = MAX_LENGTH + 1;
+
+/// What comes after a head.
+pub(super) enum Content {
+    /// A message that decides.
+    Message,
+    /// Nothing that is read: a session ends.
+    Nothing,
+}
+
+/// Whether a message may come after `head`, in a form that is read.
+pub(super) fn check_head(head: &RequestHead) -> Result<Content, Reason> {
+    match head.method() {
+        b"POST" => {}
+        b"DELETE" => return Ok(Content::Nothing),
+        _ => return Err(Reason::MethodNotAllowed),
+    }
+    let mut codings = head.values("content-encoding");
+    if !head.has_media_type("application/json") || codings.any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
+        return Err(Reason::MediaTypeUnsupported);
+    }
+    Ok(Content::Message)
+}
+
+/// A request whose principal is known, and whose message is still to come.
+#[derive(Debug)]
+pub struct AwaitingMessage {
+    resource: Resource,
+    mode: Mode,
+    mirror: MirrorHeaders,
+    principal: Rc<Principal>,
+    findings: Findings,
+}
+
+/// What becomes of a held body.
+#[derive(Debug)]
+pub enum MessageStep {
+    /// It goes on. Where it asks for lists, their answers are to be cut.
+    Admit(Option<ListRequest>, Record),
+    /// The request is answered instead.
+    Reply(LocalReply, Record),
+}
+
+impl AwaitingMessage {
+    pub(super) fn new(request: Request, principal: Rc<Principal>, findings: Findings) -> Self {
+        let Request { head, resource, mode } = request;
+        // Access logs learn of the principal as its headers go on, not once more at the end.
+        let findings = Findings { principal: None, ..findings };
+        Self { resource, mode, mirror: MirrorHeaders::of(&head), principal, findings }
+    }
+
+    /// Whose request it is.
+    pub fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    /// Decides on the whole body, or on its first [`MAX_MESSAGE_READ`] bytes.
+    pub fn proceed(self, body: &[u8], gateway: &Gateway) -> MessageStep {
+        let refused = match (self.judge(body, gateway), self.mode) {
+            (Ok(lists), Mode::Enforce) => {
+                return MessageStep::Admit(lists, Record::Resource { refused: None, findings: self.findings });
+            }
+            (Ok(_), Mode::Shadow) => None,
+            (Err(denial), Mode::Shadow) => Some(denial.reason),
+            (Err(denial), Mode::Enforce) => {
+                let reply = gateway.reply(&denial, Some(&self.resource));
+                return MessageStep::Reply(reply, Record::Resource { refused: Some(denial.reason), findings: self.findings });
+            }
+        };
+        MessageStep::Admit(None, Record::Resource { refused, findings: self.findings })
+    }
+
+    fn judge(&self, bytes: &[u8], gateway: &Gateway) -> Result<Option<ListRequest>, Denial> {
+        if bytes.len() > MAX_LENGTH {
+            return Err(Reason::MessageTooLong.into());
+        }
+        let separator = &gateway.config.gateway.connector_separator;
+        let body = Body::parse(bytes, separator)
+            .map_err(|error| Denial { description: Some(error.description()), ..Reason::MessageMalformed.into() })?;
+        if !self.mirror.agree_with(&body) {
+            return Err(Denial { request_id: body.id(), ..Reason::HeaderMismatch.into() });
+        }
+        let scopes = self.principal.scopes();
+        if let Some(needed) = body.lacks(scopes) {
+            return Err(Denial { needed: Some(needed), ..Reason::ScopeInsufficient.into() });
+        }
+        let permitted = || Permitted { scopes: scopes.clone(), separator: separator.clone() };
+        Ok(body.asks_for_lists().then(|| ListRequest::new(permitted(), body.id())))
+    }
+}

@@ -1,0 +1,51 @@
+//! Which connector a name or a URI means, as Envoy's `mcp_router` writes and reads them.
+
+use crate::names::ConnectorId;
+
+/// The connector of a tool or prompt, `<connector><separator><name>`: what stands before the first separator.
+pub fn of_name(name: &str, separator: &str) -> Option<ConnectorId> {
+    name.split_once(separator).and_then(|(connector, _)| ConnectorId::parse(connector))
+}
+
+/// The connector of a resource, `<connector>+<scheme>://<rest>`: what stands before the first `+` of the scheme.
+pub fn of_uri(uri: &str) -> Option<ConnectorId> {
+    let (scheme, _) = uri.split_once("://")?;
+    scheme.split_once('+').and_then(|(connector, _)| ConnectorId::parse(connector))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_router_would_read() {
+        let name = |name| of_name(name, "__").map(|id| id.to_string());
+        for (text, connector) in [
+            ("notes__read", Some("notes")),
+            ("notes__a__b", Some("notes")),
+            ("notes___read", Some("notes")),
+            ("my_notes__read", Some("my_notes")),
+            ("notes__", Some("notes")),
+            ("notes_read", None),
+            ("__read", None),
+            ("no tes__read", None),
+            ("nötes__read", None),
+            ("", None),
+        ] {
+            assert_eq!(name(text).as_deref(), connector, "{text}");
+        }
+        let uri = |uri| of_uri(uri).map(|id| id.to_string());
+        for (text, connector) in [
+            ("notes+note://welcome", Some("notes")),
+            ("notes+a+b://c", Some("notes")),
+            ("notes+://relative", Some("notes")),
+            ("notes+note://clock+x://y", Some("notes")),
+            ("note://notes+x", None),
+            ("notes+note:welcome", None),
+            ("+note://x", None),
+            ("", None),
+        ] {
+            assert_eq!(uri(text).as_deref(), connector, "{text}");
+        }
+    }
+}

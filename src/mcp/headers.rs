@@ -1,0 +1,106 @@
+//! `Mcp-Method` and `Mcp-Name`: MCP 2026-07-28 mirrors parts of a message in headers, for those who route by them. They
+//! never decide here; where they contradict the body, somebody behind might decide otherwise.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use super::message::{Body, Message};
+use crate::request::RequestHead;
+
+const METHOD: &str = "mcp-method";
+const NAME: &str = "mcp-name";
+
+/// The code of JSON-RPC by which MCP 2026-07-28 refuses such a message.
+pub const MISMATCH_CODE: i32 = -32020;
+
+/// What a request's headers say about its body.
+#[derive(Debug, Default)]
+pub struct MirrorHeaders {
+    method: Option<Mirrored>,
+    name: Option<Mirrored>,
+}
+
+#[derive(Debug)]
+enum Mirrored {
+    Once(Box<[u8]>),
+    Repeated,
+}
+
+impl MirrorHeaders {
+    /// Those of `head`.
+    pub fn of(head: &RequestHead) -> Self {
+        let mirrored = |name| {
+            let mut values = head.values(name);
+            let first = values.next()?;
+            Some(if values.next().is_some() { Mirrored::Repeated } else { Mirrored::Once(first.into()) })
+        };
+        Self { method: mirrored(METHOD), name: mirrored(NAME) }
+    }
+
+    /// Whether what they say, if anything, is what `body` says.
+    pub fn agree_with(&self, body: &Body) -> bool {
+        if self.method.is_none() && self.name.is_none() {
+            return true;
+        }
+        match body.messages.as_slice() {
+            [Message { method, name, .. }] if !body.is_batch => {
+                agrees(self.method.as_ref(), method.as_deref()) && agrees(self.name.as_ref(), name.as_deref())
+            }
+            _ => false,
+        }
+    }
+}
+
+fn agrees(header: Option<&Mirrored>, said: Option<&str>) -> bool {
+    match header {
+        None => true,
+        Some(Mirrored::Repeated) => false,
+        Some(Mirrored::Once(value)) => said.is_some_and(|said| decoded(value).as_deref() == Some(said.as_bytes())),
+    }
+}
+
+/// A value as the client meant it: what a header cannot hold comes as `=?base64?…?=`.
+fn decoded(value: &[u8]) -> Option<Cow<'_, [u8]>> {
+    match value.strip_prefix(b"=?base64?").and_then(|value| value.strip_suffix(b"?=")) {
+        Some(encoded) => BASE64_STANDARD.decode(encoded).ok().map(Cow::Owned),
+        None => Some(Cow::Borrowed(value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn headers_may_repeat_the_body_and_nothing_else() {
+        let body = |message: &serde_json::Value| Body::parse(message.to_string().as_bytes(), "__").unwrap();
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "notes__größe"}});
+        let list = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
+        let response = json!({"jsonrpc": "2.0", "id": 1, "result": {}});
+        let encoded = format!("=?base64?{}?=", BASE64_STANDARD.encode("notes__größe"));
+        for (message, headers, agree) in [
+            (&call, vec![], true),
+            (&call, vec![("mcp-method", "tools/call")], true),
+            (&call, vec![("mcp-method", "tools/call"), ("mcp-name", &encoded)], true),
+            (&call, vec![("mcp-name", "notes__größe")], true),
+            (&call, vec![("mcp-method", "tools/list")], false),
+            (&call, vec![("mcp-method", "Tools/call")], false),
+            (&call, vec![("mcp-method", "tools/call"), ("mcp-method", "tools/call")], false),
+            (&call, vec![("mcp-name", "notes__other")], false),
+            (&call, vec![("mcp-name", "=?base64?!?=")], false),
+            (&call, vec![("mcp-name", "")], false),
+            (&list, vec![("mcp-method", "tools/list")], true),
+            (&list, vec![("mcp-method", "tools/list"), ("mcp-name", "notes__a")], false),
+            (&response, vec![("mcp-method", "tools/list")], false),
+            (&json!([list]), vec![("mcp-method", "tools/list")], false),
+            (&json!([list]), vec![], true),
+        ] {
+            let head = headers.iter().map(|(name, value): &(&str, &str)| ((*name).to_owned(), value.as_bytes().to_vec()));
+            let mirror = MirrorHeaders::of(&RequestHead::new(head.collect()));
+            assert_eq!(mirror.agree_with(&body(message)), agree, "{message} {headers:?}");
+        }
+    }
+}

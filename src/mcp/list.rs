@@ -1,0 +1,239 @@
+//! Lists of tools, prompts and resources, cut to what a credential covers. What stays, stays byte for byte.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::address;
+use crate::names::ConnectorId;
+use crate::scope::{Scope, ScopeSet};
+
+/// Whose lists are read, and how.
+#[derive(Clone, Debug)]
+pub struct Permitted {
+    /// What the credential covers.
+    pub scopes: ScopeSet,
+    /// `gateway.connector_separator`.
+    pub separator: Box<str>,
+}
+
+/// A text that no list can be found in with certainty. It is not passed on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unreadable;
+
+#[derive(Deserialize)]
+struct Response<'a> {
+    #[serde(borrow, default)]
+    result: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Lists<'a> {
+    #[serde(borrow, default)]
+    tools: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    prompts: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    resources: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    resource_templates: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry<'a> {
+    #[serde(borrow, default)]
+    name: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    uri: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    uri_template: Option<Cow<'a, str>>,
+}
+
+impl Permitted {
+    /// `text`, a JSON-RPC message or a batch of them, without what the credential does not cover.
+    ///
+    /// # Errors
+    /// [`Unreadable`] where it is no JSON of this form.
+    pub fn cut<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, Unreadable> {
+        let mut cuts = Vec::new();
+        if text.trim_ascii_start().starts_with('[') {
+            for message in parse::<Vec<&RawValue>>(text)? {
+                self.cut_message(message.get(), &mut cuts)?;
+            }
+        } else {
+            self.cut_message(text, &mut cuts)?;
+        }
+        if cuts.is_empty() { Ok(Cow::Borrowed(text)) } else { splice(text, &cuts).map(Cow::Owned) }
+    }
+
+    fn cut_message<'a>(&self, message: &'a str, cuts: &mut Vec<(&'a str, String)>) -> Result<(), Unreadable> {
+        // A result that is no object holds no list.
+        let Some(result) = parse_object::<Response<'_>>(message)?.result.filter(|result| result.get().starts_with('{')) else {
+            return Ok(());
+        };
+        let lists = parse_object::<Lists<'_>>(result.get())?;
+        let of_name = |entry: &Entry<'_>| address::of_name(entry.name.as_deref()?, &self.separator);
+        let of_uri = |entry: &Entry<'_>| address::of_uri(entry.uri.as_deref()?);
+        let of_template = |entry: &Entry<'_>| address::of_uri(entry.uri_template.as_deref()?);
+        self.cut_list(lists.tools, of_name, cuts)?;
+        self.cut_list(lists.prompts, of_name, cuts)?;
+        self.cut_list(lists.resources, of_uri, cuts)?;
+        self.cut_list(lists.resource_templates, of_template, cuts)
+    }
+
+    fn cut_list<'a>(
+        &self,
+        list: Option<&'a RawValue>,
+        connector: impl Fn(&Entry<'_>) -> Option<ConnectorId>,
+        cuts: &mut Vec<(&'a str, String)>,
+    ) -> Result<(), Unreadable> {
+        let Some(list) = list.map(RawValue::get) else { return Ok(()) };
+        let entries = parse::<Vec<&RawValue>>(list)?;
+        let is_covered = |entry: &&RawValue| {
+            // An entry that cannot be tied to a connector is nobody's.
+            let entry = parse_object::<Entry<'_>>(entry.get()).ok();
+            let connector = entry.and_then(|entry| connector(&entry));
+            connector.is_some_and(|connector| self.scopes.covers(&Scope::Connector(connector)))
+        };
+        let kept: Vec<&str> = entries.iter().filter(|entry| is_covered(entry)).map(|entry| entry.get()).collect();
+        if kept.len() < entries.len() {
+            cuts.push((list, format!("[{}]", kept.join(","))));
+        }
+        Ok(())
+    }
+}
+
+/// An object as a `T`. An array is none, though serde would read it as the members in their order.
+fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Unreadable> {
+    if text.trim_ascii_start().starts_with('{') { parse(text) } else { Err(Unreadable) }
+}
+
+fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Unreadable> {
+    serde_json::from_str(text).map_err(|_| Unreadable)
+}
+
+/// `text` with each of these parts of it, which do not overlap, replaced.
+fn splice(text: &str, cuts: &[(&str, String)]) -> Result<String, Unreadable> {
+    let offset = |part: &str| (part.as_ptr() as usize).checked_sub(text.as_ptr() as usize);
+    let mut cuts: Vec<(usize, usize, &str)> = cuts
+        .iter()
+        .map(|(part, replacement)| offset(part).map(|start| (start, start.saturating_add(part.len()), replacement.as_str())))
+        .collect::<Option<_>>()
+        .ok_or(Unreadable)?;
+    cuts.sort_unstable();
+    let (mut spliced, mut done) = (String::with_capacity(text.len()), 0);
+    for (start, end, replacement) in cuts {
+        spliced.push_str(text.get(done..start).ok_or(Unreadable)?);
+        spliced.push_str(replacement);
+        done = end;
+    }
+    spliced.push_str(text.get(done..).ok_or(Unreadable)?);
+    Ok(spliced)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn permitted() -> Permitted {
+        let scopes = ["mcp:call:notes", "mcp:call:files"].into_iter().filter_map(Scope::parse).collect();
+        Permitted { scopes, separator: "__".into() }
+    }
+
+    fn cut(text: &str) -> Result<Cow<'_, str>, Unreadable> {
+        permitted().cut(text)
+    }
+
+    #[test]
+    fn lists_lose_what_is_not_covered_and_nothing_else() {
+        let text = r#"{ "jsonrpc" : "2.0", "id":1, "result": {"tools": [ {"name":"notes__a", "x":1.50} , {"name":"clock__b"},{"name":"files__c"} ], "nextCursor":"\u0063"} }"#;
+        let expected = r#"{ "jsonrpc" : "2.0", "id":1, "result": {"tools": [{"name":"notes__a", "x":1.50},{"name":"files__c"}], "nextCursor":"\u0063"} }"#;
+        assert_eq!(cut(text).unwrap(), expected);
+        for (list, entries, kept) in [
+            ("prompts", json!([{"name": "clock__p"}, {"name": "notes__p"}]), json!([{"name": "notes__p"}])),
+            (
+                "resources",
+                json!([{"uri": "clock+c://x", "name": "notes__x"}, {"uri": "notes+n://x"}]),
+                json!([{"uri": "notes+n://x"}]),
+            ),
+            (
+                "resourceTemplates",
+                json!([{"uriTemplate": "clock+c://{x}"}, {"uriTemplate": "notes+n://{x}"}]),
+                json!([{"uriTemplate": "notes+n://{x}"}]),
+            ),
+            (
+                "tools",
+                json!([{"name": "read"}, {"title": "x"}, 7, null, "notes__a", ["notes__a"], {"name": 7}, {"name": "clock\u{5f}_x"}]),
+                json!([]),
+            ),
+            ("tools", json!([]), json!([])),
+        ] {
+            let message = |entries: &Value| json!({"jsonrpc": "2.0", "id": 1, "result": {list: entries}});
+            let text = message(&entries).to_string();
+            assert_eq!(serde_json::from_str::<Value>(&cut(&text).unwrap()).unwrap(), message(&kept), "{text}");
+        }
+        let batch = r#"[{"id":1,"result":{"tools":[{"name":"clock__b"}],"prompts":[{"name":"clock__b"}]}},{"id":2,"result":{}}]"#;
+        assert_eq!(cut(batch).unwrap(), r#"[{"id":1,"result":{"tools":[],"prompts":[]}},{"id":2,"result":{}}]"#);
+    }
+
+    #[test]
+    fn an_entry_with_two_names_is_nobodys() {
+        for entry in [r#"{"name":"notes__a","name":"clock__b"}"#, r#"{"name":"notes__a","n\u0061me":"clock__b"}"#] {
+            assert_eq!(cut(&format!(r#"{{"result":{{"tools":[{entry}]}}}}"#)).unwrap(), r#"{"result":{"tools":[]}}"#);
+        }
+    }
+
+    #[test]
+    fn what_holds_no_list_stays() {
+        for text in [
+            r#"{"jsonrpc":"2.0","id":1,"error":{"code":-1,"message":"tools"}}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"tools":[{"name":"clock__a"}]}}"#,
+            r#"{"id":1,"result":null}"#,
+            r#"{"id":1,"result":[1]}"#,
+            r#"{"id":1,"result":{"tools":[{"name":"notes__a"}]}}"#,
+            "{}",
+            "[]",
+        ] {
+            assert!(matches!(cut(text), Ok(Cow::Borrowed(same)) if same == text), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_does_not_pass() {
+        for text in [
+            "",
+            "nonsense",
+            "7",
+            r#"{"result":{"tools":{}}}"#,
+            r#"{"result":{"tools":[{"name":"clock__a"}]}"#,
+            r#"{"result":{"tools":[{"name":"clock__a","x":NaN}]}}"#,
+            r#"{"result":{"tools":[]},"result":{"tools":[{"name":"clock__a"}]}}"#,
+            r#"{"result":{"tools":[],"tools":[{"name":"clock__a"}]}}"#,
+            r#"[[{"result":{"tools":[{"name":"clock__a"}]}}]]"#,
+        ] {
+            assert_eq!(cut(text), Err(Unreadable), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_cut_list_holds_no_foreign_entry(names in prop::collection::vec("(notes|clock|files|notes_)__?[a-z]{0,3}", 0..12)) {
+            let tools: Vec<Value> = names.iter().map(|name| json!({"name": name, "description": "clock__ [\"{"})).collect();
+            let text = json!({"id": 1, "result": {"tools": tools}}).to_string();
+            let cut: Value = serde_json::from_str(&cut(&text).unwrap()).unwrap();
+            let kept: Vec<&str> = cut["result"]["tools"].as_array().unwrap().iter().filter_map(|tool| tool["name"].as_str()).collect();
+            let expected: Vec<&String> = names.iter().filter(|name| name.starts_with("notes__") || name.starts_with("files__")).collect();
+            prop_assert_eq!(kept, expected);
+        }
+
+        #[test]
+        fn never_panics(text: String) {
+            let _ = cut(&text);
+        }
+    }
+}

@@ -1,0 +1,516 @@
+//! A request's body as JSON-RPC messages, read so that no reader behind can see another connector in it.
+//!
+//! Readers differ where JSON leaves it to them (RFC 8259 §4), and Envoy's own MCP filter, which chooses the connector,
+//! reads a stream of members by their paths: to it `"x.name"` is another spelling of `"name"`, and what stands inside an
+//! object without a name stands one level higher. So what could be read in two ways is refused:
+//!
+//! - a member twice, at any depth,
+//! - a member with an empty name, at any depth,
+//! - where the connector is decided (in the message, its `params` and its `ref`), a member whose name has a `.`, is not
+//!   ASCII, or is one of the names that decide in other letters: some readers do not tell `Name` from `name`,
+//! - escapes inside a method, a name or a URI: `mcp_router` looks for their text when it rewrites the body.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+use super::address;
+use super::method::{self, Reach};
+use crate::names::ConnectorId;
+use crate::scope::{Scope, ScopeSet};
+
+/// Longer bodies are refused: as long are those that `envoy/envoy.yaml` lets its MCP filter read.
+pub const MAX_LENGTH: usize = 1 << 20;
+
+/// Deeper nesting is refused. Arguments of real tools stay below 20; serde_json itself ends at 128.
+const MAX_DEPTH: usize = 64;
+
+/// Why a body is not read. The text is for the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageError {
+    /// No JSON, or not in UTF-8, or cut off, or followed by something.
+    NotJson,
+    /// JSON that is no message of JSON-RPC 2.0.
+    NotJsonRpc,
+    /// See the module.
+    Ambiguous(&'static str),
+}
+
+impl MessageError {
+    /// What is wrong, in a sentence.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::NotJson => "The body is not JSON.",
+            Self::NotJsonRpc => "The body is no JSON-RPC 2.0 message, or lacks the parameter that names its target.",
+            Self::Ambiguous(description) => description,
+        }
+    }
+}
+
+const DUPLICATE: &str = "The message has a member twice.";
+const UNNAMED: &str = "The message has a member with an empty name.";
+const LOOKALIKE: &str = "The message has a member whose name could be read as one that names its target.";
+const ESCAPED: &str = "The message has an escape in its method, name, URI or id. Write them literally.";
+const TOO_DEEP: &str = "The message is nested too deeply.";
+
+/// The names of members by which a connector is decided.
+const DECIDING: [&str; 10] = ["jsonrpc", "method", "id", "params", "result", "error", "name", "uri", "ref", "type"];
+
+const AMBIGUITIES: [&str; 5] = [DUPLICATE, UNNAMED, LOOKALIKE, ESCAPED, TOO_DEEP];
+
+/// What one message is addressed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Nothing that a scope protects.
+    Nothing,
+    /// The lists of all connectors.
+    Lists,
+    /// One connector.
+    Connector(ConnectorId),
+    /// Something that only the scope for all connectors covers.
+    Untied,
+}
+
+/// One JSON-RPC message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// What it is addressed to.
+    pub target: Target,
+    /// Its method; a response has none.
+    pub method: Option<Box<str>>,
+    /// The `params.name` or `params.uri` that it carries.
+    pub name: Option<Box<str>>,
+    /// Its `id`; null where it has none.
+    pub id: Value,
+}
+
+/// A body: one message, or a batch of JSON-RPC 2.0 §6.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Body {
+    /// At least one.
+    pub messages: Vec<Message>,
+    /// Whether they came as an array.
+    pub is_batch: bool,
+}
+
+impl Body {
+    /// Reads `bytes`; `separator` is `gateway.connector_separator`.
+    ///
+    /// # Errors
+    /// See [`MessageError`].
+    pub fn parse(bytes: &[u8], separator: &str) -> Result<Self, MessageError> {
+        let text = std::str::from_utf8(bytes).map_err(|_| MessageError::NotJson)?;
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let read = BodySeed.deserialize(&mut deserializer).and_then(|read| deserializer.end().map(|()| read));
+        let (parts, is_batch) = read.map_err(|error| explain(&error))?;
+        let messages = parts.into_iter().map(|parts| parts.message(separator)).collect::<Option<Vec<_>>>();
+        match messages {
+            Some(messages) if !messages.is_empty() => Ok(Self { messages, is_batch }),
+            _ => Err(MessageError::NotJsonRpc),
+        }
+    }
+
+    /// Whether lists come back.
+    pub fn asks_for_lists(&self) -> bool {
+        self.messages.iter().any(|message| message.target == Target::Lists)
+    }
+
+    /// The `id` by which an answer to the whole body is recognized: that of a single message.
+    pub fn id(&self) -> Value {
+        match self.messages.as_slice() {
+            [message] if !self.is_batch => message.id.clone(),
+            _ => Value::Null,
+        }
+    }
+
+    /// The one smallest scope that all messages together need beyond `held`; `None` where nothing is lacking.
+    pub fn lacks(&self, held: &ScopeSet) -> Option<Scope> {
+        let needed = |message: &Message| match &message.target {
+            Target::Nothing | Target::Lists => None,
+            Target::Connector(connector) => Some(Scope::Connector(connector.clone())),
+            Target::Untied => Some(Scope::AllConnectors),
+        };
+        let needed: BTreeSet<Scope> = self.messages.iter().filter_map(needed).collect();
+        if needed.iter().all(|scope| held.covers(scope)) {
+            return None;
+        }
+        let mut needed = needed.into_iter();
+        match (needed.next(), needed.next()) {
+            (Some(only), None) => Some(only),
+            _ => Some(Scope::AllConnectors),
+        }
+    }
+}
+
+/// serde_json wraps what a visitor says into its own error; the words are found again there.
+fn explain(error: &serde_json::Error) -> MessageError {
+    if !error.is_data() {
+        return MessageError::NotJson;
+    }
+    let text = error.to_string();
+    let ambiguity = AMBIGUITIES.into_iter().find(|words| text.starts_with(words));
+    ambiguity.map_or(MessageError::NotJsonRpc, MessageError::Ambiguous)
+}
+
+/// What was read of one message, borrowed from its text.
+#[derive(Default)]
+struct Parts<'a> {
+    is_version_2: bool,
+    method: Option<&'a str>,
+    id: Value,
+    is_response: bool,
+    params: Params<'a>,
+}
+
+#[derive(Default)]
+struct Params<'a> {
+    name: Option<&'a str>,
+    uri: Option<&'a str>,
+    reference: Option<Reference<'a>>,
+}
+
+#[derive(Default)]
+struct Reference<'a> {
+    kind: Option<&'a str>,
+    name: Option<&'a str>,
+    uri: Option<&'a str>,
+}
+
+impl Parts<'_> {
+    fn message(self, separator: &str) -> Option<Message> {
+        if !self.is_version_2 {
+            return None;
+        }
+        let by_name = |name: &str| address::of_name(name, separator);
+        let connector = |connector: Option<ConnectorId>| connector.map_or(Target::Untied, Target::Connector);
+        let target = match (self.method, self.is_response) {
+            (Some(_), true) | (None, false) => return None,
+            // `mcp_router` writes the connector into the id of what its servers ask, and reads it there in the answer.
+            (None, true) => self.id.as_str().and_then(by_name).map_or(Target::Nothing, Target::Connector),
+            (Some(method), false) => match method::reach_of(method) {
+                Reach::Nothing => Target::Nothing,
+                Reach::List => Target::Lists,
+                Reach::Untied => Target::Untied,
+                Reach::Name => connector(by_name(self.params.name?)),
+                Reach::Uri => connector(address::of_uri(self.params.uri?)),
+                Reach::Reference => {
+                    let reference = self.params.reference.as_ref()?;
+                    match reference.kind? {
+                        "ref/prompt" => connector(by_name(reference.name?)),
+                        "ref/resource" => connector(address::of_uri(reference.uri?)),
+                        _ => Target::Untied,
+                    }
+                }
+            },
+        };
+        let name = self.params.name.or(self.params.uri);
+        Some(Message { target, method: self.method.map(Into::into), name: name.map(Into::into), id: self.id })
+    }
+}
+
+/// The names of an object's members, each of which may come once.
+#[derive(Default)]
+struct Names<'a>(BTreeSet<Cow<'a, str>>);
+
+impl<'a> Names<'a> {
+    fn next<A: MapAccess<'a>>(&mut self, members: &mut A) -> Result<Option<Cow<'a, str>>, A::Error> {
+        let Some(name) = members.next_key_seed(NameSeed)? else { return Ok(None) };
+        if name.is_empty() {
+            return Err(A::Error::custom(UNNAMED));
+        }
+        if !self.0.insert(name.clone()) {
+            return Err(A::Error::custom(DUPLICATE));
+        }
+        Ok(Some(name))
+    }
+
+    /// The same where the connector is decided.
+    fn next_deciding<A: MapAccess<'a>>(&mut self, members: &mut A) -> Result<Option<Cow<'a, str>>, A::Error> {
+        let name = self.next(members)?;
+        if name.as_deref().is_some_and(is_lookalike) { Err(A::Error::custom(LOOKALIKE)) } else { Ok(name) }
+    }
+}
+
+fn is_lookalike(name: &str) -> bool {
+    let decides = |decides: &&str| decides.eq_ignore_ascii_case(name);
+    name.contains('.') || !name.is_ascii() || DECIDING.iter().find(|one| decides(one)).is_some_and(|one| *one != name)
+}
+
+/// A member's name, borrowed where it has no escapes.
+struct NameSeed;
+
+impl<'a> DeserializeSeed<'a> for NameSeed {
+    type Value = Cow<'a, str>;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'a> Visitor<'a> for NameSeed {
+    type Value = Cow<'a, str>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a name")
+    }
+
+    fn visit_borrowed_str<E>(self, name: &'a str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(name))
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(name.to_owned()))
+    }
+}
+
+/// A string without escapes.
+struct LiteralSeed;
+
+impl<'a> DeserializeSeed<'a> for LiteralSeed {
+    type Value = &'a str;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'a> Visitor<'a> for LiteralSeed {
+    type Value = &'a str;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a string")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Self::Value, E> {
+        Ok(text)
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<Self::Value, E> {
+        Err(E::custom(ESCAPED))
+    }
+}
+
+/// JSON-RPC 2.0 §4: a string, a number or null.
+struct IdSeed;
+
+impl<'a> DeserializeSeed<'a> for IdSeed {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'a> Visitor<'a> for IdSeed {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an id")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Value, E> {
+        Ok(text.into())
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<Value, E> {
+        Err(E::custom(ESCAPED))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+}
+
+/// Any value below what decides, passed over with its names checked.
+#[derive(Clone, Copy)]
+struct PassOver {
+    depth: usize,
+}
+
+impl PassOver {
+    fn deeper<E: Error>(self) -> Result<Self, E> {
+        let depth = self.depth.saturating_add(1);
+        if depth > MAX_DEPTH { Err(E::custom(TOO_DEEP)) } else { Ok(Self { depth }) }
+    }
+}
+
+impl<'a> DeserializeSeed<'a> for PassOver {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'a> Visitor<'a> for PassOver {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut elements: A) -> Result<(), A::Error> {
+        let element = self.deeper()?;
+        while elements.next_element_seed(element)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut members: A) -> Result<(), A::Error> {
+        let (member, mut names) = (self.deeper()?, Names::default());
+        while names.next(&mut members)?.is_some() {
+            members.next_value_seed(member)?;
+        }
+        Ok(())
+    }
+}
+
+/// An object whose members are read by name.
+trait Members<'a>: Default {
+    /// Reads the member `name`.
+    fn read<A: MapAccess<'a>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error>;
+}
+
+impl<'a> Members<'a> for Parts<'a> {
+    fn read<A: MapAccess<'a>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error> {
+        match name {
+            "jsonrpc" => self.is_version_2 = members.next_value_seed(LiteralSeed)? == "2.0",
+            "method" => self.method = Some(members.next_value_seed(LiteralSeed)?),
+            "id" => self.id = members.next_value_seed(IdSeed)?,
+            "params" => self.params = members.next_value_seed(ObjectSeed(PhantomData))?,
+            "result" | "error" => {
+                self.is_response = true;
+                members.next_value_seed(PassOver { depth: 1 })?;
+            }
+            _ => members.next_value_seed(PassOver { depth: 1 })?,
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Members<'a> for Params<'a> {
+    fn read<A: MapAccess<'a>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error> {
+        match name {
+            "name" => self.name = Some(members.next_value_seed(LiteralSeed)?),
+            "uri" => self.uri = Some(members.next_value_seed(LiteralSeed)?),
+            "ref" => self.reference = Some(members.next_value_seed(ObjectSeed(PhantomData))?),
+            _ => members.next_value_seed(PassOver { depth: 2 })?,
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Members<'a> for Reference<'a> {
+    fn read<A: MapAccess<'a>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error> {
+        match name {
+            "type" => self.kind = Some(members.next_value_seed(LiteralSeed)?),
+            "name" => self.name = Some(members.next_value_seed(LiteralSeed)?),
+            "uri" => self.uri = Some(members.next_value_seed(LiteralSeed)?),
+            _ => members.next_value_seed(PassOver { depth: 3 })?,
+        }
+        Ok(())
+    }
+}
+
+/// An object on the way to what decides.
+struct ObjectSeed<T>(PhantomData<T>);
+
+impl<'a, T: Members<'a>> DeserializeSeed<'a> for ObjectSeed<T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<T, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'a, T: Members<'a>> Visitor<'a> for ObjectSeed<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_unit<E>(self) -> Result<T, E> {
+        Ok(T::default())
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut members: A) -> Result<T, A::Error> {
+        let (mut object, mut names) = (T::default(), Names::default());
+        while let Some(name) = names.next_deciding(&mut members)? {
+            object.read(&name, &mut members)?;
+        }
+        Ok(object)
+    }
+}
+
+struct BodySeed;
+
+impl<'a> DeserializeSeed<'a> for BodySeed {
+    type Value = (Vec<Parts<'a>>, bool);
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'a> Visitor<'a> for BodySeed {
+    type Value = (Vec<Parts<'a>>, bool);
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON-RPC message or a batch of them")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, members: A) -> Result<Self::Value, A::Error> {
+        Ok((vec![ObjectSeed::<Parts<'a>>(PhantomData).visit_map(members)?], false))
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        let mut messages = Vec::new();
+        while let Some(message) = elements.next_element_seed(ObjectSeed::<Parts<'a>>(PhantomData))? {
+            messages.push(message);
+        }
+        Ok((messages, true))
+    }
+}
+
+#[cfg(test)]
+mod tests;

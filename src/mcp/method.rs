@@ -1,0 +1,36 @@
+//! What each method of MCP reaches. The table of README.md says the same to operators.
+
+/// What a method reaches behind the joined endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Nothing that belongs to one connector alone: handshake, liveness, and what a client says about itself.
+    Nothing,
+    /// The lists of all connectors, which are cut on their way back.
+    List,
+    /// The connector of the tool or prompt `params.name`.
+    Name,
+    /// The connector of the resource `params.uri`.
+    Uri,
+    /// The connector of the prompt or resource template `params.ref`.
+    Reference,
+    /// What cannot be tied to one connector.
+    Untied,
+}
+
+/// What `method` reaches. Unknown ones cannot be tied to anything.
+pub fn reach_of(method: &str) -> Reach {
+    match method {
+        "initialize"
+        | "ping"
+        | "server/discover"
+        | "notifications/initialized"
+        | "notifications/cancelled"
+        | "notifications/progress"
+        | "notifications/roots/list_changed" => Reach::Nothing,
+        "tools/list" | "prompts/list" | "resources/list" | "resources/templates/list" => Reach::List,
+        "tools/call" | "prompts/get" => Reach::Name,
+        "resources/read" | "resources/subscribe" | "resources/unsubscribe" => Reach::Uri,
+        "completion/complete" => Reach::Reference,
+        _ => Reach::Untied,
+    }
+}

@@ -1,0 +1,233 @@
+//! The way back of a request for lists: whatever comes, and in whatever chunks, only what the credential covers passes.
+
+use std::borrow::Cow;
+
+use serde_json::{Value, json};
+
+use super::list::Permitted;
+use super::sse::{self, EventSplitter};
+
+/// More of a JSON body, or of one event, is not kept: a thousand tools with long schemas stay below.
+pub const MAX_LENGTH: usize = 4 << 20;
+
+/// JSON-RPC 2.0 §5.1, internal error.
+const INTERNAL_ERROR: i32 = -32603;
+
+/// A request for lists that was let through, before its response began.
+#[derive(Debug)]
+pub struct ListRequest {
+    permitted: Permitted,
+    id: Value,
+}
+
+/// What is known of a response by its head.
+#[derive(Clone, Copy, Debug)]
+pub struct ResponseHead<'a> {
+    /// `:status`.
+    pub status: u16,
+    /// `content-type`.
+    pub content_type: &'a [u8],
+    /// `content-encoding`.
+    pub content_encoding: &'a [u8],
+}
+
+/// A response as it is cut, chunk by chunk.
+#[derive(Debug)]
+pub struct ListReply {
+    request: ListRequest,
+    form: Form,
+}
+
+#[derive(Debug)]
+enum Form {
+    Json(Vec<u8>),
+    Events(EventSplitter),
+    /// It was asked not to be compressed, and is. An error passes in its place, as an event where one is awaited.
+    Compressed {
+        is_stream: bool,
+    },
+    /// Nothing more passes.
+    Ended,
+}
+
+impl ListRequest {
+    /// A request with this `id`, whose answers are cut to what is permitted.
+    pub fn new(permitted: Permitted, id: Value) -> Self {
+        Self { permitted, id }
+    }
+
+    /// The response begins; `None` where it passes as it is, for it says that there is no list.
+    pub fn begin(self, head: ResponseHead<'_>) -> Option<ListReply> {
+        if !(200..300).contains(&head.status) {
+            return None;
+        }
+        let is_plain = head.content_encoding.is_empty() || head.content_encoding.eq_ignore_ascii_case(b"identity");
+        let is_stream = media_type(head.content_type).eq_ignore_ascii_case(b"text/event-stream");
+        let form = match (is_plain, is_stream) {
+            (true, true) => Form::Events(EventSplitter::default()),
+            // Also what says to be something else: the client may take it for JSON.
+            (true, false) => Form::Json(Vec::new()),
+            (false, is_stream) => Form::Compressed { is_stream },
+        };
+        Some(ListReply { request: self, form })
+    }
+
+    fn error(&self) -> String {
+        let message = "The gateway could not read the list that it was to cut to what the credential covers.";
+        json!({"jsonrpc": "2.0", "id": self.id, "error": {"code": INTERNAL_ERROR, "message": message}}).to_string()
+    }
+}
+
+impl ListReply {
+    /// What passes in the place of `chunk`.
+    pub fn push(&mut self, chunk: &[u8], is_last: bool) -> Vec<u8> {
+        let (passed, form) = match std::mem::replace(&mut self.form, Form::Ended) {
+            Form::Ended => (Vec::new(), Form::Ended),
+            Form::Compressed { is_stream: true } => (sse::with_data(&[], &self.request.error()), Form::Ended),
+            Form::Compressed { is_stream: false } => (self.request.error().into_bytes(), Form::Ended),
+            Form::Json(mut body) => {
+                body.extend_from_slice(chunk);
+                if body.len() > MAX_LENGTH {
+                    (self.request.error().into_bytes(), Form::Ended)
+                } else if is_last {
+                    (self.cut_body(body), Form::Ended)
+                } else {
+                    (Vec::new(), Form::Json(body))
+                }
+            }
+            Form::Events(mut splitter) => {
+                let mut passed: Vec<u8> = splitter.push(chunk).into_iter().flat_map(|event| self.cut_event(event)).collect();
+                if splitter.pending() > MAX_LENGTH {
+                    passed.extend(sse::with_data(&[], &self.request.error()));
+                    (passed, Form::Ended)
+                } else if is_last {
+                    passed.extend(self.cut_event(splitter.finish()));
+                    (passed, Form::Ended)
+                } else {
+                    (passed, Form::Events(splitter))
+                }
+            }
+        };
+        self.form = form;
+        passed
+    }
+
+    fn cut_body(&self, body: Vec<u8>) -> Vec<u8> {
+        if body.is_empty() {
+            return body;
+        }
+        let cut = std::str::from_utf8(&body).ok().and_then(|text| self.request.permitted.cut(text).ok());
+        cut.map_or_else(|| self.request.error(), Cow::into_owned).into_bytes()
+    }
+
+    fn cut_event(&self, event: Vec<u8>) -> Vec<u8> {
+        let data = sse::data(&event);
+        if data.is_empty() {
+            return event;
+        }
+        let text = std::str::from_utf8(&data).ok();
+        match text.map(|text| self.request.permitted.cut(text)) {
+            Some(Ok(Cow::Borrowed(_))) => event,
+            Some(Ok(Cow::Owned(cut))) => sse::with_data(&event, &cut),
+            _ => sse::with_data(&event, &self.request.error()),
+        }
+    }
+}
+
+fn media_type(content_type: &[u8]) -> &[u8] {
+    content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scope::Scope;
+    use proptest::prelude::*;
+
+    fn begin(content_type: &str, content_encoding: &str) -> ListReply {
+        let permitted = Permitted { scopes: Scope::parse("mcp:call:notes").into_iter().collect(), separator: "__".into() };
+        let head =
+            ResponseHead { status: 200, content_type: content_type.as_bytes(), content_encoding: content_encoding.as_bytes() };
+        ListRequest::new(permitted, json!(7)).begin(head).unwrap()
+    }
+
+    /// What passes of a response that comes in chunks of these lengths, again and again.
+    fn pass(mut reply: ListReply, body: &[u8], lengths: &[usize]) -> String {
+        let (mut passed, mut rest, mut lengths) = (Vec::new(), body, lengths.iter().cycle());
+        while !rest.is_empty() {
+            let (chunk, after) = rest.split_at((*lengths.next().unwrap()).clamp(1, rest.len()));
+            passed.extend(reply.push(chunk, false));
+            rest = after;
+        }
+        passed.extend(reply.push(&[], true));
+        String::from_utf8(passed).unwrap()
+    }
+
+    const LIST: &str = r#"{"jsonrpc":"2.0","id":7,"result":{"tools":[{"name":"clock__now"},{"name":"notes__größe"}]}}"#;
+    const CUT: &str = r#"{"jsonrpc":"2.0","id":7,"result":{"tools":[{"name":"notes__größe"}]}}"#;
+
+    #[test]
+    fn both_forms_are_cut() {
+        assert_eq!(pass(begin("application/json; charset=utf-8", ""), LIST.as_bytes(), &[10]), CUT);
+        assert_eq!(pass(begin("text/plain", "identity"), LIST.as_bytes(), &[10]), CUT);
+        assert_eq!(pass(begin("application/json", ""), b"", &[1]), "");
+        let stream = format!(
+            ": ping\n\nevent: message\ndata: {LIST}\n\ndata: {{\"method\":\"notifications/message\"}}\r\n\r\nid: 1\ndata:\n\n"
+        );
+        let cut = format!(
+            ": ping\n\nevent: message\ndata: {CUT}\n\ndata: {{\"method\":\"notifications/message\"}}\r\n\r\nid: 1\ndata:\n\n"
+        );
+        assert_eq!(pass(begin("Text/Event-Stream", ""), stream.as_bytes(), &[10]), cut);
+        // Without its blank line a lenient client might read it all the same.
+        assert_eq!(pass(begin("text/event-stream", ""), format!("data: {LIST}").as_bytes(), &[10]), format!("data: {CUT}\n\n"));
+    }
+
+    #[test]
+    fn errors_of_the_connector_pass_as_they_are() {
+        let permitted = || Permitted { scopes: Default::default(), separator: "__".into() };
+        for status in [302, 400, 404, 503] {
+            let head = ResponseHead { status, content_type: b"application/json", content_encoding: b"gzip" };
+            assert!(ListRequest::new(permitted(), json!(7)).begin(head).is_none(), "{status}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_becomes_an_error() {
+        let is_error = |text: &str| {
+            let message: Value = serde_json::from_str(text).unwrap();
+            (&message["id"], &message["error"]["code"]) == (&json!(7), &json!(INTERNAL_ERROR)) && !text.contains("clock")
+        };
+        assert!(is_error(&pass(begin("application/json", "gzip"), LIST.as_bytes(), &[10])), "compressed");
+        let event = pass(begin("text/event-stream", "br"), LIST.as_bytes(), &[10]);
+        assert!(is_error(event.strip_prefix("data: ").unwrap()), "compressed");
+        assert!(is_error(&pass(begin("application/json", ""), &LIST.as_bytes()[..40], &[10])), "cut off");
+        assert!(is_error(&pass(begin("application/json", ""), &[0xff; 10], &[10])), "not UTF-8");
+        let long = vec![b' '; MAX_LENGTH + 1];
+        assert!(is_error(&pass(begin("application/json", ""), &long, &[1 << 16])), "long");
+        let event = pass(begin("text/event-stream", ""), &long, &[1 << 16]);
+        assert!(is_error(event.strip_prefix("data: ").unwrap()), "long");
+        let event = pass(begin("text/event-stream", ""), b"data: {\"result\":{\"tools\":7}}\n\ndata: {}\n\n", &[10]);
+        let (first, second) = event.split_once("\n\n").unwrap();
+        assert!(is_error(first.strip_prefix("data: ").unwrap()) && second == "data: {}\n\n", "{event}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_is_cut_alike(
+            tools in prop::collection::vec("(notes|clock)__[a-zß]{1,3}", 0..6),
+            ending in prop::sample::select(vec!["\n", "\r\n", "\r"]),
+            lengths in prop::collection::vec(1_usize..40, 1..6),
+        ) {
+            let entries: Vec<Value> = tools.iter().map(|name| json!({"name": name, "description": "a\nb"})).collect();
+            let message = json!({"jsonrpc": "2.0", "id": 7, "result": {"tools": entries}});
+            let pretty = serde_json::to_string_pretty(&message).unwrap();
+            let stream = format!(": c{ending}{ending}{}{ending}{ending}", pretty.lines().map(|line| format!("data: {line}")).collect::<Vec<_>>().join(ending));
+            for (content_type, body) in [("application/json", &pretty), ("text/event-stream", &stream)] {
+                let cut = pass(begin(content_type, ""), body.as_bytes(), &lengths);
+                prop_assert_eq!(&cut, &pass(begin(content_type, ""), body.as_bytes(), &[body.len()]));
+                prop_assert!(!cut.contains("clock__"), "{}", cut);
+                prop_assert_eq!(cut.matches("notes__").count(), tools.iter().filter(|name| name.starts_with("notes")).count());
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Server-sent events (WHATWG HTML §9.2) in a stream that comes in chunks: each event whole, and as it was sent.
+
+/// Splits a stream into events. However it is chunked, the events are the same.
+#[derive(Debug, Default)]
+pub struct EventSplitter {
+    buffer: Vec<u8>,
+    /// Up to here no event ends.
+    searched: usize,
+}
+
+impl EventSplitter {
+    /// The events that are whole with `chunk`, each with its blank line.
+    pub fn push(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
+        self.buffer.extend_from_slice(chunk);
+        let mut events = Vec::new();
+        while let Some(end) = self.end_of_event() {
+            let rest = self.buffer.split_off(end);
+            events.push(std::mem::replace(&mut self.buffer, rest));
+            self.searched = 0;
+        }
+        events
+    }
+
+    /// What is left at the end of the stream: an event without its blank line.
+    pub fn finish(self) -> Vec<u8> {
+        self.buffer
+    }
+
+    /// How many bytes wait for the rest of their event.
+    pub fn pending(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Where the first event ends: after a line's end that follows another. A CR at the end of what came is not yet one,
+    /// for its LF may come.
+    fn end_of_event(&mut self) -> Option<usize> {
+        let mut at = self.searched;
+        loop {
+            let after_line = end_of_line(&self.buffer, at)?;
+            match line_ending(&self.buffer, after_line)? {
+                0 => at = after_line,
+                length => return Some(after_line.saturating_add(length)),
+            }
+            self.searched = at;
+        }
+    }
+}
+
+/// After the line that begins at `start`, where its end is certain.
+fn end_of_line(buffer: &[u8], start: usize) -> Option<usize> {
+    let length = buffer.get(start..)?.iter().position(|byte| matches!(byte, b'\r' | b'\n'))?;
+    let at = start.saturating_add(length);
+    line_ending(buffer, at).map(|length| at.saturating_add(length))
+}
+
+/// How many bytes of line ending stand at `at`; `None` where that depends on what is still to come.
+fn line_ending(buffer: &[u8], at: usize) -> Option<usize> {
+    match (buffer.get(at)?, buffer.get(at.saturating_add(1))) {
+        (b'\n', _) => Some(1),
+        (b'\r', Some(b'\n')) => Some(2),
+        (b'\r', Some(_)) => Some(1),
+        (b'\r', None) => None,
+        _ => Some(0),
+    }
+}
+
+/// The lines of an event, without their ends.
+fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let event = event.strip_prefix(b"\xef\xbb\xbf").unwrap_or(event);
+    let mut rest = Some(event);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        match text.iter().position(|byte| matches!(byte, b'\r' | b'\n')) {
+            None => {
+                rest = None;
+                Some(text)
+            }
+            Some(end) => {
+                let (line, ending) = text.split_at_checked(end)?;
+                rest = ending.strip_prefix(b"\r\n").or_else(|| ending.get(1..));
+                Some(line)
+            }
+        }
+    })
+}
+
+/// The value of a line of the field `data`.
+fn data_of(line: &[u8]) -> Option<&[u8]> {
+    match line.strip_prefix(b"data")? {
+        [] => Some(&[]),
+        [b':', b' ', value @ ..] | [b':', value @ ..] => Some(value),
+        _ => None,
+    }
+}
+
+/// The data of an event: the values of its `data` lines, joined by line feeds. Empty where it has none.
+pub fn data(event: &[u8]) -> Vec<u8> {
+    let values: Vec<&[u8]> = lines(event).filter_map(data_of).collect();
+    values.join(&b'\n')
+}
+
+/// The event with other data, its other lines as they were.
+pub fn with_data(event: &[u8], data: &str) -> Vec<u8> {
+    let mut changed = Vec::with_capacity(event.len());
+    for line in lines(event).filter(|line| !line.is_empty() && data_of(line).is_none()) {
+        changed.extend_from_slice(line);
+        changed.push(b'\n');
+    }
+    for line in data.split(['\r', '\n']) {
+        changed.extend_from_slice(b"data: ");
+        changed.extend_from_slice(line.as_bytes());
+        changed.push(b'\n');
+    }
+    changed.push(b'\n');
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The events of a stream that comes in chunks of these lengths, again and again.
+    fn split(stream: &[u8], lengths: &[usize]) -> Vec<Vec<u8>> {
+        let (mut splitter, mut events, mut rest) = (EventSplitter::default(), Vec::new(), stream);
+        let mut lengths = lengths.iter().cycle();
+        while !rest.is_empty() {
+            let (chunk, after) = rest.split_at((*lengths.next().unwrap()).clamp(1, rest.len()));
+            events.extend(splitter.push(chunk));
+            rest = after;
+        }
+        events.push(splitter.finish());
+        events
+    }
+
+    #[test]
+    fn events_end_with_a_blank_line_however_it_is_written() {
+        for (stream, events) in [
+            ("data: a\n\ndata: b\n\n", vec!["data: a\n\n", "data: b\n\n", ""]),
+            ("data: a\r\n\r\ndata: b\r\n\r\nx", vec!["data: a\r\n\r\n", "data: b\r\n\r\n", "x"]),
+            ("data: a\r\rdata: b\r\rx", vec!["data: a\r\r", "data: b\r\r", "x"]),
+            ("data: a\n\r\ndata: b\r\n\nx", vec!["data: a\n\r\n", "data: b\r\n\n", "x"]),
+            (": ping\n\n\n\ndata: a\n", vec![": ping\n\n", "\n\n", "data: a\n"]),
+        ] {
+            for length in 1..stream.len() {
+                assert_eq!(
+                    split(stream.as_bytes(), &[length]),
+                    events.iter().map(|event| event.as_bytes()).collect::<Vec<_>>(),
+                    "{stream:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn data_lines_are_joined() {
+        for (event, expected) in [
+            ("event: message\ndata: {\"a\":\ndata: 1}\nid: 7\n\n", "{\"a\":\n1}"),
+            ("data:a\r\ndata:  b\r\n\r\n", "a\n b"),
+            ("\u{feff}data: a\n\n", "a"),
+            ("data\n\n", ""),
+            ("data : a\ndatax: b\n: data: c\n\n", ""),
+            ("id: 1\n\n", ""),
+        ] {
+            assert_eq!(data(event.as_bytes()), expected.as_bytes(), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn other_data_leaves_the_other_lines() {
+        let changed = with_data(b"event: message\r\nid: 7\r\ndata: old\r\n: c\r\n\r\n", "new\nlines");
+        assert_eq!(String::from_utf8(changed).unwrap(), "event: message\nid: 7\n: c\ndata: new\ndata: lines\n\n");
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_splits_alike(stream in "(data: [ab]{0,3}|id:1|: c|\r|\n|\r\n|\n\n){0,24}", lengths in prop::collection::vec(1_usize..9, 1..6)) {
+            let whole = split(stream.as_bytes(), &[stream.len().max(1)]);
+            prop_assert_eq!(&split(stream.as_bytes(), &lengths), &whole);
+            prop_assert_eq!(whole.concat(), stream.as_bytes());
+        }
+    }
+}
