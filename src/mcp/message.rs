@@ -1,14 +1,16 @@
 //! A request's body as JSON-RPC messages, read so that no reader behind can see another connector in it.
 //!
-//! Readers differ where JSON leaves it to them (RFC 8259 §4), and Envoy's own MCP filter, which chooses the connector,
-//! reads a stream of members by their paths: to it `"x.name"` is another spelling of `"name"`, and what stands inside an
-//! object without a name stands one level higher. So what could be read in two ways is refused:
+//! Readers differ where JSON leaves it to them (RFC 8259 §4). Envoy's own MCP filter, by which `mcp_router` chooses the
+//! connector, reads members by their paths up to Envoy 1.39: to it `"x.name"` is another spelling of `"name"`, and what
+//! stands inside an object without a name stands one level higher. And `mcp_router` shortens `content-length` by a prefix
+//! that it takes from a name, also where the name's escapes keep it from finding that. What could be read in two ways is
+//! refused:
 //!
 //! - a member twice, at any depth,
 //! - a member with an empty name, at any depth,
 //! - where the connector is decided (in the message, its `params` and its `ref`), a member whose name has a `.`, is not
 //!   ASCII, or is one of the names that decide in other letters: some readers do not tell `Name` from `name`,
-//! - escapes inside a method, a name or a URI: `mcp_router` looks for their text when it rewrites the body.
+//! - escapes inside a method, a name, a URI or an id.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

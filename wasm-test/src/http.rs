@@ -151,8 +151,18 @@ impl Client {
     /// # Panics
     /// Where the connection breaks.
     pub async fn send_bytes(&self, bytes: &[u8]) -> String {
+        self.send_halves(bytes, &[], async || {}).await
+    }
+
+    /// The same in two halves, with something awaited between them.
+    ///
+    /// # Panics
+    /// Where the connection breaks.
+    pub async fn send_halves(&self, first: &[u8], second: &[u8], between: impl AsyncFnOnce()) -> String {
         let mut connection = TcpStream::connect(&self.authority).await.expect("a connection");
-        connection.write_all(bytes).await.expect("the request is sent");
+        connection.write_all(first).await.expect("the first half is sent");
+        between().await;
+        connection.write_all(second).await.expect("the second half is sent");
         let mut reply = Vec::new();
         connection.read_to_end(&mut reply).await.expect("a reply");
         String::from_utf8_lossy(&reply).into_owned()

@@ -6,11 +6,13 @@
 //! that stands for it.
 
 pub mod connector;
+pub mod demo;
 pub mod envoy;
 pub mod gateway;
 pub mod http;
 pub mod issuer;
 pub mod load;
+pub mod messages;
 pub mod oauth;
 pub mod policy;
 pub mod process;

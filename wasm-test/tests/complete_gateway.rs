@@ -2,65 +2,11 @@
 //! real identity provider, and the official MCP client in front.
 
 use serde_json::{Value, json};
-use wasm_test::connector::Connector;
-use wasm_test::envoy::{Envoy, complete_gateway};
+use wasm_test::demo::{Demo, on_free_ports};
+use wasm_test::envoy::Envoy;
 use wasm_test::http::Request;
-use wasm_test::policy::{api_key, api_key_record, merged};
-use wasm_test::process::{Folder, run};
-use wasm_test::provider::Provider;
-use wasm_test::repository;
-
-/// With every port 0.
-fn on_free_ports() -> Value {
-    let mut gateway = complete_gateway();
-    for address in ["/admin/address", "/static_resources/listeners/0/address"] {
-        let port = gateway.pointer_mut(&format!("{address}/socket_address/port_value")).expect("a port");
-        *port = json!(0);
-    }
-    gateway
-}
-
-/// The complete gateway in front of the demo connectors, with an org of its own.
-struct Demo {
-    envoy: Envoy,
-    provider: Provider,
-    _connectors: [Connector; 2],
-}
-
-impl Demo {
-    async fn start() -> Self {
-        let provider = Provider::start().await;
-        let connectors = [Connector::start("demo/connectors/notes.py").await, Connector::start("demo/connectors/clock.py").await];
-        let mut configuration = on_free_ports();
-        for (name, connector) in ["notes", "clock"].into_iter().zip(&connectors) {
-            let clusters = configuration["static_resources"]["clusters"].as_array_mut().expect("clusters");
-            let cluster = clusters.iter_mut().find(|cluster| cluster["name"] == name).expect("the connector's cluster");
-            let address = "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address/port_value";
-            *cluster.pointer_mut(address).expect("its port") = json!(connector.port());
-        }
-        let manager = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0/typed_config";
-        let plugin = configuration.pointer_mut(&format!("{manager}/config/configuration/value")).expect("the plugin");
-        plugin["jwks"]["http_cluster"] = json!("jwks_http");
-        plugin["policy"]["inline"] = json!({"version": "test", "orgs": {"acme-corp": {
-            "api_keys": [
-                api_key_record("key_all"),
-                api_key_record("key_second"),
-                merged(api_key_record("key_notes"), &json!({"connectors": ["notes"]})),
-            ],
-            "identity_providers": [provider.record()],
-        }}});
-        let envoy = Envoy::start(&configuration, 2, Folder::new().expect("a folder")).await;
-        Self { envoy, provider, _connectors: connectors }
-    }
-
-    async fn client(&self, path: &str, mode: &str, tool: &str, arguments: &Value, header: &str) -> Value {
-        let script = repository().join("wasm-test/clients/mcp_client.py");
-        let script = script.to_str().expect("a path in UTF-8");
-        let url = format!("http://{}{path}", self.envoy.client().authority());
-        let printed = run("python", &[script, &url, mode, tool, &arguments.to_string(), header]).await;
-        serde_json::from_str(&printed).expect("JSON")
-    }
-}
+use wasm_test::policy::api_key;
+use wasm_test::process::Folder;
 
 #[tokio::test]
 async fn as_it_stands_it_starts_without_a_warning_and_lets_nobody_in() {
