@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::limits::local::Exceeded;
+use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
 use crate::mcp::headers::MISMATCH_CODE;
 use crate::scope::Scope;
 
@@ -58,6 +60,12 @@ pub enum Reason {
     MediaTypeUnsupported,
     /// Not POST or DELETE: the stream of all connectors' messages is not for a credential that covers some of them.
     MethodNotAllowed,
+    /// The org or the key sends more often than it may.
+    RateLimit,
+    /// The org or the key has sent what it may in this month.
+    MonthlyQuota,
+    /// The rate limit service does not answer, and without it nothing is to pass.
+    RateLimitUnavailable,
     /// Nothing is served at this path.
     PathUnmatched,
     /// The issuer's key set could not be fetched yet.
@@ -124,6 +132,9 @@ impl Reason {
                 405,
                 "Send messages by POST. The stream of a GET is not offered to this credential.",
             ),
+            Self::RateLimit => rate_limited("rate_limit", "Too many requests. Try again later."),
+            Self::MonthlyQuota => rate_limited("monthly_quota", "The monthly quota is used up."),
+            Self::RateLimitUnavailable => unavailable("rate_limit_unavailable", "Requests cannot be counted now. Try again."),
             Self::PathUnmatched => Wording {
                 word: "path_unmatched",
                 status: 404,
@@ -148,6 +159,10 @@ const fn unavailable(word: &'static str, description: &'static str) -> Wording {
     Wording { word, status: 503, error: "temporarily_unavailable", description }
 }
 
+const fn rate_limited(word: &'static str, description: &'static str) -> Wording {
+    Wording { word, status: 429, error: "rate_limited", description }
+}
+
 const fn invalid_request(word: &'static str, status: u32, description: &'static str) -> Wording {
     Wording { word, status, error: "invalid_request", description }
 }
@@ -159,17 +174,26 @@ pub struct Denial {
     pub reason: Reason,
     /// The scope that the operation needs, told in 403.
     pub needed: Option<Scope>,
-    /// When to try again, told in 503.
+    /// When to try again, told in 429 and 503.
     pub retry_after: Option<Duration>,
+    /// Where the client stands, told in 429.
+    pub standing: Option<Box<Standing>>,
     /// What exactly is wrong, in a sentence in the place of the reason's own.
     pub description: Option<&'static str>,
     /// The `id` of the message, told where the answer is one of JSON-RPC.
     pub request_id: Value,
 }
 
+impl From<Exceeded> for Denial {
+    fn from(exceeded: Exceeded) -> Self {
+        let Exceeded { kind, retry_after, standing } = exceeded;
+        Self { retry_after: Some(retry_after), standing: Some(Box::new(standing)), ..kind.reason().into() }
+    }
+}
+
 impl From<Reason> for Denial {
     fn from(reason: Reason) -> Self {
-        Self { reason, needed: None, retry_after: None, description: None, request_id: Value::Null }
+        Self { reason, needed: None, retry_after: None, standing: None, description: None, request_id: Value::Null }
     }
 }
 
@@ -199,7 +223,11 @@ impl Denial {
         if matches!(status, 401 | 403) {
             headers.push(("www-authenticate", self.challenge(error, description, resource_metadata)));
         }
-        if status == 503 {
+        if let Some(standing) = &self.standing {
+            headers.push((RATE_LIMIT_POLICY, standing.policy()));
+            headers.push((RATE_LIMIT, standing.state()));
+        }
+        if matches!(status, 429 | 503) {
             let wait = self.retry_after.unwrap_or(Duration::from_secs(1));
             headers.push(("retry-after", retry_after(wait)));
         }

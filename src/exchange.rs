@@ -11,6 +11,8 @@ use crate::denial::{Denial, LocalReply, OK, Reason};
 use crate::gateway::{Admission, Findings, Gateway, NotAdmitted};
 use crate::host::Host;
 use crate::jwks::{KeySet, KeySetId};
+use crate::limits::standing::Standing;
+use crate::mcp::reply::ListRequest;
 use crate::oauth::discovery::{self, Endpoint};
 use crate::oauth::token_endpoint::{MAX_BODY_LENGTH, TokenError};
 use crate::path::Resource;
@@ -19,10 +21,13 @@ use crate::request::RequestHead;
 use crate::route::{RouteMode, RouteSettings};
 use crate::time::UnixTime;
 
+mod count;
 mod message;
 
+use count::Admitted;
+pub use count::{AwaitingCount, ServiceOutcome};
 use message::Content;
-pub use message::{AwaitingMessage, MAX_MESSAGE_READ, MessageStep};
+pub use message::{AwaitingMessage, MAX_MESSAGE_READ};
 
 /// How long a body may take. It is a short one.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +50,8 @@ pub enum Step {
     ReadBody(AwaitingBody),
     /// Edit the headers and let them go on, but hold the body until it is whole: [`AwaitingMessage::proceed`].
     Inspect(Forward, AwaitingMessage),
+    /// Hold it until the rate limit service has answered [`AwaitingCount::question`].
+    Count(AwaitingCount),
 }
 
 /// How a request goes on to the connectors.
@@ -56,6 +63,10 @@ pub struct Forward {
     pub accept_identity: bool,
     /// Whose identity headers are added.
     pub principal: Option<Rc<Principal>>,
+    /// How lists that come back are to be cut.
+    pub lists: Option<ListRequest>,
+    /// What the response tells of the limits.
+    pub standing: Option<Box<Standing>>,
 }
 
 /// What is counted and logged of a decided request, once.
@@ -206,10 +217,12 @@ impl Request {
     fn decide(self, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Decision {
         let mut findings = Findings::default();
         Decision::Made(match gateway.admit(&self.head, &self.resource, now, host, &mut findings) {
-            Ok(Admission::Whole(principal)) => {
-                Step::Forward(forward(gateway, &self.head, Some(principal)), Record::Resource { refused: None, findings })
-            }
-            Ok(Admission::ByMessage(principal)) => self.inspect(gateway, principal, findings),
+            Ok(Admission::Whole(principal)) => self.admitted(gateway, principal, findings).count(gateway, now, host),
+            Ok(Admission::ByMessage(principal)) => match message::check_head(&self.head) {
+                Err(reason) => self.refuse(gateway, reason.into(), findings),
+                Ok(Content::Nothing) => self.admitted(gateway, principal, findings).count(gateway, now, host),
+                Ok(Content::Message) => self.inspect(gateway, principal, findings),
+            },
             Err(NotAdmitted::Denied(denial)) => self.refuse(gateway, denial, findings),
             Err(NotAdmitted::AwaitKeySet(key_set)) => return Decision::NeedsKeySet(self, key_set),
         })
@@ -226,20 +239,17 @@ impl Request {
         }
     }
 
+    fn admitted(self, gateway: &Gateway, principal: Rc<Principal>, findings: Findings) -> Admitted {
+        let forward = forward(gateway, &self.head, Some(Rc::clone(&principal)));
+        Admitted { resource: self.resource, mode: self.mode, principal, forward, findings }
+    }
+
     /// The joined endpoint, asked by who may use some of the connectors behind it.
     fn inspect(self, gateway: &Gateway, principal: Rc<Principal>, findings: Findings) -> Step {
-        match message::check_head(&self.head) {
-            Err(reason) => self.refuse(gateway, reason.into(), findings),
-            Ok(Content::Nothing) => {
-                Step::Forward(forward(gateway, &self.head, Some(principal)), Record::Resource { refused: None, findings })
-            }
-            Ok(Content::Message) => {
-                let mut forward = forward(gateway, &self.head, Some(Rc::clone(&principal)));
-                forward.remove.extend(self.head.values(ACCEPT_ENCODING).next().map(|_| ACCEPT_ENCODING.to_owned()));
-                forward.accept_identity = true;
-                Step::Inspect(forward, AwaitingMessage::new(self, principal, findings))
-            }
-        }
+        let mut forward = forward(gateway, &self.head, Some(Rc::clone(&principal)));
+        forward.remove.extend(self.head.values(ACCEPT_ENCODING).next().map(|_| ACCEPT_ENCODING.to_owned()));
+        forward.accept_identity = true;
+        Step::Inspect(forward, AwaitingMessage::new(self, principal, findings))
     }
 
     fn refuse(self, gateway: &Gateway, denial: Denial, findings: Findings) -> Step {
@@ -288,7 +298,7 @@ fn forward(gateway: &Gateway, head: &RequestHead, principal: Option<Rc<Principal
     if principal.is_some() && settings.strip_credentials {
         remove.extend(head.credential_headers().map(|(header, _)| header.name().to_owned()));
     }
-    Forward { remove, accept_identity: false, principal }
+    Forward { remove, principal, ..Forward::default() }
 }
 
 #[cfg(test)]

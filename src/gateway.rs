@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, LimitStore};
 use crate::credential::Credential;
 use crate::denial::{Denial, LocalReply, Reason};
 use crate::host::Host;
@@ -12,6 +12,9 @@ use crate::jose::compact::{CompactJws, Type};
 use crate::jose::jwk::RsaPublicKey;
 use crate::jose::signature;
 use crate::jwks::{KeySetId, KeySets, Lookup};
+use crate::limits;
+use crate::limits::local::Exceeded;
+use crate::limits::standing::Standing;
 use crate::oauth::access_token;
 use crate::oauth::attempts::Attempts;
 use crate::oauth::discovery::Document;
@@ -58,6 +61,17 @@ pub enum Admission {
     Whole(Rc<Principal>),
     /// As far as its message asks for what the principal's scopes cover. The message is still to be read.
     ByMessage(Rc<Principal>),
+}
+
+/// How a request counts.
+#[derive(Debug)]
+pub enum Count {
+    /// Not at all.
+    Free,
+    /// It is counted, or exceeds a limit.
+    Done(Result<Standing, Exceeded>),
+    /// By the answer to this question to the rate limit service.
+    Ask(Vec<u8>),
 }
 
 /// What is counted and logged of a judgement, whatever its end.
@@ -158,6 +172,7 @@ impl Gateway {
         let issuer = claims::issuer(jws.claims())?;
         let org = self.policy.org(&resource.org);
         let provider = org.and_then(|org| org.identity_provider(issuer)).ok_or(Reason::IssuerUnknown)?;
+        let limits = org.map(Org::limits).cloned().unwrap_or_default();
         jws.check_type(&[Type::Untyped, Type::Named("jwt"), Type::Named(access_token::TYPE)])?;
         claims::check_audience(jws.claims(), &provider.audiences)?;
         let refused_from = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
@@ -185,7 +200,7 @@ impl Gateway {
         let granted = scope::granted_by(verified.claims()).map_err(|_| Reason::TokenMalformed)?;
         let scopes = granted.unwrap_or_else(|| provider.default_scopes.clone());
         let subject = claims::subject(verified.claims())?;
-        let principal = Principal::of_identity_provider(&resource.org, &provider.issuer, subject, scopes);
+        let principal = Principal::of_identity_provider(&resource.org, &provider.issuer, subject, scopes, limits);
         Ok(Entry { principal, refused_from, only_for: None, key_set: Some((provider.key_set, version)) })
     }
 
@@ -220,9 +235,19 @@ impl Gateway {
             return Err(Reason::TokenRevoked.into());
         }
         let granted = scope::granted_by(claims).map_err(|_| Reason::TokenMalformed)?.unwrap_or_default();
-        let principal = Principal::of_client(&resource.org, id, client.scopes.cut_to(&granted));
+        let principal = Principal::of_client(&resource.org, id, client.scopes.cut_to(&granted), org.limits().clone());
         let only_for = (!is_for_whole).then(|| resource.clone());
         Ok(Entry { principal, refused_from, only_for, key_set: None })
+    }
+
+    /// Counts a request of `principal`, or says how that is done.
+    pub fn count(&self, principal: &Principal, now: UnixTime, host: &dyn Host) -> Count {
+        let subjects = principal.limits();
+        match &self.config.limits {
+            _ if subjects.is_empty() => Count::Free,
+            LimitStore::Local => Count::Done(limits::local::take(subjects, now, host)),
+            LimitStore::RateLimitService(service) => Count::Ask(limits::service::request(&service.domain, subjects)),
+        }
     }
 
     /// Answers a request for a discovery document, and says with which word it counts.

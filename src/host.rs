@@ -3,7 +3,6 @@
 use crate::jose::compact::CompactJws;
 use crate::jose::jwk::RsaPublicKey;
 use crate::oauth::access_token::AccessTokenClaims;
-use crate::oauth::replay::Use;
 use crate::oauth::signing_key::SigningKey;
 
 /// The host. What it cannot do is answered as no.
@@ -17,6 +16,18 @@ pub trait Host {
     /// Bytes that nobody can foresee.
     fn random(&self) -> Option<[u8; 16]>;
 
-    /// Whether this is the first use of something that may be used once, in all threads.
-    fn is_first_use(&self, usage: &Use) -> bool;
+    /// Changes a value that all threads share, empty where there is none yet, to what `change` makes of it; where that is
+    /// nothing, it stays. `change` is called again where another thread was faster.
+    fn update(&self, name: &str, change: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>) -> Update;
+}
+
+/// What became of a shared value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// It is changed.
+    Changed,
+    /// It was to stay.
+    Unchanged,
+    /// Other threads were faster, again and again.
+    Contended,
 }

@@ -19,6 +19,7 @@ pub mod host;
 pub mod jose;
 pub mod json;
 pub mod jwks;
+pub mod limits;
 pub mod mcp;
 pub mod names;
 pub mod oauth;

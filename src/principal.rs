@@ -3,6 +3,7 @@
 use std::fmt;
 use std::rc::Rc;
 
+use crate::limits::Subjects;
 use crate::names::OrgName;
 use crate::scope::ScopeSet;
 
@@ -43,28 +44,29 @@ pub struct Principal {
     subject: Box<str>,
     /// `scopes`, rendered once.
     scope: Box<str>,
+    limits: Subjects,
 }
 
 impl Principal {
     /// Whoever holds the API key `id`.
-    pub(crate) fn of_api_key(org: &OrgName, id: &str, scopes: ScopeSet) -> Rc<Self> {
-        Self::new(org, Method::ApiKey, format!("{org}/key/{id}"), id.to_owned(), scopes)
+    pub(crate) fn of_api_key(org: &OrgName, id: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
+        Self::new(org, Method::ApiKey, format!("{org}/key/{id}"), id.to_owned(), scopes, limits)
     }
 
     /// The OAuth client `id`.
-    pub(crate) fn of_client(org: &OrgName, id: &str, scopes: ScopeSet) -> Rc<Self> {
-        Self::new(org, Method::Oauth, format!("{org}/client/{id}"), id.to_owned(), scopes)
+    pub(crate) fn of_client(org: &OrgName, id: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
+        Self::new(org, Method::Oauth, format!("{org}/client/{id}"), id.to_owned(), scopes, limits)
     }
 
     /// Whom `issuer`, an identity provider of the org, calls `sub`.
-    pub(crate) fn of_identity_provider(org: &OrgName, issuer: &str, sub: &str, scopes: ScopeSet) -> Rc<Self> {
+    pub(crate) fn of_identity_provider(org: &OrgName, issuer: &str, sub: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
         let subject = HeaderSafe(sub).to_string();
-        Self::new(org, Method::Byoidp, format!("{org}/idp/{}#{subject}", HeaderSafe(issuer)), subject, scopes)
+        Self::new(org, Method::Byoidp, format!("{org}/idp/{}#{subject}", HeaderSafe(issuer)), subject, scopes, limits)
     }
 
-    fn new(org: &OrgName, method: Method, name: String, subject: String, scopes: ScopeSet) -> Rc<Self> {
+    fn new(org: &OrgName, method: Method, name: String, subject: String, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
         let scope = scopes.to_string().into();
-        Rc::new(Self { org: org.clone(), method, scopes, name: name.into(), subject: subject.into(), scope })
+        Rc::new(Self { org: org.clone(), method, scopes, name: name.into(), subject: subject.into(), scope, limits })
     }
 
     /// The org to which the credential belongs.
@@ -80,6 +82,11 @@ impl Principal {
     /// What it may do.
     pub fn scopes(&self) -> &ScopeSet {
         &self.scopes
+    }
+
+    /// What its requests are counted at.
+    pub fn limits(&self) -> &Subjects {
+        &self.limits
     }
 
     /// Its values for [`ATTRIBUTES`], in their order: visible ASCII and single spaces.
@@ -112,7 +119,7 @@ mod tests {
 
     fn subject(sub: &str) -> String {
         let org = OrgName::parse("acme").unwrap();
-        Principal::of_identity_provider(&org, "https://idp", sub, ScopeSet::default()).subject.to_string()
+        Principal::of_identity_provider(&org, "https://idp", sub, ScopeSet::default(), Subjects::default()).subject.to_string()
     }
 
     #[test]

@@ -11,12 +11,11 @@ use rsa::signature::{SignatureEncoding, Signer};
 use rsa::traits::PublicKeyParts;
 use serde_json::{Value, json};
 
-use crate::host::Host;
+use crate::host::{Host, Update};
 use crate::jose::compact::CompactJws;
 use crate::jose::jwk::{JwkSet, RsaPublicKey};
 use crate::jose::signature;
 use crate::oauth::access_token::AccessTokenClaims;
-use crate::oauth::replay::Use;
 use crate::oauth::signing_key::SigningKey;
 
 /// An issuer's key, made anew for each run of the tests.
@@ -45,7 +44,15 @@ pub(crate) fn sign(header: &Value, claims: &Value) -> String {
 #[derive(Default)]
 pub(crate) struct TestHost {
     pub(crate) verifications: Cell<usize>,
-    uses: RefCell<HashMap<String, Vec<u8>>>,
+    shared: RefCell<HashMap<String, Vec<u8>>>,
+    is_contended: bool,
+}
+
+impl TestHost {
+    /// One in which another thread is always faster.
+    pub(crate) fn contended() -> Self {
+        Self { is_contended: true, ..Self::default() }
+    }
 }
 
 impl Host for TestHost {
@@ -62,10 +69,17 @@ impl Host for TestHost {
         Some(rand())
     }
 
-    fn is_first_use(&self, usage: &Use) -> bool {
-        let mut uses = self.uses.borrow_mut();
-        let list = uses.entry(usage.owner()).or_default();
-        usage.note_in(list).map(|noted| *list = noted).is_some()
+    fn update(&self, name: &str, change: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>) -> Update {
+        let mut shared = self.shared.borrow_mut();
+        let value = shared.entry(name.to_owned()).or_default();
+        match change(value) {
+            None => Update::Unchanged,
+            Some(_) if self.is_contended => Update::Contended,
+            Some(changed) => {
+                *value = changed;
+                Update::Changed
+            }
+        }
     }
 }
 

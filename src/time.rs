@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::tz::Offset;
+
 /// A moment, in milliseconds since the Unix epoch. Arithmetic saturates: a hostile claim cannot overflow it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
@@ -25,6 +27,17 @@ impl UnixTime {
     pub fn from_rfc3339(text: &str) -> Result<Self, &'static str> {
         let timestamp: jiff::Timestamp = text.parse().map_err(|_| "must be a timestamp such as 2027-01-01T00:00:00Z")?;
         Ok(Self(u64::try_from(timestamp.as_millisecond()).unwrap_or(0)))
+    }
+
+    /// The moment at which the next month begins in UTC; the end of time where the calendar has none.
+    pub fn end_of_month(self) -> Self {
+        let end = i64::try_from(self.0).ok().and_then(|millis| {
+            let today = Offset::UTC.to_datetime(jiff::Timestamp::from_millisecond(millis).ok()?).date();
+            let tomorrow = today.last_of_month().tomorrow().ok()?;
+            let end = Offset::UTC.to_timestamp(tomorrow.at(0, 0, 0, 0)).ok()?;
+            u64::try_from(end.as_millisecond()).ok()
+        });
+        Self(end.unwrap_or(u64::MAX))
     }
 
     /// Milliseconds since the epoch.
@@ -67,6 +80,20 @@ mod tests {
         assert_eq!(end.plus(Duration::MAX), end);
         assert_eq!(UnixTime::default().minus(Duration::from_secs(1)), UnixTime::default());
         assert_eq!(UnixTime::default().since(end), Duration::ZERO);
+    }
+
+    #[test]
+    fn months_end_in_utc() {
+        for (moment, end) in [
+            ("2026-11-23T12:00:00Z", "2026-12-01T00:00:00Z"),
+            ("2026-12-31T23:59:59.999Z", "2027-01-01T00:00:00Z"),
+            ("2028-02-01T00:00:00Z", "2028-03-01T00:00:00Z"),
+            ("2026-12-01T00:30:00+01:00", "2026-12-01T00:00:00Z"),
+        ] {
+            let [moment, end] = [moment, end].map(|text| UnixTime::from_rfc3339(text).unwrap());
+            assert_eq!(moment.end_of_month(), end);
+        }
+        assert_eq!(UnixTime::from_millis(u64::MAX).end_of_month(), UnixTime::from_millis(u64::MAX));
     }
 
     #[test]

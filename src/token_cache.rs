@@ -71,6 +71,7 @@ impl TokenCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::Subjects;
     use crate::names::{ConnectorId, OrgName};
     use crate::scope::ScopeSet;
 
@@ -81,7 +82,7 @@ mod tests {
     fn entry(org: &str, refused_from: u64) -> Entry {
         let org = OrgName::parse(org).unwrap();
         Entry {
-            principal: Principal::of_identity_provider(&org, "https://idp", "sub", ScopeSet::default()),
+            principal: Principal::of_identity_provider(&org, "https://idp", "sub", ScopeSet::default(), Subjects::default()),
             refused_from: UnixTime::from_secs(refused_from),
             only_for: None,
             key_set: Some((KeySetId::at(0), 1)),

@@ -13,7 +13,7 @@ use crate::path::{McpPath, Resource};
 use crate::policy::{Environment, Policy, Surroundings};
 use crate::principal::ATTRIBUTES;
 use crate::problem::{self, Problem, Problems};
-use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimits, RawTokens};
+use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawLimits, RawTokens};
 
 /// Inserted before a resource's own path where that describes itself, RFC 9728 §3.1.
 pub const PROTECTED_RESOURCE: &str = "/.well-known/oauth-protected-resource";
@@ -31,6 +31,8 @@ pub struct Config {
     pub tokens: TokenSettings,
     /// What a forwarded request carries.
     pub forward: ForwardSettings,
+    /// Where requests are counted.
+    pub limits: LimitStore,
     /// Whether verdicts are enforced.
     pub mode: Mode,
     /// What the operator should know of this configuration, though it is in force.
@@ -88,6 +90,39 @@ pub struct ForwardSettings {
     pub identity_headers: [String; ATTRIBUTES.len()],
 }
 
+/// Section `limits`.
+#[derive(Debug)]
+pub enum LimitStore {
+    /// In this Envoy.
+    Local,
+    /// By a service for many Envoys.
+    RateLimitService(RateLimitService),
+}
+
+/// Section `limits.rate_limit_service`.
+#[derive(Debug)]
+pub struct RateLimitService {
+    /// The cluster of the service.
+    pub cluster: String,
+    /// The domain under which the service knows this gateway.
+    pub domain: String,
+    /// How long it may take to answer.
+    pub timeout: Duration,
+    /// What becomes of a request that could not be counted.
+    pub on_error: OnError,
+}
+
+/// What becomes of a request that could not be counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// It passes.
+    #[default]
+    Allow,
+    /// 503.
+    Deny,
+}
+
 /// What becomes of a request to a path that is no MCP endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -136,22 +171,28 @@ fn check(raw: RawConfig, environment: &Environment<'_>, problems: &mut Problems)
             }
             problems.required("policy.inline", source.inline)
         })
-        .map(|inline| Policy::check(inline, "policy.inline", &Surroundings { clusters: &clusters, environment }, problems));
+        .map(|inline| {
+            let separator = gateway.as_ref().map_or(DEFAULT_SEPARATOR, |gateway| &gateway.connector_separator);
+            Policy::check(inline, "policy.inline", &Surroundings { clusters: &clusters, environment, separator }, problems)
+        });
     let tokens = check_tokens(&raw.tokens, problems);
     let forward = check_forward(raw.forward, problems);
-    check_limits(&raw.limits, problems);
+    let limits = check_limits(raw.limits, problems);
     let config = Config {
         gateway: gateway?,
         jwks: jwks?,
         clusters,
         tokens: tokens?,
         forward: forward?,
+        limits: limits?,
         mode: raw.mode,
         warnings: Vec::new(),
     };
     Some((config, policy?))
 }
 
+/// As `mcp_router` writes it.
+const DEFAULT_SEPARATOR: &str = "__";
 /// Longest separator; `mcp_router` writes two characters.
 const MAX_SEPARATOR_LENGTH: usize = 16;
 
@@ -165,7 +206,7 @@ fn check_gateway(raw: RawGateway, problems: &mut Problems) -> Option<GatewaySett
     if token_path.parse::<Uri>().is_err() || !token_path.starts_with('/') || token_path.contains(['?', '#', '%']) {
         problems.add("gateway.token_path", "must be a path such as /oauth/token");
     }
-    let connector_separator = raw.connector_separator.unwrap_or_else(|| "__".to_owned());
+    let connector_separator = raw.connector_separator.unwrap_or_else(|| DEFAULT_SEPARATOR.to_owned());
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\');
     if !(1..=MAX_SEPARATOR_LENGTH).contains(&connector_separator.len()) || !connector_separator.bytes().all(is_plain) {
         problems.add("gateway.connector_separator", "must be 1 to 16 visible ASCII characters, without \" and \\, such as __");
@@ -236,10 +277,22 @@ fn check_tokens(raw: &RawTokens, problems: &mut Problems) -> Option<TokenSetting
     Some(TokenSettings { ttl, clock_skew, cache_size: usize::try_from(cache_size).unwrap_or(usize::MAX) })
 }
 
-/// Requests are not limited yet.
-fn check_limits(raw: &RawLimits, problems: &mut Problems) {
-    if raw.store.as_deref().is_some_and(|store| store != "local") {
-        problems.add("limits.store", "must be local: this version serves no other");
+fn check_limits(raw: RawLimits, problems: &mut Problems) -> Option<LimitStore> {
+    let service = raw.rate_limit_service.map(|raw| {
+        let cluster = problems.required("limits.rate_limit_service.cluster", raw.cluster);
+        let path = "limits.rate_limit_service.timeout";
+        let timeout = duration(path, &raw.timeout, Duration::from_millis(100), problems);
+        if timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
+            problems.add(path, "must be at least 1ms");
+        }
+        let domain = raw.domain.unwrap_or_else(|| "apexmcp".to_owned());
+        Some(RateLimitService { cluster: cluster?, domain, timeout: timeout?, on_error: raw.on_error })
+    });
+    match raw.store {
+        RawLimitStore::Local => Some(LimitStore::Local),
+        RawLimitStore::RateLimitService => {
+            problems.required("limits.rate_limit_service", service)?.map(LimitStore::RateLimitService)
+        }
     }
 }
 
@@ -316,15 +369,53 @@ mod tests {
     }
 
     #[test]
-    fn what_is_accepted_and_not_served_is_warned_of() {
+    fn what_does_nothing_is_warned_of() {
         let mut config = minimal();
-        config["policy"]["inline"]["orgs"]["acme"] = json!({"limits": {"monthly_quota": 5}});
-        config["limits"] = json!({"store": "local", "rate_limit_service": {"cluster": "ratelimit"}});
+        let key = json!({"id": "k", "sha256": "0".repeat(64), "connectors": ["notes", "my__notes"]});
+        config["policy"]["inline"]["orgs"]["acme"] = json!({ "api_keys": [key] });
         let (read, _) = Config::parse(config.to_string().as_bytes(), &|_| None).unwrap();
         let warnings: Vec<String> = read.warnings.iter().map(Problem::to_string).collect();
-        assert_eq!(warnings, ["policy.inline.orgs.acme.limits: is not enforced by this version"]);
-        config["limits"]["store"] = json!("rate_limit_service");
-        assert_eq!(problems_of(&config), ["limits.store: must be local: this version serves no other"]);
+        let expected = "policy.inline.orgs.acme.api_keys[0].connectors[1]: \"my__notes\" contains gateway.connector_separator: ";
+        assert!(warnings.len() == 1 && warnings[0].starts_with(expected), "{warnings:?}");
+    }
+
+    #[test]
+    fn limits_are_checked() {
+        for (store, expected) in [
+            (json!({"store": "redis"}), "limits.store: is of another type or value"),
+            (json!({"store": "rate_limit_service"}), "limits.rate_limit_service: is required"),
+            (json!({"rate_limit_service": {}}), "limits.rate_limit_service.cluster: is required"),
+            (json!({"rate_limit_service": {"cluster": "c", "timeout": "0s"}}), "limits.rate_limit_service.timeout: must be"),
+            (
+                json!({"rate_limit_service": {"cluster": "c", "on_error": "x"}}),
+                "limits.rate_limit_service.on_error: is of another",
+            ),
+        ] {
+            let mut config = minimal();
+            config["limits"] = store;
+            let problems = problems_of(&config);
+            assert!(problems.len() == 1 && problems[0].starts_with(expected), "{expected}: {problems:?}");
+        }
+        for (limits, expected) in [
+            (json!({"rate": {"requests": 0, "per": "minute"}}), "rate.requests: must be from 1"),
+            (json!({"rate": {"requests": 1, "per": "month"}}), "rate.per: is of another type or value"),
+            (json!({"rate": {"per": "minute"}}), "rate.requests: is required"),
+            (json!({"rate": {"requests": 1}}), "rate.per: is required"),
+            (json!({"rate": {"requests": 1, "per": "day", "burst": 0}}), "rate.burst: must be from 1"),
+            (json!({"monthly_quota": 5_000_000_000_u64}), "monthly_quota: must be from 1"),
+            (json!({"daily_quota": 5}), "daily_quota: unknown field"),
+        ] {
+            for path in ["orgs.acme.limits", "orgs.acme.api_keys[0].limits"] {
+                let mut config = minimal();
+                let acme = &mut config["policy"]["inline"]["orgs"]["acme"];
+                *acme = json!({"api_keys": [{"id": "k", "sha256": "0".repeat(64)}]});
+                let holder = if path.contains("keys") { &mut acme["api_keys"][0] } else { acme };
+                holder["limits"] = limits.clone();
+                let problems = problems_of(&config);
+                let expected = format!("policy.inline.{path}.{expected}");
+                assert!(problems.len() == 1 && problems[0].starts_with(&expected), "{expected}: {problems:?}");
+            }
+        }
     }
 
     #[test]
@@ -341,7 +432,7 @@ mod tests {
                 "orgs": {"acme-corp": {
                     "api_keys": [{
                         "id": "key_1f9c", "name": "ci agent", "sha256": hash, "connectors": ["github"],
-                        "expires_at": "2027-01-01T00:00:00Z",
+                        "expires_at": "2027-01-01T00:00:00Z", "limits": {"monthly_quota": 1000},
                     }],
                     "oauth_clients": [{
                         "client_id": "apx_client_4b7d9e21", "name": "billing agent", "secret_sha256": [hash, hash], "scopes": ["mcp:call"],

@@ -64,7 +64,24 @@ pub(super) struct RawForward {
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct RawLimits {
-    pub(super) store: Option<String>,
-    #[serde(rename = "rate_limit_service")]
-    pub(super) _rate_limit_service: Option<Value>,
+    #[serde(default)]
+    pub(super) store: RawLimitStore,
+    pub(super) rate_limit_service: Option<RawRateLimitService>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawLimitStore {
+    #[default]
+    Local,
+    RateLimitService,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawRateLimitService {
+    pub(super) cluster: Option<String>,
+    pub(super) domain: Option<String>,
+    pub(super) timeout: Option<String>,
+    #[serde(default)]
+    pub(super) on_error: super::OnError,
 }

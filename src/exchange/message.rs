@@ -2,10 +2,12 @@
 
 use std::rc::Rc;
 
-use super::{Record, Request};
+use super::count::Admitted;
+use super::{Forward, Request, Step};
 use crate::config::Mode;
-use crate::denial::{Denial, LocalReply, Reason};
+use crate::denial::{Denial, Reason};
 use crate::gateway::{Findings, Gateway};
+use crate::host::Host;
 use crate::mcp::headers::MirrorHeaders;
 use crate::mcp::list::Permitted;
 use crate::mcp::message::{Body, MAX_LENGTH};
@@ -13,6 +15,7 @@ use crate::mcp::reply::ListRequest;
 use crate::path::Resource;
 use crate::principal::Principal;
 use crate::request::RequestHead;
+use crate::time::UnixTime;
 
 /// As much of a body is read: one byte more than is accepted, by which the longer ones are known.
 pub const MAX_MESSAGE_READ: usize = MAX_LENGTH + 1;
@@ -49,15 +52,6 @@ pub struct AwaitingMessage {
     findings: Findings,
 }
 
-/// What becomes of a held body.
-#[derive(Debug)]
-pub enum MessageStep {
-    /// It goes on. Where it asks for lists, their answers are to be cut.
-    Admit(Option<ListRequest>, Record),
-    /// The request is answered instead.
-    Reply(LocalReply, Record),
-}
-
 impl AwaitingMessage {
     pub(super) fn new(request: Request, principal: Rc<Principal>, findings: Findings) -> Self {
         let Request { head, resource, mode } = request;
@@ -72,19 +66,17 @@ impl AwaitingMessage {
     }
 
     /// Decides on the whole body, or on its first [`MAX_MESSAGE_READ`] bytes.
-    pub fn proceed(self, body: &[u8], gateway: &Gateway) -> MessageStep {
-        let refused = match (self.judge(body, gateway), self.mode) {
-            (Ok(lists), Mode::Enforce) => {
-                return MessageStep::Admit(lists, Record::Resource { refused: None, findings: self.findings });
-            }
-            (Ok(_), Mode::Shadow) => None,
-            (Err(denial), Mode::Shadow) => Some(denial.reason),
-            (Err(denial), Mode::Enforce) => {
-                let reply = gateway.reply(&denial, Some(&self.resource));
-                return MessageStep::Reply(reply, Record::Resource { refused: Some(denial.reason), findings: self.findings });
-            }
+    pub fn proceed(self, body: &[u8], gateway: &Gateway, now: UnixTime, host: &dyn Host) -> Step {
+        let judged = self.judge(body, gateway);
+        let Self { resource, mode, principal, findings, .. } = self;
+        let admitted = |lists| {
+            let forward = Forward { lists, ..Forward::default() };
+            Admitted { resource, mode, principal, forward, findings }
         };
-        MessageStep::Admit(None, Record::Resource { refused, findings: self.findings })
+        match judged {
+            Ok(lists) => admitted(lists.filter(|_| mode == Mode::Enforce)).count(gateway, now, host),
+            Err(denial) => admitted(None).refuse(gateway, &denial),
+        }
     }
 
     fn judge(&self, bytes: &[u8], gateway: &Gateway) -> Result<Option<ListRequest>, Denial> {

@@ -58,6 +58,10 @@ impl World {
         self.start_on(path, headers, RouteSettings::default())
     }
 
+    fn read(&mut self, awaiting: AwaitingMessage, body: &[u8]) -> Step {
+        awaiting.proceed(body, &self.gateway, self.now, &self.host)
+    }
+
     fn bearer(&mut self, token: &str) -> Step {
         self.start("/mcp/acme", &[MESSAGE[0], MESSAGE[1], ("authorization", &format!("Bearer {token}"))])
     }
@@ -77,6 +81,7 @@ fn reason(step: &Step) -> &'static str {
         Step::Await(_) => "await",
         Step::ReadBody(_) => "read body",
         Step::Inspect(..) => "inspect",
+        Step::Count(_) => "count",
         Step::Forward(_, record) | Step::Reply(_, record) => record.reason(),
     }
 }
@@ -635,20 +640,22 @@ fn a_message_decides() {
             let mirror = mirror.map(|method| ("mcp-method", method));
             let headers: Vec<(&str, &str)> = POST.into_iter().chain(mirror).collect();
             let Step::Inspect(_, awaiting) = world.start("/mcp/acme", &headers) else { panic!("not read") };
-            match awaiting.proceed(body.as_bytes(), &world.gateway) {
-                MessageStep::Admit(lists, record) => {
+            match world.read(awaiting, body.as_bytes()) {
+                Step::Forward(forward, record) => {
+                    let is_untouched = forward.lists.is_none() && forward.remove.is_empty() && forward.principal.is_none();
                     assert!(
-                        lists.is_none() && record.reason() == expected && (refused == 0 || mode == "shadow"),
+                        is_untouched && record.reason() == expected && (refused == 0 || mode == "shadow"),
                         "{mode} {expected}"
                     );
                 }
-                MessageStep::Reply(reply, record) => {
+                Step::Reply(reply, record) => {
                     assert_eq!((mode, record.reason(), reply.status), ("enforce", expected, refused));
                     let told = reply.headers.iter().find(|(name, _)| *name == "www-authenticate").map(|(_, value)| value.clone());
                     let needed = challenge.map(|scope| format!(r#"error="insufficient_scope", scope="{scope}""#));
                     assert_eq!(told.is_some(), needed.is_some());
                     assert!(told.unwrap_or_default().contains(&needed.unwrap_or_default()), "{expected}");
                 }
+                other => panic!("{other:?}"),
             }
         }
     }
@@ -660,7 +667,78 @@ fn lists_are_cut_where_verdicts_are_enforced() {
     for (mode, is_cut) in [("enforce", true), ("shadow", false)] {
         let mut world = scoped_world(mode);
         let Step::Inspect(_, awaiting) = world.start("/mcp/acme", &POST) else { panic!("not read") };
-        let MessageStep::Admit(lists, _) = awaiting.proceed(list.as_bytes(), &world.gateway) else { panic!("refused") };
-        assert_eq!(lists.is_some(), is_cut, "{mode}");
+        let Step::Forward(forward, _) = world.read(awaiting, list.as_bytes()) else { panic!("refused") };
+        assert_eq!(forward.lists.is_some(), is_cut, "{mode}");
+    }
+}
+
+/// A world with a rate for the org and a quota for its key, counted in `store`.
+fn limited_world(store: &str, on_error: &str, mode: &str) -> World {
+    World::with(|config| {
+        config["mode"] = json!(mode);
+        config["limits"] = json!({"store": store, "rate_limit_service": {"cluster": "ratelimit", "on_error": on_error}});
+        let acme = &mut config["policy"]["inline"]["orgs"]["acme"];
+        acme["limits"] = json!({"rate": {"requests": 2, "per": "minute"}});
+        acme["api_keys"][0]["limits"] = json!({"monthly_quota": 3});
+        acme["api_keys"][0]["connectors"] = json!(["notes"]);
+    })
+}
+
+fn header<'a>(reply: &'a LocalReply, wanted: &str) -> &'a str {
+    reply.headers.iter().find(|(name, _)| *name == wanted).map_or("", |(_, value)| value)
+}
+
+#[test]
+fn only_what_would_pass_is_counted() {
+    let mut world = limited_world("local", "allow", "enforce");
+    let foreign = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "clock__now"}}).to_string();
+    let own = foreign.replace("clock", "notes");
+    for _ in 0..5 {
+        assert_eq!(reason(&world.start("/mcp/acme/clock", &POST)), "scope_insufficient");
+        let Step::Inspect(_, awaiting) = world.start("/mcp/acme", &POST) else { panic!("not read") };
+        assert_eq!(reason(&world.read(awaiting, foreign.as_bytes())), "scope_insufficient");
+    }
+    let Step::Forward(forward, _) = world.start("/mcp/acme/notes", &POST) else { panic!("refused") };
+    assert_eq!(forward.standing.unwrap().policy(), r#""rate";q=2;w=60, "month";q=3"#);
+    let Step::Inspect(_, awaiting) = world.start("/mcp/acme", &POST) else { panic!("not read") };
+    assert_eq!(reason(&world.read(awaiting, own.as_bytes())), "ok");
+    let step = world.start("/mcp/acme/notes", &POST);
+    let Step::Reply(reply, record) = step else { panic!("not refused") };
+    assert_eq!((record.reason(), reply.status, header(&reply, "retry-after")), ("rate_limit", 429, "30"));
+    assert_eq!(header(&reply, "ratelimit-policy"), r#""rate";q=2;w=60"#);
+    assert_eq!(header(&reply, "ratelimit"), r#""rate";r=0;t=60"#);
+    world.now = world.now.plus(Duration::from_secs(60));
+    assert_eq!(reason(&world.start("/mcp/acme/notes", &POST)), "ok");
+    assert_eq!(reason(&world.start("/mcp/acme/notes", &POST)), "monthly_quota");
+    world.now = world.now.end_of_month();
+    assert_eq!(reason(&world.start("/mcp/acme/notes", &POST)), "ok");
+}
+
+#[test]
+fn in_shadow_mode_what_exceeds_a_limit_passes_as_who_it_is() {
+    let mut world = limited_world("local", "allow", "shadow");
+    for expected in ["ok", "ok", "rate_limit"] {
+        let step = world.start("/mcp/acme/notes", &POST);
+        assert!(matches!(&step, Step::Forward(Forward { principal: Some(_), .. }, _)) && reason(&step) == expected, "{step:?}");
+    }
+}
+
+#[test]
+fn the_rate_limit_service_decides() {
+    // RateLimitResponse: overall_code 1 or 2.
+    for (answer, on_error, expected, outcome) in [
+        (Some(&[8, 1][..]), "deny", "ok", ServiceOutcome::Ok),
+        (Some(&[8, 2][..]), "allow", "rate_limit", ServiceOutcome::OverLimit),
+        (Some(&[][..]), "allow", "ok", ServiceOutcome::Error),
+        (Some(&[255][..]), "deny", "rate_limit_unavailable", ServiceOutcome::Error),
+        (None, "allow", "ok", ServiceOutcome::Error),
+        (None, "deny", "rate_limit_unavailable", ServiceOutcome::Error),
+    ] {
+        let mut world = limited_world("rate_limit_service", on_error, "enforce");
+        let Step::Count(awaiting) = world.start("/mcp/acme/notes", &POST) else { panic!("not asked") };
+        assert!(!awaiting.question().is_empty());
+        let (step, told) = awaiting.proceed(answer, &world.gateway);
+        assert_eq!((reason(&step), told), (expected, outcome), "{answer:?} {on_error}");
+        assert!(!matches!(&step, Step::Forward(forward, _) if forward.principal.is_none()), "{step:?}");
     }
 }

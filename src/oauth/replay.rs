@@ -5,6 +5,7 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::host::{Host, Update};
 use crate::time::UnixTime;
 
 /// Uses that one owner's list holds: six assertions a second over their lifetime. When full, the answer is no.
@@ -28,13 +29,17 @@ impl Use {
         Self { owner: digest_of(owner), digest: digest_of(id), now, expires_at }
     }
 
-    /// The owner, as a name for the list.
-    pub fn owner(&self) -> String {
-        hex::encode(self.owner)
+    /// Whether it is the first, in all threads.
+    pub fn is_first(&self, host: &dyn Host) -> bool {
+        host.update(&self.shared_name(), &mut |list| self.note_in(list)) == Update::Changed
+    }
+
+    fn shared_name(&self) -> String {
+        format!("apexmcp/used/2/{}", hex::encode(self.owner))
     }
 
     /// The owner's list with this use noted; `None` where it was noted before, or there is no room.
-    pub fn note_in(&self, list: &[u8]) -> Option<Vec<u8>> {
+    fn note_in(&self, list: &[u8]) -> Option<Vec<u8>> {
         let mut noted = Vec::with_capacity(list.len().saturating_add(ENTRY_LENGTH));
         for entry in list.chunks_exact(ENTRY_LENGTH) {
             let (digest, expires_at) = entry.split_first_chunk::<DIGEST_LENGTH>()?;
@@ -89,7 +94,7 @@ mod tests {
 
     #[test]
     fn owners_do_not_share_lists() {
-        let of = |owner| Use::new(owner, "id", UnixTime::default(), UnixTime::default()).owner();
+        let of = |owner| Use::new(owner, "id", UnixTime::default(), UnixTime::default()).shared_name();
         assert_ne!(of("a"), of("b"));
     }
 }

@@ -18,6 +18,7 @@ use crate::host::Host;
 use crate::jose::claims;
 use crate::jose::compact::{CompactJws, Type};
 use crate::jose::signature;
+use crate::limits;
 use crate::names::is_record_id;
 use crate::path::Resource;
 use crate::policy::Policy;
@@ -50,6 +51,8 @@ pub enum TokenError {
     InvalidTarget,
     /// This client id failed too often; again after this time.
     TooManyAttempts(Duration),
+    /// This client took too many tokens; again after this time.
+    RateLimit(Duration),
     /// The body is over [`MAX_BODY_LENGTH`].
     BodyTooLong,
     /// No whole body came in time.
@@ -70,6 +73,7 @@ impl TokenError {
             Self::InvalidScope => "invalid_scope",
             Self::InvalidTarget => "invalid_target",
             Self::TooManyAttempts(_) => "too_many_attempts",
+            Self::RateLimit(_) => "rate_limit",
             Self::BodyTooLong => "body_too_long",
             Self::BodyTimeout => "body_timeout",
             Self::MethodNotAllowed => "method_not_allowed",
@@ -86,6 +90,7 @@ impl TokenError {
             Self::InvalidScope => (400, "invalid_scope", "The client holds none of these scopes."),
             Self::InvalidTarget => (400, "invalid_target", "The resource is not one of this client's org."),
             Self::TooManyAttempts(_) => (429, "rate_limited", "Too many failed attempts of this client. Try again later."),
+            Self::RateLimit(_) => (429, "rate_limited", "This client takes tokens too often. Use one until it expires."),
             Self::BodyTooLong => (413, "invalid_request", "The body is too long."),
             Self::BodyTimeout => (408, "invalid_request", "The body did not arrive in time."),
             Self::MethodNotAllowed => (405, "invalid_request", "Use POST."),
@@ -97,7 +102,7 @@ impl TokenError {
             Self::InvalidClient { basic: true } => {
                 reply.headers.push(("www-authenticate", r#"Basic realm="apexmcp""#.to_owned()))
             }
-            Self::TooManyAttempts(wait) => reply.headers.push(("retry-after", retry_after(wait))),
+            Self::TooManyAttempts(wait) | Self::RateLimit(wait) => reply.headers.push(("retry-after", retry_after(wait))),
             Self::MethodNotAllowed => reply.headers.push(("allow", "POST".to_owned())),
             Self::SigningFailed => reply.headers.push(("retry-after", "1".to_owned())),
             _ => {}
@@ -141,6 +146,8 @@ impl<'e> TokenEndpoint<'e> {
         }
         let scope = granted(client, form.get("scope"))?.to_string();
         let audience = self.audience(client, form.get("resource"))?;
+        limits::local::take_one(&limits::of_token_endpoint(&client.id), self.now, self.host)
+            .map_err(|exceeded| TokenError::RateLimit(exceeded.retry_after))?;
 
         let key = self.policy.signing_keys().first().ok_or(TokenError::SigningFailed)?;
         let jti = hex::encode(self.host.random().ok_or(TokenError::SigningFailed)?);
@@ -221,7 +228,7 @@ impl<'e> TokenEndpoint<'e> {
         let keys: Vec<_> = jwks.candidates(jws.kid()).collect();
         let Some(verified) = signature::verify(jws, keys, self.host) else { return false };
         let jti = claims::id(verified.claims());
-        !jti.is_empty() && self.host.is_first_use(&Use::new(&client.id, jti, self.now, expires_at))
+        !jti.is_empty() && Use::new(&client.id, jti, self.now, expires_at).is_first(self.host)
     }
 
     /// The moment from which an assertion is refused: at its `exp`, and not long after its `iat` even where `exp` lies far

@@ -12,6 +12,7 @@ use crate::api_key::KeyDigest;
 use crate::denial::Reason;
 use crate::jose::jwk::JwkSet;
 use crate::jwks::{Clusters, JwksUri, KeySetId};
+use crate::limits::Subjects;
 use crate::names::{ConnectorId, OrgName, is_record_id};
 use crate::oauth::client::OauthClient;
 use crate::oauth::signing_key::SigningKey;
@@ -30,6 +31,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) clusters: &'a Clusters,
     /// Where private keys may stand.
     pub(crate) environment: &'a Environment<'a>,
+    /// `gateway.connector_separator`
+    pub(crate) separator: &'a str,
 }
 
 /// A checked policy document.
@@ -50,6 +53,7 @@ pub struct Policy {
 pub struct Org {
     identity_providers: Vec<IdentityProvider>,
     has_clients: bool,
+    limits: Subjects,
     revoked_jti: HashSet<String>,
     /// By client: tokens issued before this moment are revoked.
     issued_before: HashMap<String, UnixTime>,
@@ -64,6 +68,11 @@ impl Org {
     /// Whether OAuth discovery leads anywhere for this org.
     pub fn offers_oauth(&self) -> bool {
         self.has_clients || !self.identity_providers.is_empty()
+    }
+
+    /// What the requests of all its credentials are counted at.
+    pub fn limits(&self) -> &Subjects {
+        &self.limits
     }
 
     /// Whether it has OAuth clients.
@@ -156,13 +165,11 @@ struct Checker<'a> {
 impl Checker<'_> {
     fn org(&mut self, path: &str, name: &str, raw: RawOrg) -> Option<()> {
         let name = self.identifier(path, OrgName::parse(name))?;
+        let limit = raw.limits.and_then(|raw| raw.check(format!("org/{name}"), &format!("{path}.limits"), self.problems));
+        let mut org = Org { limits: Subjects::new(limit), ..Org::default() };
         let mut ids = HashSet::new();
         for (index, key) in raw.api_keys.into_iter().enumerate() {
-            self.api_key(&format!("{path}.api_keys[{index}]"), &name, key, &mut ids);
-        }
-        let mut org = Org::default();
-        if raw.limits.is_some() {
-            self.problems.warn(format_args!("{path}.limits"), "is not enforced by this version");
+            self.api_key(&format!("{path}.api_keys[{index}]"), &name, key, &org.limits, &mut ids);
         }
         for (index, provider) in raw.identity_providers.into_iter().enumerate() {
             let path = format!("{path}.identity_providers[{index}]");
@@ -189,7 +196,14 @@ impl Checker<'_> {
         Some(())
     }
 
-    fn api_key(&mut self, path: &str, org: &OrgName, raw: RawApiKey, ids: &mut HashSet<String>) -> Option<()> {
+    fn api_key(
+        &mut self,
+        path: &str,
+        org: &OrgName,
+        raw: RawApiKey,
+        org_limits: &Subjects,
+        ids: &mut HashSet<String>,
+    ) -> Option<()> {
         if raw.revoked {
             return Some(());
         }
@@ -209,13 +223,15 @@ impl Checker<'_> {
             Some(text) => self.problems.checked(format_args!("{path}.expires_at"), UnixTime::from_rfc3339(&text)).map(Some),
         };
         let (id, digest, scopes, expires_at) = (id?, digest?, scopes?, expires_at?);
+        let own = raw.limits.and_then(|raw| raw.check(format!("key/{org}/{id}"), &format!("{path}.limits"), self.problems));
+        let limits = own.map_or_else(|| org_limits.clone(), |own| org_limits.within(own));
         if !ids.insert(id.clone()) {
             self.problems.add(format_args!("{path}.id"), "stands twice in this org");
         }
         match self.policy.api_keys.entry(digest) {
             Entry::Occupied(_) => self.problems.add(format_args!("{path}.sha256"), "is the hash of another key too"),
             Entry::Vacant(place) => {
-                place.insert(ApiKey { principal: Principal::of_api_key(org, &id, scopes), expires_at });
+                place.insert(ApiKey { principal: Principal::of_api_key(org, &id, scopes, limits), expires_at });
             }
         }
         Some(())
@@ -292,6 +308,10 @@ impl Checker<'_> {
     fn connector_scopes(&mut self, path: &str, connectors: Vec<String>) -> Option<ScopeSet> {
         if connectors.is_empty() {
             self.problems.add(path, "must name a connector; leave it out to allow all");
+        }
+        for (index, id) in connectors.iter().enumerate().filter(|(_, id)| id.contains(self.surroundings.separator)) {
+            let problem = format!("{id:?} contains gateway.connector_separator: nothing behind the joined endpoint can mean it");
+            self.problems.warn(format_args!("{path}[{index}]"), problem);
         }
         let scopes: Vec<Option<Scope>> = connectors
             .iter()

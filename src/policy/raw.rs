@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use crate::limits::raw::RawLimits;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
@@ -26,7 +27,7 @@ pub(super) struct RawOrg {
     pub(super) identity_providers: Vec<RawIdentityProvider>,
     #[serde(default)]
     pub(super) revoked_tokens: RawRevokedTokens,
-    pub(super) limits: Option<serde_json::Value>,
+    pub(super) limits: Option<RawLimits>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,6 +66,7 @@ pub(super) struct RawApiKey {
     pub(super) sha256: Option<String>,
     pub(super) connectors: Option<Vec<String>>,
     pub(super) expires_at: Option<String>,
+    pub(super) limits: Option<RawLimits>,
     #[serde(default)]
     pub(super) revoked: bool,
 }

@@ -4,12 +4,11 @@ use prost::Message;
 use proxy_wasm::types::Status;
 
 use super::hostcalls::{self, CAS_ATTEMPTS};
-use crate::host::Host;
+use crate::host::{Host, Update};
 use crate::jose::compact::CompactJws;
 use crate::jose::jwk::RsaPublicKey;
 use crate::jose::signature::verify_in_rust;
 use crate::oauth::access_token::{self, AccessTokenClaims};
-use crate::oauth::replay::Use;
 use crate::oauth::signing_key::SigningKey;
 
 const VERIFY: &str = "verify_signature";
@@ -114,16 +113,15 @@ impl Host for Envoy {
         Some(bytes)
     }
 
-    fn is_first_use(&self, usage: &Use) -> bool {
-        let key = format!("apexmcp/used/2/{}", usage.owner());
-        (0..CAS_ATTEMPTS)
-            .find_map(|_| {
-                let (list, cas) = hostcalls::shared_data(&key);
-                match usage.note_in(&list.unwrap_or_default()) {
-                    None => Some(false),
-                    Some(noted) => hostcalls::set_shared_data(&key, &noted, cas).then_some(true),
-                }
-            })
-            .unwrap_or(false)
+    fn update(&self, name: &str, change: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>) -> Update {
+        for _ in 0..CAS_ATTEMPTS {
+            let (value, cas) = hostcalls::shared_data(name);
+            match change(value.as_deref().unwrap_or_default()) {
+                None => return Update::Unchanged,
+                Some(changed) if hostcalls::set_shared_data(name, &changed, cas) => return Update::Changed,
+                Some(_) => {}
+            }
+        }
+        Update::Contended
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use prost::Message;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 
@@ -61,6 +62,11 @@ pub(super) fn response_header(name: &str) -> Vec<u8> {
     hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, name).ok().flatten().unwrap_or_default()
 }
 
+/// Adds a response header.
+pub(super) fn add_response_header(name: &str, value: &str) {
+    let _ = hostcalls::add_map_value(MapType::HttpResponseHeaders, name, value);
+}
+
 /// Removes each occurrence of a response header.
 pub(super) fn remove_response_header(name: &str) {
     let _ = hostcalls::remove_map_value(MapType::HttpResponseHeaders, name);
@@ -92,8 +98,8 @@ pub(super) fn enter(context_id: u32) -> bool {
     hostcalls::set_effective_context(context_id).is_ok()
 }
 
-/// How often a shared value that others write at the same moment is written anew.
-pub(super) const CAS_ATTEMPTS: usize = 8;
+/// How often a shared value that others write at the same moment is written anew. Each time, another one got on.
+pub(super) const CAS_ATTEMPTS: usize = 64;
 
 /// The number under which a value in shared data was read. To write under it succeeds only where nobody wrote since.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +131,32 @@ pub(super) fn get(cluster: &str, uri: &JwksUri, timeout: Duration) -> Result<u32
         ("user-agent", concat!("apexmcp-auth/", env!("CARGO_PKG_VERSION"))),
     ];
     hostcalls::dispatch_http_call(cluster, headers, None, Vec::new(), timeout)
+}
+
+/// `envoy.config.core.v3.GrpcService`, as far as it names a cluster. A plain name would be taken for one too, and could
+/// end Envoy where it happens to be a message.
+#[derive(Clone, PartialEq, Message)]
+struct GrpcService {
+    #[prost(message, optional, tag = "1")]
+    envoy_grpc: Option<EnvoyGrpc>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct EnvoyGrpc {
+    #[prost(string, tag = "1")]
+    cluster_name: String,
+}
+
+/// Begins a gRPC call and returns the number under which the answer comes; `None` where Envoy does not begin it.
+pub(super) fn call_grpc(cluster: &str, service: &str, method: &str, message: &[u8], timeout: Duration) -> Option<u32> {
+    let upstream = GrpcService { envoy_grpc: Some(EnvoyGrpc { cluster_name: cluster.to_owned() }) }.encode_to_vec();
+    let upstream = String::from_utf8(upstream).ok()?;
+    hostcalls::dispatch_grpc_call(&upstream, service, method, Vec::new(), Some(message), timeout).ok()
+}
+
+/// The message that a gRPC call answered.
+pub(super) fn grpc_response(size: usize) -> Vec<u8> {
+    hostcalls::get_buffer(BufferType::GrpcReceiveBuffer, 0, size).ok().flatten().unwrap_or_default()
 }
 
 /// The status of the answer that came; `None` where the connection broke. Its headers must not be asked for then.

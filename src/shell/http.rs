@@ -10,9 +10,14 @@ use proxy_wasm::types::Action;
 use super::envoy::Envoy;
 use super::hostcalls;
 use super::metrics::Metrics;
+use crate::config::LimitStore;
 use crate::denial::{Denial, Reason};
-use crate::exchange::{self, ACCEPT_ENCODING, AwaitingBody, AwaitingKeySet, AwaitingMessage, Forward, MessageStep, Record, Step};
+use crate::exchange::{
+    self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, Forward, Record, Step,
+};
 use crate::gateway::{Findings, Gateway};
+use crate::limits::service;
+use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
 use crate::mcp::reply::{ListReply, ListRequest, ResponseHead};
 use crate::oauth::token_endpoint::TokenError;
 use crate::principal::{ATTRIBUTES, Principal};
@@ -34,6 +39,10 @@ pub(super) struct Plugin {
     pub(super) envoy: Envoy,
     pub(super) metrics: RefCell<Metrics>,
     held: RefCell<HashMap<u32, Held>>,
+    /// The streams for which the rate limit service was asked, by the number under which the answer comes.
+    counts: RefCell<HashMap<u32, u32>>,
+    /// The root context.
+    pub(super) root_id: Cell<u32>,
 }
 
 /// A stream whose request is held, and what for.
@@ -46,13 +55,15 @@ enum Awaiting {
     KeySet(AwaitingKeySet),
     Body(AwaitingBody),
     Message(AwaitingMessage),
+    /// The answer comes under this number.
+    Count(AwaitingCount, u32),
 }
 
 impl Awaiting {
     /// As much of the body as is read, where one is awaited.
     fn max_body(&self) -> Option<usize> {
         match self {
-            Self::KeySet(_) => None,
+            Self::KeySet(_) | Self::Count(..) => None,
             Self::Body(_) => Some(exchange::MAX_BODY_READ),
             Self::Message(_) => Some(exchange::MAX_MESSAGE_READ),
         }
@@ -81,11 +92,20 @@ struct Flow {
     body_is_whole: Cell<bool>,
     /// How the response is to be cut, before it begins.
     lists: RefCell<Option<ListRequest>>,
+    /// What the response tells of the limits.
+    standing: Cell<Option<Box<Standing>>>,
 }
 
 impl Flow {
     fn head_action(&self) -> Action {
         if self.gate.get() == Gate::Closed { Action::Pause } else { Action::Continue }
+    }
+
+    /// Lets the current stream, whose it is, go on as far as it may now and could not before.
+    fn resume(&self, before: Gate) {
+        if self.gate.get() != before {
+            hostcalls::resume_request();
+        }
     }
 
     fn body_action(&self) -> Action {
@@ -112,7 +132,11 @@ impl Stream {
     }
 }
 
-impl Context for Stream {}
+impl Context for Stream {
+    fn on_grpc_call_response(&mut self, token: u32, status: u32, size: usize) {
+        self.plugin.counted(token, status, size);
+    }
+}
 
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _num_headers: usize, end_of_stream: bool) -> Action {
@@ -135,6 +159,10 @@ impl HttpContext for Stream {
     }
 
     fn on_http_response_headers(&mut self, _num_headers: usize, _end_of_stream: bool) -> Action {
+        if let Some(standing) = self.flow.standing.take() {
+            hostcalls::add_response_header(RATE_LIMIT_POLICY, &standing.policy());
+            hostcalls::add_response_header(RATE_LIMIT, &standing.state());
+        }
         if let Some(request) = self.flow.lists.take() {
             let [status, content_type, content_encoding] =
                 [":status", "content-type", "content-encoding"].map(hostcalls::response_header);
@@ -164,7 +192,9 @@ impl HttpContext for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.plugin.held.borrow_mut().remove(&self.id);
+        if let Some(Held { awaiting: Awaiting::Count(_, token), .. }) = self.plugin.held.borrow_mut().remove(&self.id) {
+            self.plugin.counts.borrow_mut().remove(&token);
+        }
     }
 }
 
@@ -196,9 +226,12 @@ impl Plugin {
             Step::Forward(forward, record) => {
                 if self.edit(&forward) {
                     self.note(&record);
+                    flow.lists.replace(forward.lists);
+                    flow.standing.set(forward.standing);
                     flow.gate.set(Gate::Open);
                 }
             }
+            Step::Count(exchange) => self.ask(exchange, id, flow),
             Step::Inspect(forward, exchange) => {
                 if self.edit(&forward) {
                     identify(exchange.principal());
@@ -212,19 +245,45 @@ impl Plugin {
         }
     }
 
-    /// Does what `step` says to the current stream, whose body was held.
-    fn apply_to_body(&self, step: MessageStep, flow: &Flow) {
-        match step {
-            MessageStep::Admit(lists, record) => {
-                self.note(&record);
-                flow.lists.replace(lists);
-                flow.gate.set(Gate::Open);
+    /// Asks the rate limit service. From the root context: what a stream asks for is lost with it.
+    fn ask(&self, exchange: AwaitingCount, id: u32, flow: &Rc<Flow>) {
+        let service = self.gateway.borrow().as_ref().and_then(|gateway| match &gateway.config.limits {
+            LimitStore::RateLimitService(service) => Some((service.cluster.clone(), service.timeout)),
+            LimitStore::Local => None,
+        });
+        hostcalls::enter(self.root_id.get());
+        let token = service.and_then(|(cluster, timeout)| {
+            hostcalls::call_grpc(&cluster, service::SERVICE, service::METHOD, exchange.question(), timeout)
+        });
+        hostcalls::enter(id);
+        match token {
+            Some(token) => {
+                self.counts.borrow_mut().insert(token, id);
+                self.hold(id, flow, Awaiting::Count(exchange, token));
             }
-            MessageStep::Reply(reply, record) => {
-                self.note(&record);
-                hostcalls::send_local_reply(&reply);
-            }
+            None => self.go_on(exchange, None, id, flow),
         }
+    }
+
+    /// The rate limit service answered, or will not any more.
+    pub(super) fn counted(&self, token: u32, status: u32, size: usize) {
+        let answer = (status == 0).then(|| hostcalls::grpc_response(size));
+        let Some(id) = self.counts.borrow_mut().remove(&token) else { return };
+        let held = self.held.borrow_mut().remove(&id);
+        let Some(Held { flow, awaiting: Awaiting::Count(exchange, _) }) = held else { return };
+        if hostcalls::enter(id) {
+            let before = flow.gate.get();
+            self.go_on(exchange, answer.as_deref(), id, &flow);
+            flow.resume(before);
+        }
+    }
+
+    fn go_on(&self, exchange: AwaitingCount, answer: Option<&[u8]>, id: u32, flow: &Rc<Flow>) {
+        let gateway = self.gateway.borrow();
+        let Some((step, outcome)) = gateway.as_ref().map(|gateway| exchange.proceed(answer, gateway)) else { return };
+        drop(gateway);
+        self.metrics.borrow_mut().counted(outcome);
+        self.apply(step, id, flow);
     }
 
     fn hold(&self, id: u32, flow: &Rc<Flow>, awaiting: Awaiting) {
@@ -273,19 +332,13 @@ impl Plugin {
         let body = hostcalls::request_body(awaiting.max_body().unwrap_or_default());
         let mut gateway = self.gateway.borrow_mut();
         let Some(gateway_now) = gateway.as_mut() else { return };
-        match awaiting {
-            Awaiting::KeySet(_) => {}
-            Awaiting::Body(exchange) => {
-                let step = exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy);
-                drop(gateway);
-                self.apply(step, id, &flow);
-            }
-            Awaiting::Message(exchange) => {
-                let step = exchange.proceed(&body, gateway_now);
-                drop(gateway);
-                self.apply_to_body(step, &flow);
-            }
-        }
+        let step = match awaiting {
+            Awaiting::Body(exchange) => exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy),
+            Awaiting::Message(exchange) => exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy),
+            Awaiting::KeySet(_) | Awaiting::Count(..) => return,
+        };
+        drop(gateway);
+        self.apply(step, id, &flow);
     }
 
     /// Decides the held streams for which something happened. Leaves one of them the current context.
@@ -294,19 +347,18 @@ impl Plugin {
             if !hostcalls::enter(id) {
                 continue;
             }
+            let before = flow.gate.get();
             let step = match (awaiting, self.gateway.borrow_mut().as_mut()) {
                 (Awaiting::KeySet(exchange), Some(gateway)) => exchange.proceed(gateway, now, &self.envoy),
                 (Awaiting::Body(exchange), _) => {
                     log::warn!("a body did not arrive in time; the filter needs allow_on_headers_stop_iteration to read bodies");
                     exchange.give_up(TokenError::BodyTimeout)
                 }
-                (Awaiting::Message(_), _) | (Awaiting::KeySet(_), None) => continue,
+                (Awaiting::Message(_) | Awaiting::Count(..), _) | (Awaiting::KeySet(_), None) => continue,
             };
             self.apply(step, id, &flow);
             self.read_body(id);
-            if matches!(flow.head_action(), Action::Continue) {
-                hostcalls::resume_request();
-            }
+            flow.resume(before);
         }
     }
 
@@ -316,7 +368,7 @@ impl Plugin {
         let is_ready = |_: &u32, held: &mut Held| match &held.awaiting {
             Awaiting::KeySet(exchange) => exchange.is_ready(gateway, now),
             Awaiting::Body(exchange) => exchange.is_overdue(now),
-            Awaiting::Message(_) => false,
+            Awaiting::Message(_) | Awaiting::Count(..) => false,
         };
         self.held.borrow_mut().extract_if(is_ready).collect()
     }

@@ -7,7 +7,7 @@ use proxy_wasm::types::MetricType;
 
 use super::hostcalls;
 use crate::denial::OK;
-use crate::exchange::Record;
+use crate::exchange::{Record, ServiceOutcome};
 use crate::gateway::CacheOutcome;
 use crate::principal::Method;
 
@@ -35,6 +35,16 @@ impl Metrics {
             };
             self.count(&format!("apexmcp_token_cache;outcome=.={outcome};.;"));
         }
+    }
+
+    /// Counts an answer of the rate limit service, or the lack of one.
+    pub(super) fn counted(&mut self, outcome: ServiceOutcome) {
+        let outcome = match outcome {
+            ServiceOutcome::Ok => "ok",
+            ServiceOutcome::OverLimit => "over_limit",
+            ServiceOutcome::Error => "error",
+        };
+        self.count(&format!("apexmcp_rate_limit_service;outcome=.={outcome};.;"));
     }
 
     /// Counts a fetch of a key set.

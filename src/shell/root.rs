@@ -29,7 +29,9 @@ pub(super) struct Root {
 
 impl Root {
     pub(super) fn new(id: u32) -> Self {
-        Self { id, plugin: Rc::default(), fetches: HashMap::new() }
+        let plugin = Rc::<Plugin>::default();
+        plugin.root_id.set(id);
+        Self { id, plugin, fetches: HashMap::new() }
     }
 }
 
@@ -39,6 +41,12 @@ impl Context for Root {
         let now = hostcalls::now();
         self.finish(id, read_key_set(num_headers, body_size), now);
         self.wake(now);
+    }
+
+    // For streams that waited for keys before they were counted.
+    fn on_grpc_call_response(&mut self, token: u32, status: u32, size: usize) {
+        self.plugin.counted(token, status, size);
+        hostcalls::enter(self.id);
     }
 }
 

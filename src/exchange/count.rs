@@ -1,0 +1,101 @@
+//! A request that may pass is counted: only then, so that a refused one costs nothing.
+
+use std::rc::Rc;
+
+use super::{Forward, Record, Step};
+use crate::config::{LimitStore, Mode, OnError};
+use crate::denial::{Denial, Reason};
+use crate::gateway::{Count, Findings, Gateway};
+use crate::host::Host;
+use crate::limits::local::Exceeded;
+use crate::limits::service;
+use crate::limits::standing::Standing;
+use crate::path::Resource;
+use crate::principal::Principal;
+use crate::time::UnixTime;
+
+/// A request that may pass as far as its credential goes.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) resource: Resource,
+    pub(super) mode: Mode,
+    pub(super) principal: Rc<Principal>,
+    pub(super) forward: Forward,
+    pub(super) findings: Findings,
+}
+
+/// A request about which the rate limit service is asked.
+#[derive(Debug)]
+pub struct AwaitingCount {
+    admitted: Admitted,
+    question: Vec<u8>,
+}
+
+/// How the rate limit service answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceOutcome {
+    /// Within all limits.
+    Ok,
+    /// Over one.
+    OverLimit,
+    /// Not, or not so that it could be read.
+    Error,
+}
+
+impl Admitted {
+    pub(super) fn count(self, gateway: &Gateway, now: UnixTime, host: &dyn Host) -> Step {
+        match gateway.count(&self.principal, now, host) {
+            Count::Free => self.pass(None),
+            Count::Done(counted) => self.settle(counted, gateway),
+            Count::Ask(question) => Step::Count(AwaitingCount { admitted: self, question }),
+        }
+    }
+
+    pub(super) fn refuse(self, gateway: &Gateway, denial: &Denial) -> Step {
+        let record = Record::Resource { refused: Some(denial.reason), findings: self.findings };
+        match self.mode {
+            Mode::Enforce => Step::Reply(gateway.reply(denial, Some(&self.resource)), record),
+            Mode::Shadow => Step::Forward(self.forward, record),
+        }
+    }
+
+    fn settle(self, counted: Result<Standing, Exceeded>, gateway: &Gateway) -> Step {
+        match counted {
+            Ok(standing) => self.pass(Some(standing)),
+            Err(exceeded) => self.refuse(gateway, &exceeded.into()),
+        }
+    }
+
+    fn pass(self, standing: Option<Standing>) -> Step {
+        let record = Record::Resource { refused: None, findings: self.findings };
+        Step::Forward(Forward { standing: standing.map(Box::new), ..self.forward }, record)
+    }
+}
+
+impl AwaitingCount {
+    /// What the service is asked: a `RateLimitRequest`.
+    pub fn question(&self) -> &[u8] {
+        &self.question
+    }
+
+    /// Goes on with the service's `RateLimitResponse`, or, where none came in time, as the operator wants it.
+    pub fn proceed(self, answer: Option<&[u8]>, gateway: &Gateway) -> (Step, ServiceOutcome) {
+        let on_error = match &gateway.config.limits {
+            LimitStore::RateLimitService(service) => service.on_error,
+            LimitStore::Local => OnError::default(),
+        };
+        match answer.and_then(|answer| service::read(answer, self.admitted.principal.limits())) {
+            Some(counted) => {
+                let outcome = if counted.is_ok() { ServiceOutcome::Ok } else { ServiceOutcome::OverLimit };
+                (self.admitted.settle(counted, gateway), outcome)
+            }
+            None => {
+                let step = match on_error {
+                    OnError::Allow => self.admitted.pass(None),
+                    OnError::Deny => self.admitted.refuse(gateway, &Reason::RateLimitUnavailable.into()),
+                };
+                (step, ServiceOutcome::Error)
+            }
+        }
+    }
+}

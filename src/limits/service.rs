@@ -1,0 +1,225 @@
+//! Counting by a fleet's rate limit service: `ShouldRateLimit` of `envoy.service.ratelimit.v3.RateLimitService`, one call
+//! a request, with every limit as an override, so that the service needs to know no org.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use prost::Message;
+
+use super::local::Exceeded;
+use super::standing::{Standing, Window};
+use super::{Kind, Subject, Subjects, Unit};
+
+/// The service's full name.
+pub const SERVICE: &str = "envoy.service.ratelimit.v3.RateLimitService";
+/// Its method.
+pub const METHOD: &str = "ShouldRateLimit";
+
+const OK: i32 = 1;
+const OVER_LIMIT: i32 = 2;
+/// `envoy.type.v3.RateLimitUnit`
+const MONTH: i32 = 5;
+
+/// `envoy.service.ratelimit.v3.RateLimitRequest`
+#[derive(Clone, PartialEq, Message)]
+struct RateLimitRequest {
+    #[prost(string, tag = "1")]
+    domain: String,
+    #[prost(message, repeated, tag = "2")]
+    descriptors: Vec<Descriptor>,
+    #[prost(uint32, tag = "3")]
+    hits_addend: u32,
+}
+
+/// `envoy.extensions.common.ratelimit.v3.RateLimitDescriptor`
+#[derive(Clone, PartialEq, Message)]
+struct Descriptor {
+    #[prost(message, repeated, tag = "1")]
+    entries: Vec<Entry>,
+    #[prost(message, optional, tag = "2")]
+    limit: Option<Override>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Entry {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Override {
+    #[prost(uint32, tag = "1")]
+    requests_per_unit: u32,
+    #[prost(int32, tag = "2")]
+    unit: i32,
+}
+
+/// `envoy.service.ratelimit.v3.RateLimitResponse`
+#[derive(Clone, PartialEq, Message)]
+struct RateLimitResponse {
+    #[prost(int32, tag = "1")]
+    overall_code: i32,
+    #[prost(message, repeated, tag = "2")]
+    statuses: Vec<Status>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Status {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(uint32, tag = "3")]
+    limit_remaining: u32,
+    #[prost(message, optional, tag = "4")]
+    duration_until_reset: Option<prost_types::Duration>,
+}
+
+/// One limit that is asked about.
+struct Limit<'a> {
+    subject: &'a Subject,
+    kind: Kind,
+    requests: NonZeroU32,
+    unit: i32,
+    length: Option<Duration>,
+}
+
+/// All limits of `subjects`, in the order in which they are asked about.
+fn limits(subjects: &Subjects) -> impl Iterator<Item = Limit<'_>> {
+    subjects.iter().flat_map(|subject| {
+        let rate = subject.rate.map(|rate| Limit {
+            subject,
+            kind: Kind::Rate,
+            requests: rate.requests,
+            unit: number_of(rate.per),
+            length: Some(rate.per.duration()),
+        });
+        let month =
+            subject.monthly_quota.map(|requests| Limit { subject, kind: Kind::Month, requests, unit: MONTH, length: None });
+        rate.into_iter().chain(month)
+    })
+}
+
+const fn number_of(unit: Unit) -> i32 {
+    match unit {
+        Unit::Second => 1,
+        Unit::Minute => 2,
+        Unit::Hour => 3,
+        Unit::Day => 4,
+    }
+}
+
+/// The question whether one request more is within the limits of `subjects`.
+pub fn request(domain: &str, subjects: &Subjects) -> Vec<u8> {
+    let descriptor = |limit: Limit<'_>| {
+        let entry = |key: &str, value: &str| Entry { key: key.to_owned(), value: value.to_owned() };
+        let kind = match limit.kind {
+            Kind::Rate => "rate",
+            Kind::Month => "month",
+        };
+        Descriptor {
+            entries: vec![entry("subject", &limit.subject.name), entry("limit", kind)],
+            limit: Some(Override { requests_per_unit: limit.requests.get(), unit: limit.unit }),
+        }
+    };
+    let descriptors = limits(subjects).map(descriptor).collect();
+    RateLimitRequest { domain: domain.to_owned(), descriptors, hits_addend: 1 }.encode_to_vec()
+}
+
+/// What the service answers to [`request`]; `None` where that is no answer to it.
+pub fn read(response: &[u8], subjects: &Subjects) -> Option<Result<Standing, Exceeded>> {
+    let response = RateLimitResponse::decode(response).ok()?;
+    let (mut standing, mut exceeded) = (Standing::default(), None::<(Kind, Duration)>);
+    for (limit, status) in limits(subjects).zip(&response.statuses) {
+        let resets_in = status.duration_until_reset.and_then(|duration| Duration::try_from(duration).ok()).unwrap_or_default();
+        let window = Window {
+            quota: limit.requests.get().into(),
+            length: limit.length,
+            remaining: status.limit_remaining.into(),
+            resets_in,
+        };
+        standing = standing.and(match limit.kind {
+            Kind::Rate => Standing { rate: Some(window), month: None },
+            Kind::Month => Standing { rate: None, month: Some(window) },
+        });
+        // The longest wait of those that are exceeded: before that, it would be refused again.
+        if status.code == OVER_LIMIT && exceeded.is_none_or(|(_, wait)| wait < resets_in) {
+            exceeded = Some((limit.kind, resets_in));
+        }
+    }
+    match response.overall_code {
+        OK => Some(Ok(standing)),
+        OVER_LIMIT => {
+            let (kind, retry_after) = exceeded.unwrap_or((Kind::Rate, Duration::from_secs(1)));
+            Some(Err(Exceeded { kind, retry_after, standing }))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Rate;
+    use std::rc::Rc;
+
+    fn subjects() -> Subjects {
+        let count = |count| NonZeroU32::new(count).unwrap();
+        let rate = Rate { requests: count(600), per: Unit::Minute, burst: count(60) };
+        let key = Subject { name: "key/acme/k1".into(), rate: Some(Rate { requests: count(10), ..rate }), monthly_quota: None };
+        let org = Subject { name: "org/acme".into(), rate: Some(rate), monthly_quota: Some(count(1000)) };
+        Subjects::new([Rc::new(key), Rc::new(org)])
+    }
+
+    fn status(code: i32, limit_remaining: u32, seconds: i64) -> Status {
+        Status { code, limit_remaining, duration_until_reset: Some(prost_types::Duration { seconds, nanos: 0 }) }
+    }
+
+    #[test]
+    fn every_limit_is_asked_about_with_its_override() {
+        let asked = RateLimitRequest::decode(request("apexmcp", &subjects()).as_slice()).unwrap();
+        assert_eq!((asked.domain.as_str(), asked.hits_addend), ("apexmcp", 1));
+        let asked: Vec<_> = asked
+            .descriptors
+            .iter()
+            .map(|descriptor| {
+                let entries: Vec<_> = descriptor.entries.iter().map(|entry| format!("{}={}", entry.key, entry.value)).collect();
+                let limit = descriptor.limit.as_ref().unwrap();
+                (entries.join(" "), limit.requests_per_unit, limit.unit)
+            })
+            .collect();
+        let expected = [
+            ("subject=key/acme/k1 limit=rate", 10, 2),
+            ("subject=org/acme limit=rate", 600, 2),
+            ("subject=org/acme limit=month", 1000, 5),
+        ];
+        assert_eq!(asked, expected.map(|(entries, requests, unit)| (entries.to_owned(), requests, unit)));
+    }
+
+    #[test]
+    fn answers_are_read() {
+        let read = |overall_code, statuses: Vec<Status>| {
+            super::read(&RateLimitResponse { overall_code, statuses }.encode_to_vec(), &subjects())
+        };
+        let standing = read(OK, vec![status(OK, 9, 30), status(OK, 5, 40), status(OK, 999, 1_000)]).unwrap().unwrap();
+        assert_eq!(standing.policy(), r#""rate";q=600;w=60, "month";q=1000"#);
+        assert_eq!(standing.state(), r#""rate";r=5;t=40, "month";r=999;t=1000"#);
+        let exceeded =
+            |statuses| read(OVER_LIMIT, statuses).unwrap().map_err(|exceeded| (exceeded.kind, exceeded.retry_after.as_secs()));
+        assert_eq!(exceeded(vec![status(OVER_LIMIT, 0, 30), status(OK, 5, 40), status(OK, 9, 50)]), Err((Kind::Rate, 30)));
+        assert_eq!(
+            exceeded(vec![status(OVER_LIMIT, 0, 30), status(OK, 5, 40), status(OVER_LIMIT, 0, 50)]),
+            Err((Kind::Month, 50))
+        );
+        assert_eq!(exceeded(vec![]), Err((Kind::Rate, 1)));
+        assert_eq!(read(0, vec![]), None);
+        assert_eq!(super::read(b"\xff", &subjects()), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(bytes: Vec<u8>) {
+            let _ = super::read(&bytes, &subjects());
+        }
+    }
+}
