@@ -1,6 +1,7 @@
 # Every target works from a fresh clone: it sets up what is missing first.
 
 TOOLS := .tools/.complete
+RATELIMIT := .tools/bin/ratelimit
 # npm writes this file last.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
 
@@ -12,13 +13,13 @@ help: ## this list
 run: setup build ## the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C
 	@exec .tools/bin/python demo/run.py
 
-test: setup build ## every test: unit, property, end to end in real Envoy
+test: setup build $(RATELIMIT) ## every test: unit, property, end to end in real Envoy
 	cargo test --workspace --locked
 
 build: prerequisites ## dist/apexmcp_auth.wasm
 	scripts/wasm build
 
-bench: setup build ## what it costs; prints a table and writes target/bench.json
+bench: setup build $(RATELIMIT) ## what it costs; prints a table and writes target/bench.json
 	@command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
 	@.tools/bin/python bench/bench.py
 
@@ -37,6 +38,9 @@ $(TOOLS): requirements.txt scripts/tools | prerequisites
 	@mkdir -p $(@D)
 	scripts/tools
 	@touch $@
+
+$(RATELIMIT): scripts/ratelimit scripts/go.txt $(TOOLS)
+	scripts/ratelimit
 
 $(NODE_MODULES): %/node_modules/.package-lock.json: %/package-lock.json $(TOOLS)
 	.tools/bin/npm ci --prefix $* --no-audit --no-fund

@@ -34,12 +34,13 @@ pub struct Setup {
     workers: usize,
     routes: Option<Value>,
     holds_headers_alone: bool,
+    rate_limit_port: Option<u16>,
 }
 
 impl Setup {
     /// With this plugin configuration, one worker, and one route to the upstream.
     pub fn new(plugin: Value) -> Self {
-        Self { plugin, workers: 1, routes: None, holds_headers_alone: true }
+        Self { plugin, workers: 1, routes: None, holds_headers_alone: true, rate_limit_port: None }
     }
 
     /// With so many workers.
@@ -62,6 +63,11 @@ impl Setup {
     /// As hosts are that cannot go on with a body while the headers are held: without `allow_on_headers_stop_iteration`.
     pub fn holding_bodies(self) -> Self {
         Self { holds_headers_alone: false, ..self }
+    }
+
+    /// With a cluster `ratelimit` that leads to this port.
+    pub fn rate_limit_service(self, port: u16) -> Self {
+        Self { rate_limit_port: Some(port), ..self }
     }
 
     /// Starts it in front of `upstream`.
@@ -112,6 +118,8 @@ impl Setup {
                 },
             }],
         });
+        let clusters: Vec<Value> =
+            [cluster_of(upstream), jwks_cluster()].into_iter().chain(self.rate_limit_port.map(rate_limit_cluster)).collect();
         json!({
             "node": {"id": "gateway", "cluster": "gateway"},
             "admin": {"address": any_port()},
@@ -126,7 +134,7 @@ impl Setup {
                         "typed_config": connection_manager,
                     }]}],
                 }],
-                "clusters": [cluster_of(upstream), jwks_cluster()],
+                "clusters": clusters,
             },
         })
     }
@@ -144,6 +152,21 @@ fn cluster_of(upstream: &Server) -> Value {
         "type": "STATIC",
         "load_assignment": {"cluster_name": "upstream", "endpoints": [{"lb_endpoints": [{
             "endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}},
+        }]}]},
+    })
+}
+
+fn rate_limit_cluster(port: u16) -> Value {
+    let protocol = json!({
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    });
+    json!({
+        "name": "ratelimit",
+        "type": "STATIC",
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol},
+        "load_assignment": {"cluster_name": "ratelimit", "endpoints": [{"lb_endpoints": [{
+            "endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}},
         }]}]},
     })
 }

@@ -17,6 +17,7 @@ pub mod oauth;
 pub mod policy;
 pub mod process;
 pub mod provider;
+pub mod rate_limit;
 pub mod server;
 pub mod token;
 pub mod upstream;

@@ -12,7 +12,7 @@ use crate::connector::Connector;
 use crate::envoy::{Envoy, complete_gateway};
 use crate::eventually;
 use crate::http::Request;
-use crate::policy::{api_key, api_key_record, merged};
+use crate::policy::{api_key, api_key_record, merged, sha256};
 use crate::process::{Folder, Process, argument, free_port};
 use crate::token::base64url;
 
@@ -213,7 +213,7 @@ fn policy(signing_keys: &Value, client_key: &PrivateKey) -> Value {
             "oauth_clients": [
                 {
                     "client_id": WITH_SECRET,
-                    "secret_sha256": [hex::encode(hmac_sha256::Hash::hash(SECRET.as_bytes()))],
+                    "secret_sha256": [sha256(SECRET)],
                     "scopes": ["mcp:call"],
                 },
                 {"client_id": WITH_KEY, "jwks": {"keys": [client_key.jwk()]}, "scopes": ["mcp:call"]},

@@ -9,7 +9,12 @@ pub fn api_key(id: &str) -> String {
 
 /// The record of that key.
 pub fn api_key_record(id: &str) -> Value {
-    json!({"id": id, "sha256": hex::encode(hmac_sha256::Hash::hash(api_key(id).as_bytes()))})
+    json!({"id": id, "sha256": sha256(&api_key(id))})
+}
+
+/// The hash under which a policy keeps a secret.
+pub fn sha256(secret: &str) -> String {
+    hex::encode(hmac_sha256::Hash::hash(secret.as_bytes()))
 }
 
 /// `object` but for `changes`, of which null takes a member away.

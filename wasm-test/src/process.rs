@@ -58,9 +58,16 @@ pub struct Process(Child);
 impl Process {
     /// Starts one of `.tools/bin` in the repository, with its output in `folder`: `stdout` and `stderr`.
     pub fn start(tool: &str, arguments: &[&str], folder: &Folder) -> io::Result<Self> {
+        Self::start_with(tool, arguments, &[], folder)
+    }
+
+    /// The same with these variables in its environment. A tool that is not in `.tools/bin` is one of the machine's.
+    pub fn start_with(tool: &str, arguments: &[&str], environment: &[(&str, &str)], folder: &Folder) -> io::Result<Self> {
         let output = |name| File::options().create(true).append(true).open(folder.file(name));
-        Command::new(repository().canonicalize()?.join(".tools/bin").join(tool))
+        let own = repository().canonicalize()?.join(".tools/bin").join(tool);
+        Command::new(if own.exists() { own } else { tool.into() })
             .args(arguments)
+            .envs(environment.iter().copied())
             .current_dir(repository())
             .stdout(output("stdout")?)
             .stderr(output("stderr")?)

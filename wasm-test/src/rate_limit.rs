@@ -1,0 +1,95 @@
+//! Envoy's rate limit service with the Redis that it counts in, both real.
+
+use crate::process::{Folder, Process, argument, free_port};
+use crate::{eventually, repository};
+
+/// The domain that the service knows.
+pub const DOMAIN: &str = "apexmcp";
+
+/// The service. Redis and it can be stopped and started again, at their places.
+#[derive(Debug)]
+pub struct RateLimitService {
+    folder: Folder,
+    redis_port: u16,
+    ports: [u16; 3],
+    redis: Option<Process>,
+    service: Option<Process>,
+}
+
+impl RateLimitService {
+    /// Starts both.
+    ///
+    /// # Panics
+    /// Where they don't.
+    pub async fn start() -> Self {
+        let folder = Folder::new().expect("a folder");
+        let config = folder.file("runtime/ratelimit/config");
+        std::fs::create_dir_all(&config).expect("a folder");
+        std::fs::write(config.join("apexmcp.yaml"), format!("domain: {DOMAIN}\n")).expect("its configuration");
+        let ports = [free_port(), free_port(), free_port()];
+        let mut this = Self { folder, redis_port: free_port(), ports, redis: None, service: None };
+        this.start_redis().await;
+        this.start_service().await;
+        this
+    }
+
+    /// Where it answers gRPC.
+    pub fn port(&self) -> u16 {
+        self.ports[0]
+    }
+
+    /// Starts Redis, empty.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub async fn start_redis(&mut self) {
+        let port = self.redis_port.to_string();
+        let arguments = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+        self.redis = Some(Process::start("redis-server", &arguments, &self.folder).expect("Redis starts"));
+        until_listening("Redis", self.redis_port).await;
+    }
+
+    /// Ends Redis.
+    pub fn stop_redis(&mut self) {
+        self.redis = None;
+    }
+
+    /// Starts the service.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub async fn start_service(&mut self) {
+        let [grpc, http, debug] = self.ports.map(|port| port.to_string());
+        let redis = format!("127.0.0.1:{}", self.redis_port);
+        let runtime = self.folder.file("runtime");
+        let runtime = runtime.canonicalize().unwrap_or_else(|_| repository().join(&runtime));
+        let environment = [
+            ("HOST", "127.0.0.1"),
+            ("GRPC_HOST", "127.0.0.1"),
+            ("DEBUG_HOST", "127.0.0.1"),
+            ("GRPC_PORT", &grpc),
+            ("PORT", &http),
+            ("DEBUG_PORT", &debug),
+            ("REDIS_SOCKET_TYPE", "tcp"),
+            ("REDIS_URL", &redis),
+            ("REDIS_TIMEOUT", "1s"),
+            ("USE_STATSD", "false"),
+            ("RUNTIME_ROOT", argument(&runtime)),
+            ("RUNTIME_SUBDIRECTORY", "ratelimit"),
+            ("RUNTIME_WATCH_ROOT", "false"),
+            // What exceeds one limit is not counted at the others.
+            ("STOP_CACHE_KEY_INCREMENT_WHEN_OVERLIMIT", "true"),
+        ];
+        self.service = Some(Process::start_with("ratelimit", &[], &environment, &self.folder).expect("the service starts"));
+        until_listening("the rate limit service", self.port()).await;
+    }
+
+    /// Ends the service.
+    pub fn stop_service(&mut self) {
+        self.service = None;
+    }
+}
+
+async fn until_listening(what: &str, port: u16) {
+    eventually(what, async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()).await;
+}
