@@ -54,6 +54,8 @@ pub enum Reason {
     MessageMalformed,
     /// The body is longer than is read.
     MessageTooLong,
+    /// Something behind answered before the message had been read: nothing was called.
+    MessageUnread,
     /// `Mcp-Method` or `Mcp-Name` contradicts the body.
     HeaderMismatch,
     /// The body is no `application/json`, or compressed.
@@ -121,6 +123,12 @@ impl Reason {
             },
             Self::MessageMalformed => invalid_request("message_malformed", 400, "The body is no acceptable JSON-RPC message."),
             Self::MessageTooLong => invalid_request("message_too_long", 413, "The body is longer than 1 MiB."),
+            Self::MessageUnread => Wording {
+                word: "message_unread",
+                status: 502,
+                error: "bad_gateway",
+                description: "The upstream answered before the message was read.",
+            },
             Self::HeaderMismatch => {
                 invalid_request("header_mismatch", 400, "The header Mcp-Method or Mcp-Name contradicts the body.")
             }

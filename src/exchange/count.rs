@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{Forward, Record, Step};
 use crate::config::{LimitStore, Mode, OnError};
-use crate::denial::{Denial, Reason};
+use crate::denial::{Denial, LocalReply, Reason};
 use crate::gateway::{Count, Findings, Gateway};
 use crate::host::Host;
 use crate::limits::local::Exceeded;
@@ -59,6 +59,15 @@ impl Admitted {
         }
     }
 
+    /// What is told in the place of an answer that came before the message went on. A good one can't be an answer to it;
+    /// others, such as Envoy's own where no upstream is there, pass.
+    pub(super) fn answered_early(self, status: u16, gateway: &Gateway) -> (Option<LocalReply>, Record) {
+        let denial = Denial::from(Reason::MessageUnread);
+        let is_held_back = (200..300).contains(&status) && self.mode == Mode::Enforce;
+        let reply = is_held_back.then(|| gateway.reply(&denial, Some(&self.resource)));
+        (reply, Record::Resource { refused: Some(denial.reason), findings: self.findings })
+    }
+
     fn settle(self, counted: Result<Standing, Exceeded>, gateway: &Gateway) -> Step {
         match counted {
             Ok(standing) => self.pass(Some(standing)),
@@ -73,6 +82,11 @@ impl Admitted {
 }
 
 impl AwaitingCount {
+    /// Something behind answers with this status before the request was counted.
+    pub fn answered_early(self, status: u16, gateway: &Gateway) -> (Option<LocalReply>, Record) {
+        self.admitted.answered_early(status, gateway)
+    }
+
     /// What the service is asked: a `RateLimitRequest`.
     pub fn question(&self) -> &[u8] {
         &self.question

@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use super::count::Admitted;
-use super::{Forward, Request, Step};
+use super::{Forward, Record, Request, Step};
 use crate::config::Mode;
-use crate::denial::{Denial, Reason};
+use crate::denial::{Denial, LocalReply, Reason};
 use crate::gateway::{Findings, Gateway};
 use crate::host::Host;
 use crate::mcp::headers::MirrorHeaders;
@@ -77,6 +77,12 @@ impl AwaitingMessage {
             Ok(lists) => admitted(lists.filter(|_| mode == Mode::Enforce)).count(gateway, now, host),
             Err(denial) => admitted(None).refuse(gateway, &denial),
         }
+    }
+
+    /// Something behind answers with this status before the message was decided on.
+    pub fn answered_early(self, status: u16, gateway: &Gateway) -> (Option<LocalReply>, Record) {
+        let Self { resource, mode, principal, findings, .. } = self;
+        Admitted { resource, mode, principal, forward: Forward::default(), findings }.answered_early(status, gateway)
     }
 
     fn judge(&self, bytes: &[u8], gateway: &Gateway) -> Result<Option<ListRequest>, Denial> {

@@ -42,10 +42,8 @@ pub struct ListReply {
 enum Form {
     Json(Vec<u8>),
     Events(EventSplitter),
-    /// It was asked not to be compressed, and is. An error passes in its place, as an event where one is awaited.
-    Compressed {
-        is_stream: bool,
-    },
+    /// This passes in its place.
+    Instead(Vec<u8>),
     /// Nothing more passes.
     Ended,
 }
@@ -67,7 +65,9 @@ impl ListRequest {
             (true, true) => Form::Events(EventSplitter::default()),
             // Also what says to be something else: the client may take it for JSON.
             (true, false) => Form::Json(Vec::new()),
-            (false, is_stream) => Form::Compressed { is_stream },
+            // It was asked not to be compressed.
+            (false, true) => Form::Instead(sse::with_data(&[], &self.error())),
+            (false, false) => Form::Instead(self.error().into_bytes()),
         };
         Some(ListReply { request: self, form })
     }
@@ -83,8 +83,7 @@ impl ListReply {
     pub fn push(&mut self, chunk: &[u8], is_last: bool) -> Vec<u8> {
         let (passed, form) = match std::mem::replace(&mut self.form, Form::Ended) {
             Form::Ended => (Vec::new(), Form::Ended),
-            Form::Compressed { is_stream: true } => (sse::with_data(&[], &self.request.error()), Form::Ended),
-            Form::Compressed { is_stream: false } => (self.request.error().into_bytes(), Form::Ended),
+            Form::Instead(passed) => (passed, Form::Ended),
             Form::Json(mut body) => {
                 body.extend_from_slice(chunk);
                 if body.len() > MAX_LENGTH {

@@ -92,6 +92,8 @@ struct Flow {
     body_is_whole: Cell<bool>,
     /// How the response is to be cut, before it begins.
     lists: RefCell<Option<ListRequest>>,
+    /// Whether this filter gave the response.
+    is_answered: Cell<bool>,
     /// What the response tells of the limits.
     standing: Cell<Option<Box<Standing>>>,
 }
@@ -117,7 +119,24 @@ pub(super) struct Stream {
     id: u32,
     plugin: Rc<Plugin>,
     flow: Rc<Flow>,
-    reply: Option<ListReply>,
+    reply: Option<Replaced>,
+}
+
+/// A response whose body is not passed as it comes.
+enum Replaced {
+    /// It is cut.
+    Lists(ListReply),
+    /// This passes in its place, once.
+    By(Vec<u8>),
+}
+
+impl Replaced {
+    fn pass(&mut self, chunk: &[u8], is_last: bool) -> Vec<u8> {
+        match self {
+            Self::Lists(reply) => reply.push(chunk, is_last),
+            Self::By(body) => std::mem::take(body),
+        }
+    }
 }
 
 impl Stream {
@@ -163,24 +182,30 @@ impl HttpContext for Stream {
             hostcalls::add_response_header(RATE_LIMIT_POLICY, &standing.policy());
             hostcalls::add_response_header(RATE_LIMIT, &standing.state());
         }
-        if let Some(request) = self.flow.lists.take() {
-            let [status, content_type, content_encoding] =
-                [":status", "content-type", "content-encoding"].map(hostcalls::response_header);
-            let status = std::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or_default();
-            let head = ResponseHead { status, content_type: &content_type, content_encoding: &content_encoding };
-            self.reply = request.begin(head);
-            if self.reply.is_some() {
-                // What passes has another length, and is not compressed.
-                hostcalls::remove_response_header("content-length");
-                hostcalls::remove_response_header("content-encoding");
-            }
+        let lists = self.flow.lists.take();
+        let is_early = self.flow.gate.get() == Gate::Head && !self.flow.is_answered.get();
+        if lists.is_none() && !is_early {
+            return Action::Continue;
+        }
+        let [status, content_type, content_encoding] =
+            [":status", "content-type", "content-encoding"].map(hostcalls::response_header);
+        let status = std::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or_default();
+        let head = ResponseHead { status, content_type: &content_type, content_encoding: &content_encoding };
+        self.reply = match lists {
+            Some(lists) => lists.begin(head).map(Replaced::Lists),
+            None => self.plugin.answered_early(self.id, status).map(Replaced::By),
+        };
+        if self.reply.is_some() {
+            // What passes has another length, and is not compressed.
+            hostcalls::remove_response_header("content-length");
+            hostcalls::remove_response_header("content-encoding");
         }
         Action::Continue
     }
 
     fn on_http_response_body(&mut self, size: usize, end_of_stream: bool) -> Action {
         if let Some(reply) = &mut self.reply {
-            let passed = reply.push(&hostcalls::response_chunk(size), end_of_stream);
+            let passed = reply.pass(&hostcalls::response_chunk(size), end_of_stream);
             if !hostcalls::replace_response_chunk(size, &passed) {
                 log::error!("a list could not be cut; it is held back");
                 return Action::Pause;
@@ -221,6 +246,7 @@ impl Plugin {
             Step::ReadBody(exchange) => self.hold(id, flow, Awaiting::Body(exchange)),
             Step::Reply(reply, record) => {
                 self.note(&record);
+                flow.is_answered.set(true);
                 hostcalls::send_local_reply(&reply);
             }
             Step::Forward(forward, record) => {
@@ -315,6 +341,29 @@ impl Plugin {
         if let Record::Resource { findings: Findings { principal: Some(principal), .. }, .. } = record {
             identify(principal);
         }
+    }
+
+    /// Something behind answers the current stream's request, of which it has the head alone.
+    fn answered_early(&self, id: u32, status: u16) -> Option<Vec<u8>> {
+        let held = self.held.borrow_mut().remove(&id)?;
+        let gateway = self.gateway.borrow();
+        let gateway_now = gateway.as_ref()?;
+        let (reply, record) = match held.awaiting {
+            Awaiting::Message(exchange) => exchange.answered_early(status, gateway_now),
+            Awaiting::Count(exchange, token) => {
+                self.counts.borrow_mut().remove(&token);
+                exchange.answered_early(status, gateway_now)
+            }
+            Awaiting::KeySet(_) | Awaiting::Body(_) => return None,
+        };
+        drop(gateway);
+        self.note(&record);
+        let reply = reply?;
+        hostcalls::set_response_header(":status", &reply.status.to_string());
+        for (name, value) in &reply.headers {
+            hostcalls::set_response_header(name, value);
+        }
+        Some(reply.body.into_bytes())
     }
 
     /// Goes on with the current stream where it is held for its body, and enough of that has come.

@@ -9,6 +9,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -53,6 +54,30 @@ impl Server {
             }
         });
         Self { authority, requests, accepting }
+    }
+
+    /// Starts one that gives this answer, bytes as they are, to every head, whatever body is to come.
+    ///
+    /// # Panics
+    /// Where it can't listen.
+    pub async fn answering_heads(answer: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let authority = listener.local_addr().expect("its address").to_string();
+        let accepting = tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let answer = answer.clone();
+                tokio::spawn(async move {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        head.push(connection.read_u8().await?);
+                    }
+                    connection.write_all(answer.as_bytes()).await?;
+                    // Open until Envoy closes it.
+                    connection.read_to_end(&mut head).await
+                });
+            }
+        });
+        Self { authority, requests: Arc::default(), accepting }
     }
 
     /// Its `host:port`.

@@ -193,6 +193,22 @@ async fn a_message_of_which_half_has_come_when_the_keys_do_is_read_whole() {
     }
 }
 
+#[tokio::test]
+async fn an_answer_to_the_head_alone_does_not_pass() {
+    for (status, passes) in [("200 OK", false), ("503 Service Unavailable", true)] {
+        let hasty = Server::answering_heads(format!("HTTP/1.1 {status}\r\ncontent-length: 6\r\n\r\nsecret")).await;
+        let gateway = Setup::new(plugin(&json!({"acme-corp": {"api_keys": api_keys()}}))).start(&hasty).await;
+        let key = api_key("key_notes");
+        let head = format!(
+            "POST /mcp/acme-corp HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-api-key: {key}\r\ncontent-type: application/json\r\n\
+             content-length: 100\r\n\r\n"
+        );
+        let reply = gateway.client().send_bytes(head.as_bytes()).await;
+        assert_eq!(reply.contains("secret"), passes, "{reply}");
+        assert_eq!(reply.contains("502 Bad Gateway") && reply.contains("message_unread"), !passes, "{reply}");
+    }
+}
+
 /// A connector that answers every request with this.
 async fn answering(status: u16, headers: &'static [(&'static str, &'static str)], body: String) -> Server {
     Server::start(move |_| {

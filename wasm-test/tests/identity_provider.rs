@@ -87,8 +87,9 @@ async fn its_scopes_and_audiences_are_kept() {
     let at = |path: &str, token: &str| Request::tools_list(path).bearer(token);
     let notes = provider.token("scope=mcp:call:notes").await;
     gateway.admits("its connector", &at("/mcp/acme/notes", &notes)).await;
-    for path in ["/mcp/acme/clock", "/mcp/acme"] {
-        assert_eq!(gateway.refuses(path, &at(path, &notes)).await.reason, "scope_insufficient");
+    let foreign = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "clock__now"}}).to_string();
+    for request in [at("/mcp/acme/clock", &notes), at("/mcp/acme", &notes).body(foreign)] {
+        assert_eq!(gateway.refuses(request.path(), &request).await.reason, "scope_insufficient");
     }
     let elsewhere = provider.token("scope=mcp:call&resource=urn:elsewhere").await;
     assert_eq!(gateway.refuses("another audience", &call(&elsewhere)).await.reason, "audience_mismatch");

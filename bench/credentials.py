@@ -1,0 +1,80 @@
+"""What the clients of the measurements carry: keys, tokens, and garbage that looks like them."""
+
+import base64
+import json
+import os
+import time
+import uuid
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
+
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding
+from run import base62, signing_key_pem
+
+TOKEN_LIFE_S = 3600
+# Tokens that one process signs at a time: a signature takes about a millisecond, a process half a second to start.
+SHARE = 2_000
+
+
+def new_api_key() -> str:
+    return f"apx_live_sk_{base62(32)}"
+
+
+def base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _sign(private_key_pem: bytes, signed_texts: list[str]) -> list[str]:
+    key = serialization.load_pem_private_key(private_key_pem, password=None)
+    return [f"{text}.{base64url(key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256()))}" for text in signed_texts]
+
+
+class Issuer:
+    """Somebody who signs tokens with one RSA key of 2048 bits: the gateway itself or an identity provider."""
+
+    def __init__(self, url: str, kid: str, typ: str, claims: dict) -> None:
+        self.url = url
+        self.header = {"alg": "RS256", "typ": typ, "kid": kid}
+        self.claims = {"iss": url} | claims
+        self.private_key_pem = signing_key_pem()
+        self._tokens: list[str] = []
+
+    def jwks(self) -> dict:
+        key = serialization.load_pem_private_key(self.private_key_pem.encode(), password=None)
+        numbers = key.public_key().public_numbers()
+        public = {"n": base64url(numbers.n.to_bytes(256, "big")), "e": base64url(numbers.e.to_bytes(3, "big"))}
+        return {"keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": self.header["kid"]} | public]}
+
+    def _signed_text(self, **claims) -> str:
+        now = int(time.time())
+        payload = self.claims | {"iat": now, "exp": now + TOKEN_LIFE_S, "jti": str(uuid.uuid4())} | claims
+        return ".".join(base64url(json.dumps(part, separators=(",", ":")).encode()) for part in (self.header, payload))
+
+    def token(self, **claims) -> str:
+        return _sign(self.private_key_pem.encode(), [self._signed_text(**claims)])[0]
+
+    def tokens(self, count: int) -> list[str]:
+        """Distinct tokens, always the same for one issuer: what one row signed serves the others."""
+        missing = [self._signed_text() for _ in range(count - len(self._tokens))]
+        shares = [missing[start : start + SHARE] for start in range(0, len(missing), SHARE)]
+        sign = partial(_sign, self.private_key_pem.encode())
+        if len(shares) > 1:
+            # Not forked: this process has threads.
+            with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+                signed = list(pool.map(sign, shares))
+        else:
+            signed = map(sign, shares)
+        self._tokens += chain.from_iterable(signed)
+        return self._tokens[:count]
+
+    def forged_token(self) -> str:
+        """All is right but the signature, and that can only be told by the whole of RSA: it is below the modulus."""
+        return f"{self._signed_text()}.{base64url(bytes(1) + os.urandom(255))}"
+
+
+def garbage_token() -> str:
+    """As long as a real token and of its three parts, of which none can be read."""
+    return ".".join(base64url(os.urandom(length)) for length in (48, 192, 256))

@@ -1,0 +1,101 @@
+"""An Envoy that the bench started, and what the system tells of it."""
+
+import json
+import os
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+from load import Fault
+from run import BIN, ROOT, answers
+
+START_TIMEOUT_S = 120
+ENVOY_CORE = 0
+
+
+class Envoy:
+    """Runs until `stop`, or the end of a `with` block. `core` pins it; None leaves it to the system."""
+
+    def __init__(
+        self,
+        name: str,
+        config: dict,
+        folder: Path,
+        signing_key_pem: str,
+        *,
+        workers: int = 1,
+        core: int | None = ENVOY_CORE,
+    ) -> None:
+        path, admin, self.log = folder / f"{name}.json", folder / f"{name}.admin", folder / f"{name}.log"
+        # A policy is nobody else's to read.
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config))
+        admin.unlink(missing_ok=True)
+        pinned = [] if core is None else ["taskset", "-c", core]
+        envoy = [BIN / "envoy", "-c", path, "--admin-address-path", admin, "--concurrency", workers]
+        options = ["--disable-hot-restart", "-l", "warning"]
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in (*pinned, *envoy, *options)],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"APEXMCP_SIGNING_KEY": signing_key_pem},
+            )
+        try:
+            self._await(lambda: admin.exists() and admin.read_text())
+            self.admin = f"http://{admin.read_text()}"
+            self._await(lambda: answers(f"{self.admin}/ready"))
+        except BaseException:
+            self.stop()
+            raise
+
+    def __enter__(self) -> "Envoy":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def _await(self, ready) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise Fault(f"Envoy did not start, see {self.log.relative_to(ROOT)}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def ports(self) -> dict[str, int]:
+        """The port of each listener."""
+        listeners = self._admin("listeners?format=json")["listener_statuses"]
+        return {listener["name"]: listener["local_address"]["socket_address"]["port_value"] for listener in listeners}
+
+    def server_errors(self) -> int:
+        """Answers of 500 and above so far, of all listeners."""
+        name = "http.gateway.downstream_rq_5xx"
+        (stat,) = self._admin(f"stats?format=json&filter=^{name}$")["stats"]
+        return stat["value"]
+
+    def _admin(self, path: str) -> dict:
+        with urllib.request.urlopen(f"{self.admin}/{path}") as response:
+            return json.load(response)
+
+    def worker_cpu_us(self) -> float:
+        """CPU time of the worker threads so far. The main thread is left out: it serves no request."""
+        total = 0
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            if (task / "comm").read_text().startswith("wrk:worker"):
+                total += int((task / "schedstat").read_text().split()[0])
+        return total / 1000
+
+    def memory_bytes(self) -> int:
+        """Resident memory."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,59 @@
+"""Requests as the bytes that a client sends: wrk sends the same ones that were checked before."""
+
+import http.client
+import json
+import socket
+from dataclasses import dataclass, replace
+from urllib.parse import urlencode
+
+HOST = "gateway.example"
+TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Request:
+    path: str
+    headers: tuple[tuple[str, str], ...] = ()
+    body: str = ""
+
+    def at(self, path: str) -> "Request":
+        return replace(self, path=path)
+
+    def with_header(self, name: str, value: str) -> "Request":
+        return replace(self, headers=(*self.headers, (name, value)))
+
+    def encode(self) -> bytes:
+        headers = (("Host", HOST), *self.headers, ("Content-Length", str(len(self.body))))
+        lines = [f"POST {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", self.body]
+        return "\r\n".join(lines).encode()
+
+
+def mcp_call(org: str) -> Request:
+    """A small call without a credential."""
+    return Request(f"/mcp/{org}", (("Content-Type", "application/json"),), "{}")
+
+
+def tool_call(org: str, name: str, size: int) -> Request:
+    """A call of a tool with so many bytes."""
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name, "arguments": {"text": ""}}}
+    call["params"]["arguments"]["text"] = "x" * (size - len(json.dumps(call)))
+    return replace(mcp_call(org), body=json.dumps(call))
+
+
+def list_request(org: str) -> Request:
+    """The tools are asked for."""
+    return replace(mcp_call(org), body='{"jsonrpc":"2.0","id":1,"method":"tools/list"}')
+
+
+def token_request(client_id: str, client_secret: str) -> Request:
+    form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": client_secret}
+    return Request("/oauth/token", (("Content-Type", "application/x-www-form-urlencoded"),), urlencode(form))
+
+
+def send(port: int, request: Request) -> tuple[int, bytes]:
+    """The answer's status and body."""
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as connection:
+        connection.sendall(request.encode())
+        response = http.client.HTTPResponse(connection, method="POST")
+        response.begin()
+        return response.status, response.read()
