@@ -20,6 +20,11 @@ impl KeyDigest {
         hex::decode_to_slice(text, &mut digest).ok()?;
         Some(Self(digest))
     }
+
+    /// Its first four bytes, by which keys are spread evenly.
+    pub fn first_bytes(&self) -> u32 {
+        self.0.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
+    }
 }
 
 /// The digest of the key that a header's `value` holds.

@@ -44,6 +44,8 @@ pub enum Step {
     Forward(Forward, Record),
     /// Answer it.
     Reply(LocalReply, Record),
+    /// Hold it until [`AwaitingPolicy::is_ready`].
+    AwaitPolicy(AwaitingPolicy),
     /// Hold it until [`AwaitingKeySet::is_ready`].
     Await(AwaitingKeySet),
     /// Hold it until its body is whole, or [`AwaitingBody::is_overdue`].
@@ -123,10 +125,14 @@ pub fn start(gateway: &mut Gateway, head: RequestHead, route: RouteSettings, now
         Some(RouteMode::Active(mode)) => mode,
         None => gateway.config.mode,
     };
-    if let Some(endpoint) = Endpoint::at(head.path(), &gateway.config) {
-        return answer(gateway, head, &endpoint, now);
-    }
+    let endpoint = Endpoint::at(head.path(), &gateway.config);
     let by_path = gateway.config.gateway.mcp_path.resource(head.path());
+    if gateway.policy.generation() == 0 && (endpoint.is_some() || by_path.is_some() || route.org.is_some()) {
+        return wait_for_policy(gateway, head, route, mode, now, host);
+    }
+    if let Some(endpoint) = endpoint {
+        return answer(gateway, head, &endpoint, now, host);
+    }
     let resource = match (route.org, by_path) {
         (Some(org), by_path) => {
             // The route says whose it is. Its connector may still be in the path, where the path is a plain one.
@@ -134,19 +140,60 @@ pub fn start(gateway: &mut Gateway, head: RequestHead, route: RouteSettings, now
             Resource { org, connector: route.connector.or(in_path) }
         }
         (None, Some(resource)) => Resource { connector: route.connector.or(resource.connector), ..resource },
-        (None, None) => return unmatched(gateway, head, mode),
+        (None, None) => return unmatched(gateway, head, mode, host),
     };
     match (Request { head, resource, mode }).decide(gateway, now, host) {
         Decision::Made(step) => step,
-        Decision::NeedsKeySet(request, key_set) => request.wait(gateway, key_set, now),
+        Decision::NeedsKeySet(request, key_set) => request.wait(gateway, key_set, now, host),
+    }
+}
+
+/// A request that came before the first policy.
+#[derive(Debug)]
+pub struct AwaitingPolicy {
+    head: RequestHead,
+    route: RouteSettings,
+    mode: Mode,
+    deadline: UnixTime,
+    _place: Rc<()>,
+}
+
+fn wait_for_policy(
+    gateway: &Gateway,
+    head: RequestHead,
+    route: RouteSettings,
+    mode: Mode,
+    now: UnixTime,
+    host: &dyn Host,
+) -> Step {
+    let patience = gateway.config.remote.as_ref().map_or(Duration::ZERO, |remote| remote.timeout);
+    match gateway.wait_for_policy() {
+        Some(place) => Step::AwaitPolicy(AwaitingPolicy { head, route, mode, deadline: now.plus(patience), _place: place }),
+        None => refuse(gateway, &head, None, mode, Reason::PolicyUnavailable.into(), Findings::default(), host),
+    }
+}
+
+impl AwaitingPolicy {
+    /// Whether the policy came, or the request has waited long enough.
+    pub fn is_ready(&self, gateway: &Gateway, now: UnixTime) -> bool {
+        now >= self.deadline || gateway.policy.generation() != 0
+    }
+
+    /// Begins anew with the policy, or gives up without.
+    pub fn proceed(self, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
+        if gateway.policy.generation() == 0 {
+            let denial = Reason::PolicyUnavailable.into();
+            return refuse(gateway, &self.head, None, self.mode, denial, Findings::default(), host);
+        }
+        start(gateway, self.head, self.route, now, host)
     }
 }
 
 /// A request to the filter itself.
-fn answer(gateway: &Gateway, head: RequestHead, endpoint: &Endpoint, now: UnixTime) -> Step {
+fn answer(gateway: &Gateway, head: RequestHead, endpoint: &Endpoint, now: UnixTime, host: &dyn Host) -> Step {
     let (reply, outcome) = match endpoint {
-        Endpoint::Document(document) => gateway.document(document, &head),
-        Endpoint::Authorization | Endpoint::Token if !gateway.issues_tokens() => {
+        Endpoint::Document(document) => gateway.document(document, &head, host),
+        Endpoint::Authorization | Endpoint::Token if !gateway.issues_tokens(host) => {
             (Denial::from(Reason::PathUnmatched).reply(None), Reason::PathUnmatched.word())
         }
         Endpoint::Authorization => discovery::refuse_authorization(&head),
@@ -192,17 +239,17 @@ fn token_step(issued: Result<LocalReply, TokenError>) -> Step {
 }
 
 /// A path that is no MCP endpoint. One that a server behind might take for one is refused in any case.
-fn unmatched(gateway: &Gateway, head: RequestHead, mode: Mode) -> Step {
+fn unmatched(gateway: &Gateway, head: RequestHead, mode: Mode, host: &dyn Host) -> Step {
     let gateway_settings = &gateway.config.gateway;
     if gateway_settings.unmatched_paths == UnmatchedPaths::Allow && !gateway_settings.mcp_path.may_be_read_as_mcp(head.path()) {
         return Step::Pass;
     }
-    refuse(gateway, &head, None, mode, Reason::PathUnmatched.into(), Findings::default())
+    refuse(gateway, &head, None, mode, Reason::PathUnmatched.into(), Findings::default(), host)
 }
 
 /// A request on a route whose settings can't be read.
-pub fn refuse_invalid_route(gateway: &Gateway, head: &RequestHead) -> Step {
-    refuse(gateway, head, None, Mode::Enforce, Reason::RouteInvalid.into(), Findings::default())
+pub fn refuse_invalid_route(gateway: &Gateway, head: &RequestHead, host: &dyn Host) -> Step {
+    refuse(gateway, head, None, Mode::Enforce, Reason::RouteInvalid.into(), Findings::default(), host)
 }
 
 /// The header by which a response may be compressed.
@@ -219,23 +266,23 @@ impl Request {
         Decision::Made(match gateway.admit(&self.head, &self.resource, now, host, &mut findings) {
             Ok(Admission::Whole(principal)) => self.admitted(gateway, principal, findings).count(gateway, now, host),
             Ok(Admission::ByMessage(principal)) => match message::check_head(&self.head) {
-                Err(reason) => self.refuse(gateway, reason.into(), findings),
+                Err(reason) => self.refuse(gateway, reason.into(), findings, host),
                 Ok(Content::Nothing) => self.admitted(gateway, principal, findings).count(gateway, now, host),
                 Ok(Content::Message) => self.inspect(gateway, principal, findings),
             },
-            Err(NotAdmitted::Denied(denial)) => self.refuse(gateway, denial, findings),
+            Err(NotAdmitted::Denied(denial)) => self.refuse(gateway, denial, findings, host),
             Err(NotAdmitted::AwaitKeySet(key_set)) => return Decision::NeedsKeySet(self, key_set),
         })
     }
 
-    fn wait(self, gateway: &Gateway, key_set: KeySetId, now: UnixTime) -> Step {
+    fn wait(self, gateway: &Gateway, key_set: KeySetId, now: UnixTime, host: &dyn Host) -> Step {
         let set = gateway.key_sets.get(key_set);
         match set.and_then(|set| Some((set.wait()?, set.revision()))) {
             Some((place, seen_revision)) => {
                 let deadline = now.plus(gateway.config.jwks.timeout);
                 Step::Await(AwaitingKeySet { request: self, key_set, seen_revision, deadline, _place: place })
             }
-            None => self.refuse(gateway, Reason::JwksUnavailable.into(), Findings::default()),
+            None => self.refuse(gateway, Reason::JwksUnavailable.into(), Findings::default(), host),
         }
     }
 
@@ -252,8 +299,8 @@ impl Request {
         Step::Inspect(forward, AwaitingMessage::new(self, principal, findings))
     }
 
-    fn refuse(self, gateway: &Gateway, denial: Denial, findings: Findings) -> Step {
-        refuse(gateway, &self.head, Some(&self.resource), self.mode, denial, findings)
+    fn refuse(self, gateway: &Gateway, denial: Denial, findings: Findings, host: &dyn Host) -> Step {
+        refuse(gateway, &self.head, Some(&self.resource), self.mode, denial, findings, host)
     }
 }
 
@@ -271,7 +318,9 @@ impl AwaitingKeySet {
                 let seen_revision = gateway.key_sets.get(key_set).map_or(self.seen_revision, KeySet::revision);
                 Step::Await(Self { request, key_set, seen_revision, ..self })
             }
-            Decision::NeedsKeySet(request, _) => request.refuse(gateway, Reason::JwksUnavailable.into(), Findings::default()),
+            Decision::NeedsKeySet(request, _) => {
+                request.refuse(gateway, Reason::JwksUnavailable.into(), Findings::default(), host)
+            }
         }
     }
 }
@@ -283,10 +332,11 @@ fn refuse(
     mode: Mode,
     denial: Denial,
     findings: Findings,
+    host: &dyn Host,
 ) -> Step {
     let record = Record::Resource { refused: Some(denial.reason), findings };
     match mode {
-        Mode::Enforce => Step::Reply(gateway.reply(&denial, resource), record),
+        Mode::Enforce => Step::Reply(gateway.reply(&denial, resource, host), record),
         // Nothing is proven, so nothing is asserted; and nobody else may assert it.
         Mode::Shadow => Step::Forward(forward(gateway, head, None), record),
     }

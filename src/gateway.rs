@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config::{Config, LimitStore};
+use crate::config::{Config, LimitStore, RemoteSettings};
 use crate::credential::Credential;
 use crate::denial::{Denial, LocalReply, Reason};
 use crate::host::Host;
@@ -11,7 +11,7 @@ use crate::jose::claims;
 use crate::jose::compact::{CompactJws, Type};
 use crate::jose::jwk::RsaPublicKey;
 use crate::jose::signature;
-use crate::jwks::{KeySetId, KeySets, Lookup};
+use crate::jwks::{KeySetId, KeySets, Lookup, MAX_WAITING};
 use crate::limits;
 use crate::limits::local::Exceeded;
 use crate::limits::standing::Standing;
@@ -20,12 +20,15 @@ use crate::oauth::attempts::Attempts;
 use crate::oauth::discovery::Document;
 use crate::oauth::token_endpoint::{TokenEndpoint, TokenError};
 use crate::path::Resource;
-use crate::policy::{Org, Policy};
+use crate::policy::Policy;
+use crate::policy::remote::{Publication, RemotePolicy};
+use crate::policy::source::PolicySource;
 use crate::principal::{Method, Principal};
+use crate::problem::Problem;
 use crate::request::RequestHead;
 use crate::scope;
 use crate::time::UnixTime;
-use crate::token_cache::{Entry, TokenCache};
+use crate::token_cache::{Basis, Entry, TokenCache};
 
 /// Configuration, policy, key sets and verified tokens of one thread.
 #[derive(Debug)]
@@ -34,9 +37,12 @@ pub struct Gateway {
     pub config: Config,
     /// This thread's copies of the issuers' keys.
     pub key_sets: KeySets,
-    policy: Policy,
+    /// Who may do what.
+    pub policy: PolicySource,
     tokens: TokenCache,
     attempts: Attempts,
+    /// Its clones are held by those who wait for the first policy.
+    waiters: Rc<()>,
 }
 
 /// Why a request is not admitted.
@@ -98,8 +104,31 @@ impl Gateway {
     /// A gateway that has seen no token and no key yet.
     pub fn new(config: Config, policy: Policy) -> Self {
         let key_sets = KeySets::new(&policy.key_sets);
+        let policy = match &config.remote {
+            None => PolicySource::Inline(policy),
+            Some(remote) => {
+                let separator = config.gateway.connector_separator.clone();
+                PolicySource::Remote(RemotePolicy::new(remote.place(), config.clusters.clone(), separator))
+            }
+        };
         let tokens = TokenCache::new(config.tokens.cache_size);
-        Self { config, key_sets, policy, tokens, attempts: Attempts::default() }
+        Self { config, key_sets, policy, tokens, attempts: Attempts::default(), waiters: Rc::default() }
+    }
+
+    /// Checks a document of the Settings service, and publishes it to all threads.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it; then nothing changes.
+    pub fn publish(&self, document: &[u8], settings: &RemoteSettings, host: &dyn Host) -> Result<Publication, Vec<Problem>> {
+        let separator = &self.config.gateway.connector_separator;
+        let publication = Publication::of(document, &self.config.clusters, separator)?;
+        publication.publish(&settings.place(), host);
+        Ok(publication)
+    }
+
+    /// A place among those who wait for the first policy, for as long as it is held; `None` where all are taken.
+    pub fn wait_for_policy(&self) -> Option<Rc<()>> {
+        (Rc::strong_count(&self.waiters) <= MAX_WAITING).then(|| Rc::clone(&self.waiters))
     }
 
     /// Judges whether the request of `head` may use `resource`.
@@ -117,7 +146,7 @@ impl Gateway {
         let principal = match Credential::from_head(head)? {
             Credential::ApiKey(digest) => {
                 findings.method = Some(Method::ApiKey);
-                self.policy.api_key(&digest, &resource.org, now)?
+                self.policy.api_key(&digest, &resource.org, now, host)?
             }
             Credential::Bearer(token) => self.bearer(token, resource, now, host, findings)?,
         };
@@ -141,7 +170,8 @@ impl Gateway {
         findings: &mut Findings,
     ) -> Result<Rc<Principal>, NotAdmitted> {
         let version_of = |id| self.key_sets.get(id)?.version(now, &self.config.jwks);
-        if let Some(principal) = self.tokens.get(token, resource, now, version_of) {
+        let holds = |basis: &mut Basis| basis.holds(&self.policy, resource, host);
+        if let Some(principal) = self.tokens.get(token, resource, now, version_of, holds) {
             findings.token_cache = Some(CacheOutcome::Hit);
             findings.method = Some(principal.method());
             return Ok(principal);
@@ -170,18 +200,18 @@ impl Gateway {
         host: &dyn Host,
     ) -> Result<Entry, NotAdmitted> {
         let issuer = claims::issuer(jws.claims())?;
-        let org = self.policy.org(&resource.org);
-        let provider = org.and_then(|org| org.identity_provider(issuer)).ok_or(Reason::IssuerUnknown)?;
-        let limits = org.map(Org::limits).cloned().unwrap_or_default();
+        let org = self.policy.org(&resource.org, host).ok_or(Reason::IssuerUnknown)?;
+        let provider = org.identity_provider(issuer).ok_or(Reason::IssuerUnknown)?;
         jws.check_type(&[Type::Untyped, Type::Named("jwt"), Type::Named(access_token::TYPE)])?;
         claims::check_audience(jws.claims(), &provider.audiences)?;
         let refused_from = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
         claims::subject(jws.claims())?;
 
-        let key_set = self.key_sets.get_mut(provider.key_set).ok_or(Reason::JwksUnavailable)?;
+        let key_set_id = self.key_sets.at(&provider.jwks_uri);
+        let key_set = self.key_sets.get_mut(key_set_id).ok_or(Reason::JwksUnavailable)?;
         let (keys, version) = match key_set.lookup(now, &self.config.jwks) {
             Lookup::Keys(keys, version) => (keys, version),
-            Lookup::Pending => return Err(NotAdmitted::AwaitKeySet(provider.key_set)),
+            Lookup::Pending => return Err(NotAdmitted::AwaitKeySet(key_set_id)),
             Lookup::Unavailable(retry_after) => return Err(jwks_unavailable(retry_after)),
         };
         let candidates: Vec<&RsaPublicKey> = keys.candidates(jws.kid()).collect();
@@ -191,7 +221,7 @@ impl Gateway {
         let Some(verified) = signature::verify(jws, candidates, host) else {
             let is_awaited = may_be_rotated && key_set.request_unknown_kid(now);
             if is_awaited {
-                return Err(NotAdmitted::AwaitKeySet(provider.key_set));
+                return Err(NotAdmitted::AwaitKeySet(key_set_id));
             }
             // The issuer may publish the key, and could not be asked.
             let retry_after = key_set.retry_after_failure(now).filter(|_| may_be_rotated);
@@ -200,8 +230,9 @@ impl Gateway {
         let granted = scope::granted_by(verified.claims()).map_err(|_| Reason::TokenMalformed)?;
         let scopes = granted.unwrap_or_else(|| provider.default_scopes.clone());
         let subject = claims::subject(verified.claims())?;
-        let principal = Principal::of_identity_provider(&resource.org, &provider.issuer, subject, scopes, limits);
-        Ok(Entry { principal, refused_from, only_for: None, key_set: Some((provider.key_set, version)) })
+        let principal = Principal::of_identity_provider(&resource.org, &provider.issuer, subject, scopes, org.limits().clone());
+        let basis = Basis { generation: self.policy.generation(), org, client: None };
+        Ok(Entry { principal, refused_from, only_for: None, key_set: Some((key_set_id, version)), basis })
     }
 
     /// A token of the gateway itself, RFC 9068 §4. What was granted then holds only as far as the policy grants it now.
@@ -218,8 +249,9 @@ impl Gateway {
         let is_for_whole = claims::check_audience(jws.claims(), std::slice::from_ref(&whole)).is_ok();
         claims::check_audience(jws.claims(), &[whole, url(resource)])?;
         let refused_from = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
-        let signing_keys = self.policy.signing_keys().iter().filter(|key| jws.kid() == Some(key.kid()));
-        let keys: Vec<&RsaPublicKey> = signing_keys.map(|key| key.jwk().key()).collect();
+        let signing_keys = self.policy.signing_keys(host);
+        let named = signing_keys.iter().filter(|key| jws.kid() == Some(key.kid()));
+        let keys: Vec<&RsaPublicKey> = named.map(|key| key.jwk().key()).collect();
         if keys.is_empty() {
             return Err(Reason::KeyUnknown.into());
         }
@@ -227,8 +259,8 @@ impl Gateway {
 
         let claims = verified.claims();
         let id = claims::subject(claims)?;
-        let client = self.policy.oauth_client(id).filter(|client| client.org == resource.org);
-        let (Some(client), Some(org)) = (client, self.policy.org(&resource.org)) else {
+        let client = self.policy.oauth_client(id, host).filter(|client| client.org == resource.org);
+        let (Some(client), Some(org)) = (client, self.policy.org(&resource.org, host)) else {
             return Err(Reason::ClientUnknown.into());
         };
         if org.has_revoked(claims::id(claims), id, claims::issued_at(claims)?) {
@@ -237,7 +269,8 @@ impl Gateway {
         let granted = scope::granted_by(claims).map_err(|_| Reason::TokenMalformed)?.unwrap_or_default();
         let principal = Principal::of_client(&resource.org, id, client.scopes.cut_to(&granted), org.limits().clone());
         let only_for = (!is_for_whole).then(|| resource.clone());
-        Ok(Entry { principal, refused_from, only_for, key_set: None })
+        let basis = Basis { generation: self.policy.generation(), org, client: Some((client, signing_keys)) };
+        Ok(Entry { principal, refused_from, only_for, key_set: None, basis })
     }
 
     /// Counts a request of `principal`, or says how that is done.
@@ -251,13 +284,13 @@ impl Gateway {
     }
 
     /// Answers a request for a discovery document, and says with which word it counts.
-    pub fn document(&self, document: &Document, head: &RequestHead) -> (LocalReply, &'static str) {
-        document.answer(head, &self.config, &self.policy)
+    pub fn document(&self, document: &Document, head: &RequestHead, host: &dyn Host) -> (LocalReply, &'static str) {
+        document.answer(head, &self.config, &self.policy, host)
     }
 
     /// Whether tokens are issued here at all.
-    pub fn issues_tokens(&self) -> bool {
-        !self.policy.signing_keys().is_empty()
+    pub fn issues_tokens(&self, host: &dyn Host) -> bool {
+        !self.policy.signing_keys(host).is_empty()
     }
 
     /// Answers a request to the token endpoint.
@@ -276,9 +309,9 @@ impl Gateway {
     }
 
     /// The answer to a request for `resource` that was denied.
-    pub fn reply(&self, denial: &Denial, resource: Option<&Resource>) -> LocalReply {
+    pub fn reply(&self, denial: &Denial, resource: Option<&Resource>, host: &dyn Host) -> LocalReply {
         let url = resource
-            .filter(|resource| self.policy.org(&resource.org).is_some_and(Org::offers_oauth))
+            .filter(|resource| self.policy.org(&resource.org, host).is_some_and(|org| org.offers_oauth()))
             .map(|resource| self.config.gateway.metadata_url(resource));
         denial.reply(url.as_deref())
     }

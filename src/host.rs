@@ -16,9 +16,21 @@ pub trait Host {
     /// Bytes that nobody can foresee.
     fn random(&self) -> Option<[u8; 16]>;
 
+    /// A value that all threads share; `None` where there is none yet.
+    fn shared(&self, name: &str) -> Option<Shared>;
+
     /// Changes a value that all threads share, empty where there is none yet, to what `change` makes of it; where that is
     /// nothing, it stays. `change` is called again where another thread was faster.
     fn update(&self, name: &str, change: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>) -> Update;
+}
+
+/// A value that all threads share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// It.
+    pub bytes: Vec<u8>,
+    /// Another number after each change.
+    pub revision: u32,
 }
 
 /// What became of a shared value.

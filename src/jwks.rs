@@ -5,6 +5,7 @@
 //! time; each thread works with its own copy of the record, a [`KeySet`].
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -125,6 +126,7 @@ impl JwksUri {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KeySetId(usize);
 
+#[cfg(test)]
 impl KeySetId {
     pub(crate) const fn at(index: usize) -> Self {
         Self(index)
@@ -346,32 +348,50 @@ impl KeySet {
 
 /// The key sets of a policy.
 #[derive(Debug, Default)]
-pub struct KeySets(Vec<KeySet>);
+pub struct KeySets {
+    sets: Vec<KeySet>,
+    by_uri: HashMap<Box<str>, KeySetId>,
+}
 
 impl KeySets {
-    /// Sets at these places, in the order of their ids.
+    /// Sets at these places.
     pub fn new(uris: &[JwksUri]) -> Self {
-        Self(uris.iter().cloned().map(KeySet::new).collect())
+        let mut sets = Self::default();
+        for uri in uris {
+            sets.at(uri);
+        }
+        sets
+    }
+
+    /// The set that is published at `uri`; a new one where there was none.
+    pub fn at(&mut self, uri: &JwksUri) -> KeySetId {
+        if let Some(known) = self.by_uri.get(&uri.text) {
+            return *known;
+        }
+        let id = KeySetId(self.sets.len());
+        self.sets.push(KeySet::new(uri.clone()));
+        self.by_uri.insert(uri.text.clone(), id);
+        id
     }
 
     /// The set of this id. An id comes from the policy of which these are the sets, so it has one.
     pub fn get(&self, id: KeySetId) -> Option<&KeySet> {
-        self.0.get(id.0)
+        self.sets.get(id.0)
     }
 
     /// As [`KeySets::get`].
     pub fn get_mut(&mut self, id: KeySetId) -> Option<&mut KeySet> {
-        self.0.get_mut(id.0)
+        self.sets.get_mut(id.0)
     }
 
     /// Those to be compared with their shared records.
     pub fn sync_due(&self, now: UnixTime) -> Vec<KeySetId> {
-        self.0.iter().enumerate().filter(|(_, set)| set.is_sync_due(now)).map(|(index, _)| KeySetId(index)).collect()
+        self.sets.iter().enumerate().filter(|(_, set)| set.is_sync_due(now)).map(|(index, _)| KeySetId(index)).collect()
     }
 
     /// All keys of all sets.
     pub fn key_count(&self) -> usize {
-        self.0.iter().map(KeySet::len).sum()
+        self.sets.iter().map(KeySet::len).sum()
     }
 }
 

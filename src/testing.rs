@@ -11,7 +11,7 @@ use rsa::signature::{SignatureEncoding, Signer};
 use rsa::traits::PublicKeyParts;
 use serde_json::{Value, json};
 
-use crate::host::{Host, Update};
+use crate::host::{Host, Shared, Update};
 use crate::jose::compact::CompactJws;
 use crate::jose::jwk::{JwkSet, RsaPublicKey};
 use crate::jose::signature;
@@ -44,7 +44,7 @@ pub(crate) fn sign(header: &Value, claims: &Value) -> String {
 #[derive(Default)]
 pub(crate) struct TestHost {
     pub(crate) verifications: Cell<usize>,
-    shared: RefCell<HashMap<String, Vec<u8>>>,
+    shared: RefCell<HashMap<String, Shared>>,
     is_contended: bool,
 }
 
@@ -69,14 +69,19 @@ impl Host for TestHost {
         Some(rand())
     }
 
+    fn shared(&self, name: &str) -> Option<Shared> {
+        self.shared.borrow().get(name).cloned()
+    }
+
     fn update(&self, name: &str, change: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>) -> Update {
         let mut shared = self.shared.borrow_mut();
-        let value = shared.entry(name.to_owned()).or_default();
-        match change(value) {
+        let before = shared.get(name);
+        let revision = before.map_or(1, |before| before.revision + 1);
+        match change(before.map_or(&[], |before| &before.bytes)) {
             None => Update::Unchanged,
             Some(_) if self.is_contended => Update::Contended,
-            Some(changed) => {
-                *value = changed;
+            Some(bytes) => {
+                shared.insert(name.to_owned(), Shared { bytes, revision });
                 Update::Changed
             }
         }

@@ -5,8 +5,13 @@ use std::rc::Rc;
 
 use lru::LruCache;
 
+use crate::host::Host;
 use crate::jwks::KeySetId;
+use crate::oauth::client::OauthClient;
+use crate::oauth::signing_key::SigningKey;
 use crate::path::Resource;
+use crate::policy::Org;
+use crate::policy::source::PolicySource;
 use crate::principal::Principal;
 use crate::time::UnixTime;
 
@@ -22,6 +27,37 @@ pub struct Entry {
     /// The key set that verified it, and that set's version then. A token of the gateway itself has none: its keys
     /// change only with the whole policy, and this cache with them.
     pub key_set: Option<(KeySetId, u64)>,
+    /// What the policy said.
+    pub basis: Basis,
+}
+
+/// The parts of the policy by which a token was judged.
+#[derive(Debug)]
+pub struct Basis {
+    /// The policy's generation in which these were last the ones in force.
+    pub generation: u64,
+    /// The org.
+    pub org: Rc<Org>,
+    /// The client, and the keys of the gateway, where it is a token of the gateway itself.
+    pub client: Option<(Rc<OauthClient>, Rc<[SigningKey]>)>,
+}
+
+impl Basis {
+    /// Whether they still are: what did not change is the same value in memory.
+    pub fn holds(&mut self, policy: &PolicySource, resource: &Resource, host: &dyn Host) -> bool {
+        if self.generation == policy.generation() {
+            return true;
+        }
+        let is_org = policy.org(&resource.org, host).is_some_and(|org| Rc::ptr_eq(&org, &self.org));
+        let is_client = self.client.as_ref().is_none_or(|(client, keys)| {
+            let now = policy.oauth_client(&client.id, host);
+            now.is_some_and(|now| Rc::ptr_eq(&now, client)) && Rc::ptr_eq(&policy.signing_keys(host), keys)
+        });
+        if is_org && is_client {
+            self.generation = policy.generation();
+        }
+        is_org && is_client
+    }
 }
 
 /// A bounded map from the whole token to what was verified; the one not used for the longest goes first.
@@ -40,23 +76,25 @@ impl TokenCache {
     }
 
     /// Whom `token` stands for at `resource`, where that is remembered and still holds at `now`. `version_of` tells a
-    /// key set's version now.
+    /// key set's version now, `holds` whether the policy says what it said.
     pub fn get(
         &mut self,
         token: &str,
         resource: &Resource,
         now: UnixTime,
         version_of: impl Fn(KeySetId) -> Option<u64>,
+        holds: impl FnOnce(&mut Basis) -> bool,
     ) -> Option<Rc<Principal>> {
         let cache = self.0.as_mut()?;
-        let entry = cache.get(token)?;
-        if now >= entry.refused_from || entry.key_set.is_some_and(|(id, version)| version_of(id) != Some(version)) {
-            cache.pop(token);
-            return None;
-        }
+        let entry = cache.get_mut(token)?;
         // Two orgs may trust one provider, and then one token may be good for both, with different principals.
         let is_for_resource =
             *entry.principal.org() == resource.org && entry.only_for.as_ref().is_none_or(|only| only == resource);
+        let are_keys_old = entry.key_set.is_some_and(|(id, version)| version_of(id) != Some(version));
+        if now >= entry.refused_from || are_keys_old || (is_for_resource && !holds(&mut entry.basis)) {
+            cache.pop(token);
+            return None;
+        }
         is_for_resource.then(|| Rc::clone(&entry.principal))
     }
 
@@ -86,11 +124,12 @@ mod tests {
             refused_from: UnixTime::from_secs(refused_from),
             only_for: None,
             key_set: Some((KeySetId::at(0), 1)),
+            basis: Basis { generation: 1, org: Rc::default(), client: None },
         }
     }
 
     fn is_hit(cache: &mut TokenCache, token: &str, org: &str, now: u64, version: u64) -> bool {
-        cache.get(token, &resource(org, None), UnixTime::from_secs(now), |_| Some(version)).is_some()
+        cache.get(token, &resource(org, None), UnixTime::from_secs(now), |_| Some(version), |_| true).is_some()
     }
 
     #[test]
@@ -111,7 +150,7 @@ mod tests {
     fn a_token_for_one_connector_is_remembered_for_that_one() {
         let mut cache = TokenCache::new(8);
         cache.insert("t", Entry { only_for: Some(resource("a", Some("github"))), key_set: None, ..entry("a", 100) });
-        let mut is_hit = |connector| cache.get("t", &resource("a", connector), UnixTime::default(), |_| None).is_some();
+        let mut is_hit = |connector| cache.get("t", &resource("a", connector), UnixTime::default(), |_| None, |_| true).is_some();
         assert!(is_hit(Some("github")));
         assert!(!is_hit(Some("jira")) && !is_hit(None));
     }

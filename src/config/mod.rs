@@ -3,6 +3,7 @@
 mod raw;
 mod wire;
 
+use std::fmt;
 use std::time::Duration;
 
 use http::Uri;
@@ -10,10 +11,11 @@ use serde::Deserialize;
 
 use crate::jwks::{Clusters, Timing};
 use crate::path::{McpPath, Resource};
+use crate::policy::remote::Place;
 use crate::policy::{Environment, Policy, Surroundings};
 use crate::principal::ATTRIBUTES;
 use crate::problem::{self, Problem, Problems};
-use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawLimits, RawTokens};
+use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawLimits, RawRemote, RawTokens};
 
 /// Inserted before a resource's own path where that describes itself, RFC 9728 §3.1.
 pub const PROTECTED_RESOURCE: &str = "/.well-known/oauth-protected-resource";
@@ -23,6 +25,8 @@ pub const PROTECTED_RESOURCE: &str = "/.well-known/oauth-protected-resource";
 pub struct Config {
     /// Who the gateway is and which paths it serves.
     pub gateway: GatewaySettings,
+    /// From where the policy is fetched, where it is not in the configuration.
+    pub remote: Option<RemoteSettings>,
     /// How key sets are fetched and how long they serve.
     pub jwks: Timing,
     /// Through which clusters.
@@ -88,6 +92,41 @@ pub struct ForwardSettings {
     pub header_prefix: String,
     /// The identity headers' names, in the order of [`Principal::attributes`](crate::principal::Principal::attributes).
     pub identity_headers: [String; ATTRIBUTES.len()],
+}
+
+/// Section `policy.remote`.
+#[derive(Debug)]
+pub struct RemoteSettings {
+    /// The cluster of the Settings service.
+    pub cluster: String,
+    /// `:authority` of the requests.
+    pub authority: String,
+    /// `:path` of the requests.
+    pub path: String,
+    /// How long an answer may take, and a request wait for the first policy.
+    pub timeout: Duration,
+    /// How long after an answer that came at once the next request is due.
+    pub interval: Duration,
+    /// How long the service is asked to wait for a change; zero where it can't.
+    pub long_poll: Duration,
+    /// The bearer token of the requests.
+    pub token: Option<Secret>,
+}
+
+impl RemoteSettings {
+    /// Where its policy is kept.
+    pub fn place(&self) -> Place {
+        Place::of(&self.cluster, &self.authority, &self.path)
+    }
+}
+
+/// What no log may show.
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a secret")
+    }
 }
 
 /// Section `limits`.
@@ -163,23 +202,25 @@ fn check(raw: RawConfig, environment: &Environment<'_>, problems: &mut Problems)
     let gateway = problems.required("gateway", raw.gateway).and_then(|gateway| check_gateway(gateway, problems));
     let jwks = check_jwks(&raw.jwks, problems);
     let clusters = Clusters { https: raw.jwks.https_cluster, http: raw.jwks.http_cluster };
-    let policy = problems
-        .required("policy", raw.policy)
-        .and_then(|source| {
-            if source.remote.is_some() {
-                problems.add("policy.remote", "is not served by this version; write the policy under policy.inline");
-            }
-            problems.required("policy.inline", source.inline)
-        })
-        .map(|inline| {
+    let policy = problems.required("policy", raw.policy).and_then(|source| match (source.inline, source.remote) {
+        (Some(inline), None) => {
             let separator = gateway.as_ref().map_or(DEFAULT_SEPARATOR, |gateway| &gateway.connector_separator);
-            Policy::check(inline, "policy.inline", &Surroundings { clusters: &clusters, environment, separator }, problems)
-        });
+            let surroundings = Surroundings { clusters: &clusters, environment, separator };
+            Some((Policy::check(inline, "policy.inline", &surroundings, problems), None))
+        }
+        (None, Some(remote)) => Some((Policy::default(), Some(check_remote(remote, environment, problems)?))),
+        _ => {
+            problems.add("policy", "needs either inline or remote");
+            None
+        }
+    });
     let tokens = check_tokens(&raw.tokens, problems);
     let forward = check_forward(raw.forward, problems);
     let limits = check_limits(raw.limits, problems);
+    let (policy, remote) = policy?;
     let config = Config {
         gateway: gateway?,
+        remote,
         jwks: jwks?,
         clusters,
         tokens: tokens?,
@@ -188,7 +229,7 @@ fn check(raw: RawConfig, environment: &Environment<'_>, problems: &mut Problems)
         mode: raw.mode,
         warnings: Vec::new(),
     };
-    Some((config, policy?))
+    Some((config, policy))
 }
 
 /// As `mcp_router` writes it.
@@ -232,6 +273,47 @@ fn parse_origin(text: &str) -> Result<String, &'static str> {
         && !host.contains('@')
         && !text.contains('#');
     if plain && !host.is_empty() { Ok(text.strip_suffix('/').unwrap_or(text).to_owned()) } else { Err(wrong) }
+}
+
+fn check_remote(raw: RawRemote, environment: &Environment<'_>, problems: &mut Problems) -> Option<RemoteSettings> {
+    let cluster = problems.required("policy.remote.cluster", raw.cluster);
+    let mut text = |name: &str, value: Option<String>, default: String, is_good: fn(&str) -> bool, wrong: &str| {
+        let value = value.unwrap_or(default);
+        problems.checked(format_args!("policy.remote.{name}"), if is_good(&value) { Ok(value) } else { Err(wrong.to_owned()) })
+    };
+    let is_visible = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let authority = text("authority", raw.authority, cluster.clone().unwrap_or_default(), is_visible, "must be host[:port]");
+    let is_path = |text: &str| text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    let path = text("path", raw.path, "/v1/policy".to_owned(), is_path, "must be a path such as /v1/policy");
+    let mut time = |name: &str, value: &Option<String>, default: u64, least: u64| {
+        let path = format!("policy.remote.{name}");
+        let time = duration(&path, value, Duration::from_secs(default), problems)?;
+        if time < Duration::from_millis(least) {
+            problems.add(path, format!("must be at least {least}ms"));
+        }
+        Some(time)
+    };
+    let (timeout, interval, long_poll) =
+        (time("timeout", &raw.timeout, 5, 1), time("interval", &raw.interval, 2, 100), time("long_poll", &raw.long_poll, 30, 0));
+    let token = match raw.token_env {
+        None => Some(None),
+        Some(name) => {
+            let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            let token = environment(&name).filter(|token| is_name && token.bytes().all(|byte| byte.is_ascii_graphic()));
+            // Whoever writes the token itself here must not find it in the log.
+            let wrong = "must name an environment variable that is set for this VM, see vm_config.environment_variables";
+            problems.checked("policy.remote.token_env", token.ok_or(wrong)).map(Some)
+        }
+    };
+    Some(RemoteSettings {
+        cluster: cluster?,
+        authority: authority?,
+        path: path?,
+        timeout: timeout?,
+        interval: interval?,
+        long_poll: long_poll?,
+        token: token?.map(Secret),
+    })
 }
 
 fn check_jwks(raw: &RawJwks, problems: &mut Problems) -> Option<Timing> {
@@ -490,7 +572,7 @@ mod tests {
         for (config, path) in [
             (json!({}), "gateway: is required"),
             (json!({"gateway": {}, "policy": {"inline": {}}}), "gateway.origin: is required"),
-            (json!({"gateway": {"origin": "https://a"}, "policy": {}}), "policy.inline: is required"),
+            (json!({"gateway": {"origin": "https://a"}, "policy": {}}), "policy: needs either inline or remote"),
             (json!({"gateway": {"origin": 7}}), "gateway.origin: is of another type or value, expected a string"),
             (
                 json!({"gateway": {"unmatched_paths": "maybe"}}),

@@ -1,7 +1,6 @@
 //! The plugin configuration as operators write it, before any check. The contract is in README.md.
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::policy::raw::RawPolicy;
 
@@ -36,7 +35,18 @@ pub(super) struct RawGateway {
 #[derive(Debug, Deserialize)]
 pub(super) struct RawPolicySource {
     pub(super) inline: Option<RawPolicy>,
-    pub(super) remote: Option<Value>,
+    pub(super) remote: Option<RawRemote>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawRemote {
+    pub(super) cluster: Option<String>,
+    pub(super) authority: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) timeout: Option<String>,
+    pub(super) interval: Option<String>,
+    pub(super) long_poll: Option<String>,
+    pub(super) token_env: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

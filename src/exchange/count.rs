@@ -46,32 +46,32 @@ impl Admitted {
     pub(super) fn count(self, gateway: &Gateway, now: UnixTime, host: &dyn Host) -> Step {
         match gateway.count(&self.principal, now, host) {
             Count::Free => self.pass(None),
-            Count::Done(counted) => self.settle(counted, gateway),
+            Count::Done(counted) => self.settle(counted, gateway, host),
             Count::Ask(question) => Step::Count(AwaitingCount { admitted: self, question }),
         }
     }
 
-    pub(super) fn refuse(self, gateway: &Gateway, denial: &Denial) -> Step {
+    pub(super) fn refuse(self, gateway: &Gateway, denial: &Denial, host: &dyn Host) -> Step {
         let record = Record::Resource { refused: Some(denial.reason), findings: self.findings };
         match self.mode {
-            Mode::Enforce => Step::Reply(gateway.reply(denial, Some(&self.resource)), record),
+            Mode::Enforce => Step::Reply(gateway.reply(denial, Some(&self.resource), host), record),
             Mode::Shadow => Step::Forward(self.forward, record),
         }
     }
 
     /// What is told in the place of an answer that came before the message went on. A good one can't be an answer to it;
     /// others, such as Envoy's own where no upstream is there, pass.
-    pub(super) fn answered_early(self, status: u16, gateway: &Gateway) -> (Option<LocalReply>, Record) {
+    pub(super) fn answered_early(self, status: u16, gateway: &Gateway, host: &dyn Host) -> (Option<LocalReply>, Record) {
         let denial = Denial::from(Reason::MessageUnread);
         let is_held_back = (200..300).contains(&status) && self.mode == Mode::Enforce;
-        let reply = is_held_back.then(|| gateway.reply(&denial, Some(&self.resource)));
+        let reply = is_held_back.then(|| gateway.reply(&denial, Some(&self.resource), host));
         (reply, Record::Resource { refused: Some(denial.reason), findings: self.findings })
     }
 
-    fn settle(self, counted: Result<Standing, Exceeded>, gateway: &Gateway) -> Step {
+    fn settle(self, counted: Result<Standing, Exceeded>, gateway: &Gateway, host: &dyn Host) -> Step {
         match counted {
             Ok(standing) => self.pass(Some(standing)),
-            Err(exceeded) => self.refuse(gateway, &exceeded.into()),
+            Err(exceeded) => self.refuse(gateway, &exceeded.into(), host),
         }
     }
 
@@ -83,8 +83,8 @@ impl Admitted {
 
 impl AwaitingCount {
     /// Something behind answers with this status before the request was counted.
-    pub fn answered_early(self, status: u16, gateway: &Gateway) -> (Option<LocalReply>, Record) {
-        self.admitted.answered_early(status, gateway)
+    pub fn answered_early(self, status: u16, gateway: &Gateway, host: &dyn Host) -> (Option<LocalReply>, Record) {
+        self.admitted.answered_early(status, gateway, host)
     }
 
     /// What the service is asked: a `RateLimitRequest`.
@@ -93,7 +93,7 @@ impl AwaitingCount {
     }
 
     /// Goes on with the service's `RateLimitResponse`, or, where none came in time, as the operator wants it.
-    pub fn proceed(self, answer: Option<&[u8]>, gateway: &Gateway) -> (Step, ServiceOutcome) {
+    pub fn proceed(self, answer: Option<&[u8]>, gateway: &Gateway, host: &dyn Host) -> (Step, ServiceOutcome) {
         let on_error = match &gateway.config.limits {
             LimitStore::RateLimitService(service) => service.on_error,
             LimitStore::Local => OnError::default(),
@@ -101,12 +101,12 @@ impl AwaitingCount {
         match answer.and_then(|answer| service::read(answer, self.admitted.principal.limits())) {
             Some(counted) => {
                 let outcome = if counted.is_ok() { ServiceOutcome::Ok } else { ServiceOutcome::OverLimit };
-                (self.admitted.settle(counted, gateway), outcome)
+                (self.admitted.settle(counted, gateway, host), outcome)
             }
             None => {
                 let step = match on_error {
                     OnError::Allow => self.admitted.pass(None),
-                    OnError::Deny => self.admitted.refuse(gateway, &Reason::RateLimitUnavailable.into()),
+                    OnError::Deny => self.admitted.refuse(gateway, &Reason::RateLimitUnavailable.into(), host),
                 };
                 (step, ServiceOutcome::Error)
             }

@@ -75,14 +75,14 @@ impl AwaitingMessage {
         };
         match judged {
             Ok(lists) => admitted(lists.filter(|_| mode == Mode::Enforce)).count(gateway, now, host),
-            Err(denial) => admitted(None).refuse(gateway, &denial),
+            Err(denial) => admitted(None).refuse(gateway, &denial, host),
         }
     }
 
     /// Something behind answers with this status before the message was decided on.
-    pub fn answered_early(self, status: u16, gateway: &Gateway) -> (Option<LocalReply>, Record) {
+    pub fn answered_early(self, status: u16, gateway: &Gateway, host: &dyn Host) -> (Option<LocalReply>, Record) {
         let Self { resource, mode, principal, findings, .. } = self;
-        Admitted { resource, mode, principal, forward: Forward::default(), findings }.answered_early(status, gateway)
+        Admitted { resource, mode, principal, forward: Forward::default(), findings }.answered_early(status, gateway, host)
     }
 
     fn judge(&self, bytes: &[u8], gateway: &Gateway) -> Result<Option<ListRequest>, Denial> {

@@ -78,6 +78,7 @@ fn token(claims: &Value) -> String {
 fn reason(step: &Step) -> &'static str {
     match step {
         Step::Pass => "pass",
+        Step::AwaitPolicy(_) => "await policy",
         Step::Await(_) => "await",
         Step::ReadBody(_) => "read body",
         Step::Inspect(..) => "inspect",
@@ -737,7 +738,7 @@ fn the_rate_limit_service_decides() {
         let mut world = limited_world("rate_limit_service", on_error, "enforce");
         let Step::Count(awaiting) = world.start("/mcp/acme/notes", &POST) else { panic!("not asked") };
         assert!(!awaiting.question().is_empty());
-        let (step, told) = awaiting.proceed(answer, &world.gateway);
+        let (step, told) = awaiting.proceed(answer, &world.gateway, &world.host);
         assert_eq!((reason(&step), told), (expected, outcome), "{answer:?} {on_error}");
         assert!(!matches!(&step, Step::Forward(forward, _) if forward.principal.is_none()), "{step:?}");
     }

@@ -6,8 +6,9 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{Config, PROTECTED_RESOURCE};
 use crate::denial::{Denial, LocalReply, OK, Reason};
+use crate::host::Host;
 use crate::path::Resource;
-use crate::policy::Policy;
+use crate::policy::source::PolicySource;
 use crate::request::RequestHead;
 
 const AUTHORIZATION_SERVER: &str = "/.well-known/oauth-authorization-server";
@@ -78,9 +79,15 @@ impl Endpoint {
 
 impl Document {
     /// Answers a request for this document, and says with which word it counts.
-    pub fn answer(&self, head: &RequestHead, config: &Config, policy: &Policy) -> (LocalReply, &'static str) {
+    pub fn answer(
+        &self,
+        head: &RequestHead,
+        config: &Config,
+        policy: &PolicySource,
+        host: &dyn Host,
+    ) -> (LocalReply, &'static str) {
         match head.method() {
-            b"GET" | b"HEAD" => match self.content(config, policy) {
+            b"GET" | b"HEAD" => match self.content(config, policy, host) {
                 Some(content) => {
                     let headers = vec![
                         ("content-type", "application/json".to_owned()),
@@ -106,12 +113,12 @@ impl Document {
     }
 
     /// `None` where there is nothing to discover, and clients must hear so.
-    fn content(&self, config: &Config, policy: &Policy) -> Option<Value> {
+    fn content(&self, config: &Config, policy: &PolicySource, host: &dyn Host) -> Option<Value> {
         match self {
-            Self::ProtectedResource(resource) => protected_resource(resource, config, policy),
-            _ if policy.signing_keys().is_empty() => None,
+            Self::ProtectedResource(resource) => protected_resource(resource, config, policy, host),
+            _ if policy.signing_keys(host).is_empty() => None,
             Self::Jwks => {
-                Some(json!({ "keys": policy.signing_keys().iter().map(|key| key.jwk().to_value()).collect::<Vec<_>>() }))
+                Some(json!({ "keys": policy.signing_keys(host).iter().map(|key| key.jwk().to_value()).collect::<Vec<_>>() }))
             }
             Self::AuthorizationServer => Some(Value::Object(authorization_server(config))),
             Self::OpenidConfiguration => {
@@ -143,8 +150,8 @@ fn authorization_server(config: &Config) -> Map<String, Value> {
     members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-fn protected_resource(resource: &Resource, config: &Config, policy: &Policy) -> Option<Value> {
-    let org = policy.org(&resource.org).filter(|org| org.offers_oauth())?;
+fn protected_resource(resource: &Resource, config: &Config, policy: &PolicySource, host: &dyn Host) -> Option<Value> {
+    let org = policy.org(&resource.org, host).filter(|org| org.offers_oauth())?;
     let own = org.has_clients().then_some(config.gateway.origin.as_str());
     Some(json!({
         "resource": config.gateway.resource_url(resource),

@@ -1,6 +1,7 @@
 //! `POST /oauth/token`: RFC 6749 §4.4 with the client authentication of §2.3.1 and RFC 7523, and RFC 8707.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -21,7 +22,7 @@ use crate::jose::signature;
 use crate::limits;
 use crate::names::is_record_id;
 use crate::path::Resource;
-use crate::policy::Policy;
+use crate::policy::source::PolicySource;
 use crate::request::RequestHead;
 use crate::scope::{self, ScopeSet};
 use crate::time::UnixTime;
@@ -122,7 +123,7 @@ pub struct TokenEndpoint<'e> {
     /// The configuration.
     pub config: &'e Config,
     /// The clients and the signing keys.
-    pub policy: &'e Policy,
+    pub policy: &'e PolicySource,
     /// Who failed how often.
     pub attempts: &'e mut Attempts,
     /// Cryptography and shared memory.
@@ -131,7 +132,7 @@ pub struct TokenEndpoint<'e> {
     pub now: UnixTime,
 }
 
-impl<'e> TokenEndpoint<'e> {
+impl TokenEndpoint<'_> {
     /// Issues a token for the request of `head` and `body`.
     ///
     /// # Errors
@@ -144,12 +145,13 @@ impl<'e> TokenEndpoint<'e> {
             Some(_) => return Err(TokenError::UnsupportedGrantType),
             None => return Err(TokenError::InvalidRequest("The parameter grant_type is required.")),
         }
-        let scope = granted(client, form.get("scope"))?.to_string();
-        let audience = self.audience(client, form.get("resource"))?;
+        let scope = granted(&client, form.get("scope"))?.to_string();
+        let audience = self.audience(&client, form.get("resource"))?;
         limits::local::take_one(&limits::of_token_endpoint(&client.id), self.now, self.host)
             .map_err(|exceeded| TokenError::RateLimit(exceeded.retry_after))?;
 
-        let key = self.policy.signing_keys().first().ok_or(TokenError::SigningFailed)?;
+        let signing_keys = self.policy.signing_keys(self.host);
+        let key = signing_keys.first().ok_or(TokenError::SigningFailed)?;
         let jti = hex::encode(self.host.random().ok_or(TokenError::SigningFailed)?);
         let ttl = self.config.tokens.ttl;
         let claims = AccessTokenClaims {
@@ -169,7 +171,7 @@ impl<'e> TokenEndpoint<'e> {
     }
 
     /// RFC 6749 §2.3: exactly one way of authentication.
-    fn authenticate(&mut self, head: &RequestHead, form: &Form) -> Result<&'e OauthClient, TokenError> {
+    fn authenticate(&mut self, head: &RequestHead, form: &Form) -> Result<Rc<OauthClient>, TokenError> {
         let authorization =
             head.authorization().map_err(|_| TokenError::InvalidRequest("The header authorization is repeated."))?;
         match (authorization, form.get("client_secret"), form.get("client_assertion")) {
@@ -196,21 +198,21 @@ impl<'e> TokenEndpoint<'e> {
         }
     }
 
-    fn by_secret(&mut self, id: &str, secret: &str, refused: TokenError) -> Result<&'e OauthClient, TokenError> {
+    fn by_secret(&mut self, id: &str, secret: &str, refused: TokenError) -> Result<Rc<OauthClient>, TokenError> {
         self.listen_to(id, refused)?;
-        let client = self.policy.oauth_client(id);
+        let client = self.policy.oauth_client(id, self.host);
         // An unknown id costs as much as a known one.
-        let is_proven = client::is_secret(client.map_or(&[], |client| &client.secrets), secret);
+        let is_proven = client::is_secret(client.as_ref().map_or(&[], |client| &client.secrets), secret);
         self.settle(id, client.filter(|_| is_proven), refused)
     }
 
     /// RFC 7523 §3, with the audience of its update (draft-ietf-oauth-rfc7523bis): the issuer or the endpoint.
-    fn by_assertion(&mut self, assertion: &str, named: Option<&str>) -> Result<&'e OauthClient, TokenError> {
+    fn by_assertion(&mut self, assertion: &str, named: Option<&str>) -> Result<Rc<OauthClient>, TokenError> {
         let refused = TokenError::InvalidClient { basic: false };
         let jws = CompactJws::parse(assertion).map_err(|_| refused)?;
         let id = claims::issuer(jws.claims()).map_err(|_| refused)?.to_owned();
         self.listen_to(&id, refused)?;
-        let client = self.policy.oauth_client(&id).filter(|client| {
+        let client = self.policy.oauth_client(&id, self.host).filter(|client| {
             let is_own = claims::subject(jws.claims()).is_ok_and(|sub| sub == id) && named.is_none_or(|named| named == id);
             is_own && self.is_proven(jws, client)
         });
@@ -250,12 +252,7 @@ impl<'e> TokenEndpoint<'e> {
         self.attempts.wait(id, self.now).map_or(Ok(()), |wait| Err(TokenError::TooManyAttempts(wait)))
     }
 
-    fn settle<'c>(
-        &mut self,
-        id: &str,
-        proven: Option<&'c OauthClient>,
-        refused: TokenError,
-    ) -> Result<&'c OauthClient, TokenError> {
+    fn settle(&mut self, id: &str, proven: Option<Rc<OauthClient>>, refused: TokenError) -> Result<Rc<OauthClient>, TokenError> {
         proven.ok_or_else(|| {
             self.attempts.failed(id, self.now);
             refused
@@ -346,7 +343,7 @@ mod tests {
 
     struct World {
         config: Config,
-        policy: Policy,
+        policy: PolicySource,
         attempts: Attempts,
         host: TestHost,
         now: UnixTime,
@@ -373,7 +370,13 @@ mod tests {
             });
             let environment = |name: &str| (name == "SIGNING_KEY").then(|| testing::signing_key_pem().to_owned());
             let (config, policy) = Config::parse(config.to_string().as_bytes(), &environment).unwrap();
-            Self { config, policy, attempts: Attempts::default(), host: TestHost::default(), now: NOW }
+            Self {
+                config,
+                policy: PolicySource::Inline(policy),
+                attempts: Attempts::default(),
+                host: TestHost::default(),
+                now: NOW,
+            }
         }
 
         fn post_to(&mut self, path: &str, headers: &[(&str, &str)], body: &str) -> Result<Value, TokenError> {

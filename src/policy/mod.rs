@@ -1,6 +1,9 @@
 //! Who may do what: orgs, their API keys and identity providers, indexed for look-up and otherwise inert.
 
+pub mod poll;
 pub(crate) mod raw;
+pub mod remote;
+pub mod source;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -11,7 +14,7 @@ use http::Uri;
 use crate::api_key::KeyDigest;
 use crate::denial::Reason;
 use crate::jose::jwk::JwkSet;
-use crate::jwks::{Clusters, JwksUri, KeySetId};
+use crate::jwks::{Clusters, JwksUri};
 use crate::limits::Subjects;
 use crate::names::{ConnectorId, OrgName, is_record_id};
 use crate::oauth::client::OauthClient;
@@ -40,12 +43,12 @@ pub(crate) struct Surroundings<'a> {
 pub struct Policy {
     /// Opaque; shown in the log.
     pub version: String,
-    /// The key sets that its identity providers name, each once, at the index that is its [`KeySetId`].
+    /// The key sets that its identity providers name, each once.
     pub key_sets: Vec<JwksUri>,
-    orgs: HashMap<OrgName, Org>,
+    orgs: HashMap<OrgName, Rc<Org>>,
     api_keys: HashMap<KeyDigest, ApiKey>,
-    signing_keys: Vec<SigningKey>,
-    oauth_clients: HashMap<Box<str>, OauthClient>,
+    signing_keys: Rc<[SigningKey]>,
+    oauth_clients: HashMap<Box<str>, Rc<OauthClient>>,
 }
 
 /// What an org has besides keys.
@@ -96,8 +99,8 @@ impl Org {
 pub struct IdentityProvider {
     /// The `iss` of its tokens.
     pub issuer: Box<str>,
-    /// Its keys.
-    pub key_set: KeySetId,
+    /// Where its keys are.
+    pub jwks_uri: JwksUri,
     /// The `aud` values that mean this gateway; any one will do.
     pub audiences: Vec<Box<str>>,
     /// What a token without any `mcp:` scope is granted.
@@ -112,18 +115,18 @@ struct ApiKey {
 
 impl Policy {
     /// The org of this name.
-    pub fn org(&self, name: &OrgName) -> Option<&Org> {
-        self.orgs.get(name)
+    pub fn org(&self, name: &OrgName) -> Option<Rc<Org>> {
+        self.orgs.get(name).cloned()
     }
 
     /// The keys of gateway tokens: the first signs, all verify.
-    pub fn signing_keys(&self) -> &[SigningKey] {
-        &self.signing_keys
+    pub fn signing_keys(&self) -> Rc<[SigningKey]> {
+        Rc::clone(&self.signing_keys)
     }
 
     /// The client of this id.
-    pub fn oauth_client(&self, id: &str) -> Option<&OauthClient> {
-        self.oauth_clients.get(id)
+    pub fn oauth_client(&self, id: &str) -> Option<Rc<OauthClient>> {
+        self.oauth_clients.get(id).cloned()
     }
 
     /// Whom the key with this digest stands for in `org`.
@@ -140,15 +143,22 @@ impl Policy {
 
     /// Checks a document that stands at `path`, noting what is wrong with it.
     pub(crate) fn check(raw: RawPolicy, path: &str, surroundings: &Surroundings<'_>, problems: &mut Problems) -> Self {
-        let policy = Self { version: raw.version.unwrap_or_default(), ..Self::default() };
-        let mut checker = Checker { policy, surroundings, problems };
         let are_keys_needed = raw.orgs.0.iter().any(|(_, org)| org.oauth_clients.iter().any(|client| !client.revoked));
         if are_keys_needed && raw.signing_keys.is_empty() {
-            checker.problems.add(format_args!("{path}.signing_keys"), "is required where there are oauth_clients");
+            problems.add(format_args!("{path}.signing_keys"), "is required where there are oauth_clients");
         }
+        Self::check_part(raw, path, surroundings, problems)
+    }
+
+    /// The same for a part of a document.
+    pub(crate) fn check_part(raw: RawPolicy, path: &str, surroundings: &Surroundings<'_>, problems: &mut Problems) -> Self {
+        let policy = Self { version: raw.version.unwrap_or_default(), ..Self::default() };
+        let mut checker = Checker { policy, surroundings, problems, key_sets: HashSet::new() };
+        let mut signing_keys = Vec::new();
         for (index, key) in raw.signing_keys.into_iter().enumerate() {
-            checker.signing_key(&format!("{path}.signing_keys[{index}]"), key);
+            checker.signing_key(&format!("{path}.signing_keys[{index}]"), key, &mut signing_keys);
         }
+        checker.policy.signing_keys = signing_keys.into();
         for (name, org) in raw.orgs.0 {
             checker.org(&format!("{path}.orgs.{name}"), &name, org);
         }
@@ -160,6 +170,7 @@ struct Checker<'a> {
     policy: Policy,
     surroundings: &'a Surroundings<'a>,
     problems: &'a mut Problems,
+    key_sets: HashSet<Box<str>>,
 }
 
 impl Checker<'_> {
@@ -192,7 +203,7 @@ impl Checker<'_> {
                 org.issued_before.insert(client_id, moment);
             }
         }
-        self.policy.orgs.insert(name, org);
+        self.policy.orgs.insert(name, Rc::new(org));
         Some(())
     }
 
@@ -237,9 +248,9 @@ impl Checker<'_> {
         Some(())
     }
 
-    fn signing_key(&mut self, path: &str, raw: RawSigningKey) -> Option<()> {
+    fn signing_key(&mut self, path: &str, raw: RawSigningKey, keys: &mut Vec<SigningKey>) -> Option<()> {
         let kid = self.problems.required(format_args!("{path}.kid"), raw.kid)?;
-        if kid.is_empty() || self.policy.signing_keys.iter().any(|key| key.kid() == kid) {
+        if kid.is_empty() || keys.iter().any(|key| key.kid() == kid) {
             self.problems.add(format_args!("{path}.kid"), "must not be empty, nor stand twice");
         }
         let (path, pem) = match (raw.private_key_env, raw.private_key_pem) {
@@ -264,7 +275,7 @@ impl Checker<'_> {
         };
         let key = SigningKey::from_pem(&kid, &pem).map_err(|problem| format!("key {kid:?} {problem}"));
         let key = self.problems.checked(path, key)?;
-        self.policy.signing_keys.push(key);
+        keys.push(key);
         Some(())
     }
 
@@ -299,7 +310,7 @@ impl Checker<'_> {
         match self.policy.oauth_clients.entry(id.clone()) {
             Entry::Occupied(_) => self.problems.add(format_args!("{path}.client_id"), "stands twice in this policy"),
             Entry::Vacant(place) => {
-                place.insert(OauthClient { id, org: org.clone(), scopes, secrets, jwks });
+                place.insert(Rc::new(OauthClient { id, org: org.clone(), scopes, secrets, jwks }));
             }
         }
         Some(())
@@ -337,10 +348,14 @@ impl Checker<'_> {
             None => Some([Scope::AllConnectors].into_iter().collect()),
             Some(texts) => self.scopes(&format!("{path}.default_scopes"), &texts),
         };
-        let key_set = self.key_set(jwks_uri?);
+        let jwks_uri = jwks_uri?;
+        // Orgs that share a provider share its keys.
+        if self.key_sets.insert(jwks_uri.as_str().into()) {
+            self.policy.key_sets.push(jwks_uri.clone());
+        }
         Some(IdentityProvider {
             issuer: issuer?.into(),
-            key_set,
+            jwks_uri,
             audiences: audiences.into_iter().map(String::into_boxed_str).collect(),
             default_scopes: default_scopes?,
         })
@@ -354,15 +369,6 @@ impl Checker<'_> {
             .map(|(index, text)| self.problems.checked(format_args!("{path}[{index}]"), Scope::parse(text).ok_or(wrong)))
             .collect();
         scopes.into_iter().collect()
-    }
-
-    /// Orgs that share a provider share its keys.
-    fn key_set(&mut self, uri: JwksUri) -> KeySetId {
-        let known = self.policy.key_sets.iter().position(|known| *known == uri);
-        KeySetId::at(known.unwrap_or_else(|| {
-            self.policy.key_sets.push(uri);
-            self.policy.key_sets.len().saturating_sub(1)
-        }))
     }
 
     fn identifier<T>(&mut self, path: &str, parsed: Option<T>) -> Option<T> {

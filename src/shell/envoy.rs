@@ -4,7 +4,7 @@ use prost::Message;
 use proxy_wasm::types::Status;
 
 use super::hostcalls::{self, CAS_ATTEMPTS};
-use crate::host::{Host, Update};
+use crate::host::{Host, Shared, Update};
 use crate::jose::compact::CompactJws;
 use crate::jose::jwk::RsaPublicKey;
 use crate::jose::signature::verify_in_rust;
@@ -111,6 +111,11 @@ impl Host for Envoy {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).ok()?;
         Some(bytes)
+    }
+
+    fn shared(&self, name: &str) -> Option<Shared> {
+        let (value, cas) = hostcalls::shared_data(name);
+        value.map(|bytes| Shared { bytes, revision: cas.number() })
     }
 
     fn update(&self, name: &str, change: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>) -> Update {

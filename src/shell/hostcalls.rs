@@ -6,6 +6,7 @@ use prost::Message;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 
+use crate::config::{RemoteSettings, Secret};
 use crate::denial::LocalReply;
 use crate::jwks::JwksUri;
 use crate::request::RequestHead;
@@ -119,6 +120,13 @@ pub(super) fn shared_data(key: &str) -> (Option<Vec<u8>>, Cas) {
     }
 }
 
+impl Cas {
+    /// The number itself: another one after each change of the value.
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// Writes a shared value; false where another thread did since it was read.
 pub(super) fn set_shared_data(key: &str, value: &[u8], cas: Cas) -> bool {
     hostcalls::set_shared_data(key, Some(value), Some(cas.0)).is_ok()
@@ -127,14 +135,26 @@ pub(super) fn set_shared_data(key: &str, value: &[u8], cas: Cas) -> bool {
 /// Begins to fetch a document and returns the number under which the answer comes. Only in the root context: elsewhere
 /// the answer is lost with the stream.
 pub(super) fn get(cluster: &str, uri: &JwksUri, timeout: Duration) -> Result<u32, Status> {
-    let headers = vec![
-        (":method", "GET"),
-        (":scheme", uri.scheme()),
-        (":authority", uri.authority()),
-        (":path", uri.path()),
-        ("accept", "application/json"),
-        ("user-agent", concat!("apexmcp-auth/", env!("CARGO_PKG_VERSION"))),
-    ];
+    let headers = [(":scheme", uri.scheme()), (":authority", uri.authority()), (":path", uri.path())];
+    call_http(cluster, headers.into(), timeout)
+}
+
+/// Begins to ask the Settings service for another policy than that of `etag`. Only in the root context.
+pub(super) fn get_policy(settings: &RemoteSettings, etag: Option<&str>) -> Result<u32, Status> {
+    let bearer = settings.token.as_ref().map(|Secret(token)| format!("Bearer {token}"));
+    let is_waiting = etag.is_some() && !settings.long_poll.is_zero();
+    let wait = format!("{}wait={}s", if settings.path.contains('?') { '&' } else { '?' }, settings.long_poll.as_secs());
+    let path = format!("{}{}", settings.path, if is_waiting { wait.as_str() } else { "" });
+    let mut headers = vec![(":scheme", "http"), (":authority", settings.authority.as_str()), (":path", path.as_str())];
+    headers.extend(bearer.as_deref().map(|bearer| ("authorization", bearer)));
+    headers.extend(etag.map(|etag| ("if-none-match", etag)));
+    let patience = if is_waiting { settings.long_poll } else { Duration::ZERO };
+    call_http(&settings.cluster, headers, settings.timeout.saturating_add(patience))
+}
+
+fn call_http(cluster: &str, mut headers: Vec<(&str, &str)>, timeout: Duration) -> Result<u32, Status> {
+    let agent = concat!("apexmcp-auth/", env!("CARGO_PKG_VERSION"));
+    headers.extend([(":method", "GET"), ("accept", "application/json"), ("user-agent", agent)]);
     hostcalls::dispatch_http_call(cluster, headers, None, Vec::new(), timeout)
 }
 
@@ -171,6 +191,12 @@ pub(super) fn response_status(num_headers: usize) -> Option<u16> {
     }
     let status = hostcalls::get_map_value_bytes(MapType::HttpCallResponseHeaders, ":status").ok().flatten()?;
     std::str::from_utf8(&status).ok()?.parse().ok()
+}
+
+/// The ETag of the answer that came.
+pub(super) fn response_etag() -> Option<String> {
+    let etag = hostcalls::get_map_value_bytes(MapType::HttpCallResponseHeaders, "etag").ok().flatten()?;
+    String::from_utf8(etag).ok()
 }
 
 /// The body of the answer that came.

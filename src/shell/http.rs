@@ -13,7 +13,7 @@ use super::metrics::Metrics;
 use crate::config::LimitStore;
 use crate::denial::{Denial, Reason};
 use crate::exchange::{
-    self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, Forward, Record, Step,
+    self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, Forward, Record, Step,
 };
 use crate::gateway::{Findings, Gateway};
 use crate::limits::service;
@@ -43,6 +43,8 @@ pub(super) struct Plugin {
     counts: RefCell<HashMap<u32, u32>>,
     /// The root context.
     pub(super) root_id: Cell<u32>,
+    /// Whether this thread has served a request.
+    pub(super) serves_requests: Cell<bool>,
 }
 
 /// A stream whose request is held, and what for.
@@ -52,6 +54,7 @@ struct Held {
 }
 
 enum Awaiting {
+    Policy(AwaitingPolicy),
     KeySet(AwaitingKeySet),
     Body(AwaitingBody),
     Message(AwaitingMessage),
@@ -63,7 +66,7 @@ impl Awaiting {
     /// As much of the body as is read, where one is awaited.
     fn max_body(&self) -> Option<usize> {
         match self {
-            Self::KeySet(_) | Self::Count(..) => None,
+            Self::Policy(_) | Self::KeySet(_) | Self::Count(..) => None,
             Self::Body(_) => Some(exchange::MAX_BODY_READ),
             Self::Message(_) => Some(exchange::MAX_MESSAGE_READ),
         }
@@ -141,6 +144,7 @@ impl Replaced {
 
 impl Stream {
     pub(super) fn new(id: u32, plugin: Rc<Plugin>) -> Self {
+        plugin.serves_requests.set(true);
         Self { id, plugin, flow: Rc::default(), reply: None }
     }
 
@@ -234,7 +238,7 @@ impl Plugin {
         let route = if gateway.config.gateway.route_metadata { route_settings() } else { Ok(RouteSettings::default()) };
         match route {
             Ok(route) => exchange::start(gateway, head, route, hostcalls::now(), &self.envoy),
-            Err(RouteInvalid) => exchange::refuse_invalid_route(gateway, &head),
+            Err(RouteInvalid) => exchange::refuse_invalid_route(gateway, &head, &self.envoy),
         }
     }
 
@@ -242,6 +246,7 @@ impl Plugin {
     fn apply(&self, step: Step, id: u32, flow: &Rc<Flow>) {
         match step {
             Step::Pass => flow.gate.set(Gate::Open),
+            Step::AwaitPolicy(exchange) => self.hold(id, flow, Awaiting::Policy(exchange)),
             Step::Await(exchange) => self.hold(id, flow, Awaiting::KeySet(exchange)),
             Step::ReadBody(exchange) => self.hold(id, flow, Awaiting::Body(exchange)),
             Step::Reply(reply, record) => {
@@ -306,7 +311,9 @@ impl Plugin {
 
     fn go_on(&self, exchange: AwaitingCount, answer: Option<&[u8]>, id: u32, flow: &Rc<Flow>) {
         let gateway = self.gateway.borrow();
-        let Some((step, outcome)) = gateway.as_ref().map(|gateway| exchange.proceed(answer, gateway)) else { return };
+        let Some((step, outcome)) = gateway.as_ref().map(|gateway| exchange.proceed(answer, gateway, &self.envoy)) else {
+            return;
+        };
         drop(gateway);
         self.metrics.borrow_mut().counted(outcome);
         self.apply(step, id, flow);
@@ -349,12 +356,12 @@ impl Plugin {
         let gateway = self.gateway.borrow();
         let gateway_now = gateway.as_ref()?;
         let (reply, record) = match held.awaiting {
-            Awaiting::Message(exchange) => exchange.answered_early(status, gateway_now),
+            Awaiting::Message(exchange) => exchange.answered_early(status, gateway_now, &self.envoy),
             Awaiting::Count(exchange, token) => {
                 self.counts.borrow_mut().remove(&token);
-                exchange.answered_early(status, gateway_now)
+                exchange.answered_early(status, gateway_now, &self.envoy)
             }
-            Awaiting::KeySet(_) | Awaiting::Body(_) => return None,
+            Awaiting::Policy(_) | Awaiting::KeySet(_) | Awaiting::Body(_) => return None,
         };
         drop(gateway);
         self.note(&record);
@@ -384,7 +391,7 @@ impl Plugin {
         let step = match awaiting {
             Awaiting::Body(exchange) => exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy),
             Awaiting::Message(exchange) => exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy),
-            Awaiting::KeySet(_) | Awaiting::Count(..) => return,
+            Awaiting::Policy(_) | Awaiting::KeySet(_) | Awaiting::Count(..) => return,
         };
         drop(gateway);
         self.apply(step, id, &flow);
@@ -398,12 +405,13 @@ impl Plugin {
             }
             let before = flow.gate.get();
             let step = match (awaiting, self.gateway.borrow_mut().as_mut()) {
+                (Awaiting::Policy(exchange), Some(gateway)) => exchange.proceed(gateway, now, &self.envoy),
                 (Awaiting::KeySet(exchange), Some(gateway)) => exchange.proceed(gateway, now, &self.envoy),
                 (Awaiting::Body(exchange), _) => {
                     log::warn!("a body did not arrive in time; the filter needs allow_on_headers_stop_iteration to read bodies");
                     exchange.give_up(TokenError::BodyTimeout)
                 }
-                (Awaiting::Message(_) | Awaiting::Count(..), _) | (Awaiting::KeySet(_), None) => continue,
+                (Awaiting::Message(_) | Awaiting::Count(..), _) | (Awaiting::Policy(_) | Awaiting::KeySet(_), None) => continue,
             };
             self.apply(step, id, &flow);
             self.read_body(id);
@@ -415,6 +423,7 @@ impl Plugin {
         let gateway = self.gateway.borrow();
         let Some(gateway) = gateway.as_ref() else { return Vec::new() };
         let is_ready = |_: &u32, held: &mut Held| match &held.awaiting {
+            Awaiting::Policy(exchange) => exchange.is_ready(gateway, now),
             Awaiting::KeySet(exchange) => exchange.is_ready(gateway, now),
             Awaiting::Body(exchange) => exchange.is_overdue(now),
             Awaiting::Message(_) | Awaiting::Count(..) => false,

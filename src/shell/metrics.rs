@@ -10,6 +10,7 @@ use crate::denial::OK;
 use crate::exchange::{Record, ServiceOutcome};
 use crate::gateway::CacheOutcome;
 use crate::principal::Method;
+use crate::time::UnixTime;
 
 /// The metrics of one thread. Each is defined when it first counts.
 #[derive(Default)]
@@ -51,6 +52,18 @@ impl Metrics {
     pub(super) fn jwks_fetched(&mut self, success: bool) {
         let outcome = if success { "success" } else { "failure" };
         self.count(&format!("apexmcp_jwks_fetches;outcome=.={outcome};.;"));
+    }
+
+    /// Counts an answer of the Settings service, or the lack of one.
+    pub(super) fn policy_fetched(&mut self, outcome: &str) {
+        self.count(&format!("apexmcp_policy_fetches;outcome=.={outcome};.;"));
+    }
+
+    /// When the policy was last known to be the one in force, in seconds since the epoch.
+    pub(super) fn policy_confirmed(&mut self, at: UnixTime) {
+        if let Some(metric) = self.of(MetricType::Gauge, "apexmcp_policy_confirmed_at_seconds") {
+            hostcalls::record(metric, at.as_secs());
+        }
     }
 
     /// How many keys this Envoy knows now.

@@ -10,10 +10,14 @@ use sha2::{Digest, Sha256};
 
 use super::hostcalls::{self, CAS_ATTEMPTS};
 use super::http::{Plugin, Stream};
-use crate::config::Config;
+use crate::config::{Config, RemoteSettings};
 use crate::gateway::Gateway;
+use crate::host::Host;
 use crate::jose::jwk::{self, JwkSet, JwkSetError};
 use crate::jwks::{JwksUri, KeySet, KeySetId, Record};
+use crate::policy::poll::Poll;
+use crate::policy::remote;
+use crate::policy::source::PolicySource;
 use crate::time::UnixTime;
 
 /// How often waiting requests are looked after and due fetches begun. A request that waits for what another thread
@@ -25,18 +29,25 @@ pub(super) struct Root {
     plugin: Rc<Plugin>,
     /// The fetches under way, by the number under which the answer comes.
     fetches: HashMap<u32, KeySetId>,
+    /// The request for the policy under way.
+    poll: Option<u32>,
 }
 
 impl Root {
     pub(super) fn new(id: u32) -> Self {
         let plugin = Rc::<Plugin>::default();
         plugin.root_id.set(id);
-        Self { id, plugin, fetches: HashMap::new() }
+        Self { id, plugin, fetches: HashMap::new(), poll: None }
     }
 }
 
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, num_headers: usize, body_size: usize, _num_trailers: usize) {
+        if self.poll == Some(token) {
+            self.poll = None;
+            self.finish_poll(num_headers, body_size);
+            return;
+        }
         let Some(id) = self.fetches.remove(&token) else { return };
         let now = hostcalls::now();
         self.finish(id, read_key_set(num_headers, body_size), now);
@@ -54,7 +65,11 @@ impl RootContext for Root {
     fn on_configure(&mut self, _size: usize) -> bool {
         match Config::parse(&hostcalls::plugin_configuration(), &|name| std::env::var(name).ok()) {
             Ok((config, policy)) => {
-                log::info!("policy version {:?} is in force; {}", policy.version, self.plugin.envoy.describe());
+                match &config.remote {
+                    None => log::info!("policy version {:?} is in force", policy.version),
+                    Some(remote) => log::info!("the policy comes from cluster {:?}", remote.cluster),
+                }
+                log::info!("{}", self.plugin.envoy.describe());
                 for warning in &config.warnings {
                     log::warn!("{warning}");
                 }
@@ -72,6 +87,8 @@ impl RootContext for Root {
 
     fn on_tick(&mut self) {
         let now = hostcalls::now();
+        self.sync_policy();
+        self.start_poll(now);
         let due = self.plugin.gateway.borrow().as_ref().map(|gateway| gateway.key_sets.sync_due(now)).unwrap_or_default();
         for id in due {
             self.sync(id, now);
@@ -89,6 +106,92 @@ impl RootContext for Root {
 }
 
 impl Root {
+    /// Takes notice of a policy that some thread has published.
+    fn sync_policy(&self) {
+        let gateway = self.plugin.gateway.borrow();
+        let Some(PolicySource::Remote(remote)) = gateway.as_ref().map(|gateway| &gateway.policy) else { return };
+        if let Some(version) = remote.sync(&self.plugin.envoy) {
+            log::info!("policy version {version:?} is in force");
+        }
+    }
+
+    /// Asks for changes of the policy, where that is due and no other thread does.
+    fn start_poll(&mut self, now: UnixTime) {
+        let gateway = self.plugin.gateway.borrow();
+        let Some(settings) = gateway.as_ref().and_then(|gateway| gateway.config.remote.as_ref()) else { return };
+        if self.poll.is_some() {
+            return;
+        }
+        let name = poll_key(settings);
+        let (value, cas) = hostcalls::shared_data(&name);
+        let poll = Poll::from_bytes(&value.unwrap_or_default());
+        let Some(claimed) = poll.claim(now, settings, self.plugin.serves_requests.get()) else { return };
+        if !hostcalls::set_shared_data(&name, &claimed.to_bytes(), cas) {
+            return; // Another thread was faster.
+        }
+        match hostcalls::get_policy(settings, claimed.etag()) {
+            Ok(token) => self.poll = Some(token),
+            Err(status) => {
+                let problem = format!("Envoy refused the callout to cluster {:?} ({status:?}); does it exist?", settings.cluster);
+                self.poll_failed(settings, &problem, now);
+            }
+        }
+    }
+
+    /// The Settings service answered, or will not any more.
+    fn finish_poll(&self, num_headers: usize, body_size: usize) {
+        let now = hostcalls::now();
+        {
+            let gateway = self.plugin.gateway.borrow();
+            let Some(gateway) = gateway.as_ref() else { return };
+            let Some(settings) = &gateway.config.remote else { return };
+            match hostcalls::response_status(num_headers) {
+                Some(304) => self.poll_succeeded(settings, None, "not_modified", now),
+                Some(200) if body_size <= remote::MAX_DOCUMENT_LENGTH => {
+                    let etag = hostcalls::response_etag();
+                    match gateway.publish(&hostcalls::response_body(body_size), settings, &self.plugin.envoy) {
+                        Ok(publication) => {
+                            for warning in publication.warnings() {
+                                log::warn!("{warning}");
+                            }
+                            self.poll_succeeded(settings, Some(etag), "success", now);
+                        }
+                        Err(problems) => {
+                            for problem in problems.iter().take(MAX_PROBLEMS) {
+                                log::error!("invalid policy: {problem}");
+                            }
+                            // The same document would be refused again: another one is awaited.
+                            self.poll_succeeded(settings, Some(etag), "invalid", now);
+                        }
+                    }
+                }
+                Some(200) => self.poll_failed(settings, "the document is too long", now),
+                Some(504) => self.poll_failed(settings, "no answer in time (or 504)", now),
+                Some(status) => self.poll_failed(settings, &format!("the answer was {status}"), now),
+                None => self.poll_failed(settings, "the connection failed", now),
+            }
+        }
+        self.sync_policy();
+        self.wake(now);
+    }
+
+    fn poll_succeeded(&self, settings: &RemoteSettings, document: Option<Option<String>>, outcome: &str, now: UnixTime) {
+        self.plugin.envoy.update(&poll_key(settings), &mut |bytes| {
+            Some(Poll::from_bytes(bytes).succeeded(document.clone(), now, settings).to_bytes())
+        });
+        let mut metrics = self.plugin.metrics.borrow_mut();
+        metrics.policy_fetched(outcome);
+        if outcome != "invalid" {
+            metrics.policy_confirmed(now);
+        }
+    }
+
+    fn poll_failed(&self, settings: &RemoteSettings, problem: &str, now: UnixTime) {
+        log::warn!("the policy could not be fetched: {problem}");
+        self.plugin.envoy.update(&poll_key(settings), &mut |bytes| Some(Poll::from_bytes(bytes).failed(now).to_bytes()));
+        self.plugin.metrics.borrow_mut().policy_fetched("failure");
+    }
+
     /// Compares this thread's copy of a key set with the shared record and begins a fetch where one is due.
     fn sync(&mut self, id: KeySetId, now: UnixTime) {
         let mut gateway = self.plugin.gateway.borrow_mut();
@@ -153,6 +256,14 @@ fn take_over(set: &mut KeySet, record: Record, now: UnixTime) {
     if let Err(error) = set.sync(record, now) {
         log::error!("the shared record of key set {} cannot be read: {error}", set.uri().as_str());
     }
+}
+
+/// As many problems of one document are logged: the first ones tell what is wrong.
+const MAX_PROBLEMS: usize = 20;
+
+/// The name of the record in shared data of who asks for the policy.
+fn poll_key(settings: &RemoteSettings) -> String {
+    settings.place().name("poll")
 }
 
 /// A key set's name in shared data, which has no delete: bounded by the URIs that operators configure, and versioned

@@ -1,0 +1,127 @@
+//! Who asks the Settings service for changes, and when: one thread for all, by a record in shared data that is changed by
+//! compare-and-swap.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::RemoteSettings;
+use crate::time::UnixTime;
+
+/// First pause after a failed request; it doubles with each further one.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// Longest pause: a service that comes back is noticed within it.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// How long after a request's timeout its claim still holds.
+const CLAIM_MARGIN: Duration = Duration::from_secs(1);
+/// How long a thread that serves requests leaves it to one that doesn't, Envoy's main thread, to ask: parsing takes long.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What all threads know of the requests for the policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Poll {
+    etag: Option<String>,
+    started_at: UnixTime,
+    claimed_until: UnixTime,
+    next_at: UnixTime,
+    failures: u32,
+}
+
+impl Poll {
+    /// The record as other threads read it; a new one where it can't be read.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        serde_json::from_slice(bytes).unwrap_or_default()
+    }
+
+    /// The record as other threads read it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // The types here always serialize.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// What is in force, for `If-None-Match`.
+    pub fn etag(&self) -> Option<&str> {
+        self.etag.as_deref()
+    }
+
+    /// The record with this thread's claim to ask, where that is due and nobody else has claimed it.
+    pub fn claim(&self, now: UnixTime, settings: &RemoteSettings, serves_requests: bool) -> Option<Self> {
+        let patience = if serves_requests { PATIENCE } else { Duration::ZERO };
+        if now < self.claimed_until || now < self.next_at.plus(patience) {
+            return None;
+        }
+        let claimed_until = now.plus(settings.long_poll).plus(settings.timeout).plus(CLAIM_MARGIN);
+        Some(Self { started_at: now, claimed_until, ..self.clone() })
+    }
+
+    /// After a document was taken over, or, without one, was said to be in force still. The next request follows at
+    /// once where this one had something new to tell, or waited for that.
+    pub fn succeeded(self, document: Option<Option<String>>, now: UnixTime, settings: &RemoteSettings) -> Self {
+        let is_new = document.as_ref().is_some_and(|etag| etag.is_some() && *etag != self.etag);
+        let next_at = if is_new { now } else { self.started_at.plus(settings.interval).max(now) };
+        Self { etag: document.unwrap_or(self.etag), next_at, claimed_until: UnixTime::default(), failures: 0, ..self }
+    }
+
+    /// After no answer, or one that is of no use: what is in force stays.
+    pub fn failed(self, now: UnixTime) -> Self {
+        let backoff = FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures)).min(MAX_BACKOFF);
+        let failures = self.failures.saturating_add(1);
+        Self { next_at: now.plus(backoff), claimed_until: UnixTime::default(), failures, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> RemoteSettings {
+        RemoteSettings {
+            cluster: "settings".into(),
+            authority: "settings".into(),
+            path: "/v1/policy".into(),
+            timeout: Duration::from_secs(5),
+            interval: Duration::from_secs(2),
+            long_poll: Duration::from_secs(30),
+            token: None,
+        }
+    }
+
+    fn at(millis: u64) -> UnixTime {
+        UnixTime::from_secs(1_000_000).plus(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn one_thread_asks_and_one_without_requests_first() {
+        let settings = settings();
+        let claimed = Poll::default().claim(at(0), &settings, false).unwrap();
+        assert_eq!(claimed.claim(at(35_999), &settings, false), None);
+        assert!(claimed.claim(at(36_000), &settings, false).is_some(), "a thread that died loses its claim");
+        let answered = claimed.succeeded(Some(Some("\"1\"".into())), at(100), &settings);
+        assert_eq!(answered.claim(at(599), &settings, true), None);
+        assert!(answered.claim(at(100), &settings, false).is_some());
+        assert!(answered.claim(at(600), &settings, true).is_some());
+    }
+
+    #[test]
+    fn news_are_followed_at_once_and_nothing_else_is() {
+        let settings = settings();
+        let claimed = Poll { etag: Some("\"1\"".into()), ..Poll::default() }.claim(at(0), &settings, false).unwrap();
+        let next_at = |document, now| claimed.clone().succeeded(document, at(now), &settings).next_at;
+        assert_eq!(next_at(Some(Some("\"2\"".into())), 100), at(100));
+        assert_eq!(next_at(Some(Some("\"1\"".into())), 100), at(2_000));
+        assert_eq!(next_at(Some(None), 100), at(2_000), "a service without ETag");
+        assert_eq!(next_at(None, 100), at(2_000), "a service that does not wait");
+        assert_eq!(next_at(None, 30_000), at(30_000));
+        assert_eq!(claimed.clone().succeeded(None, at(100), &settings).etag(), Some("\"1\""));
+    }
+
+    #[test]
+    fn failures_back_off() {
+        let mut poll = Poll::default();
+        for seconds in [1, 2, 4, 8, 10, 10] {
+            poll = poll.failed(at(0));
+            assert_eq!(poll.next_at, at(0).plus(Duration::from_secs(seconds)));
+        }
+        assert_eq!(poll.succeeded(None, at(0), &settings()).failures, 0);
+    }
+}

@@ -1,0 +1,517 @@
+//! The policy of a Settings service: fetched and checked whole by one thread, and kept in shared data in small parts, of
+//! which each thread reads those that it needs.
+//!
+//! A document of 20 MB parsed by a worker would hold up its requests for half a second, whenever one key changes. So it
+//! is parsed by one thread, by preference Envoy's main thread, that serves no requests. It cuts the document into small
+//! ones of the same form: an org without its keys, a few dozen keys. What did not change is not written, and what a
+//! worker has read it reads again only where it was written since. A change costs workers nothing but that.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::fmt::Write;
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+
+use lru::LruCache;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use super::raw::{Members, RawPolicy};
+use super::{Org, Policy, Surroundings};
+use crate::api_key::KeyDigest;
+use crate::denial::Reason;
+use crate::host::Host;
+use crate::jwks::Clusters;
+use crate::names::OrgName;
+use crate::oauth::client::OauthClient;
+use crate::oauth::signing_key::SigningKey;
+use crate::principal::Principal;
+use crate::problem::{self, Problem, Problems};
+use crate::time::UnixTime;
+
+/// Keys in one part: it is parsed in a fraction of a millisecond.
+const KEYS_IN_PART: usize = 64;
+/// Parts that a thread remembers. What is forgotten is read again.
+const MAX_PARTS: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
+
+/// Longer documents are refused. One with 10,000 orgs and 100,000 keys has 20 MB.
+pub const MAX_DOCUMENT_LENGTH: usize = 64 << 20;
+
+const HEAD: &str = "head";
+const MANIFEST: &str = "manifest";
+const SIGNING: &str = "signing";
+/// In the manifest, before the names of parts that are cleared with the next publication.
+const LEAVING: char = '~';
+
+/// What somebody else writes reads nothing of this Envoy's environment: `private_key_env` is for policies within.
+const NO_ENVIRONMENT: fn(&str) -> Option<String> = |_| None;
+
+/// Where the parts of one source are in shared data. Its form has a version: old and new modules may run side by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place(Box<str>);
+
+impl Place {
+    /// That of the source with these coordinates.
+    pub fn of(cluster: &str, authority: &str, path: &str) -> Self {
+        let source = hex::encode(Sha256::digest(format!("{cluster}\n{authority}\n{path}")));
+        Self(format!("apexmcp/policy/1/{}/", source.get(..16).unwrap_or(&source)).into())
+    }
+
+    /// The name of one of its values.
+    pub fn name(&self, part: &str) -> String {
+        format!("{}{part}", self.0)
+    }
+}
+
+/// What all threads know of the policy in force.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Head {
+    /// Grows with each publication. Zero before the first.
+    generation: u64,
+    /// The document's `version`.
+    version: String,
+}
+
+fn org_part(org: &str) -> String {
+    format!("org/{org}")
+}
+
+fn client_part(id: &str) -> String {
+    format!("client/{id}")
+}
+
+/// The part with a key, of an org whose keys are in so many parts. Their number is in the name: while it changes, the
+/// old ones stay for those who have not heard of it.
+fn keys_part(org: &str, parts: usize, first_bytes: u32) -> String {
+    let index = usize::try_from(first_bytes).unwrap_or(0).checked_rem(parts).unwrap_or(0);
+    format!("keys/{org}/{parts}/{index}")
+}
+
+/// A document, cut into parts.
+#[derive(Debug)]
+pub struct Publication {
+    version: String,
+    /// In the order in which they are written: what others refer to comes first.
+    parts: Vec<(String, String)>,
+    warnings: Vec<Problem>,
+}
+
+#[derive(Deserialize)]
+struct Document<'a> {
+    #[serde(default)]
+    version: Option<String>,
+    #[serde(borrow, default)]
+    signing_keys: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    orgs: Members<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct DocumentOrg<'a> {
+    #[serde(borrow, default)]
+    api_keys: Vec<&'a RawValue>,
+    #[serde(borrow, default)]
+    oauth_clients: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    identity_providers: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    revoked_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    limits: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct DocumentClient {
+    client_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct DocumentKey {
+    sha256: Option<String>,
+}
+
+impl Publication {
+    /// Checks `document` whole, and cuts it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, each with its JSON path.
+    pub fn of(document: &[u8], clusters: &Clusters, separator: &str) -> Result<Self, Vec<Problem>> {
+        let surroundings = &Surroundings { clusters, environment: &NO_ENVIRONMENT, separator };
+        let mut problems = Problems::default();
+        let checked = problem::read::<RawPolicy>(document, &mut problems)
+            .map(|raw| Policy::check(raw, "policy", surroundings, &mut problems));
+        let (_, warnings) = problems.conclude(checked)?;
+        let parts = cut(document).map_err(|error| vec![Problem { path: ".".to_owned(), message: error.to_string() }])?;
+        let (version, parts) = parts;
+        Ok(Self { version, parts, warnings })
+    }
+
+    /// The document's version.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// What the operator should know.
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
+    }
+
+    /// Writes what changed for all threads, and tells them.
+    pub fn publish(&self, place: &Place, host: &dyn Host) {
+        let manifest = place.name(MANIFEST);
+        let before = host.shared(&manifest).map(|shared| String::from_utf8(shared.bytes).unwrap_or_default()).unwrap_or_default();
+        let names: HashSet<&str> = self.parts.iter().map(|(name, _)| name.as_str()).collect();
+        let gone = before.lines().filter(|line| !names.contains(line.trim_start_matches(LEAVING)));
+        // Keys in parts of an old number are still read by those who have not heard of the new one.
+        let (leaving, gone): (Vec<&str>, Vec<&str>) = gone.partition(|name| {
+            let org = name.strip_prefix("keys/").and_then(|rest| rest.split('/').next());
+            org.is_some_and(|org| names.contains(org_part(org).as_str()))
+        });
+        let mut lines: Vec<String> = self.parts.iter().map(|(name, _)| name.clone()).collect();
+        lines.extend(leaving.iter().map(|name| format!("{LEAVING}{name}")));
+        // Who takes over in the middle must know of all that may be there.
+        let all = [lines.join("\n"), gone.join("\n")].join("\n");
+        put(&manifest, all.as_bytes(), host);
+        for (name, text) in &self.parts {
+            put(&place.name(name), text.as_bytes(), host);
+        }
+        for line in gone {
+            put(&place.name(line.trim_start_matches(LEAVING)), &[], host);
+        }
+        put(&manifest, lines.join("\n").as_bytes(), host);
+        host.update(&place.name(HEAD), &mut |bytes| {
+            let head: Head = serde_json::from_slice(bytes).unwrap_or_default();
+            serde_json::to_vec(&Head { generation: head.generation.saturating_add(1), version: self.version.clone() }).ok()
+        });
+    }
+}
+
+fn put(name: &str, bytes: &[u8], host: &dyn Host) {
+    host.update(name, &mut |before| (before != bytes).then(|| bytes.to_vec()));
+}
+
+/// A version, and parts by name.
+type Cut = (String, Vec<(String, String)>);
+
+fn cut(document: &[u8]) -> Result<Cut, serde_json::Error> {
+    let document: Document<'_> = serde_json::from_slice(document)?;
+    let member = |name: &str, value: Option<&RawValue>| value.map(|value| format!("\"{name}\":{}", value.get()));
+    let (mut keys, mut orgs, mut clients) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, text) in &document.orgs.0 {
+        let org: DocumentOrg<'_> = serde_json::from_str(text.get())?;
+        let quoted = serde_json::to_string(name)?;
+        let parts = org.api_keys.len().div_ceil(KEYS_IN_PART);
+        let mut by_part = vec![Vec::new(); parts];
+        for key in &org.api_keys {
+            let DocumentKey { sha256 } = serde_json::from_str(key.get())?;
+            let digest = sha256.and_then(|hex| KeyDigest::from_hex(&hex));
+            let index = digest.and_then(|digest| usize::try_from(digest.first_bytes()).ok()?.checked_rem(parts));
+            if let Some(part) = index.and_then(|index| by_part.get_mut(index)) {
+                part.push(key.get());
+            }
+        }
+        for (index, part) in by_part.iter().enumerate() {
+            let members = [member("limits", org.limits), Some(format!("\"api_keys\":[{}]", part.join(",")))];
+            let members: Vec<String> = members.into_iter().flatten().collect();
+            keys.push((format!("keys/{name}/{parts}/{index}"), format!("{{\"orgs\":{{{quoted}:{{{}}}}}}}", members.join(","))));
+        }
+        let members = [
+            member("oauth_clients", org.oauth_clients),
+            member("identity_providers", org.identity_providers),
+            member("revoked_tokens", org.revoked_tokens),
+            member("limits", org.limits),
+        ];
+        let members: Vec<String> = members.into_iter().flatten().collect();
+        orgs.push((org_part(name), format!("{parts}\n{{\"orgs\":{{{quoted}:{{{}}}}}}}", members.join(","))));
+        let of_org: Vec<DocumentClient> = org.oauth_clients.map_or(Ok(Vec::new()), |list| serde_json::from_str(list.get()))?;
+        clients.extend(of_org.into_iter().filter_map(|client| client.client_id).map(|id| (client_part(&id), name.clone())));
+    }
+    let mut signing = String::from("{");
+    if let Some(list) = document.signing_keys {
+        let _ = write!(signing, "\"signing_keys\":{}", list.get());
+    }
+    signing.push('}');
+    let parts = keys.into_iter().chain(orgs).chain(clients).chain([(SIGNING.to_owned(), signing)]).collect();
+    Ok((document.version.unwrap_or_default(), parts))
+}
+
+/// One thread's view of the policy.
+#[derive(Debug)]
+pub struct RemotePolicy {
+    place: Place,
+    clusters: Clusters,
+    separator: Box<str>,
+    generation: Cell<u64>,
+    head_revision: Cell<u32>,
+    parts: RefCell<LruCache<String, Part>>,
+}
+
+#[derive(Debug)]
+struct Part {
+    /// The generation in which it was last compared with what is shared.
+    generation: u64,
+    revision: Option<u32>,
+    content: Content,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    Nothing,
+    /// The org of a client.
+    Name(Rc<str>),
+    Document {
+        policy: Rc<Policy>,
+        /// In how many parts its keys are, where it is an org.
+        key_parts: usize,
+    },
+}
+
+impl RemotePolicy {
+    /// Nothing is known yet.
+    pub fn new(place: Place, clusters: Clusters, separator: Box<str>) -> Self {
+        let mut parts = LruCache::unbounded();
+        parts.resize(MAX_PARTS);
+        let (generation, head_revision) = (Cell::default(), Cell::default());
+        Self { place, clusters, separator, generation, head_revision, parts: RefCell::new(parts) }
+    }
+
+    /// Looks whether something was published. Returns the version where that is so.
+    pub fn sync(&self, host: &dyn Host) -> Option<String> {
+        let shared = host.shared(&self.place.name(HEAD)).filter(|shared| shared.revision != self.head_revision.get())?;
+        self.head_revision.set(shared.revision);
+        let head: Head = serde_json::from_slice(&shared.bytes).ok()?;
+        self.generation.set(head.generation);
+        Some(head.version)
+    }
+
+    /// Grows with each publication; zero before the first.
+    pub fn generation(&self) -> u64 {
+        self.generation.get()
+    }
+
+    pub(super) fn signing_keys(&self, host: &dyn Host) -> Rc<[SigningKey]> {
+        match self.part(SIGNING.to_owned(), host) {
+            Content::Document { policy, .. } => policy.signing_keys(),
+            _ => Rc::default(),
+        }
+    }
+
+    pub(super) fn org(&self, name: &OrgName, host: &dyn Host) -> Option<Rc<Org>> {
+        match self.part(org_part(name.as_str()), host) {
+            Content::Document { policy, .. } => policy.org(name),
+            _ => None,
+        }
+    }
+
+    pub(super) fn oauth_client(&self, id: &str, host: &dyn Host) -> Option<Rc<OauthClient>> {
+        let Content::Name(org) = self.part(client_part(id), host) else { return None };
+        match self.part(org_part(&org), host) {
+            Content::Document { policy, .. } => policy.oauth_client(id),
+            _ => None,
+        }
+    }
+
+    pub(super) fn api_key(
+        &self,
+        digest: &KeyDigest,
+        org: &OrgName,
+        now: UnixTime,
+        host: &dyn Host,
+    ) -> Result<Rc<Principal>, Reason> {
+        let Content::Document { key_parts, .. } = self.part(org_part(org.as_str()), host) else {
+            return Err(Reason::ApiKeyUnknown);
+        };
+        match self.part(keys_part(org.as_str(), key_parts, digest.first_bytes()), host) {
+            Content::Document { policy, .. } => policy.api_key(digest, org, now),
+            _ => Err(Reason::ApiKeyUnknown),
+        }
+    }
+
+    fn part(&self, name: String, host: &dyn Host) -> Content {
+        let generation = self.generation.get();
+        let mut parts = self.parts.borrow_mut();
+        let known = parts.get_mut(&name);
+        if let Some(part) = known.as_ref().filter(|part| part.generation == generation) {
+            return part.content.clone();
+        }
+        let shared = host.shared(&self.place.name(&name));
+        let revision = shared.as_ref().map(|shared| shared.revision);
+        if let Some(part) = known.filter(|part| part.revision == revision) {
+            part.generation = generation;
+            return part.content.clone();
+        }
+        let content = shared.map_or(Content::Nothing, |shared| self.read(&name, &shared.bytes));
+        parts.put(name, Part { generation, revision, content: content.clone() });
+        content
+    }
+
+    /// A part as it was checked when it was published. One that can't be read all the same lets nobody in.
+    fn read(&self, name: &str, bytes: &[u8]) -> Content {
+        let Some(text) = std::str::from_utf8(bytes).ok().filter(|text| !text.is_empty()) else { return Content::Nothing };
+        if name.starts_with("client/") {
+            return Content::Name(text.into());
+        }
+        let (key_parts, text) = match text.split_once('\n') {
+            Some((number, text)) if name.starts_with("org/") => (number.parse().unwrap_or(0), text),
+            _ => (0, text),
+        };
+        let surroundings = Surroundings { clusters: &self.clusters, environment: &NO_ENVIRONMENT, separator: &self.separator };
+        let mut problems = Problems::default();
+        let policy = problem::read::<RawPolicy>(text.as_bytes(), &mut problems)
+            .map(|raw| Policy::check_part(raw, name, &surroundings, &mut problems));
+        match problems.conclude(policy) {
+            Ok((policy, _)) => Content::Document { policy: Rc::new(policy), key_parts },
+            Err(_) => Content::Nothing,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::TestHost;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    fn digest_of(number: usize) -> String {
+        hex::encode(Sha256::digest(number.to_string()))
+    }
+
+    fn key(number: usize) -> Value {
+        json!({"id": format!("k{number}"), "sha256": digest_of(number)})
+    }
+
+    fn clusters() -> Clusters {
+        Clusters { https: Some("https".into()), http: None }
+    }
+
+    fn place() -> Place {
+        Place::of("settings", "settings", "/v1/policy")
+    }
+
+    /// A host to which policies are published, and a thread that looks things up.
+    struct World {
+        host: TestHost,
+        thread: RemotePolicy,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { host: TestHost::default(), thread: RemotePolicy::new(place(), clusters(), "__".into()) }
+        }
+
+        fn publish(&self, orgs: &Value) -> Option<String> {
+            let document = json!({"version": "1", "orgs": orgs}).to_string();
+            Publication::of(document.as_bytes(), &clusters(), "__").unwrap().publish(&place(), &self.host);
+            self.thread.sync(&self.host)
+        }
+
+        fn principal(&self, org: &str, number: usize) -> Option<String> {
+            let digest = KeyDigest::from_hex(&digest_of(number)).unwrap();
+            let principal = self.thread.api_key(&digest, &OrgName::parse(org).unwrap(), NOW, &self.host);
+            principal.ok().map(|principal| principal.attributes()[1].to_owned())
+        }
+
+        fn org(&self, name: &str) -> Option<Rc<Org>> {
+            self.thread.org(&OrgName::parse(name).unwrap(), &self.host)
+        }
+    }
+
+    #[test]
+    fn what_is_published_is_found_by_every_thread() {
+        let world = World::new();
+        assert_eq!(world.thread.generation(), 0);
+        assert_eq!(world.principal("acme", 1), None, "nothing yet");
+        let client = json!({"client_id": "c1", "secret_sha256": [digest_of(0)], "scopes": ["mcp:call"]});
+        let signing = json!([{"kid": "a", "private_key_pem": crate::testing::signing_key_pem()}]);
+        let document = json!({"version": "7", "signing_keys": signing, "orgs": {
+            "acme": {"api_keys": (0..200).map(key).collect::<Vec<_>>(), "oauth_clients": [client]},
+            "other": {"api_keys": [key(1000)], "identity_providers": [{"issuer": "https://idp", "jwks_uri": "https://idp/keys", "audience": "a"}]},
+        }});
+        let publication = Publication::of(document.to_string().as_bytes(), &clusters(), "__").unwrap();
+        publication.publish(&place(), &world.host);
+        assert_eq!(world.thread.sync(&world.host).as_deref(), Some("7"));
+        assert_eq!(world.thread.sync(&world.host), None, "nothing new");
+        for number in 0..200 {
+            assert_eq!(world.principal("acme", number), Some(format!("acme/key/k{number}")));
+            assert_eq!(world.principal("other", number), None);
+        }
+        assert_eq!(world.principal("acme", 200), None);
+        assert_eq!(world.principal("other", 1000).as_deref(), Some("other/key/k1000"));
+        assert_eq!(world.principal("nobody", 1), None);
+        assert!(
+            world.org("acme").unwrap().has_clients() && world.org("other").unwrap().identity_provider("https://idp").is_some()
+        );
+        assert_eq!(world.thread.oauth_client("c1", &world.host).unwrap().org.as_str(), "acme");
+        assert!(world.thread.oauth_client("c2", &world.host).is_none());
+        assert_eq!(world.thread.signing_keys(&world.host).len(), 1);
+    }
+
+    #[test]
+    fn what_is_taken_back_is_gone_and_what_stays_is_the_same() {
+        let world = World::new();
+        let keys = |numbers: std::ops::Range<usize>| numbers.map(key).collect::<Vec<_>>();
+        world.publish(&json!({"acme": {"api_keys": keys(0..3)}, "other": {"api_keys": keys(10..12)}, "third": {}}));
+        let (acme, other) = (world.org("acme").unwrap(), world.org("other").unwrap());
+        assert_eq!(world.principal("acme", 2).as_deref(), Some("acme/key/k2"));
+        let mut revoked = keys(0..3);
+        revoked[2]["revoked"] = json!(true);
+        world.publish(
+            &json!({"acme": {"api_keys": revoked, "limits": {"monthly_quota": 5}}, "other": {"api_keys": keys(10..12)}}),
+        );
+        assert_eq!(world.principal("acme", 2), None, "revoked");
+        assert_eq!(world.principal("acme", 1).as_deref(), Some("acme/key/k1"));
+        assert!(world.org("third").is_none(), "removed");
+        assert!(!Rc::ptr_eq(&world.org("acme").unwrap(), &acme), "changed");
+        assert!(Rc::ptr_eq(&world.org("other").unwrap(), &other), "unchanged");
+        world.publish(&json!({"acme": {}}));
+        assert_eq!((world.principal("acme", 1), world.principal("other", 10)), (None, None));
+        world.publish(&json!({"acme": {"api_keys": keys(0..1)}}));
+        assert_eq!((world.principal("acme", 0).is_some(), world.principal("acme", 1)), (true, None));
+    }
+
+    #[test]
+    fn a_thread_that_has_not_heard_yet_finds_what_it_knows_of() {
+        let world = World::new();
+        let keys = |count: usize| json!({"acme": {"api_keys": (0..count).map(key).collect::<Vec<_>>()}});
+        world.publish(&keys(100));
+        assert!(world.principal("acme", 0).is_some());
+        // Another number of parts; this thread has not looked yet.
+        let document = json!({"version": "2", "orgs": keys(300)}).to_string();
+        Publication::of(document.as_bytes(), &clusters(), "__").unwrap().publish(&place(), &world.host);
+        for number in 0..100 {
+            assert!(world.principal("acme", number).is_some(), "{number}");
+        }
+        world.thread.sync(&world.host);
+        for number in 0..300 {
+            assert!(world.principal("acme", number).is_some(), "{number}");
+        }
+        let kept = world.host.shared(&place().name("keys/acme/2/0")).unwrap();
+        assert!(!kept.bytes.is_empty());
+        world.publish(&keys(301));
+        let kept = world.host.shared(&place().name("keys/acme/2/0")).unwrap();
+        assert!(kept.bytes.is_empty(), "one publication later nobody reads it");
+    }
+
+    #[test]
+    fn a_bad_document_changes_nothing() {
+        let world = World::new();
+        world.publish(&json!({"acme": {"api_keys": [key(1)]}}));
+        for document in [
+            "",
+            "{",
+            r#"{"orgs":{"acme":{"api_keys":[{"id":"k"}]}}}"#,
+            r#"{"orgs":{"acme":{"colour":1}}}"#,
+            r#"{"orgs":{"a":{},"a":{}}}"#,
+        ] {
+            assert!(Publication::of(document.as_bytes(), &clusters(), "__").is_err(), "{document}");
+        }
+        let environment = r#"{"signing_keys":[{"kid":"a","private_key_env":"HOME"}]}"#;
+        assert!(Publication::of(environment.as_bytes(), &clusters(), "__").is_err(), "this Envoy's environment is not theirs");
+        assert_eq!(world.thread.sync(&world.host), None);
+        assert!(world.principal("acme", 1).is_some());
+    }
+}
