@@ -25,6 +25,8 @@ pub struct Poll {
     claimed_until: UnixTime,
     next_at: UnixTime,
     failures: u32,
+    /// Whether a thread that serves requests got a document and left it to another one to ask again.
+    has_given_way: bool,
 }
 
 impl Poll {
@@ -54,12 +56,29 @@ impl Poll {
         Some(Self { started_at: now, claimed_until, ..self.clone() })
     }
 
+    /// After a document came to a thread that by now serves requests: another one may ask for it, once.
+    pub fn give_way(&self, now: UnixTime) -> Option<Self> {
+        (!self.has_given_way).then(|| Self {
+            next_at: now,
+            claimed_until: UnixTime::default(),
+            has_given_way: true,
+            ..self.clone()
+        })
+    }
+
     /// After a document was taken over, or, without one, was said to be in force still. The next request follows at
     /// once where this one had something new to tell, or waited for that.
     pub fn succeeded(self, document: Option<Option<String>>, now: UnixTime, settings: &RemoteSettings) -> Self {
         let is_new = document.as_ref().is_some_and(|etag| etag.is_some() && *etag != self.etag);
         let next_at = if is_new { now } else { self.started_at.plus(settings.interval).max(now) };
-        Self { etag: document.unwrap_or(self.etag), next_at, claimed_until: UnixTime::default(), failures: 0, ..self }
+        Self {
+            etag: document.unwrap_or(self.etag),
+            next_at,
+            claimed_until: UnixTime::default(),
+            failures: 0,
+            has_given_way: false,
+            ..self
+        }
     }
 
     /// After no answer, or one that is of no use: what is in force stays.
@@ -113,6 +132,19 @@ mod tests {
         assert_eq!(next_at(None, 100), at(2_000), "a service that does not wait");
         assert_eq!(next_at(None, 30_000), at(30_000));
         assert_eq!(claimed.clone().succeeded(None, at(100), &settings).etag(), Some("\"1\""));
+    }
+
+    #[test]
+    fn a_thread_that_serves_requests_leaves_a_document_to_others_once() {
+        let settings = settings();
+        let claimed = Poll::default().claim(at(0), &settings, false).unwrap();
+        let given = claimed.give_way(at(100)).unwrap();
+        assert!(given.claim(at(100), &settings, false).is_some());
+        assert_eq!(given.claim(at(599), &settings, true), None);
+        let again = given.claim(at(600), &settings, true).unwrap();
+        assert_eq!(again.give_way(at(700)), None, "there is no other one");
+        let done = again.succeeded(Some(Some("\"1\"".into())), at(700), &settings);
+        assert!(done.give_way(at(800)).is_some());
     }
 
     #[test]

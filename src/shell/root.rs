@@ -12,7 +12,7 @@ use super::hostcalls::{self, CAS_ATTEMPTS};
 use super::http::{Plugin, Stream};
 use crate::config::{Config, RemoteSettings};
 use crate::gateway::Gateway;
-use crate::host::Host;
+use crate::host::{Host, Update};
 use crate::jose::jwk::{self, JwkSet, JwkSetError};
 use crate::jwks::{JwksUri, KeySet, KeySetId, Record};
 use crate::policy::poll::Poll;
@@ -147,10 +147,12 @@ impl Root {
             let Some(settings) = &gateway.config.remote else { return };
             match hostcalls::response_status(num_headers) {
                 Some(304) => self.poll_succeeded(settings, None, "not_modified", now),
+                Some(200) if self.gives_way(settings, now) => {}
                 Some(200) if body_size <= remote::MAX_DOCUMENT_LENGTH => {
                     let etag = hostcalls::response_etag();
                     match gateway.publish(&hostcalls::response_body(body_size), settings, &self.plugin.envoy) {
                         Ok(publication) => {
+                            log::info!("policy version {:?} came, {body_size} bytes, and is published", publication.version());
                             for warning in publication.warnings() {
                                 log::warn!("{warning}");
                             }
@@ -173,6 +175,12 @@ impl Root {
         }
         self.sync_policy();
         self.wake(now);
+    }
+
+    /// Leaves a document to a thread that serves no requests, where there may be one.
+    fn gives_way(&self, settings: &RemoteSettings, now: UnixTime) -> bool {
+        let leave = &mut |bytes: &[u8]| Poll::from_bytes(bytes).give_way(now).map(|poll| poll.to_bytes());
+        self.plugin.serves_requests.get() && self.plugin.envoy.update(&poll_key(settings), leave) == Update::Changed
     }
 
     fn poll_succeeded(&self, settings: &RemoteSettings, document: Option<Option<String>>, outcome: &str, now: UnixTime) {

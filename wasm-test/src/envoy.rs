@@ -15,7 +15,7 @@ pub struct Envoy {
     folder: Folder,
     client: Client,
     admin: Client,
-    _process: Process,
+    process: Process,
 }
 
 impl Drop for Envoy {
@@ -65,7 +65,7 @@ impl Envoy {
         let address = &gateway.expect("the listener of the gateway")["local_address"]["socket_address"];
         let port = address["port_value"].as_u64().expect("its port");
         let client = Client::new(format!("127.0.0.1:{port}"));
-        Self { folder, client, admin, _process: process }
+        Self { folder, client, admin, process }
     }
 
     /// A client of its listener.
@@ -76,6 +76,16 @@ impl Envoy {
     /// Its folder.
     pub fn folder(&self) -> &Folder {
         &self.folder
+    }
+
+    /// Its process.
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// How much memory it has resident, in kB; zero where the system does not tell.
+    pub fn memory_kb(&self) -> u64 {
+        self.process.memory_kb()
     }
 
     /// Its log by now.

@@ -34,13 +34,14 @@ pub struct Setup {
     workers: usize,
     routes: Option<Value>,
     holds_headers_alone: bool,
-    rate_limit_port: Option<u16>,
+    clusters: Vec<Value>,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Setup {
     /// With this plugin configuration, one worker, and one route to the upstream.
     pub fn new(plugin: Value) -> Self {
-        Self { plugin, workers: 1, routes: None, holds_headers_alone: true, rate_limit_port: None }
+        Self { plugin, workers: 1, routes: None, holds_headers_alone: true, clusters: Vec::new(), environment: Vec::new() }
     }
 
     /// With so many workers.
@@ -67,16 +68,53 @@ impl Setup {
 
     /// With a cluster `ratelimit` that leads to this port.
     pub fn rate_limit_service(self, port: u16) -> Self {
-        Self { rate_limit_port: Some(port), ..self }
+        self.cluster(http2(local_cluster("ratelimit", port)))
+    }
+
+    /// With a cluster `settings` that leads to this port, and the token for what is there in the VM's environment.
+    pub fn settings(mut self, port: u16, token: &str) -> Self {
+        self.environment.push(("APEXMCP_SETTINGS_TOKEN", token.to_owned()));
+        self.cluster(local_cluster("settings", port))
+    }
+
+    fn cluster(mut self, cluster: Value) -> Self {
+        self.clusters.push(cluster);
+        self
     }
 
     /// Starts it in front of `upstream`.
     pub async fn start(self, upstream: &Server) -> Gateway {
         let folder = Folder::new().expect("a folder");
-        folder.write(FILTER, &filter(&self.plugin, self.holds_headers_alone).to_string()).expect("the filter is written");
+        folder.write(FILTER, &self.filter(&self.plugin).to_string()).expect("the filter is written");
         let bootstrap = self.bootstrap(upstream, &folder);
         let envoy = Envoy::start(&bootstrap, self.workers, folder).await;
         Gateway { envoy, setup: self }
+    }
+
+    /// The filter as Envoy reads it from a file (ECDS). The configuration is handed over as text.
+    fn filter(&self, plugin: &Value) -> Value {
+        let environment: serde_json::Map<String, Value> =
+            self.environment.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+        let text = plugin.as_str().map_or_else(|| plugin.to_string(), str::to_owned);
+        json!({"resources": [{
+            "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+            "name": FILTER_NAME,
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
+                "config": {
+                    "name": FILTER_NAME,
+                    "vm_config": {
+                        "vm_id": FILTER_NAME,
+                        "runtime": "envoy.wasm.runtime.v8",
+                        "environment_variables": {"key_values": environment},
+                        "code": {"local": {"filename": repository().join("dist/apexmcp_auth.wasm")}},
+                    },
+                    "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text},
+                    "failure_policy": "FAIL_RELOAD",
+                    "allow_on_headers_stop_iteration": self.holds_headers_alone,
+                },
+            },
+        }]})
     }
 
     fn bootstrap(&self, upstream: &Server, folder: &Folder) -> Value {
@@ -118,8 +156,7 @@ impl Setup {
                 },
             }],
         });
-        let clusters: Vec<Value> =
-            [cluster_of(upstream), jwks_cluster()].into_iter().chain(self.rate_limit_port.map(rate_limit_cluster)).collect();
+        let clusters: Vec<Value> = [cluster_of(upstream), jwks_cluster()].into_iter().chain(self.clusters.clone()).collect();
         json!({
             "node": {"id": "gateway", "cluster": "gateway"},
             "admin": {"address": any_port()},
@@ -145,30 +182,25 @@ fn any_port() -> Value {
 }
 
 fn cluster_of(upstream: &Server) -> Value {
-    let (host, port) = upstream.authority().split_once(':').expect("host:port");
-    let port: u16 = port.parse().expect("a port");
+    local_cluster("upstream", upstream.port())
+}
+
+fn local_cluster(name: &str, port: u16) -> Value {
     json!({
-        "name": "upstream",
+        "name": name,
         "type": "STATIC",
-        "load_assignment": {"cluster_name": "upstream", "endpoints": [{"lb_endpoints": [{
-            "endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{
+            "endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}},
         }]}]},
     })
 }
 
-fn rate_limit_cluster(port: u16) -> Value {
-    let protocol = json!({
+fn http2(mut cluster: Value) -> Value {
+    cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": {}},
-    });
-    json!({
-        "name": "ratelimit",
-        "type": "STATIC",
-        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol},
-        "load_assignment": {"cluster_name": "ratelimit", "endpoints": [{"lb_endpoints": [{
-            "endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}},
-        }]}]},
-    })
+    }});
+    cluster
 }
 
 fn jwks_cluster() -> Value {
@@ -190,29 +222,6 @@ fn watched(folder: &Folder) -> Value {
         "path_config_source": {"path": folder.file(FILTER), "watched_directory": {"path": folder.file("")}},
         "resource_api_version": "V3",
     })
-}
-
-/// The filter as Envoy reads it from a file (ECDS). The configuration is handed over as text.
-fn filter(plugin: &Value, holds_headers_alone: bool) -> Value {
-    let text = plugin.as_str().map_or_else(|| plugin.to_string(), str::to_owned);
-    json!({"resources": [{
-        "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
-        "name": FILTER_NAME,
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
-            "config": {
-                "name": FILTER_NAME,
-                "vm_config": {
-                    "vm_id": FILTER_NAME,
-                    "runtime": "envoy.wasm.runtime.v8",
-                    "code": {"local": {"filename": repository().join("dist/apexmcp_auth.wasm")}},
-                },
-                "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text},
-                "failure_policy": "FAIL_RELOAD",
-                "allow_on_headers_stop_iteration": holds_headers_alone,
-            },
-        },
-    }]})
 }
 
 /// A running gateway.
@@ -239,7 +248,7 @@ impl Gateway {
     /// Gives the filter another configuration, which may be any text, and awaits Envoy's verdict: whether it took it.
     pub async fn reconfigure(&self, plugin: &Value) -> bool {
         let (taken, refused) = self.reloads().await;
-        let filter = filter(plugin, self.setup.holds_headers_alone).to_string();
+        let filter = self.setup.filter(plugin).to_string();
         self.folder().write(FILTER, &filter).expect("the filter is written");
         eventually("Envoy's verdict on a configuration", async || match self.reloads().await {
             (now_taken, _) if now_taken > taken => Some(true),

@@ -19,6 +19,7 @@ pub mod process;
 pub mod provider;
 pub mod rate_limit;
 pub mod server;
+pub mod settings;
 pub mod token;
 pub mod upstream;
 

@@ -75,6 +75,18 @@ impl Process {
             .map(Self)
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// How much memory it has resident, in kB; zero where the system does not tell.
+    pub fn memory_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        resident.and_then(|kb| kb.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or_default()
+    }
+
     /// Whether it ended by itself.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.0.try_wait(), Ok(None))

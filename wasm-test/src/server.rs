@@ -34,7 +34,19 @@ impl Server {
         H: Fn(Request<Bytes>) -> F + Send + Sync + 'static,
         F: Future<Output = Answer> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::start_at(0, handler).await
+    }
+
+    /// The same at this port.
+    ///
+    /// # Panics
+    /// Where it can't listen.
+    pub async fn start_at<H, F>(port: u16, handler: H) -> Self
+    where
+        H: Fn(Request<Bytes>) -> F + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a free port");
         let authority = listener.local_addr().expect("its address").to_string();
         let requests = Arc::new(AtomicUsize::new(0));
         let (counted, handler) = (Arc::clone(&requests), Arc::new(handler));
@@ -83,6 +95,14 @@ impl Server {
     /// Its `host:port`.
     pub fn authority(&self) -> &str {
         &self.authority
+    }
+
+    /// Its port.
+    ///
+    /// # Panics
+    /// Never: it listens.
+    pub fn port(&self) -> u16 {
+        self.authority.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
     }
 
     /// How many requests came so far.

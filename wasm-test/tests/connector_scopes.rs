@@ -320,9 +320,8 @@ impl Watched {
             .await
         };
         let connectors = [connector("notes").await, connector("clock").await];
-        let port = |server: &Server| server.authority().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
         let acme = json!({"api_keys": [api_key_record("key_all"), merged(api_key_record("key_notes"), &json!({"connectors": ["notes"]}))]});
-        let mut configuration = in_front_of(port(&connectors[0]), port(&connectors[1]), &acme);
+        let mut configuration = in_front_of(connectors[0].port(), connectors[1].port(), &acme);
         let router = "/static_resources/listeners/1/filter_chains/0/filters/0/typed_config/http_filters/1/typed_config/servers";
         for server in configuration.pointer_mut(router).and_then(Value::as_array_mut).expect("the router's servers") {
             let forwarded = server.pointer_mut("/header_forwarding/allowed_headers/patterns").and_then(Value::as_array_mut);
