@@ -88,14 +88,6 @@ def module(vm_id: str, plugin: dict) -> dict:
     return config
 
 
-def body_buffer() -> dict:
-    """Holds the head until the body came, as an upstream would that reads it. A direct response alone answers the head."""
-    return {
-        "name": "envoy.filters.http.buffer",
-        "typed_config": {"@type": f"{TYPES}.buffer.v3.Buffer", "max_request_bytes": 1 << 20},
-    }
-
-
 def api_key_auth(key: str, client: str) -> dict:
     """Envoy's own filter for API keys, that takes the key out and passes on whose it is."""
     return {

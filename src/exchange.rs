@@ -50,7 +50,7 @@ pub enum Step {
     Await(AwaitingKeySet),
     /// Hold it until its body is whole, or [`AwaitingBody::is_overdue`].
     ReadBody(AwaitingBody),
-    /// Edit the headers and let them go on, but hold the body until it is whole: [`AwaitingMessage::proceed`].
+    /// Edit the headers, and hold the body until it is whole: [`AwaitingMessage::proceed`]. The head may go on before.
     Inspect(Forward, AwaitingMessage),
     /// Hold it until the rate limit service has answered [`AwaitingCount::question`].
     Count(AwaitingCount),

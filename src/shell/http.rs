@@ -45,6 +45,20 @@ pub(super) struct Plugin {
     pub(super) root_id: Cell<u32>,
     /// Whether this thread has served a request.
     pub(super) serves_requests: Cell<bool>,
+    /// What a held head holds with it.
+    pausing: Cell<Pausing>,
+}
+
+/// What Envoy holds while a head is paused. The module can't ask; it sees.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Pausing {
+    /// Not seen yet.
+    #[default]
+    Unknown,
+    /// The head alone: a body came meanwhile (`allow_on_headers_stop_iteration`).
+    Head,
+    /// The body too, as far as is known.
+    All,
 }
 
 /// A stream whose request is held, and what for.
@@ -149,6 +163,9 @@ impl Stream {
     }
 
     fn body_arrived(&self, length: usize, is_whole: bool) {
+        if length > 0 && self.flow.gate.get() == Gate::Closed {
+            self.plugin.pausing.set(Pausing::Head);
+        }
         self.flow.body_length.set(length);
         self.flow.body_is_whole.set(is_whole);
         self.plugin.read_body(self.id);
@@ -266,8 +283,7 @@ impl Plugin {
             Step::Inspect(forward, exchange) => {
                 if self.edit(&forward) {
                     identify(exchange.principal());
-                    // A head that was held while its body came can go on with that alone.
-                    if flow.body_length.get() == 0 {
+                    if self.pausing.get() == Pausing::All && flow.body_length.get() == 0 {
                         flow.gate.set(Gate::Head);
                     }
                     self.hold(id, flow, Awaiting::Message(exchange));
@@ -397,8 +413,31 @@ impl Plugin {
         self.apply(step, id, &flow);
     }
 
+    /// Lets heads go on whose bodies do not come: where it is not known to hold heads alone, Envoy may hold these too.
+    fn release_heads(&self) {
+        if self.pausing.get() == Pausing::Head {
+            return;
+        }
+        let held = self.held.borrow();
+        let waits = |held: &Held| {
+            let flow = &held.flow;
+            matches!(held.awaiting, Awaiting::Message(_)) && flow.gate.get() == Gate::Closed && flow.body_length.get() == 0
+        };
+        let waiting: Vec<(u32, Rc<Flow>)> =
+            held.iter().filter(|(_, held)| waits(held)).map(|(id, held)| (*id, Rc::clone(&held.flow))).collect();
+        drop(held);
+        for (id, flow) in waiting {
+            if hostcalls::enter(id) {
+                self.pausing.set(Pausing::All);
+                flow.gate.set(Gate::Head);
+                hostcalls::resume_request();
+            }
+        }
+    }
+
     /// Decides the held streams for which something happened. Leaves one of them the current context.
     pub(super) fn wake(&self, now: UnixTime) {
+        self.release_heads();
         for (id, Held { flow, awaiting }) in self.take_ready(now) {
             if !hostcalls::enter(id) {
                 continue;

@@ -20,6 +20,11 @@ enum Challenge {
     InsufficientScope(&'static str),
 }
 
+/// What only a scope for all connectors covers.
+fn untied(request: Request) -> Request {
+    request.body(json!({"jsonrpc": "2.0", "id": 1, "method": "logging/setLevel", "params": {"level": "info"}}).to_string())
+}
+
 #[tokio::test]
 async fn each_has_its_status_challenge_body_word_and_count() {
     let (good, unpublished) = (Key::first("good"), Key::second("unpublished"));
@@ -86,12 +91,18 @@ async fn each_has_its_status_challenge_body_word_and_count() {
         (401, "key_unknown", "byoidp", InvalidToken, acme().bearer(&unpublished.token(&issuer.claims()))),
         (401, "signature_invalid", "byoidp", InvalidToken, acme().bearer(&forged)),
         (401, "token_malformed", "byoidp", InvalidToken, acme().bearer(&tampered)),
-        (403, "scope_insufficient", "api_key", InsufficientScope("mcp:call"), key("key_notes")),
+        (403, "scope_insufficient", "api_key", InsufficientScope("mcp:call"), untied(key("key_notes"))),
         (403, "scope_insufficient", "api_key", InsufficientScope("mcp:call:clock"), {
             to("/mcp/acme/clock").api_key(&api_key("key_notes"))
         }),
-        (403, "scope_insufficient", "api_key", InsufficientScope("mcp:call"), to("/mcp/static").api_key(&api_key("key_static"))),
-        (403, "scope_insufficient", "byoidp", InsufficientScope("mcp:call"), bearer(json!({"scope": "mcp:call:notes"}))),
+        (
+            403,
+            "scope_insufficient",
+            "api_key",
+            InsufficientScope("mcp:call"),
+            untied(to("/mcp/static").api_key(&api_key("key_static"))),
+        ),
+        (403, "scope_insufficient", "byoidp", InsufficientScope("mcp:call"), untied(bearer(json!({"scope": "mcp:call:notes"})))),
         (403, "scope_insufficient", "byoidp", InsufficientScope("mcp:call"), bearer(json!({"scp": ["mcp:admin"]}))),
         (404, "path_unmatched", "none", Absent, to("/elsewhere").api_key(&api_key("key_all"))),
         (503, "jwks_unavailable", "byoidp", Absent, acme().bearer(&good.token(&broken.claims()))),

@@ -140,14 +140,14 @@ async fn routes_speak_through_their_metadata() {
     for (path, key, expected) in [
         ("/of-acme", Some(&all), Ok("acme")),
         ("/of-acme/anything", Some(&all), Ok("acme")),
-        ("/of-acme", Some(&notes), Err("scope_insufficient")),
+        ("/of-acme", Some(&notes), Err("method_not_allowed")),
         ("/of-acme", None, Err("credential_missing")),
         ("/of-notes", Some(&notes), Ok("acme")),
         ("/of-notes", Some(&all), Ok("acme")),
         ("/of-notes", None, Err("credential_missing")),
         ("/mcp/acme/by-path", Some(&notes), Ok("acme")),
         ("/mcp/acme", Some(&all), Ok("acme")),
-        ("/mcp/acme", Some(&notes), Err("scope_insufficient")),
+        ("/mcp/acme", Some(&notes), Err("method_not_allowed")),
         ("/elsewhere", Some(&all), Err("path_unmatched")),
     ] {
         let mut request = Request::get(path);
