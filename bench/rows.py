@@ -6,11 +6,11 @@ puts it beside its twin.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 
 from credentials import Issuer, garbage_token, new_api_key
-from envoy_config import RATE_LIMIT_CLUSTER, Listener, api_key_auth, jwt_authn, module
+from envoy_config import RATE_LIMIT_CLUSTER, Listener, api_key_auth, body_buffer, jwt_authn, module
 from run import base62, sha256
 from wire import Request, list_request, mcp_call, token_request, tool_call
 
@@ -231,8 +231,11 @@ def scope_rows(parties: Parties) -> list[Row]:
         ]
         return {ORG: {"api_keys": records}}
 
-    calls = ours("calls", orgs)
-    lists = replace(ours("lists", orgs), answer=tool_list)
+    def filters(name: str) -> Callable[[], list[dict]]:
+        return lambda: [module(name, plugin(orgs())), body_buffer()]
+
+    calls = Listener("calls", filters("calls"))
+    lists = Listener("lists", filters("lists"), answer=tool_list)
 
     def with_whole(request: Request) -> Callable[[], list[Request]]:
         return lambda: [request.with_header("X-API-Key", whole)]

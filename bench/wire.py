@@ -30,7 +30,8 @@ class Request:
 
 def mcp_call(org: str) -> Request:
     """A small call without a credential."""
-    return Request(f"/mcp/{org}", (("Content-Type", "application/json"),), "{}")
+    call = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"notes__titles"}}'
+    return Request(f"/mcp/{org}", (("Content-Type", "application/json"),), call)
 
 
 def tool_call(org: str, name: str, size: int) -> Request:
