@@ -1,8 +1,11 @@
 //! Lists of tools, prompts and resources, cut to what a credential covers. What stays, stays byte for byte.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::address;
@@ -25,20 +28,53 @@ pub struct Unreadable;
 #[derive(Deserialize)]
 struct Response<'a> {
     #[serde(borrow, default)]
-    result: Option<&'a RawValue>,
+    result: Outcome<'a>,
 }
+
+/// The `result` of a response. One that is no object holds no list.
+#[derive(Default)]
+struct Outcome<'a>(Option<Lists<'a>>);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Lists<'a> {
     #[serde(borrow, default)]
-    tools: Option<&'a RawValue>,
+    tools: Option<Vec<&'a RawValue>>,
     #[serde(borrow, default)]
-    prompts: Option<&'a RawValue>,
+    prompts: Option<Vec<&'a RawValue>>,
     #[serde(borrow, default)]
-    resources: Option<&'a RawValue>,
+    resources: Option<Vec<&'a RawValue>>,
     #[serde(borrow, default)]
-    resource_templates: Option<&'a RawValue>,
+    resource_templates: Option<Vec<&'a RawValue>>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Outcome<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OutcomeVisitor).map(Self)
+    }
+}
+
+struct OutcomeVisitor;
+
+impl<'de> Visitor<'de> for OutcomeVisitor {
+    type Value = Option<Lists<'de>>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a result")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Self::Value, A::Error> {
+        Lists::deserialize(MapAccessDeserializer::new(members)).map(Some)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        while elements.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
 }
 
 #[derive(Deserialize)]
@@ -69,41 +105,41 @@ impl Permitted {
         if cuts.is_empty() { Ok(Cow::Borrowed(text)) } else { splice(text, &cuts).map(Cow::Owned) }
     }
 
-    fn cut_message<'a>(&self, message: &'a str, cuts: &mut Vec<(&'a str, String)>) -> Result<(), Unreadable> {
-        // A result that is no object holds no list.
-        let Some(result) = parse_object::<Response<'_>>(message)?.result.filter(|result| result.get().starts_with('{')) else {
-            return Ok(());
-        };
-        let lists = parse_object::<Lists<'_>>(result.get())?;
+    fn cut_message<'a>(&self, message: &'a str, cuts: &mut Vec<Cut<'a>>) -> Result<(), Unreadable> {
+        let Some(lists) = parse_object::<Response<'_>>(message)?.result.0 else { return Ok(()) };
         let of_name = |entry: &Entry<'_>| address::of_name(entry.name.as_deref()?, &self.separator);
         let of_uri = |entry: &Entry<'_>| address::of_uri(entry.uri.as_deref()?);
         let of_template = |entry: &Entry<'_>| address::of_uri(entry.uri_template.as_deref()?);
-        self.cut_list(lists.tools, of_name, cuts)?;
-        self.cut_list(lists.prompts, of_name, cuts)?;
-        self.cut_list(lists.resources, of_uri, cuts)?;
-        self.cut_list(lists.resource_templates, of_template, cuts)
+        cuts.extend(self.cut_list(lists.tools, of_name));
+        cuts.extend(self.cut_list(lists.prompts, of_name));
+        cuts.extend(self.cut_list(lists.resources, of_uri));
+        cuts.extend(self.cut_list(lists.resource_templates, of_template));
+        Ok(())
     }
 
     fn cut_list<'a>(
         &self,
-        list: Option<&'a RawValue>,
+        entries: Option<Vec<&'a RawValue>>,
         connector: impl Fn(&Entry<'_>) -> Option<ConnectorId>,
-        cuts: &mut Vec<(&'a str, String)>,
-    ) -> Result<(), Unreadable> {
-        let Some(list) = list.map(RawValue::get) else { return Ok(()) };
-        let entries = parse::<Vec<&RawValue>>(list)?;
-        let is_covered = |entry: &&RawValue| {
+    ) -> Option<Cut<'a>> {
+        let entries = entries?;
+        let is_covered = |entry: &&&RawValue| {
             // An entry that cannot be tied to a connector is nobody's.
             let entry = parse_object::<Entry<'_>>(entry.get()).ok();
             let connector = entry.and_then(|entry| connector(&entry));
             connector.is_some_and(|connector| self.scopes.covers(&Scope::Connector(connector)))
         };
-        let kept: Vec<&str> = entries.iter().filter(|entry| is_covered(entry)).map(|entry| entry.get()).collect();
-        if kept.len() < entries.len() {
-            cuts.push((list, format!("[{}]", kept.join(","))));
-        }
-        Ok(())
+        let kept: Vec<&str> = entries.iter().filter(is_covered).map(|entry| entry.get()).collect();
+        let (first, last) = (entries.first()?.get(), entries.last()?.get());
+        (kept.len() < entries.len()).then(|| Cut { first, last, kept: kept.join(",") })
     }
+}
+
+/// What stays of a list's entries, from the first to the last.
+struct Cut<'a> {
+    first: &'a str,
+    last: &'a str,
+    kept: String,
 }
 
 /// An object as a `T`. An array is none, though serde would read it as the members in their order.
@@ -115,19 +151,17 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Unreadable> {
     serde_json::from_str(text).map_err(|_| Unreadable)
 }
 
-/// `text` with each of these parts of it, which do not overlap, replaced.
-fn splice(text: &str, cuts: &[(&str, String)]) -> Result<String, Unreadable> {
+/// `text` with the entries of each of these lists in it replaced.
+fn splice(text: &str, cuts: &[Cut<'_>]) -> Result<String, Unreadable> {
     let offset = |part: &str| (part.as_ptr() as usize).checked_sub(text.as_ptr() as usize);
-    let mut cuts: Vec<(usize, usize, &str)> = cuts
-        .iter()
-        .map(|(part, replacement)| offset(part).map(|start| (start, start.saturating_add(part.len()), replacement.as_str())))
-        .collect::<Option<_>>()
-        .ok_or(Unreadable)?;
-    cuts.sort_unstable();
+    let place = |cut: &Cut<'_>| Some((offset(cut.first)?, offset(cut.last)?.checked_add(cut.last.len())?));
+    let mut places: Vec<((usize, usize), &str)> =
+        cuts.iter().map(|cut| Some((place(cut)?, cut.kept.as_str()))).collect::<Option<_>>().ok_or(Unreadable)?;
+    places.sort_unstable();
     let (mut spliced, mut done) = (String::with_capacity(text.len()), 0);
-    for (start, end, replacement) in cuts {
+    for ((start, end), kept) in places {
         spliced.push_str(text.get(done..start).ok_or(Unreadable)?);
-        spliced.push_str(replacement);
+        spliced.push_str(kept);
         done = end;
     }
     spliced.push_str(text.get(done..).ok_or(Unreadable)?);
@@ -152,7 +186,7 @@ mod tests {
     #[test]
     fn lists_lose_what_is_not_covered_and_nothing_else() {
         let text = r#"{ "jsonrpc" : "2.0", "id":1, "result": {"tools": [ {"name":"notes__a", "x":1.50} , {"name":"clock__b"},{"name":"files__c"} ], "nextCursor":"\u0063"} }"#;
-        let expected = r#"{ "jsonrpc" : "2.0", "id":1, "result": {"tools": [{"name":"notes__a", "x":1.50},{"name":"files__c"}], "nextCursor":"\u0063"} }"#;
+        let expected = r#"{ "jsonrpc" : "2.0", "id":1, "result": {"tools": [ {"name":"notes__a", "x":1.50},{"name":"files__c"} ], "nextCursor":"\u0063"} }"#;
         assert_eq!(cut(text).unwrap(), expected);
         for (list, entries, kept) in [
             ("prompts", json!([{"name": "clock__p"}, {"name": "notes__p"}]), json!([{"name": "notes__p"}])),
@@ -195,6 +229,7 @@ mod tests {
             r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"tools":[{"name":"clock__a"}]}}"#,
             r#"{"id":1,"result":null}"#,
             r#"{"id":1,"result":[1]}"#,
+            r#"{"id":1,"result":{"tools":null}}"#,
             r#"{"id":1,"result":{"tools":[{"name":"notes__a"}]}}"#,
             "{}",
             "[]",
