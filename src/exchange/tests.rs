@@ -4,6 +4,7 @@ use super::*;
 use crate::config::Config;
 use crate::jwks::{MAX_WAITING, Record as KeySetRecord};
 use crate::names::ConnectorId;
+use crate::policy::source::PolicySource;
 use crate::testing::{self, TestHost};
 
 const KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
@@ -742,4 +743,62 @@ fn the_rate_limit_service_decides() {
         assert_eq!((reason(&step), told), (expected, outcome), "{answer:?} {on_error}");
         assert!(!matches!(&step, Step::Forward(forward, _) if forward.principal.is_none()), "{step:?}");
     }
+}
+
+/// A world whose policy comes from a Settings service.
+fn remote_world() -> World {
+    World::with(|config| config["policy"] = json!({"remote": {"cluster": "settings"}}))
+}
+
+impl World {
+    /// A document comes, and this thread takes notice.
+    fn publish_policy(&mut self, orgs: &Value) {
+        let settings = self.gateway.config.remote.as_ref().unwrap();
+        let document = json!({"version": "1", "orgs": orgs}).to_string();
+        self.gateway.publish(document.as_bytes(), settings, &self.host).unwrap();
+        let PolicySource::Remote(remote) = &self.gateway.policy else { panic!("not remote") };
+        assert_eq!(remote.sync(&self.host).as_deref(), Some("1"));
+    }
+}
+
+#[test]
+fn requests_wait_for_the_first_policy_and_not_for_ever() {
+    let mut world = remote_world();
+    let Step::AwaitPolicy(awaiting) = world.start("/mcp/acme", &[("x-api-key", KEY)]) else { panic!("not held") };
+    assert!(!awaiting.is_ready(&world.gateway, world.now));
+    world.publish_policy(&json!({"acme": {"api_keys": [{"id": "k1", "sha256": KEY_SHA256}]}}));
+    assert!(awaiting.is_ready(&world.gateway, world.now));
+    assert_eq!(reason(&awaiting.proceed(&mut world.gateway, world.now, &world.host)), "ok");
+
+    let mut world = remote_world();
+    let Step::AwaitPolicy(awaiting) = world.start("/oauth/token", &[(":method", "POST")]) else { panic!("not held") };
+    world.now = world.now.plus(Duration::from_secs(5));
+    assert!(awaiting.is_ready(&world.gateway, world.now));
+    let step = awaiting.proceed(&mut world.gateway, world.now, &world.host);
+    assert_eq!((reason(&step), status(&step)), ("policy_unavailable", 503));
+
+    let mut held = Vec::new();
+    while let Step::AwaitPolicy(awaiting) = world.start("/mcp/acme", &[]) {
+        held.push(awaiting);
+    }
+    assert_eq!(held.len(), MAX_WAITING);
+}
+
+#[test]
+fn a_verified_token_holds_as_long_as_the_policy_says_of_it_what_it_said() {
+    let mut world = remote_world();
+    let provider = |audience: &str| json!([{"issuer": ISSUER, "jwks_uri": "https://idp.example/keys", "audience": audience}]);
+    world.publish_policy(&json!({"acme": {"identity_providers": provider("apexmcp")}}));
+    let token = token(&claims());
+    assert_eq!(reason(&world.bearer(&token)), "await");
+    world.publish(&["a"]);
+    assert_eq!((reason(&world.bearer(&token)), world.host.verifications.get()), ("ok", 1));
+    world.publish_policy(&json!({"acme": {"identity_providers": provider("apexmcp")}, "other": {}}));
+    assert_eq!((reason(&world.bearer(&token)), world.host.verifications.get()), ("ok", 1), "another org's change");
+    world.publish_policy(&json!({"acme": {"identity_providers": provider("elsewhere")}, "other": {}}));
+    assert_eq!(reason(&world.bearer(&token)), "audience_mismatch");
+    world.publish_policy(&json!({"acme": {"identity_providers": provider("apexmcp")}}));
+    assert_eq!((reason(&world.bearer(&token)), world.host.verifications.get()), ("ok", 2));
+    world.publish_policy(&json!({"other": {}}));
+    assert_eq!(reason(&world.bearer(&token)), "issuer_unknown");
 }
