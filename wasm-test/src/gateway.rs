@@ -185,7 +185,8 @@ fn cluster_of(upstream: &Server) -> Value {
     local_cluster("upstream", upstream.port())
 }
 
-fn local_cluster(name: &str, port: u16) -> Value {
+/// A cluster of one endpoint, at this port.
+pub fn local_cluster(name: &str, port: u16) -> Value {
     json!({
         "name": name,
         "type": "STATIC",
@@ -195,7 +196,8 @@ fn local_cluster(name: &str, port: u16) -> Value {
     })
 }
 
-fn http2(mut cluster: Value) -> Value {
+/// The cluster, spoken to by HTTP/2.
+pub fn http2(mut cluster: Value) -> Value {
     cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": {}},

@@ -2,11 +2,15 @@
 //! real identity provider, and the official MCP client in front.
 
 use serde_json::{Value, json};
-use wasm_test::demo::{Demo, on_free_ports};
+use wasm_test::demo::{Demo, in_front_of, on_free_ports};
 use wasm_test::envoy::Envoy;
+use wasm_test::gateway::{http2, local_cluster};
 use wasm_test::http::Request;
-use wasm_test::policy::api_key;
+use wasm_test::policy::{api_key, api_key_record};
 use wasm_test::process::Folder;
+use wasm_test::rate_limit::RateLimitService;
+use wasm_test::settings::{Settings, TOKEN};
+use wasm_test::upstream;
 
 #[tokio::test]
 async fn as_it_stands_it_starts_without_a_warning_and_lets_nobody_in() {
@@ -89,6 +93,34 @@ async fn its_paths_are_normal_before_they_are_judged() {
     ] {
         let reply = demo.envoy.client().send(&Request::tools_list(path).api_key(&api_key("key_all"))).await;
         assert_eq!(reply.status, status, "{path}: {reply:?}");
+    }
+}
+
+/// What the module may call there is a list; the rate limit service and Settings are reached by it too.
+#[tokio::test]
+async fn its_restrictions_leave_what_limits_and_settings_need() {
+    let connector = upstream::start().await;
+    let (service, settings) = (RateLimitService::start().await, Settings::start().await);
+    let mut configuration = in_front_of(connector.port(), connector.port(), &json!({}));
+    let clusters = configuration["static_resources"]["clusters"].as_array_mut().expect("clusters");
+    clusters.push(http2(local_cluster("ratelimit", service.port())));
+    clusters.push(local_cluster("settings", settings.port()));
+    let filter = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0/typed_config/config";
+    let config = configuration.pointer_mut(filter).expect("the filter");
+    config["vm_config"]["environment_variables"] = json!({"key_values": {"APEXMCP_SETTINGS_TOKEN": TOKEN}});
+    let plugin = &mut config["configuration"]["value"];
+    plugin["policy"] = json!({"remote": {"cluster": "settings", "token_env": "APEXMCP_SETTINGS_TOKEN"}});
+    plugin["limits"] = json!({"store": "rate_limit_service", "rate_limit_service": {
+        "cluster": "ratelimit", "timeout": "5s", "on_error": "deny",
+    }});
+    let acme = json!({"api_keys": [api_key_record("key_all")], "limits": {"monthly_quota": 2}});
+    settings.publish(&json!({"version": "1", "orgs": {"acme-corp": acme}}));
+    let envoy = Envoy::start(&configuration, 1, Folder::new().expect("a folder")).await;
+    let request = Request::tools_list("/mcp/acme-corp/notes").api_key(&api_key("key_all"));
+    for (status, remaining) in [(200, r#""month";r=1;"#), (200, r#""month";r=0;"#), (429, r#""month";r=0;"#)] {
+        let reply = envoy.client().send(&request).await;
+        assert_eq!(reply.status, status, "{reply:?}");
+        assert!(reply.header("ratelimit").is_some_and(|field| field.starts_with(remaining)), "{reply:?}");
     }
 }
 
