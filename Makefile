@@ -16,8 +16,10 @@ run: setup build ## the gateway on 127.0.0.1:10000 with two demo connectors, unt
 test: setup build $(RATELIMIT) ## every test: unit, property, end to end in real Envoy
 	cargo test --workspace --locked
 
-build: prerequisites ## dist/apexmcp_auth.wasm
+build: prerequisites ## dist/apexmcp_auth.wasm, and Settings: dist/apexmcp
 	scripts/wasm build
+	cargo build --profile native --locked --package apexmcp-settings
+	@install -m 755 target/native/apexmcp dist/.apexmcp.new && mv dist/.apexmcp.new dist/apexmcp
 
 bench: setup build $(RATELIMIT) ## what it costs; prints a table and writes target/bench.json
 	@command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }

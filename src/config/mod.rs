@@ -233,7 +233,7 @@ fn check(raw: RawConfig, environment: &Environment<'_>, problems: &mut Problems)
 }
 
 /// As `mcp_router` writes it.
-const DEFAULT_SEPARATOR: &str = "__";
+pub const DEFAULT_SEPARATOR: &str = "__";
 /// Longest separator; `mcp_router` writes two characters.
 const MAX_SEPARATOR_LENGTH: usize = 16;
 

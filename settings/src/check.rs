@@ -1,0 +1,253 @@
+//! What is wrong, or unwise, in a document that somebody wrote by hand.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use apexmcp_auth::config::{Config, DEFAULT_SEPARATOR};
+use apexmcp_auth::jwks::Clusters;
+use apexmcp_auth::policy::remote::Publication;
+use apexmcp_auth::problem::Problem;
+use serde_json::Value;
+
+use crate::clock::Moment;
+use crate::failure::Failure;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// For these, a gateway refuses it, or does not do what is written.
+    pub errors: Vec<Problem>,
+    /// These are for somebody to look at.
+    pub warnings: Vec<Problem>,
+}
+
+/// What is known of the Envoy in which it will be.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Its clusters; empty: not known.
+    pub clusters: BTreeSet<String>,
+    /// The connectors behind it; empty: not known.
+    pub connectors: BTreeSet<String>,
+}
+
+/// Checks a policy document, a plugin configuration, or any file with such a configuration in it: of Envoy, whose clusters
+/// and connectors are then known, of Istio or of Envoy Gateway.
+///
+/// # Errors
+/// Where it is none of them.
+pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<Report, Failure> {
+    // JSON first: a policy of 20 MB is one, and takes YAML's reader seconds.
+    let documents: Vec<Value> = match serde_json::from_slice(bytes) {
+        Ok(document) => vec![document],
+        Err(error) if bytes.trim_ascii_start().starts_with(b"{") => {
+            let problem = Problem { path: ".".to_owned(), message: error.to_string() };
+            return Ok(Report { errors: vec![problem], warnings: Vec::new() });
+        }
+        Err(_) => {
+            let text = str::from_utf8(bytes).map_err(Failure::during("neither JSON nor YAML"))?;
+            serde_saphyr::from_multiple(text).map_err(Failure::during("neither JSON nor YAML"))?
+        }
+    };
+    let mut report = Report::default();
+    let mut surroundings = surroundings.clone();
+    documents.iter().for_each(|document| surroundings.learn(document));
+    if let [policy] = documents.as_slice()
+        && ["version", "signing_keys", "orgs"].iter().any(|member| policy.get(member).is_some())
+    {
+        let clusters = Clusters { https: Some(String::new()), http: Some(String::new()) };
+        // The bytes as they are: reading them once already has merged members that stand twice.
+        match Publication::of(bytes, &clusters, DEFAULT_SEPARATOR) {
+            Ok(publication) => report.warnings.extend_from_slice(publication.warnings()),
+            Err(problems) => report.take(problems),
+        }
+        Lint { report: &mut report, surroundings: &surroundings, now }.policy("policy", policy);
+        return Ok(report);
+    }
+    let mut plugins = Vec::new();
+    documents.iter().for_each(|document| find_plugins(document, &mut plugins));
+    if plugins.is_empty() {
+        return Err(Failure::new(
+            "there is neither a policy document (version, signing_keys, orgs) nor a plugin configuration (gateway, policy) in it",
+        ));
+    }
+    let is_the_file = plugins.first() == documents.first();
+    for plugin in plugins {
+        let text = if is_the_file { bytes.to_vec() } else { plugin.to_string().into_bytes() };
+        match Config::parse(&text, &|name| std::env::var(name).ok()) {
+            Ok((config, _)) => report.warnings.extend(config.warnings),
+            Err(problems) => report.take(problems),
+        }
+        Lint { report: &mut report, surroundings: &surroundings, now }.plugin(&plugin);
+    }
+    Ok(report)
+}
+
+impl Report {
+    /// What is in the environment of Envoy is not in ours.
+    fn take(&mut self, problems: Vec<Problem>) {
+        let (of_envoy, errors): (Vec<_>, Vec<_>) = problems
+            .into_iter()
+            .partition(|problem| problem.path.ends_with("_env") && problem.message.contains("set for this VM"));
+        self.errors.extend(errors);
+        let unchecked =
+            |Problem { path, .. }| Problem { path, message: "is not set here, so its value was not checked".to_owned() };
+        self.warnings.extend(of_envoy.into_iter().map(unchecked));
+    }
+}
+
+impl Surroundings {
+    /// Adds what a configuration of Envoy tells.
+    fn learn(&mut self, document: &Value) {
+        let names = |list: Option<&Value>| -> Vec<String> {
+            let entries = list.and_then(Value::as_array).into_iter().flatten();
+            entries.filter_map(|entry| Some(entry.get("name")?.as_str()?.to_owned())).collect()
+        };
+        self.clusters.extend(names(document.pointer("/static_resources/clusters")));
+        each_object(document, &mut |object| {
+            if object.get("@type").and_then(Value::as_str).is_some_and(|name| name.ends_with(".McpRouter")) {
+                self.connectors.extend(names(object.get("servers")));
+            }
+        });
+    }
+}
+
+/// All plugin configurations in `value`, as objects or as JSON in a text.
+fn find_plugins(value: &Value, plugins: &mut Vec<Value>) {
+    each_object(value, &mut |object| {
+        let text = || serde_json::from_str::<Value>(object.get("value")?.as_str()?).ok();
+        let is_plugin = |value: &Value| value.get("gateway").is_some() && value.get("policy").is_some();
+        if object.contains_key("gateway") && object.contains_key("policy") {
+            plugins.push(Value::Object(object.clone()));
+        } else if let Some(plugin) = text().filter(is_plugin) {
+            plugins.push(plugin);
+        }
+    });
+}
+
+fn each_object(value: &Value, visit: &mut dyn FnMut(&serde_json::Map<String, Value>)) {
+    match value {
+        Value::Object(object) => {
+            visit(object);
+            object.values().for_each(|value| each_object(value, visit));
+        }
+        Value::Array(values) => values.iter().for_each(|value| each_object(value, visit)),
+        _ => {}
+    }
+}
+
+struct Lint<'a> {
+    report: &'a mut Report,
+    surroundings: &'a Surroundings,
+    now: Moment,
+}
+
+impl Lint<'_> {
+    fn warn(&mut self, path: String, message: impl Into<String>) {
+        self.report.warnings.push(Problem { path, message: message.into() });
+    }
+
+    fn plugin(&mut self, plugin: &Value) {
+        for pointer in
+            ["/jwks/https_cluster", "/jwks/http_cluster", "/policy/remote/cluster", "/limits/rate_limit_service/cluster"]
+        {
+            let known = &self.surroundings.clusters;
+            if let Some(cluster) = plugin.pointer(pointer).and_then(Value::as_str)
+                && !known.is_empty()
+                && !known.contains(cluster)
+            {
+                let path = pointer.trim_start_matches('/').replace('/', ".");
+                self.report.errors.push(Problem { path, message: format!("there is no cluster {cluster:?}") });
+            }
+        }
+        let origin = plugin.pointer("/gateway/origin").and_then(Value::as_str).unwrap_or_default();
+        if origin.starts_with("http://")
+            && !["http://127.0.0.1", "http://localhost"].iter().any(|local| origin.starts_with(local))
+        {
+            self.warn("gateway.origin".to_owned(), "is not https: clients send their credentials in clear");
+        }
+        if let Some(policy) = plugin.pointer("/policy/inline") {
+            for (index, key) in list(policy, "signing_keys") {
+                if key.get("private_key_pem").is_some() {
+                    let path = format!("policy.inline.signing_keys[{index}].private_key_pem");
+                    self.warn(path, "is shown by Envoy's /config_dump: private_key_env keeps it out of the configuration");
+                }
+            }
+            self.policy("policy.inline", policy);
+        }
+    }
+
+    fn policy(&mut self, path: &str, policy: &Value) {
+        let mut providers: BTreeMap<(String, String), &str> = BTreeMap::new();
+        for (name, org) in policy.get("orgs").and_then(Value::as_object).into_iter().flatten() {
+            let path = format!("{path}.orgs.{name}");
+            for (index, key) in in_force(org, "api_keys") {
+                self.api_key(&format!("{path}.api_keys[{index}]"), key);
+            }
+            for (index, client) in in_force(org, "oauth_clients") {
+                self.scopes(&format!("{path}.oauth_clients[{index}].scopes"), client.get("scopes"));
+            }
+            for (index, provider) in in_force(org, "identity_providers") {
+                let path = format!("{path}.identity_providers[{index}]");
+                self.scopes(&format!("{path}.default_scopes"), provider.get("default_scopes"));
+                if provider.get("jwks_uri").and_then(Value::as_str).is_some_and(|uri| uri.starts_with("http://")) {
+                    self.warn(format!("{path}.jwks_uri"), "is not https: whoever is on the way can put keys of his own in");
+                }
+                let issuer = provider.get("issuer").and_then(Value::as_str).unwrap_or_default();
+                for audience in texts(provider.get("audience")) {
+                    match providers.insert((issuer.to_owned(), audience.to_owned()), name) {
+                        Some(other) if other != name => {
+                            let both = format!(
+                                "names {audience:?} as the org {other} does for the same issuer: a token for one org is accepted in both"
+                            );
+                            self.warn(format!("{path}.audience"), both);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn api_key(&mut self, path: &str, key: &Value) {
+        let expires_at = key.get("expires_at").and_then(Value::as_str);
+        match expires_at.map(Moment::parse) {
+            None => self.warn(path.to_owned(), "never expires: give it an expires_at"),
+            Some(Ok(moment)) if moment <= self.now => {
+                self.warn(format!("{path}.expires_at"), "has passed: the key is refused, and can be removed")
+            }
+            Some(_) => {}
+        }
+        for connector in texts(key.get("connectors")) {
+            self.connector(format!("{path}.connectors"), connector);
+        }
+    }
+
+    fn scopes(&mut self, path: &str, scopes: Option<&Value>) {
+        for connector in texts(scopes).into_iter().filter_map(|scope| scope.strip_prefix("mcp:call:")) {
+            self.connector(path.to_owned(), connector);
+        }
+    }
+
+    fn connector(&mut self, path: String, connector: &str) {
+        let known = &self.surroundings.connectors;
+        if !known.is_empty() && !known.contains(connector) {
+            self.warn(path, format!("there is no connector {connector:?}"));
+        }
+    }
+}
+
+fn list<'a>(value: &'a Value, member: &str) -> impl Iterator<Item = (usize, &'a Value)> {
+    value.get(member).and_then(Value::as_array).into_iter().flatten().enumerate()
+}
+
+fn in_force<'a>(org: &'a Value, member: &str) -> impl Iterator<Item = (usize, &'a Value)> {
+    list(org, member).filter(|(_, record)| record.get("revoked") != Some(&Value::Bool(true)))
+}
+
+/// A string, or a list of them.
+fn texts(value: Option<&Value>) -> Vec<&str> {
+    match value {
+        Some(Value::String(text)) => vec![text],
+        Some(Value::Array(values)) => values.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    }
+}

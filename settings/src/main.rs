@@ -1,0 +1,24 @@
+//! `apexmcp`: Settings of the gateway.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use apexmcp_settings::cli::Cli;
+use apexmcp_settings::commands;
+use clap::Parser;
+use serde_json::json;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let is_json = cli.json;
+    let (output, failure, is_good) = match commands::run(cli) {
+        Ok(answer) => (Some(if is_json { answer.json.to_string() } else { answer.text }), answer.failure, answer.is_good),
+        Err(failure) => (is_json.then(|| json!({"error": failure.to_string()}).to_string()), Some(failure), false),
+    };
+    // Who closed our output is not told so.
+    let written = output.filter(|text| !text.is_empty() && text != "null").map(|text| writeln!(std::io::stdout(), "{text}"));
+    if let Some(failure) = failure {
+        let _ = writeln!(std::io::stderr(), "apexmcp: {failure}");
+    }
+    if is_good && written.is_none_or(|written| written.is_ok()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

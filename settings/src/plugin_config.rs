@@ -1,0 +1,40 @@
+//! The filter's configuration with the policy from `apexmcp serve`, in the form that each kind of mesh takes.
+
+use clap::ValueEnum;
+use serde_json::Value;
+
+use crate::check;
+use crate::clock::Moment;
+use crate::failure::Failure;
+use crate::output::Answer;
+
+/// Whose form.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Format {
+    /// An HTTP filter of Envoy's own configuration.
+    Envoy,
+    /// A WasmPlugin.
+    Istio,
+    /// An EnvoyExtensionPolicy.
+    EnvoyGateway,
+}
+
+/// The configuration of a gateway that clients reach at `origin`.
+///
+/// # Errors
+/// Where that is no origin.
+pub fn render(format: Format, origin: &str) -> Result<Answer, Failure> {
+    let template = match format {
+        Format::Envoy => include_str!("../templates/envoy.yaml"),
+        Format::Istio => include_str!("../templates/istio.yaml"),
+        Format::EnvoyGateway => include_str!("../templates/envoy-gateway.yaml"),
+    };
+    // A JSON string is one in YAML too, whatever is in it.
+    let text = template.replace("ORIGIN", &Value::from(origin).to_string()).replace("VERSION", env!("CARGO_PKG_VERSION"));
+    let report = check::check(text.as_bytes(), &check::Surroundings::default(), Moment::now())?;
+    if let Some(problem) = report.errors.first() {
+        return Err(Failure::new(format!("--origin: {}", problem.message)));
+    }
+    let json = serde_saphyr::from_str(&text).map_err(Failure::during("the template"))?;
+    Ok(Answer::new(text.trim_end(), json))
+}

@@ -1,0 +1,82 @@
+//! Customers' identity providers.
+
+use rusqlite::{Connection, Row, params};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{check_scopes, json as json_column, org, rows};
+use crate::database::{Actor, Change, Record};
+use crate::document;
+use crate::failure::Failure;
+
+/// An identity provider of an org.
+#[derive(Debug, Serialize)]
+pub struct Provider {
+    /// Whose it is.
+    pub org: String,
+    /// The `iss` of its tokens, letter by letter.
+    pub issuer: String,
+    /// Where its keys are.
+    pub jwks_uri: String,
+    /// The `aud` values that mean this gateway; any one will do.
+    pub audience: Vec<String>,
+    /// What a token without any `mcp:` scope is granted; none: `mcp:call`.
+    pub default_scopes: Option<Vec<String>>,
+    /// When it was configured last.
+    pub configured_at: String,
+}
+
+impl Provider {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            org: row.get("org")?,
+            issuer: row.get("issuer")?,
+            jwks_uri: row.get("jwks_uri")?,
+            audience: json_column(row, "audiences")?.unwrap_or_default(),
+            default_scopes: json_column(row, "default_scopes")?,
+            configured_at: row.get("configured_at")?,
+        })
+    }
+}
+
+/// Saves one, in the place of that of the same issuer.
+///
+/// # Errors
+/// Where there is no such org, or a value cannot be.
+pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Result<(), Failure> {
+    org::require(change, &provider.org)?;
+    check_scopes(provider.default_scopes.as_deref().unwrap_or_default())?;
+    let default_scopes = provider.default_scopes.as_ref().map(|scopes| json!(scopes).to_string());
+    let audience = json!(provider.audience).to_string();
+    change.execute(
+        "INSERT OR REPLACE INTO identity_providers (org, issuer, jwks_uri, audiences, default_scopes, configured_at)
+            VALUES (?, ?, ?, ?, ?, ?)",
+        params![provider.org, provider.issuer, provider.jwks_uri, audience, default_scopes, provider.configured_at],
+    )?;
+    let details =
+        json!({"jwks_uri": provider.jwks_uri, "audience": provider.audience, "default_scopes": provider.default_scopes});
+    change.record(actor, &Record { action: "sso.configure", org: Some(&provider.org), subject: &provider.issuer, details })?;
+    document::verify(change, &provider.org)
+}
+
+/// All of an org, by issuer.
+///
+/// # Errors
+/// Where there is no such org.
+pub fn list(connection: &Connection, org: &str) -> Result<Vec<Provider>, Failure> {
+    org::require(connection, org)?;
+    rows(connection, "SELECT * FROM identity_providers WHERE org = ? ORDER BY issuer", [org], Provider::read)
+}
+
+/// Ends one: its tokens are refused from then on.
+///
+/// # Errors
+/// Where there is none.
+pub fn remove(change: &Change<'_>, actor: &Actor, org: &str, issuer: &str) -> Result<Provider, Failure> {
+    let found = list(change, org)?.into_iter().find(|provider| provider.issuer == issuer);
+    let unknown = || format!("{org} has no identity provider {issuer:?}: see 'apexmcp sso list --org {org}', letter by letter");
+    let provider = found.ok_or_else(|| Failure::new(unknown()))?;
+    change.execute("DELETE FROM identity_providers WHERE org = ? AND issuer = ?", [org, issuer])?;
+    change.record(actor, &Record { action: "sso.remove", org: Some(org), subject: issuer, details: json!({}) })?;
+    Ok(provider)
+}

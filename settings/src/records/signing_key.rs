@@ -1,0 +1,117 @@
+//! The keys that sign the gateway's own tokens.
+
+use rsa::RsaPrivateKey;
+use rsa::pkcs8::{EncodePrivateKey, LineEnding};
+use rusqlite::{Connection, Row, params};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{is_there, rows};
+use crate::database::{Actor, Change, Record};
+use crate::failure::Failure;
+
+/// What RS256 needs at least, and what verifies fast everywhere.
+const BITS: usize = 2048;
+
+/// What is shown of a signing key.
+#[derive(Debug, Serialize)]
+pub struct SigningKey {
+    /// Its id in the headers of tokens.
+    pub kid: String,
+    /// Whether new tokens are signed with it. All are published, and verify.
+    pub signs: bool,
+    /// When it was made.
+    pub created_at: String,
+}
+
+impl SigningKey {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { kid: row.get("kid")?, signs: row.get("signs")?, created_at: row.get("created_at")? })
+    }
+}
+
+/// A new private key, PKCS#8 PEM. It takes a while, so it is made before the database is held.
+///
+/// # Errors
+/// Where the operating system has no randomness.
+pub fn generate() -> Result<String, Failure> {
+    let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, BITS).map_err(Failure::during("no signing key could be made"))?;
+    let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(Failure::during("the new signing key cannot be written"))?;
+    Ok(pem.to_string())
+}
+
+/// Adds a key that verifies, and signs where it is the only one. Without a `kid` it is called after the day.
+///
+/// # Errors
+/// Where the `kid` is taken.
+pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key_pem: &str) -> Result<SigningKey, Failure> {
+    let is_taken = |kid: &str| is_there(change, "SELECT 1 FROM signing_keys WHERE kid = ?", [kid]);
+    let kid = match kid {
+        Some(kid) if is_taken(kid)? => {
+            return Err(Failure::new(format!("there is a signing key {kid:?} already: choose another --kid")));
+        }
+        Some("") => return Err(Failure::new("--kid must not be empty")),
+        Some(kid) => kid.to_owned(),
+        None => {
+            let mut kid = actor.now.date();
+            for number in 2_u32.. {
+                if !is_taken(&kid)? {
+                    break;
+                }
+                kid = format!("{}-{number}", actor.now.date());
+            }
+            kid
+        }
+    };
+    change.execute(
+        "INSERT INTO signing_keys (kid, position, private_key_pem, created_at)
+            VALUES (?, (SELECT coalesce(max(position), 0) + 1 FROM signing_keys), ?, ?)",
+        params![kid, private_key_pem, actor.now.to_string()],
+    )?;
+    change.record(actor, &Record { action: "signing-key.create", org: None, subject: &kid, details: json!({}) })?;
+    find(change, &kid)
+}
+
+/// All of them, in the order of the policy document: the first signs.
+///
+/// # Errors
+/// What hinders the database.
+pub fn list(connection: &Connection) -> Result<Vec<SigningKey>, Failure> {
+    let query = "SELECT kid, created_at, position = (SELECT min(position) FROM signing_keys) AS signs
+        FROM signing_keys ORDER BY position";
+    rows(connection, query, [], SigningKey::read)
+}
+
+/// Lets one sign from now on. The others go on verifying.
+///
+/// # Errors
+/// Where there is none.
+pub fn sign_with(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKey, Failure> {
+    if find(change, kid)?.signs {
+        return find(change, kid);
+    }
+    change.execute("UPDATE signing_keys SET position = (SELECT min(position) - 1 FROM signing_keys) WHERE kid = ?", [kid])?;
+    change.record(actor, &Record { action: "signing-key.use", org: None, subject: kid, details: json!({}) })?;
+    find(change, kid)
+}
+
+/// Removes one that no longer signs: the tokens that it signed are refused from then on.
+///
+/// # Errors
+/// Where there is none, or it signs.
+pub fn remove(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKey, Failure> {
+    let key = find(change, kid)?;
+    if key.signs {
+        return Err(Failure::new(format!(
+            "{kid} signs new tokens: run 'apexmcp signing-key create' and 'apexmcp signing-key use' with another one first"
+        )));
+    }
+    change.execute("DELETE FROM signing_keys WHERE kid = ?", [kid])?;
+    change.record(actor, &Record { action: "signing-key.remove", org: None, subject: kid, details: json!({}) })?;
+    Ok(key)
+}
+
+fn find(connection: &Connection, kid: &str) -> Result<SigningKey, Failure> {
+    let unknown = || Failure::new(format!("there is no signing key {kid:?}: see 'apexmcp signing-key list'"));
+    list(connection)?.into_iter().find(|key| key.kid == kid).ok_or_else(unknown)
+}

@@ -1,0 +1,460 @@
+//! Every command, through the program itself.
+
+use std::os::unix::fs::PermissionsExt;
+
+use crate::support::{Settings, website};
+use apexmcp_settings::cli::Cli;
+use clap::CommandFactory;
+use serde_json::{Value, json};
+
+#[test]
+fn a_key_from_its_making_to_its_end() {
+    let settings = Settings::new();
+    let made =
+        settings.json(&["key", "create", "--org", "acme", "--name", "ci agent", "--connector", "github", "--expires", "90d"]);
+    let (id, key) = (made["id"].as_str().unwrap(), made["key"].as_str().unwrap());
+    assert!(key.len() == 44 && key.starts_with("apx_live_sk_") && key[12..].bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    let record = &settings.policy()["orgs"]["acme"]["api_keys"][0];
+    assert_eq!(record["sha256"], apexmcp_settings::secret::sha256(key));
+    assert_eq!(
+        (&record["id"], &record["connectors"], &record["expires_at"]),
+        (&json!(id), &json!(["github"]), &made["expires_at"])
+    );
+    let listed = settings.json(&["key", "list", "--org", "acme"]);
+    assert_eq!(listed[0]["prefix"], key[..16]);
+    assert_eq!(listed[0].get("key"), None);
+    assert_eq!(settings.json(&["key", "show", id]), listed[0]);
+    let table = settings.text(&["key", "list", "--org", "acme"]);
+    assert!(table.contains(&key[..16]) && !table.contains(key), "{table}");
+
+    let revoked = settings.json(&["key", "revoke", id]);
+    assert_eq!(revoked["revoked"], true);
+    assert_eq!(settings.json(&["key", "revoke", id]), revoked, "once more changes nothing");
+    assert_eq!(settings.policy()["orgs"]["acme"], json!({}));
+    assert!(settings.text(&["key", "create", "--org", "acme", "--name", "second"]).starts_with("apx_live_sk_"));
+}
+
+#[test]
+fn a_client_and_its_secrets() {
+    let settings = Settings::new();
+    let made = settings.json(&["client", "create", "--org", "acme", "--name", "billing", "--scope", "mcp:call:github"]);
+    let (id, secret) = (made["client_id"].as_str().unwrap(), made["client_secret"].as_str().unwrap());
+    assert!(id.len() == 19 && id.starts_with("apx_client_"), "{id}");
+    assert!(secret.len() == 35 && secret.starts_with("apx_secret_"));
+    let hashes = || settings.policy()["orgs"]["acme"]["oauth_clients"][0]["secret_sha256"].clone();
+    let first = apexmcp_settings::secret::sha256(secret);
+    assert_eq!(hashes(), json!([first]));
+    assert!(settings.failure(&["client", "drop-secret", id]).contains("rotate-secret"));
+    let second = settings.json(&["client", "rotate-secret", id])["client_secret"].as_str().unwrap().to_owned();
+    let second = apexmcp_settings::secret::sha256(&second);
+    assert_eq!(hashes(), json!([first, second]));
+    assert!(settings.failure(&["client", "rotate-secret", id]).contains("drop-secret"));
+    settings.json(&["client", "drop-secret", id]);
+    assert_eq!(hashes(), json!([second]));
+    settings.json(&["token", "revoke", "--org", "acme", "--client", id]);
+    settings.json(&["token", "revoke", "--org", "acme", "--jti", "a-jti"]);
+    let revoked = settings.policy()["orgs"]["acme"]["revoked_tokens"].clone();
+    assert_eq!(revoked["jti"], json!(["a-jti"]));
+    let since = revoked["issued_before"][id].as_str().unwrap().to_owned();
+    settings.json(&["token", "revoke", "--org", "acme", "--client", id, "--issued-before", "2026-01-01T00:00:00Z"]);
+    let still = settings.policy()["orgs"]["acme"]["revoked_tokens"]["issued_before"][id].clone();
+    assert_eq!(still, since, "an earlier moment gives nothing back");
+    settings.json(&["client", "revoke", id]);
+    assert_eq!(settings.policy()["orgs"]["acme"].get("oauth_clients"), None);
+    assert_eq!(settings.json(&["client", "list", "--org", "acme"])[0]["revoked"], true);
+    assert!(settings.failure(&["client", "rotate-secret", id]).contains("was revoked"));
+    assert!(settings.text(&["client", "show", id]).contains(id));
+}
+
+#[test]
+fn a_client_with_keys_of_its_own() {
+    let settings = Settings::new();
+    let jwk = public_jwk();
+    let keys = settings.write("keys.json", &json!({ "keys": [jwk] }).to_string());
+    let made = settings.json(&["client", "create", "--org", "acme", "--name", "signs", "--jwks", &keys]);
+    assert_eq!(made.get("client_secret"), None);
+    let record = &settings.policy()["orgs"]["acme"]["oauth_clients"][0];
+    assert_eq!((&record["jwks"]["keys"][0], record.get("secret_sha256")), (&jwk, None));
+    let id = made["client_id"].as_str().unwrap();
+    assert!(settings.failure(&["client", "rotate-secret", id]).contains("its own keys"));
+    let none = settings.write("none.json", r#"{"keys": []}"#);
+    let refused = settings.failure(&["client", "create", "--org", "acme", "--name", "signs", "--jwks", &none]);
+    assert!(refused.contains(".jwks: "), "{refused}");
+}
+
+fn public_jwk() -> Value {
+    let pem = apexmcp_settings::records::signing_key::generate().unwrap();
+    apexmcp_auth::oauth::signing_key::SigningKey::from_pem("a", &pem).unwrap().jwk().to_value()
+}
+
+#[test]
+fn signing_keys_rotate() {
+    let settings = Settings::new();
+    let kids = || -> Vec<String> {
+        let keys = settings.policy()["signing_keys"].as_array().unwrap().clone();
+        keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect()
+    };
+    let [first] = kids().try_into().unwrap();
+    settings.json(&["signing-key", "create", "--kid", "next"]);
+    assert_eq!(kids(), [first.clone(), "next".to_owned()]);
+    assert!(settings.failure(&["signing-key", "remove", &first]).contains("signs new tokens"));
+    assert_eq!(settings.json(&["signing-key", "use", "next"])["signs"], true);
+    assert_eq!(kids(), ["next".to_owned(), first.clone()]);
+    assert!(settings.failure(&["signing-key", "create", "--kid", "next"]).contains("already"));
+    settings.json(&["signing-key", "remove", &first]);
+    assert_eq!(kids(), ["next"]);
+    assert_eq!(settings.json(&["signing-key", "list"])[0]["signs"], true);
+    let [third, fourth] = [(), ()].map(|()| settings.json(&["signing-key", "create"])["kid"].clone());
+    assert_eq!(fourth.as_str().unwrap(), format!("{}-2", third.as_str().unwrap()));
+}
+
+#[test]
+fn limits_of_an_org_and_of_a_key() {
+    let settings = Settings::new();
+    let key = settings.json(&["key", "create", "--org", "acme", "--name", "k"])["id"].as_str().unwrap().to_owned();
+    let all = ["limits", "set", "--org", "acme", "--rate", "600/minute", "--burst", "60", "--monthly-quota", "1000000"];
+    settings.json(&all);
+    let limits = json!({"rate": {"requests": 600, "per": "minute", "burst": 60}, "monthly_quota": 1_000_000});
+    settings.json(&["limits", "set", "--key", &key, "--rate", "1/second"]);
+    let org = &settings.policy()["orgs"]["acme"];
+    assert_eq!(org["limits"], limits);
+    assert_eq!(org["api_keys"][0]["limits"], json!({"rate": {"requests": 1, "per": "second"}}));
+    assert_eq!(settings.json(&["limits", "show", "--org", "acme"])["limits"], limits);
+    assert!(settings.text(&["limits", "show", "--key", &key]).contains("1/second"));
+    settings.json(&["limits", "clear", "--org", "acme"]);
+    assert_eq!(settings.policy()["orgs"]["acme"].get("limits"), None);
+}
+
+#[test]
+fn everything_is_on_the_record() {
+    let settings = Settings::new();
+    let key = settings.json(&["--actor", "alice", "key", "create", "--org", "acme", "--name", "k"]);
+    let (id, key) = (key["id"].as_str().unwrap(), key["key"].as_str().unwrap());
+    settings.json(&["key", "revoke", id]);
+    settings.json(&["org", "delete", "acme", "--yes"]);
+    let entries = settings.json(&["audit", "list"]);
+    let actions: Vec<&str> = entries.as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["signing-key.create", "org.create", "key.create", "key.revoke", "org.delete"]);
+    assert_eq!((&entries[2]["actor"], &entries[2]["subject"], &entries[2]["org"]), (&json!("alice"), &json!(id), &json!("acme")));
+    assert!(entries[3]["actor"].as_str().is_some_and(|name| !name.is_empty()));
+    assert_eq!(settings.policy()["version"], entries[4]["version"].to_string());
+    assert_eq!(settings.json(&["audit", "list", "--org", "acme", "--limit", "1"])[0]["action"], "org.delete");
+    for file in std::fs::read_dir(&settings.folder).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()), "a key is kept");
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_one_line() {
+    let settings = Settings::new();
+    for (arguments, part) in [
+        (&["init"][..], "there already"),
+        (&["org", "create", "acme"], "already"),
+        (&["org", "create", "a/b"], "A-Z a-z 0-9"),
+        (&["org", "show", "nobody"], "no org"),
+        (&["org", "delete", "nobody", "--yes"], "no org"),
+        (&["key", "create", "--org", "nobody", "--name", "k"], "no org"),
+        (&["key", "create", "--org", "acme", "--name", ""], "--name"),
+        (&["key", "create", "--org", "acme", "--name", "k", "--connector", "a/b"], "--connector"),
+        (&["key", "create", "--org", "acme", "--name", "k", "--expires", "100000000y"], "too far"),
+        (&["key", "list", "--org", "nobody"], "no org"),
+        (&["key", "revoke", "key_none"], "no key"),
+        (&["client", "create", "--org", "acme", "--name", "k", "--scope", "all"], "--scope"),
+        (&["client", "create", "--org", "acme", "--name", "k", "--jwks", "absent.json"], "cannot be read"),
+        (&["client", "revoke", "apx_client_none"], "no client"),
+        (&["sso", "remove", "--org", "acme", "--issuer", "https://x"], "letter by letter"),
+        (&["limits", "set", "--key", "key_none", "--rate", "1/second"], "no key"),
+        (&["signing-key", "use", "none"], "no signing key"),
+        (&["token", "revoke", "--org", "acme", "--client", "apx_client_none"], "no client"),
+        (&["token", "revoke", "--org", "acme", "--jti", ""], "--jti"),
+        (&["policy", "check", "absent.json"], "cannot be read"),
+        (&["ecds", "write"], "ecds enable"),
+        (&["ecds", "disable"], "ecds enable"),
+        (&["serve"], "APEXMCP_SETTINGS_TOKEN"),
+        (&["plugin-config", "--format", "envoy", "--origin", "gateway"], "--origin"),
+        (&["--actor", " ", "org", "list"], "--actor"),
+    ] {
+        let line = settings.failure(arguments);
+        assert!(line.contains(part), "{arguments:?}: {line}");
+    }
+    assert_eq!(settings.json(&["audit", "list"]).as_array().unwrap().len(), 2, "and nothing is changed");
+}
+
+#[test]
+fn a_wrong_command_line_is_2_and_help_is_0() {
+    let settings = Settings::new();
+    for arguments in [
+        &["nonsense"][..],
+        &["key", "create", "--org", "acme"],
+        &["key", "create", "--org", "acme", "--name", "k", "--expires", "soon"],
+        &["limits", "set", "--org", "acme"],
+        &["limits", "set", "--org", "acme", "--key", "k", "--rate", "1/second"],
+        &["limits", "set", "--org", "acme", "--rate", "1/month"],
+        &["limits", "set", "--org", "acme", "--monthly-quota", "0"],
+        &["org", "delete", "acme"],
+        &["token", "revoke", "--org", "acme"],
+        &["token", "revoke", "--org", "acme", "--jti", "j", "--client", "c"],
+        &["sso", "configure", "--org", "acme", "--issuer", "https://a", "--jwks-uri", "https://a/k"],
+        &["plugin-config", "--format", "nginx"],
+    ] {
+        let output = settings.run(arguments);
+        assert!(output.status.code() == Some(2) && output.stdout.is_empty(), "{arguments:?}: {output:?}");
+    }
+    let mut commands = vec![(Vec::new(), Cli::command())];
+    while let Some((path, command)) = commands.pop() as Option<(Vec<String>, clap::Command)> {
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let help = settings.text(&[&path[..], &["--help"]].concat());
+        assert!(help.contains("Usage: apexmcp") && help.contains("--json"), "{help}");
+        for child in command.get_subcommands() {
+            commands.push((path.iter().map(ToString::to_string).chain([child.get_name().to_owned()]).collect(), child.clone()));
+        }
+    }
+}
+
+#[test]
+fn other_files_are_left_alone() {
+    let settings = Settings::empty();
+    assert!(settings.failure(&["org", "list"]).contains("apexmcp init"));
+    settings.write("test.db", "somebody's notes");
+    assert!(settings.failure(&["org", "list"]).contains("not a database of apexmcp"));
+    assert!(settings.failure(&["init"]).contains("not a database of apexmcp"));
+    std::fs::write(settings.file("test.db"), "").unwrap();
+    assert!(settings.failure(&["org", "list"]).contains("apexmcp init"), "what an interrupted init left");
+    settings.json(&["init"]);
+    let database = rusqlite::Connection::open(settings.file("test.db")).unwrap();
+    assert_eq!(std::fs::metadata(settings.file("test.db")).unwrap().permissions().mode() & 0o777, 0o600);
+    database.pragma_update(None, "user_version", 1000).unwrap();
+    assert!(settings.failure(&["org", "list"]).contains("newer apexmcp"));
+    database.pragma_update(None, "application_id", 1).unwrap();
+    assert!(settings.failure(&["org", "list"]).contains("not a database of apexmcp"));
+}
+
+#[test]
+fn an_identity_provider_is_looked_at_before_it_is_trusted() {
+    let keys = json!({"keys": [public_jwk()]}).to_string();
+    let good = json!({"issuer": "ORIGIN", "jwks_uri": "ORIGIN/keys"}).to_string();
+    let discovery = "/.well-known/openid-configuration";
+    let configure = |settings: &Settings, pages, issuer: &str, more: &[&str]| {
+        let origin = website(pages);
+        let (issuer, jwks_uri) = (format!("{origin}{issuer}"), format!("{origin}/keys"));
+        let arguments = [
+            "sso",
+            "configure",
+            "--org",
+            "acme",
+            "--issuer",
+            &issuer,
+            "--jwks-uri",
+            &jwks_uri,
+            "--audience",
+            "apexmcp",
+            "--json",
+        ];
+        let output = settings.run(&[&arguments, more].concat());
+        let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), printed)
+    };
+    for (what, pages, issuer, part) in [
+        ("good", vec![(discovery, 200, good.clone()), ("/keys", 200, keys.clone())], "", ""),
+        (
+            "RFC 8414",
+            vec![
+                ("/.well-known/oauth-authorization-server/tenant", 200, good.replace(r#""ORIGIN""#, r#""ORIGIN/tenant""#)),
+                ("/keys", 200, keys.clone()),
+            ],
+            "/tenant",
+            "",
+        ),
+        ("no discovery", vec![("/keys", 200, keys.clone())], "", "answered 404"),
+        ("another issuer", vec![(discovery, 200, good.clone()), ("/keys", 200, keys.clone())], "/", "right --issuer?"),
+        (
+            "other keys",
+            vec![(discovery, 200, good.replace("/keys", "/others")), ("/keys", 200, keys.clone())],
+            "",
+            "right --jwks-uri?",
+        ),
+        ("nothing said", vec![(discovery, 200, "{}".to_owned()), ("/keys", 200, keys.clone())], "", "names no jwks_uri"),
+        ("HTML", vec![(discovery, 200, "<html>".to_owned()), ("/keys", 200, keys.clone())], "", "is no JSON"),
+        ("no keys", vec![(discovery, 200, good.clone())], "", "/keys answered 404"),
+        (
+            "a redirect",
+            vec![(discovery, 200, good.clone()), ("/keys", 302, String::new()), ("/elsewhere", 200, keys.clone())],
+            "",
+            "follows no redirects",
+        ),
+        (
+            "no RSA key",
+            vec![(discovery, 200, good.clone()), ("/keys", 200, r#"{"keys":[]}"#.to_owned())],
+            "",
+            "no key set for RS256",
+        ),
+        ("too long", vec![(discovery, 200, good.clone()), ("/keys", 200, " ".repeat(300_000))], "", "/keys cannot be read"),
+    ] {
+        let settings = Settings::new();
+        let (code, printed) = configure(&settings, pages, issuer, &["--allow-private-address"]);
+        let failed: Vec<&Value> =
+            printed["findings"].as_array().unwrap().iter().filter(|finding| finding["ok"] == false).collect();
+        if part.is_empty() {
+            assert_eq!((code, failed.len(), &printed["saved"]), (Some(0), 0, &json!(true)), "{what}: {printed}");
+        } else {
+            assert_eq!((code, &printed["saved"]), (Some(1), &json!(false)), "{what}: {printed}");
+            assert!(failed.iter().any(|finding| finding["finding"].as_str().unwrap().contains(part)), "{what}: {printed}");
+        }
+        assert_eq!(
+            settings.json(&["sso", "list", "--org", "acme"]).as_array().unwrap().len(),
+            usize::from(part.is_empty()),
+            "{what}"
+        );
+    }
+
+    let settings = Settings::new();
+    let (code, printed) =
+        configure(&settings, Vec::new(), "", &["--allow-private-address", "--force", "--default-scope", "mcp:call:a"]);
+    assert_eq!((code, &printed["saved"]), (Some(0), &json!(true)), "{printed}");
+    let record = settings.policy()["orgs"]["acme"]["identity_providers"][0].clone();
+    assert_eq!((&record["audience"], &record["default_scopes"]), (&json!(["apexmcp"]), &json!(["mcp:call:a"])));
+    assert!(settings.text(&["sso", "list", "--org", "acme"]).contains(record["issuer"].as_str().unwrap()));
+    settings.json(&["sso", "remove", "--org", "acme", "--issuer", record["issuer"].as_str().unwrap()]);
+    assert_eq!(settings.policy()["orgs"]["acme"], json!({}));
+}
+
+#[test]
+fn nobody_is_led_into_the_operators_network() {
+    let settings = Settings::new();
+    for host in
+        ["127.0.0.1", "localhost", "[::1]", "[::ffff:10.0.0.1]", "10.0.0.1:8443", "169.254.169.254", "2130706433", "0x7f.1"]
+    {
+        for (issuer, jwks_uri) in [(host, "192.0.2.1"), ("8.8.8.8", host)] {
+            let (issuer, jwks_uri) = (format!("https://{issuer}/"), format!("https://{jwks_uri}/keys"));
+            let arguments =
+                ["sso", "configure", "--org", "acme", "--issuer", &issuer, "--jwks-uri", &jwks_uri, "--audience", "a", "--force"];
+            let line = settings.failure(&arguments);
+            assert!(line.contains("--allow-private-address"), "{line}");
+        }
+    }
+    for wrong in ["ftp://idp.example.com", "idp.example.com", "https://user@idp.example.com", "https://"] {
+        let arguments =
+            ["sso", "configure", "--org", "acme", "--issuer", wrong, "--jwks-uri", wrong, "--audience", "a", "--force"];
+        assert!(settings.failure(&arguments).starts_with("--issuer must be"), "{wrong}");
+    }
+}
+
+#[test]
+fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
+    let settings = Settings::new();
+    let hash = "ab".repeat(32);
+    let idp = json!({"issuer": "https://idp", "jwks_uri": "https://idp/keys", "audience": "apexmcp"});
+    let key = json!({"id": "k", "sha256": hash, "expires_at": "2099-01-01T00:00:00Z"});
+    let with = |base: &Value, name: &str, value: Value| {
+        let mut base = base.clone();
+        base[name] = value;
+        base
+    };
+    let without_audience = json!({"issuer": "https://idp", "jwks_uri": "https://idp/keys"});
+    let org = |org: Value| json!({"orgs": {"acme": org}});
+    let remote = json!({"gateway": {"origin": "https://g"}, "policy": {"remote": {"cluster": "absent", "token_env": "NOT_SET_HERE"}}, "jwks": {"https_cluster": "known"}});
+    let weak = json!({"version": "1", "signing_keys": [{"kid": "a", "private_key_pem": "x"}]});
+    for (document, errors, warnings) in [
+        (org(json!({"api_keys": [key], "identity_providers": [idp]})), &[][..], &[][..]),
+        (org(json!({"identity_providers": [without_audience]})), &["identity_providers[0].audience: is required"], &[]),
+        (org(json!({"identity_providers": [idp, idp]})), &["identity_providers[1].issuer: stands twice"], &[]),
+        (json!({"orgs": {"a": {"identity_providers": [idp]}, "b": {"identity_providers": [idp]}}}), &[], &["accepted in both"]),
+        (
+            org(json!({"identity_providers": [with(&idp, "jwks_uri", json!("http://idp/keys"))]})),
+            &[],
+            &["jwks_uri: is not https"],
+        ),
+        (org(json!({"api_keys": [with(&key, "connectors", json!(["nope"]))]})), &[], &["no connector \"nope\""]),
+        (org(json!({"api_keys": [{"id": "k", "sha256": hash}]})), &[], &["never expires"]),
+        (org(json!({"api_keys": [with(&key, "expires_at", json!("2020-01-01T00:00:00Z"))]})), &[], &["has passed"]),
+        (org(json!({"api_keys": [with(&key, "revoked", json!(true))], "colour": 1})), &["colour: unknown field"], &[]),
+        (weak, &["private_key_pem"], &[]),
+        (remote.clone(), &["policy.remote.cluster: there is no cluster \"absent\""], &["token_env: is not set here"]),
+        (with(&remote, "gateway", json!({"origin": "http://g"})), &["no cluster"], &["origin: is not https", "token_env"]),
+        (json!({"spec": {"pluginConfig": remote}}), &["no cluster"], &["token_env"]),
+        (json!({"value": remote.to_string()}), &["no cluster"], &["token_env"]),
+    ] {
+        let file = settings.write("document.json", &document.to_string());
+        let output = settings.run(&["--json", "policy", "check", &file, "--connector", "notes", "--cluster", "known"]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        for (kind, expected) in [("errors", errors), ("warnings", warnings)] {
+            let found: Vec<String> = report[kind]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|problem| format!("{}: {}", problem["path"].as_str().unwrap(), problem["message"].as_str().unwrap()))
+                .collect();
+            let all = found.len() == expected.len() && expected.iter().all(|part| found.iter().any(|line| line.contains(part)));
+            assert!(all, "{document}: {kind} {found:?}");
+        }
+        assert_eq!(output.status.code(), Some(i32::from(!errors.is_empty())), "{document}");
+    }
+    let twice = settings.write("twice.json", r#"{"orgs": {"a": {}, "a": {}}}"#);
+    assert_eq!(settings.run(&["policy", "check", &twice]).status.code(), Some(1), "a name that stands twice");
+    let broken = settings.write("broken.json", "{\"orgs\": ");
+    assert_eq!(settings.run(&["policy", "check", &broken]).status.code(), Some(1));
+    let nothing = settings.write("nothing.yaml", "colour: red\n");
+    assert!(settings.failure(&["policy", "check", &nothing]).contains("neither a policy document"));
+    let gateway = concat!(env!("CARGO_MANIFEST_DIR"), "/../envoy/envoy.yaml");
+    assert!(settings.text(&["policy", "check", gateway]).ends_with("0 errors, 0 warnings\n"));
+    let exported = settings.write("exported.json", &settings.text(&["policy", "export"]));
+    assert!(settings.text(&["policy", "check", &exported]).ends_with("0 errors, 0 warnings\n"));
+}
+
+#[test]
+fn configurations_for_each_mesh_are_what_the_filter_reads() {
+    let settings = Settings::empty();
+    for format in ["envoy", "istio", "envoy-gateway"] {
+        let arguments = ["plugin-config", "--format", format, "--origin", "https://gateway.example"];
+        let file = settings.write("config.yaml", &settings.text(&arguments));
+        let checked = settings.json(&["policy", "check", &file]);
+        assert_eq!(checked["errors"], json!([]), "{format}");
+        assert!(settings.json(&arguments).to_string().contains(r#""origin":"https://gateway.example""#), "{format}");
+    }
+    assert!(settings.text(&["completion", "bash"]).contains("complete -F _apexmcp"));
+}
+
+#[test]
+fn the_file_that_envoy_watches_follows_every_change() {
+    let settings = Settings::new();
+    let template = concat!(env!("CARGO_MANIFEST_DIR"), "/../envoy/ecds/filter.yaml");
+    let file = settings.file("filter.json");
+    let enable = ["ecds", "enable", "--template", template, "--file", file.to_str().unwrap()];
+    settings.json(&enable);
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let written = || -> Value {
+        let response: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let plugin = response["resources"][0]["typed_config"]["config"]["configuration"]["value"].as_str().unwrap().to_owned();
+        serde_json::from_str::<Value>(&plugin).unwrap()["policy"]["inline"].clone()
+    };
+    settings.json(&["key", "create", "--org", "acme", "--name", "k"]);
+    assert_eq!(written(), settings.policy());
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640, "its mode is the operator's");
+
+    let copy = settings.write("template.yaml", &std::fs::read_to_string(template).unwrap());
+    settings.json(&["ecds", "enable", "--template", &copy, "--file", file.to_str().unwrap()]);
+    let before = std::fs::read(&file).unwrap();
+    settings.write("template.yaml", &std::fs::read_to_string(template).unwrap().replace("origin:", "origins:"));
+    let output = settings.run(&["--json", "key", "create", "--org", "acme", "--name", "k"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("ecds write"));
+    let key: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(key["key"].is_string(), "the key is shown all the same");
+    assert_eq!(std::fs::read(&file).unwrap(), before, "what the gateway would refuse is not written");
+    std::fs::copy(template, &copy).unwrap();
+    settings.json(&["ecds", "write"]);
+    assert_eq!(written(), settings.policy());
+    let absent = settings.file("absent/filter.json");
+    assert!(
+        settings
+            .failure(&["ecds", "enable", "--template", template, "--file", absent.to_str().unwrap()])
+            .contains("cannot be written")
+    );
+    settings.json(&["ecds", "write"]);
+    settings.json(&["ecds", "disable"]);
+    let before = written();
+    settings.json(&["org", "create", "other"]);
+    assert_eq!(written(), before);
+}

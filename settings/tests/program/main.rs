@@ -1,0 +1,18 @@
+//! Tests of the program as its users have it.
+#![allow(
+    unreachable_pub,
+    clippy::arithmetic_side_effects,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a test that panics has found something"
+)]
+
+mod commands;
+mod document;
+mod killed;
+mod serve;
+mod support;

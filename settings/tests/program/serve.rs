@@ -1,0 +1,135 @@
+//! The policy over HTTP, from the program itself.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::Instant;
+
+use crate::support::{Settings, TOKEN};
+use serde_json::Value;
+
+#[test]
+fn a_change_is_sent_and_what_is_known_is_not() {
+    let settings = Settings::new();
+    let server = settings.serve();
+    let first = server.policy("", "0s");
+    assert_eq!((first.status, serde_json::from_str::<Value>(&first.body).unwrap()), (200, settings.policy()));
+    assert!(first.etag.starts_with('"') && first.etag.len() == 66, "a strong ETag: {}", first.etag);
+    for etag in [first.etag.as_str(), &format!("\"other\", {}", first.etag), "*"] {
+        let known = server.policy(etag, "0s");
+        assert_eq!((known.status, known.body.as_str(), &known.etag), (304, "", &first.etag), "{etag}");
+    }
+    assert_eq!(server.policy("\"other\"", "30s").status, 200, "who knows another waits for nothing");
+
+    let second = thread::scope(|scope| {
+        let waiting = scope.spawn(|| server.policy(&first.etag, "300s"));
+        while server.metric("waiting_requests") == 0 {
+            thread::yield_now();
+        }
+        settings.json(&["key", "create", "--org", "acme", "--name", "k"]);
+        waiting.join().unwrap()
+    });
+    assert_eq!(second.status, 200);
+    assert_eq!(serde_json::from_str::<Value>(&second.body).unwrap(), settings.policy());
+    assert_ne!(second.etag, first.etag);
+    assert_eq!(server.policy(&second.etag, "10ms").status, 304, "after the wait");
+    assert_eq!(server.metric("waiting_requests"), 0);
+    assert_eq!(server.metric("policy_version").to_string(), settings.policy()["version"].as_str().unwrap());
+}
+
+#[test]
+fn only_those_with_the_token_are_told_anything() {
+    let settings = Settings::new();
+    let server = settings.serve();
+    let right = format!("Bearer {TOKEN}");
+    assert_eq!(server.get("/v1/policy", &[("authorization", &right.replace("Bearer", "bearer"))]).status, 200);
+    for wrong in
+        ["", "Bearer", "Bearer ", "Basic x", TOKEN, &right[..right.len() - 1], &format!("{right}x"), "Bearer another-token-here"]
+    {
+        let reply = server.get("/v1/policy", &[("authorization", wrong)]);
+        assert_eq!(reply.status, 401, "{wrong:?}");
+        assert!(!reply.body.contains("orgs") && reply.etag.is_empty());
+    }
+    assert_eq!(server.get("/v1/policy", &[("authorization", &right), ("authorization", "Bearer x")]).status, 401);
+    assert_eq!(server.get("/v1/policy", &[]).status, 401);
+    assert_eq!(server.metric("unauthorized_total"), 10);
+    assert_eq!(server.get("/v1/policy?wait=soon", &[("authorization", &right)]).status, 400);
+    assert_eq!(server.get("/", &[]).status, 404);
+    assert_eq!(server.get("/healthz", &[]).status, 200);
+    let log = std::fs::read_to_string(settings.file("serve.log")).unwrap();
+    assert!(!log.contains(TOKEN), "{log}");
+}
+
+#[test]
+fn without_a_good_token_it_does_not_start() {
+    let settings = Settings::new();
+    for token in ["", "short", "with a space in the middle"] {
+        let output =
+            settings.command(&["serve", "--listen", "127.0.0.1:0"]).env("APEXMCP_SETTINGS_TOKEN", token).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{token:?}");
+    }
+}
+
+#[test]
+fn hundreds_wait_at_once_and_all_are_told() {
+    const GATEWAYS: usize = 300;
+    let settings = Settings::new();
+    let server = settings.serve();
+    let etag = server.policy("", "0s").etag;
+    let replies: Vec<_> = thread::scope(|scope| {
+        let waiting: Vec<_> = (0..GATEWAYS).map(|_| scope.spawn(|| server.policy(&etag, "300s"))).collect();
+        while server.metric("waiting_requests") < GATEWAYS as u64 {
+            thread::yield_now();
+        }
+        let started = Instant::now();
+        settings.json(&["org", "create", "other"]);
+        let replies = waiting.into_iter().map(|waiting| waiting.join().unwrap()).collect();
+        println!("{GATEWAYS} were told after {:?}", started.elapsed());
+        replies
+    });
+    assert!(replies.iter().all(|reply| reply.status == 200 && reply.body == replies[0].body));
+    assert!(replies[0].body.contains(r#""other""#));
+}
+
+#[test]
+fn a_stop_lets_nobody_wait() {
+    let settings = Settings::new();
+    let mut server = settings.serve();
+    let etag = server.policy("", "0s").etag;
+    let reply = thread::scope(|scope| {
+        let waiting = scope.spawn(|| server.policy(&etag, "300s"));
+        while server.metric("waiting_requests") == 0 {
+            thread::yield_now();
+        }
+        server.terminate();
+        waiting.join().unwrap()
+    });
+    assert_eq!(reply.status, 304);
+    assert!(server.process.wait().unwrap().success());
+    assert!(TcpStream::connect(server.address()).is_err());
+}
+
+#[test]
+fn who_hangs_up_is_no_longer_waited_for() {
+    let settings = Settings::new();
+    let server = settings.serve();
+    let etag = server.policy("", "0s").etag;
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    write!(
+        stream,
+        "GET /v1/policy?wait=300s HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\nif-none-match: {etag}\r\n\r\n"
+    )
+    .unwrap();
+    while server.metric("waiting_requests") == 0 {
+        thread::yield_now();
+    }
+    drop(stream);
+    while server.metric("waiting_requests") > 0 {
+        thread::yield_now();
+    }
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.write_all(b"POST /v1/policy HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 405 "), "{reply}");
+}

@@ -1,0 +1,177 @@
+//! The program in a folder of its own.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The token with which `serve` is asked.
+pub const TOKEN: &str = "a-token-of-gateways";
+
+/// A database, and the program that works on it.
+pub struct Settings {
+    pub folder: TempDir,
+}
+
+impl Settings {
+    /// Without a database yet.
+    pub fn empty() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// With a database and the org `acme`.
+    pub fn new() -> Self {
+        let settings = Self::empty();
+        settings.json(&["init"]);
+        settings.json(&["org", "create", "acme"]);
+        settings
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.file(name), text).unwrap();
+        self.file(name).to_str().unwrap().to_owned()
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apexmcp"));
+        command.args(arguments).current_dir(&self.folder).env_clear().env("APEXMCP_DB", self.file("test.db"));
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// What a command that succeeds prints for people.
+    pub fn text(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What a command that succeeds prints with `--json`.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.text(&[arguments, &["--json"]].concat())).unwrap()
+    }
+
+    /// The one line of a command that fails, the same as it is with `--json`.
+    pub fn failure(&self, arguments: &[&str]) -> String {
+        let output = self.run(&[arguments, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(line.lines().count(), 1, "{line}");
+        let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let line = line.trim_end().strip_prefix("apexmcp: ").unwrap().to_owned();
+        assert_eq!(printed["error"], line, "{arguments:?}");
+        line
+    }
+
+    pub fn policy(&self) -> Value {
+        self.json(&["policy", "export"])
+    }
+
+    /// Starts `serve` on a port of its choice.
+    pub fn serve(&self) -> Server {
+        let mut command = self.command(&["serve", "--listen", "127.0.0.1:0"]);
+        let log = std::fs::File::create(self.file("serve.log")).unwrap();
+        let mut process = command.env("APEXMCP_SETTINGS_TOKEN", TOKEN).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let origin = line.trim_end().strip_prefix("listening on ").unwrap().to_owned();
+        Server { process, origin }
+    }
+}
+
+/// A running `apexmcp serve`.
+pub struct Server {
+    pub process: Child,
+    origin: String,
+}
+
+/// An answer of it.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub etag: String,
+    pub body: String,
+}
+
+impl Server {
+    pub fn address(&self) -> SocketAddr {
+        self.origin.strip_prefix("http://").unwrap().parse().unwrap()
+    }
+
+    pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> Reply {
+        let mut request = ureq::get(format!("{}{path}", self.origin)).config().http_status_as_error(false).build();
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut response = request.call().unwrap();
+        let header = |name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default();
+        let etag = header("etag");
+        Reply { status: response.status().as_u16(), etag, body: response.body_mut().read_to_string().unwrap() }
+    }
+
+    /// Asks for the policy, as a gateway that knows this one.
+    pub fn policy(&self, etag: &str, wait: &str) -> Reply {
+        let authorization = format!("Bearer {TOKEN}");
+        self.get(&format!("/v1/policy?wait={wait}"), &[("authorization", &authorization), ("if-none-match", etag)])
+    }
+
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = self.get("/metrics", &[]).body;
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("apexmcp_settings_{name} ")));
+        line.unwrap_or_else(|| panic!("{name} in {text}")).parse().unwrap()
+    }
+
+    /// Asks the process to stop, as a supervisor does.
+    pub fn terminate(&self) {
+        let id = i32::try_from(self.process.id()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM).unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Something that answers each path with a status and a body, for as long as the test runs.
+pub fn website(pages: Vec<(&'static str, u16, String)>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    let base = origin.clone();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            answer(stream.unwrap(), &pages, &base);
+        }
+    });
+    origin
+}
+
+fn answer(mut stream: TcpStream, pages: &[(&str, u16, String)], origin: &str) {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|length| length == 1) {
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let path = head.split(' ').nth(1).unwrap_or_default();
+    let (status, body) = pages.iter().find(|page| page.0 == path).map_or((404, String::new()), |page| (page.1, page.2.clone()));
+    let body = body.replace("ORIGIN", origin);
+    let _ = write!(
+        stream,
+        "HTTP/1.1 {status} x\r\nlocation: {origin}/elsewhere\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+}
