@@ -146,6 +146,14 @@ impl Envoy {
 /// # Panics
 /// Where it is no YAML.
 pub fn complete_gateway() -> Value {
-    let text = std::fs::read_to_string(repository().join("envoy/envoy.yaml")).expect("the file");
+    configuration("envoy/envoy.yaml")
+}
+
+/// A file of the repository, in YAML.
+///
+/// # Panics
+/// Where it is no YAML.
+pub fn configuration(path: &str) -> Value {
+    let text = std::fs::read_to_string(repository().join(path)).expect("the file");
     serde_saphyr::from_str(&text).expect("YAML")
 }

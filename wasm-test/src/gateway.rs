@@ -1,11 +1,14 @@
 //! The smallest gateway: Envoy with this filter alone, and an upstream behind. `envoy/envoy.yaml` is the complete one.
 
 use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::envoy::{Envoy, GATEWAY_LISTENER, complete_gateway};
-use crate::http::{CASE_HEADER, Reply, Request};
+use crate::http::{CASE_HEADER, Client, Reply, Request};
 use crate::process::Folder;
 use crate::server::Server;
 use crate::upstream::Arrived;
@@ -36,12 +39,21 @@ pub struct Setup {
     holds_headers_alone: bool,
     clusters: Vec<Value>,
     environment: Vec<(&'static str, String)>,
+    filter_file: Option<PathBuf>,
 }
 
 impl Setup {
     /// With this plugin configuration, one worker, and one route to the upstream.
     pub fn new(plugin: Value) -> Self {
-        Self { plugin, workers: 1, routes: None, holds_headers_alone: true, clusters: Vec::new(), environment: Vec::new() }
+        Self {
+            plugin,
+            workers: 1,
+            routes: None,
+            holds_headers_alone: true,
+            clusters: Vec::new(),
+            environment: Vec::new(),
+            filter_file: None,
+        }
     }
 
     /// With so many workers.
@@ -77,6 +89,11 @@ impl Setup {
         self.cluster(local_cluster("settings", port))
     }
 
+    /// With the filter from this file, which somebody else writes.
+    pub fn filter_file(self, file: PathBuf) -> Self {
+        Self { filter_file: Some(file), ..self }
+    }
+
     fn cluster(mut self, cluster: Value) -> Self {
         self.clusters.push(cluster);
         self
@@ -85,14 +102,16 @@ impl Setup {
     /// Starts it in front of `upstream`.
     pub async fn start(self, upstream: &Server) -> Gateway {
         let folder = Folder::new().expect("a folder");
-        folder.write(FILTER, &self.filter(&self.plugin).to_string()).expect("the filter is written");
+        if self.filter_file.is_none() {
+            folder.write(FILTER, &self.filter(&self.plugin).to_string()).expect("the filter is written");
+        }
         let bootstrap = self.bootstrap(upstream, &folder);
         let envoy = Envoy::start(&bootstrap, self.workers, folder).await;
         Gateway { envoy, setup: self }
     }
 
     /// The filter as Envoy reads it from a file (ECDS). The configuration is handed over as text.
-    fn filter(&self, plugin: &Value) -> Value {
+    pub fn filter(&self, plugin: &Value) -> Value {
         let environment: serde_json::Map<String, Value> =
             self.environment.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
         let text = plugin.as_str().map_or_else(|| plugin.to_string(), str::to_owned);
@@ -130,7 +149,7 @@ impl Setup {
                 {
                     "name": FILTER_NAME,
                     "config_discovery": {
-                        "config_source": watched(folder),
+                        "config_source": watched(&self.filter_file.clone().unwrap_or_else(|| folder.file(FILTER))),
                         "type_urls": ["type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm"],
                     },
                 },
@@ -219,9 +238,9 @@ fn jwks_cluster() -> Value {
     })
 }
 
-fn watched(folder: &Folder) -> Value {
+fn watched(file: &Path) -> Value {
     json!({
-        "path_config_source": {"path": folder.file(FILTER), "watched_directory": {"path": folder.file("")}},
+        "path_config_source": {"path": file, "watched_directory": {"path": file.parent()}},
         "resource_api_version": "V3",
     })
 }
@@ -258,6 +277,23 @@ impl Gateway {
             _ => None,
         })
         .await
+    }
+
+    /// Awaits that requests on many new connections, and so on every worker, are answered with this status. Returns how
+    /// long that took.
+    pub async fn until_everywhere(&self, request: &Request, status: u16) -> Duration {
+        let started = Instant::now();
+        eventually("every worker agrees", async || {
+            for _ in 0..self.setup.workers * 8 {
+                let client = Client::new(self.client().authority());
+                if client.send(request).await.status != status {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await;
+        started.elapsed()
     }
 
     async fn reloads(&self) -> (u64, u64) {

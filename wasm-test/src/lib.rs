@@ -5,6 +5,7 @@
 //! [`http`] sends requests, and [`load`] many. Everything listens on free ports of 127.0.0.1 and ends with the value
 //! that stands for it.
 
+pub mod apexmcp;
 pub mod connector;
 pub mod demo;
 pub mod envoy;

@@ -104,7 +104,8 @@ async fn its_restrictions_leave_what_limits_and_settings_need() {
     let mut configuration = in_front_of(connector.port(), connector.port(), &json!({}));
     let clusters = configuration["static_resources"]["clusters"].as_array_mut().expect("clusters");
     clusters.push(http2(local_cluster("ratelimit", service.port())));
-    clusters.push(local_cluster("settings", settings.port()));
+    let theirs = clusters.iter_mut().find(|cluster| cluster["name"] == "settings").expect("the cluster of Settings");
+    *theirs = local_cluster("settings", settings.port());
     let filter = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0/typed_config/config";
     let config = configuration.pointer_mut(filter).expect("the filter");
     config["vm_config"]["environment_variables"] = json!({"key_values": {"APEXMCP_SETTINGS_TOKEN": TOKEN}});

@@ -1,18 +1,14 @@
 //! The policy from a Settings service: what it says holds on every worker at once, and nothing else changes.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use wasm_test::eventually;
 use wasm_test::gateway::{Gateway, Setup, plugin};
-use wasm_test::http::{Client, Request};
-use wasm_test::issuer::Issuer;
+use wasm_test::http::Request;
 use wasm_test::load::Load;
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::server::Server;
 use wasm_test::settings::{Settings, TOKEN};
-use wasm_test::token::Key;
 use wasm_test::upstream;
 
 const WORKERS: usize = 4;
@@ -40,88 +36,13 @@ fn call(key: &str) -> Request {
     Request::tools_list("/mcp/acme").api_key(&api_key(key))
 }
 
-/// Awaits that requests on many new connections, and so on every worker, are answered with this status. Returns how long
-/// that took.
-async fn until_everywhere(gateway: &Gateway, request: &Request, status: u16) -> Duration {
-    let started = Instant::now();
-    eventually("every worker agrees", async || {
-        for _ in 0..WORKERS * 8 {
-            let client = Client::new(gateway.client().authority());
-            if client.send(request).await.status != status {
-                return None;
-            }
-        }
-        Some(())
-    })
-    .await;
-    started.elapsed()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn keys_come_and_go_at_once_and_nobody_else_notices() {
-    let upstream = upstream::start().await;
-    let settings = Settings::start().await;
-    settings.publish(&with_keys(&["key_stays"]));
-    let gateway = gateway(&settings, &upstream).await;
-    assert_eq!(gateway.send(&call("key_stays")).await.status, 200, "a request waits for the first policy");
-    assert_eq!(gateway.send(&call("key_new")).await.status, 401);
-    let load = Load::start(gateway.client(), vec![call("key_stays")]);
-    let mut longest = Duration::ZERO;
-    for _ in 0..10 {
-        settings.publish(&with_keys(&["key_stays", "key_new"]));
-        longest = longest.max(until_everywhere(&gateway, &call("key_new"), 200).await);
-        settings.publish(&with_keys(&["key_stays"]));
-        longest = longest.max(until_everywhere(&gateway, &call("key_new"), 401).await);
-    }
-    let (sent, refused) = load.stop().await;
-    println!("{sent} requests meanwhile; a change was in force everywhere after {longest:?} at most");
-    assert_eq!(refused.len(), 0, "of {sent}: {:?}", refused.first());
-}
-
-#[tokio::test]
-async fn an_identity_provider_is_accepted_with_the_first_request_after_it_was_saved() {
-    let upstream = upstream::start().await;
-    let settings = Settings::start().await;
-    let key = Key::first("a");
-    let issuer = Issuer::start(&[&key]).await;
-    settings.publish(&with_keys(&["key_stays"]));
-    let gateway = gateway(&settings, &upstream).await;
-    let request = Request::tools_list("/mcp/acme").bearer(&key.token(&issuer.claims()));
-    assert_eq!(gateway.send(&request).await.json()["reason"], "issuer_unknown");
-    settings.publish(&document(&json!({"acme": {"identity_providers": [issuer.record()]}})));
-    // Once the key is gone, the new policy is in force.
-    until_everywhere(&gateway, &call("key_stays"), 401).await;
-    assert_eq!(gateway.send(&request).await.status, 200);
-    settings.publish(&document(&json!({"acme": {}})));
-    until_everywhere(&gateway, &request, 401).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn without_settings_the_last_policy_stays() {
-    let upstream = upstream::start().await;
-    let settings = Settings::start().await;
-    settings.publish(&with_keys(&["key_stays"]));
-    let gateway = setup(&settings, &json!({"long_poll": "1s", "timeout": "5s"})).start(&upstream).await;
-    until_everywhere(&gateway, &call("key_stays"), 200).await;
-    let port = settings.port();
-    drop(settings);
-    let fails = async || gateway.metric("apexmcp_policy_fetches", &[("outcome", "failure")]).await >= 2;
-    eventually("Settings is missed", async || fails().await.then_some(())).await;
-    until_everywhere(&gateway, &call("key_stays"), 200).await;
-    assert!(gateway.metric("apexmcp_policy_confirmed_at_seconds", &[]).await > 0);
-    let back = Settings::start_at(port).await;
-    back.publish(&with_keys(&["key_new"]));
-    until_everywhere(&gateway, &call("key_new"), 200).await;
-    until_everywhere(&gateway, &call("key_stays"), 401).await;
-}
-
 #[tokio::test]
 async fn a_bad_document_is_refused_and_the_old_one_stays() {
     let upstream = upstream::start().await;
     let settings = Settings::start().await;
     settings.publish(&with_keys(&["key_stays"]));
     let gateway = gateway(&settings, &upstream).await;
-    until_everywhere(&gateway, &call("key_stays"), 200).await;
+    gateway.until_everywhere(&call("key_stays"), 200).await;
     for (number, text) in
         ["{", r#"{"orgs":{"acme":{"api_keys":[{"id":"k","sha256":"SECRET"}]}}}"#, r#"{"colour":1}"#].into_iter().enumerate()
     {
@@ -135,7 +56,7 @@ async fn a_bad_document_is_refused_and_the_old_one_stays() {
     assert!(log.contains("invalid policy: policy.orgs.acme.api_keys[0].sha256: "), "{log}");
     assert!(!log.contains("SECRET") && !log.contains(TOKEN));
     settings.publish(&with_keys(&["key_new"]));
-    until_everywhere(&gateway, &call("key_new"), 200).await;
+    gateway.until_everywhere(&call("key_new"), 200).await;
 }
 
 #[tokio::test]
@@ -177,16 +98,16 @@ async fn a_large_policy_changes_without_holding_requests_up() {
     println!("{} bytes", first.len());
     settings.publish_text(first);
     let gateway = gateway(&settings, &upstream).await;
-    until_everywhere(&gateway, &call("key_one"), 200).await;
+    gateway.until_everywhere(&call("key_one"), 200).await;
     let of_org = Request::tools_list("/mcp/org-9999").api_key(&api_key("key_9999x9"));
     assert_eq!(gateway.send(&of_org).await.status, 200);
     let load = Load::start(gateway.client(), vec![call("key_stays"), of_org]);
     load.until_sent(1_000).await;
     let started = Instant::now();
     settings.publish_text(second);
-    until_everywhere(&gateway, &call("key_other"), 200).await;
+    gateway.until_everywhere(&call("key_other"), 200).await;
     println!("in force everywhere after {:?}", started.elapsed());
-    until_everywhere(&gateway, &call("key_one"), 401).await;
+    gateway.until_everywhere(&call("key_one"), 401).await;
     load.until_sent(1_000).await;
     let (sent, refused) = load.stop().await;
     // The threads that serve requests have nothing to do with it: Envoy's main thread has the number of the process.

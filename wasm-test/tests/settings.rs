@@ -1,0 +1,174 @@
+//! What the program of Settings changes holds on every worker at once, from its server or from its file, and nothing else
+//! changes.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use wasm_test::apexmcp::Apexmcp;
+use wasm_test::envoy::{Envoy, complete_gateway, configuration};
+use wasm_test::eventually;
+use wasm_test::gateway::{Gateway, Setup, local_cluster, plugin};
+use wasm_test::http::Request;
+use wasm_test::load::Load;
+use wasm_test::process::{Folder, argument};
+use wasm_test::provider::Provider;
+use wasm_test::server::Server;
+use wasm_test::settings::TOKEN;
+use wasm_test::upstream;
+
+const WORKERS: usize = 4;
+const ROUNDS: usize = 10;
+
+/// A gateway that fetches its policy from `settings`.
+async fn by_server(settings: &mut Apexmcp, upstream: &Server) -> Gateway {
+    let port = settings.serve().await;
+    let mut plugin = plugin(&json!({}));
+    plugin["policy"] = json!({"remote": {"cluster": "settings", "token_env": "APEXMCP_SETTINGS_TOKEN"}});
+    Setup::new(plugin).workers(WORKERS).settings(port, TOKEN).start(upstream).await
+}
+
+/// A gateway that watches a file which `settings` writes.
+async fn by_file(settings: &Apexmcp, upstream: &Server) -> Gateway {
+    let setup = Setup::new(plugin(&json!({}))).workers(WORKERS);
+    let (template, file) = (settings.file("template.json"), settings.file("filter.json"));
+    std::fs::write(&template, setup.filter(&plugin(&json!({}))).to_string()).expect("the template is written");
+    settings.run(&format!("ecds enable --template {} --file {}", argument(&template), argument(&file)));
+    setup.filter_file(file).start(upstream).await
+}
+
+fn call(key: &str) -> Request {
+    Request::tools_list("/mcp/acme").api_key(key)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_come_and_go_at_once_and_nobody_else_notices() {
+    let upstream = upstream::start().await;
+    let mut settings = Apexmcp::new();
+    let (_, stays) = settings.create_key();
+    let gateway = by_server(&mut settings, &upstream).await;
+    come_and_go(&settings, &gateway, &stays).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_come_and_go_by_the_file_too() {
+    let upstream = upstream::start().await;
+    let settings = Apexmcp::new();
+    let (_, stays) = settings.create_key();
+    let gateway = by_file(&settings, &upstream).await;
+    come_and_go(&settings, &gateway, &stays).await;
+}
+
+async fn come_and_go(settings: &Apexmcp, gateway: &Gateway, stays: &str) {
+    assert_eq!(gateway.send(&call(stays)).await.status, 200, "a request waits for the first policy");
+    let load = Load::start(gateway.client(), vec![call(stays)]);
+    load.until_sent(100).await;
+    let mut longest = Duration::ZERO;
+    for _ in 0..ROUNDS {
+        let (id, key) = settings.create_key();
+        longest = longest.max(gateway.until_everywhere(&call(&key), 200).await);
+        settings.run(&format!("key revoke {id}"));
+        longest = longest.max(gateway.until_everywhere(&call(&key), 401).await);
+    }
+    let (sent, refused) = load.stop().await;
+    println!("{sent} requests meanwhile; a change was in force everywhere after {longest:?} at most");
+    assert_eq!(refused.len(), 0, "of {sent}: {:?}", refused.first());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_provider_is_accepted_with_the_first_request_after_it_was_saved() {
+    let upstream = upstream::start().await;
+    let mut settings = Apexmcp::new();
+    let provider = Provider::start().await;
+    let (id, key) = settings.create_key();
+    let gateway = by_server(&mut settings, &upstream).await;
+    gateway.until_everywhere(&call(&key), 200).await;
+    let request = Request::tools_list("/mcp/acme").bearer(&provider.token("scope=mcp:call").await);
+    assert_eq!(gateway.send(&request).await.json()["reason"], "issuer_unknown");
+    let record = provider.record();
+    let [issuer, jwks_uri] = ["issuer", "jwks_uri"].map(|name| record[name].as_str().expect("a URL").to_owned());
+    let saved = settings.run(&format!(
+        "sso configure --org acme --issuer {issuer} --jwks-uri {jwks_uri} --audience apexmcp --allow-private-address"
+    ));
+    assert_eq!(saved["saved"], true, "{saved}");
+    // Once the key is gone, the policy after that with the provider is in force.
+    settings.run(&format!("key revoke {id}"));
+    gateway.until_everywhere(&call(&key), 401).await;
+    assert_eq!(gateway.send(&request).await.status, 200);
+    settings.run(&format!("sso remove --org acme --issuer {issuer}"));
+    gateway.until_everywhere(&request, 401).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_take_tokens_and_lose_them() {
+    let upstream = upstream::start().await;
+    let mut settings = Apexmcp::new();
+    let client = settings.run("client create --org acme --name billing --scope mcp:call");
+    let gateway = by_server(&mut settings, &upstream).await;
+    let [id, secret] = ["client_id", "client_secret"].map(|name| client[name].as_str().expect("a text").to_owned());
+    let form = format!("grant_type=client_credentials&client_id={id}&client_secret={secret}");
+    let take = || Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(form.clone());
+    let token = gateway.send(&take()).await.json()["access_token"].as_str().expect("a token").to_owned();
+    let request = Request::tools_list("/mcp/acme").bearer(&token);
+    gateway.until_everywhere(&request, 200).await;
+    let kid = settings.run("signing-key create")["kid"].as_str().expect("a kid").to_owned();
+    settings.run(&format!("signing-key use {kid}"));
+    let keys = Request::get("/.well-known/jwks.json");
+    let first = || async { gateway.send(&keys).await.json()["keys"][0]["kid"] == kid.as_str() };
+    eventually("the new key is the first", async || first().await.then_some(())).await;
+    gateway.until_everywhere(&request, 200).await;
+    settings.run(&format!("token revoke --org acme --client {id}"));
+    gateway.until_everywhere(&request, 401).await;
+    settings.run(&format!("client revoke {id}"));
+    gateway.until_everywhere(&take(), 401).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_settings_the_last_policy_stays() {
+    let upstream = upstream::start().await;
+    let mut settings = Apexmcp::new();
+    let (_, stays) = settings.create_key();
+    let gateway = by_server(&mut settings, &upstream).await;
+    gateway.until_everywhere(&call(&stays), 200).await;
+    let load = Load::start(gateway.client(), vec![call(&stays)]);
+    settings.kill();
+    let failures = async || gateway.metric("apexmcp_policy_fetches", &[("outcome", "failure")]).await;
+    eventually("Settings is missed", async || (failures().await >= 3).then_some(())).await;
+    load.until_sent(1_000).await;
+    let (sent, refused) = load.stop().await;
+    assert_eq!(refused.len(), 0, "of {sent}: {:?}", refused.first());
+    assert!(gateway.metric("apexmcp_policy_confirmed_at_seconds", &[]).await > 0);
+    let (_, meanwhile) = settings.create_key();
+    assert_eq!(gateway.send(&call(&meanwhile)).await.status, 401);
+    settings.serve().await;
+    gateway.until_everywhere(&call(&meanwhile), 200).await;
+}
+
+#[tokio::test]
+async fn the_file_variant_works_as_it_stands() {
+    let connector = upstream::start().await;
+    let settings = Apexmcp::new();
+    let (_, key) = settings.create_key();
+    let template = configuration("envoy/ecds/filter.yaml");
+    let mut gateway = configuration("envoy/ecds/envoy.yaml");
+    let filter = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0";
+    let restrictions = |config: Option<&Value>| config.expect("a filter")["vm_config"]["capability_restriction_config"].clone();
+    assert_eq!(
+        restrictions(template.pointer("/resources/0/typed_config/config")),
+        restrictions(complete_gateway().pointer(&format!("{filter}/typed_config/config"))),
+        "the module may call the same in both variants"
+    );
+    let file = settings.file("filter.json");
+    settings.run(&format!("ecds enable --template envoy/ecds/filter.yaml --file {}", argument(&file)));
+    *gateway.pointer_mut(&format!("{filter}/config_discovery/config_source/path_config_source")).expect("the file") =
+        json!({"path": file, "watched_directory": {"path": file.parent()}});
+    for port in ["/admin/address", "/static_resources/listeners/0/address"] {
+        *gateway.pointer_mut(&format!("{port}/socket_address/port_value")).expect("a port") = json!(0);
+    }
+    gateway["static_resources"]["clusters"][0] = local_cluster("notes", connector.port());
+    let envoy = Envoy::start(&gateway, 1, Folder::new().expect("a folder")).await;
+    let call = |key: &str| Request::tools_list("/mcp/acme").api_key(key);
+    assert_eq!(envoy.client().send(&call(&key)).await.status, 200);
+    let (_, second) = settings.create_key();
+    let passes = async || envoy.client().send(&call(&second)).await.status == 200;
+    eventually("the second key passes", async || passes().await.then_some(())).await;
+}
