@@ -1,15 +1,13 @@
-"""`make run`: the gateway of envoy/envoy.yaml with a fresh policy, two demo connectors and a demo identity provider.
+"""`make run`: the gateway of envoy/envoy.yaml with the policy of fresh Settings, two demo connectors and a demo identity provider.
 
 Everything listens on 127.0.0.1 and ends with Ctrl-C. Secrets are made anew each time and shown once.
 """
 
-import hashlib
 import json
 import os
 import secrets
 import signal
 import socket
-import string
 import subprocess
 import sys
 import threading
@@ -19,8 +17,6 @@ import urllib.request
 from pathlib import Path
 
 import yaml
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".tools" / "bin"
@@ -28,6 +24,7 @@ RUN = ROOT / "target" / "run"
 GATEWAY, ADMIN = 10000, 9901
 ORIGIN = f"http://127.0.0.1:{GATEWAY}"
 ORG = "acme-corp"
+SETTINGS_DB = RUN / "settings.db"
 START_TIMEOUT_S = 30
 
 
@@ -37,20 +34,6 @@ class Refused(Exception):
 
 class Stopped(Exception):
     """The operator wants it to end."""
-
-
-def base62(length: int) -> str:
-    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(length))
-
-
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def signing_key_pem() -> str:
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    encoding = serialization.Encoding.PEM
-    return key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
 
 
 def require_free(port: int) -> None:
@@ -128,8 +111,17 @@ def accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def render(policy: dict, connectors: dict[str, int]) -> Path:
-    """envoy/envoy.yaml with this policy and these connectors. A policy is nobody else's to read."""
+def settings(*words: str) -> dict:
+    """What a command of Settings answers."""
+    command = [ROOT / "dist" / "apexmcp", "--json", "--db", SETTINGS_DB, *words]
+    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
+    if done.returncode != 0:
+        raise Refused(f"apexmcp {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
+    return json.loads(done.stdout)
+
+
+def render(ports: dict[str, int]) -> Path:
+    """envoy/envoy.yaml with the policy from Settings, and the clusters of these names at these ports."""
     config = yaml.safe_load((ROOT / "envoy" / "envoy.yaml").read_text())
     manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     manager["access_log"][0] = {
@@ -141,15 +133,14 @@ def render(policy: dict, connectors: dict[str, int]) -> Path:
         },
     }
     plugin = manager["http_filters"][0]["typed_config"]["config"]["configuration"]["value"]
-    plugin["policy"]["inline"] = policy
+    plugin["policy"] = {"remote": {"cluster": "settings", "token_env": "APEXMCP_SETTINGS_TOKEN"}}
     # The demo's identity provider has no certificate.
     plugin["jwks"]["http_cluster"] = "jwks_http"
     for cluster in config["static_resources"]["clusters"]:
-        if cluster["name"] in connectors:
+        if cluster["name"] in ports:
             endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
-            endpoint["address"]["socket_address"]["port_value"] = connectors[cluster["name"]]
+            endpoint["address"]["socket_address"]["port_value"] = ports[cluster["name"]]
     path = RUN / "envoy.yaml"
-    path.touch(mode=0o600)
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -175,7 +166,8 @@ def call(credential: str) -> str:
     )
 
 
-def instructions(key: str, client_id: str, client_secret: str, idp: dict) -> str:
+def instructions(key: str, client: dict, idp: dict) -> str:
+    client_id, client_secret = client["client_id"], client["client_secret"]
     take = """python3 -c 'import json,sys; print(json.load(sys.stdin)["access_token"])'"""
     return f"""
 The gateway is at {ORIGIN}, Envoy's admin at http://127.0.0.1:{ADMIN}. Logs: target/run/. Ctrl-C ends all.
@@ -202,6 +194,13 @@ Method 3, a token of the demo identity provider {idp["issuer"]}
 TOKEN=$(curl -s {idp["token_endpoint"]} -u {idp["client_id"]}:{idp["client_secret"]} -d grant_type=client_credentials -d scope=mcp:call | {take})
 
 {call("Authorization: Bearer $TOKEN")}
+
+Settings: what you change is in force at once.
+
+export APEXMCP_DB={SETTINGS_DB.relative_to(ROOT)}
+dist/apexmcp key create --org {ORG} --name another --connector notes
+dist/apexmcp key list --org {ORG}
+dist/apexmcp audit list
 """
 
 
@@ -221,34 +220,26 @@ def start_all(processes: Processes) -> str:
         processes.check()
     idp = json.loads(line)
 
-    key = f"apx_live_sk_{base62(32)}"
-    client_id, client_secret = f"apx_client_{base62(8)}", f"apx_secret_{base62(24)}"
-    policy = {
-        "version": "demo",
-        "signing_keys": [{"kid": "demo", "private_key_env": "APEXMCP_SIGNING_KEY"}],
-        "orgs": {
-            ORG: {
-                "api_keys": [{"id": "key_demo", "name": "demo key", "sha256": sha256(key)}],
-                "oauth_clients": [
-                    {
-                        "client_id": client_id,
-                        "name": "demo client",
-                        "secret_sha256": [sha256(client_secret)],
-                        "scopes": ["mcp:call"],
-                    }
-                ],
-                "identity_providers": [{"issuer": idp["issuer"], "jwks_uri": idp["jwks_uri"], "audience": "apexmcp"}],
-            }
-        },
-    }
-    config = render(policy, connectors)
-    for name, port in connectors.items():
-        wait_until(f"the connector {name}", lambda port=port: accepts(port), processes)
-    environment = os.environ | {"APEXMCP_SIGNING_KEY": signing_key_pem()}
+    for left in RUN.glob("settings.db*"):
+        left.unlink()
+    settings("init")
+    settings("org", "create", ORG)
+    key = settings("key", "create", "--org", ORG, "--name", "demo key", "--expires", "1d")["key"]
+    client = settings("client", "create", "--org", ORG, "--name", "demo client")
+    provider = ["--issuer", idp["issuer"], "--jwks-uri", idp["jwks_uri"], "--audience", "apexmcp"]
+    settings("sso", "configure", "--org", ORG, *provider, "--allow-private-address")
+
+    ports = connectors | {"settings": free_port()}
+    environment = os.environ | {"APEXMCP_SETTINGS_TOKEN": secrets.token_urlsafe(32)}
+    serve = [ROOT / "dist" / "apexmcp", "--db", SETTINGS_DB, "serve", "--listen", f"127.0.0.1:{ports['settings']}"]
+    processes.start("settings", serve, env=environment)
+    config = render(ports)
+    for name, port in ports.items():
+        wait_until(name, lambda port=port: accepts(port), processes)
     processes.start("envoy", [BIN / "envoy", "-c", config, "--concurrency", 2, "--disable-hot-restart"], env=environment)
     wait_until("Envoy", lambda: answers(f"http://127.0.0.1:{ADMIN}/ready"), processes)
     wait_until("the gateway", lambda: gateway_lists_tools(key), processes)
-    return instructions(key, client_id, client_secret, idp)
+    return instructions(key, client, idp)
 
 
 def main() -> int:
@@ -258,7 +249,7 @@ def main() -> int:
         signal.signal(number, lambda *_: stopping.set())
     processes = Processes(stopping)
     try:
-        print("==> starting the connectors, the identity provider and Envoy", flush=True)
+        print("==> starting the connectors, the identity provider, Settings and Envoy", flush=True)
         print(start_all(processes), flush=True)
         while True:
             processes.check()
