@@ -172,3 +172,18 @@ impl Resolver for Guard {
         Ok(addresses)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a name leads to is judged again when it is connected to: it may be another address by then.
+    #[test]
+    fn nothing_private_is_connected_to() {
+        for (reach, is_allowed) in [(Reach::Public, false), (Reach::Anywhere, true)] {
+            let guard = Guard { inner: DefaultResolver::default(), reach };
+            let addresses = guard.resolve(&Uri::from_static("http://localhost/"), &Config::default(), NextTimeout::default());
+            assert_eq!(addresses.is_ok(), is_allowed, "{reach:?}: {addresses:?}");
+        }
+    }
+}

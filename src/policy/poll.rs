@@ -12,8 +12,12 @@ use crate::time::UnixTime;
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// Longest pause: a service that comes back is noticed within it.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
-/// How long after a request's timeout its claim still holds.
-const CLAIM_MARGIN: Duration = Duration::from_secs(1);
+/// How long a claim holds that is not renewed: its thread has died, or its Envoy was reconfigured.
+const LEASE: Duration = Duration::from_secs(3);
+/// How often a thread renews its claim while its request is under way.
+pub const RENEWAL: Duration = Duration::from_secs(1);
+/// How long a claim holds while its thread works on a document, and renews nothing.
+const WORK: Duration = Duration::from_secs(60);
 /// How long a thread that serves requests leaves it to one that doesn't, Envoy's main thread, to ask: parsing takes long.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -47,13 +51,36 @@ impl Poll {
     }
 
     /// The record with this thread's claim to ask, where that is due and nobody else has claimed it.
-    pub fn claim(&self, now: UnixTime, settings: &RemoteSettings, serves_requests: bool) -> Option<Self> {
+    pub fn claim(&self, now: UnixTime, serves_requests: bool) -> Option<Self> {
         let patience = if serves_requests { PATIENCE } else { Duration::ZERO };
         if now < self.claimed_until || now < self.next_at.plus(patience) {
             return None;
         }
-        let claimed_until = now.plus(settings.long_poll).plus(settings.timeout).plus(CLAIM_MARGIN);
-        Some(Self { started_at: now, claimed_until, ..self.clone() })
+        Some(Self { started_at: now, claimed_until: now.plus(LEASE), ..self.clone() })
+    }
+
+    /// When the request of the claim was begun, by which a thread knows its own.
+    pub fn started_at(&self) -> UnixTime {
+        self.started_at
+    }
+
+    /// The record with the claim of the request begun then renewed; `None` where another one has been begun since.
+    pub fn renew(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
+        self.hold(started_at, now.plus(LEASE))
+    }
+
+    /// The same for as long as its answer is worked on.
+    pub fn work(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
+        self.hold(started_at, now.plus(WORK))
+    }
+
+    /// The same for a thread that ends.
+    pub fn release(&self, started_at: UnixTime) -> Option<Self> {
+        self.hold(started_at, UnixTime::default())
+    }
+
+    fn hold(&self, started_at: UnixTime, claimed_until: UnixTime) -> Option<Self> {
+        (self.started_at == started_at).then(|| Self { claimed_until, ..self.clone() })
     }
 
     /// After a document came to a thread that by now serves requests: another one may ask for it, once.
@@ -112,19 +139,32 @@ mod tests {
     #[test]
     fn one_thread_asks_and_one_without_requests_first() {
         let settings = settings();
-        let claimed = Poll::default().claim(at(0), &settings, false).unwrap();
-        assert_eq!(claimed.claim(at(35_999), &settings, false), None);
-        assert!(claimed.claim(at(36_000), &settings, false).is_some(), "a thread that died loses its claim");
+        let claimed = Poll::default().claim(at(0), false).unwrap();
+        assert_eq!(claimed.claim(at(2_999), false), None);
+        assert!(claimed.claim(at(3_000), false).is_some(), "a thread that died loses its claim");
         let answered = claimed.succeeded(Some(Some("\"1\"".into())), at(100), &settings);
-        assert_eq!(answered.claim(at(599), &settings, true), None);
-        assert!(answered.claim(at(100), &settings, false).is_some());
-        assert!(answered.claim(at(600), &settings, true).is_some());
+        assert_eq!(answered.claim(at(599), true), None);
+        assert!(answered.claim(at(100), false).is_some());
+        assert!(answered.claim(at(600), true).is_some());
+    }
+
+    #[test]
+    fn a_claim_holds_while_it_is_renewed_and_no_longer() {
+        let claimed = Poll::default().claim(at(0), false).unwrap();
+        let renewed = claimed.renew(claimed.started_at(), at(2_000)).unwrap();
+        assert_eq!(renewed.claim(at(4_999), false), None);
+        let working = renewed.work(claimed.started_at(), at(3_000)).unwrap();
+        assert_eq!(working.claim(at(62_999), false), None, "a large document takes its time");
+        let released = renewed.release(claimed.started_at()).unwrap();
+        let other = released.claim(at(3_000), false).unwrap();
+        let late = claimed.started_at();
+        assert_eq!((other.renew(late, at(3_001)), other.work(late, at(3_001)), other.release(late)), (None, None, None));
     }
 
     #[test]
     fn news_are_followed_at_once_and_nothing_else_is() {
         let settings = settings();
-        let claimed = Poll { etag: Some("\"1\"".into()), ..Poll::default() }.claim(at(0), &settings, false).unwrap();
+        let claimed = Poll { etag: Some("\"1\"".into()), ..Poll::default() }.claim(at(0), false).unwrap();
         let next_at = |document, now| claimed.clone().succeeded(document, at(now), &settings).next_at;
         assert_eq!(next_at(Some(Some("\"2\"".into())), 100), at(100));
         assert_eq!(next_at(Some(Some("\"1\"".into())), 100), at(2_000));
@@ -137,11 +177,11 @@ mod tests {
     #[test]
     fn a_thread_that_serves_requests_leaves_a_document_to_others_once() {
         let settings = settings();
-        let claimed = Poll::default().claim(at(0), &settings, false).unwrap();
+        let claimed = Poll::default().claim(at(0), false).unwrap();
         let given = claimed.give_way(at(100)).unwrap();
-        assert!(given.claim(at(100), &settings, false).is_some());
-        assert_eq!(given.claim(at(599), &settings, true), None);
-        let again = given.claim(at(600), &settings, true).unwrap();
+        assert!(given.claim(at(100), false).is_some());
+        assert_eq!(given.claim(at(599), true), None);
+        let again = given.claim(at(600), true).unwrap();
         assert_eq!(again.give_way(at(700)), None, "there is no other one");
         let done = again.succeeded(Some(Some("\"1\"".into())), at(700), &settings);
         assert!(done.give_way(at(800)).is_some());

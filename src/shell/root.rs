@@ -15,7 +15,7 @@ use crate::gateway::Gateway;
 use crate::host::{Host, Update};
 use crate::jose::jwk::{self, JwkSet, JwkSetError};
 use crate::jwks::{JwksUri, KeySet, KeySetId, Record};
-use crate::policy::poll::Poll;
+use crate::policy::poll::{Poll, RENEWAL};
 use crate::policy::remote;
 use crate::policy::source::PolicySource;
 use crate::time::UnixTime;
@@ -30,7 +30,16 @@ pub(super) struct Root {
     /// The fetches under way, by the number under which the answer comes.
     fetches: HashMap<u32, KeySetId>,
     /// The request for the policy under way.
-    poll: Option<u32>,
+    poll: Option<Polling>,
+}
+
+/// A request for the policy.
+struct Polling {
+    /// The number under which the answer comes.
+    token: u32,
+    started_at: UnixTime,
+    /// When the claim to be the only one is to be renewed.
+    renew_at: UnixTime,
 }
 
 impl Root {
@@ -43,15 +52,22 @@ impl Root {
 
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, num_headers: usize, body_size: usize, _num_trailers: usize) {
-        if self.poll == Some(token) {
-            self.poll = None;
-            self.finish_poll(num_headers, body_size);
+        if let Some(polling) = self.poll.take_if(|polling| polling.token == token) {
+            self.finish_poll(&polling, num_headers, body_size);
             return;
         }
         let Some(id) = self.fetches.remove(&token) else { return };
         let now = hostcalls::now();
         self.finish(id, read_key_set(num_headers, body_size), now);
         self.wake(now);
+    }
+
+    // Envoy has another configuration, or stops: whoever comes next need not wait until the claim is over.
+    fn on_done(&mut self) -> bool {
+        if let Some(polling) = self.poll.take() {
+            self.hold_claim(|poll| poll.release(polling.started_at));
+        }
+        true
     }
 
     // For streams that waited for keys before they were counted.
@@ -119,18 +135,25 @@ impl Root {
     fn start_poll(&mut self, now: UnixTime) {
         let gateway = self.plugin.gateway.borrow();
         let Some(settings) = gateway.as_ref().and_then(|gateway| gateway.config.remote.as_ref()) else { return };
-        if self.poll.is_some() {
+        if let Some(polling) = &mut self.poll {
+            if now >= polling.renew_at {
+                polling.renew_at = now.plus(RENEWAL);
+                let started_at = polling.started_at;
+                self.hold_claim(|poll| poll.renew(started_at, now));
+            }
             return;
         }
         let name = poll_key(settings);
         let (value, cas) = hostcalls::shared_data(&name);
         let poll = Poll::from_bytes(&value.unwrap_or_default());
-        let Some(claimed) = poll.claim(now, settings, self.plugin.serves_requests.get()) else { return };
+        let Some(claimed) = poll.claim(now, self.plugin.serves_requests.get()) else { return };
         if !hostcalls::set_shared_data(&name, &claimed.to_bytes(), cas) {
             return; // Another thread was faster.
         }
         match hostcalls::get_policy(settings, claimed.etag()) {
-            Ok(token) => self.poll = Some(token),
+            Ok(token) => {
+                self.poll = Some(Polling { token, started_at: claimed.started_at(), renew_at: now.plus(RENEWAL) });
+            }
             Err(status) => {
                 let problem = format!("Envoy refused the callout to cluster {:?} ({status:?}); does it exist?", settings.cluster);
                 self.poll_failed(settings, &problem, now);
@@ -138,8 +161,16 @@ impl Root {
         }
     }
 
+    /// Changes the claim of this thread's request, as long as it is this thread's.
+    fn hold_claim(&self, change: impl Fn(Poll) -> Option<Poll>) {
+        let gateway = self.plugin.gateway.borrow();
+        let Some(settings) = gateway.as_ref().and_then(|gateway| gateway.config.remote.as_ref()) else { return };
+        let change = &mut |bytes: &[u8]| change(Poll::from_bytes(bytes)).map(|poll| poll.to_bytes());
+        self.plugin.envoy.update(&poll_key(settings), change);
+    }
+
     /// The Settings service answered, or will not any more.
-    fn finish_poll(&self, num_headers: usize, body_size: usize) {
+    fn finish_poll(&self, polling: &Polling, num_headers: usize, body_size: usize) {
         let now = hostcalls::now();
         {
             let gateway = self.plugin.gateway.borrow();
@@ -150,6 +181,7 @@ impl Root {
                 Some(200) if self.gives_way(settings, now) => {}
                 Some(200) if body_size <= remote::MAX_DOCUMENT_LENGTH => {
                     let etag = hostcalls::response_etag();
+                    self.hold_claim(|poll| poll.work(polling.started_at, now));
                     match gateway.publish(&hostcalls::response_body(body_size), settings, &self.plugin.envoy) {
                         Ok(publication) => {
                             log::info!("policy version {:?} came, {body_size} bytes, and is published", publication.version());

@@ -143,6 +143,27 @@ async fn without_settings_the_last_policy_stays() {
     gateway.until_everywhere(&call(&meanwhile), 200).await;
 }
 
+/// The request for changes that is under way ends with the configuration that began it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_reconfigured_goes_on_following() {
+    let upstream = upstream::start().await;
+    let mut settings = Apexmcp::new();
+    let (_, stays) = settings.create_key();
+    let gateway = by_server(&mut settings, &upstream).await;
+    gateway.until_everywhere(&call(&stays), 200).await;
+    let mut longest = Duration::ZERO;
+    for minutes in 1..=5 {
+        let mut plugin = plugin(&json!({}));
+        plugin["policy"] = json!({"remote": {"cluster": "settings", "token_env": "APEXMCP_SETTINGS_TOKEN"}});
+        plugin["tokens"] = json!({"ttl": format!("{minutes}m")});
+        assert!(gateway.reconfigure(&plugin).await);
+        let (_, key) = settings.create_key();
+        longest = longest.max(gateway.until_everywhere(&call(&key), 200).await);
+        assert_eq!(gateway.send(&call(&stays)).await.status, 200);
+    }
+    println!("after a new configuration, a change was in force everywhere after {longest:?} at most");
+}
+
 #[tokio::test]
 async fn the_file_variant_works_as_it_stands() {
     let connector = upstream::start().await;
