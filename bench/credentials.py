@@ -1,8 +1,11 @@
 """What the clients of the measurements carry: keys, tokens, and garbage that looks like them."""
 
 import base64
+import hashlib
 import json
 import os
+import secrets
+import string
 import time
 import uuid
 from concurrent.futures import ProcessPoolExecutor
@@ -11,12 +14,25 @@ from itertools import chain
 from multiprocessing import get_context
 
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding
-from run import base62, signing_key_pem
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 TOKEN_LIFE_S = 3600
 # Tokens that one process signs at a time: a signature takes about a millisecond, a process half a second to start.
 SHARE = 2_000
+
+
+def base62(length: int) -> str:
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(length))
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def signing_key_pem() -> str:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    encoding = serialization.Encoding.PEM
+    return key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
 
 
 def new_api_key() -> str:

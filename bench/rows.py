@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 
-from credentials import Issuer, garbage_token, new_api_key
+from credentials import Issuer, base62, garbage_token, new_api_key, sha256
 from envoy_config import RATE_LIMIT_CLUSTER, Listener, api_key_auth, body_buffer, jwt_authn, module
-from run import base62, sha256
 from wire import Request, list_request, mcp_call, token_request, tool_call
 
 ORG = "acme-corp"
