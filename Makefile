@@ -6,7 +6,7 @@ KUBERNETES := .tools/bin/kubernetes
 # npm writes this file last.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
 
-.PHONY: help run test build bench lint setup prerequisites clean
+.PHONY: help run test build image bench lint setup prerequisites clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -19,6 +19,9 @@ test: setup build $(RATELIMIT) $(KUBERNETES) ## every test: unit, property, end 
 
 build: prerequisites ## dist/apexmcp_auth.wasm
 	scripts/wasm build
+
+image: build ## dist/apexmcp-auth.oci.tar for Istio and Envoy Gateway, its bill of materials and checksums
+	scripts/image
 
 bench: setup build $(RATELIMIT) ## what it costs; prints a table and writes target/bench.json
 	@command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
