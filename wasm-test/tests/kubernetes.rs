@@ -67,27 +67,27 @@ async fn what_the_module_may_call_is_the_same_everywhere() {
 
 #[tokio::test]
 async fn the_wasm_plugin_at_a_gateway_authenticates() {
-    Rendered::of_wasm_plugin("istio/wasm-plugin.yaml").is_a_gateway(408).await;
+    Rendered::of_wasm_plugin("istio/wasm-plugin.yaml").serves(408).await;
 }
 
 #[tokio::test]
 async fn the_wasm_plugin_at_a_waypoint_authenticates() {
-    Rendered::of_wasm_plugin("istio/waypoint.yaml").is_a_gateway(408).await;
+    Rendered::of_wasm_plugin("istio/waypoint.yaml").serves(408).await;
 }
 
 #[tokio::test]
 async fn the_envoy_filter_makes_a_complete_gateway() {
-    Rendered::of_envoy_filter().is_a_gateway(200).await;
+    Rendered::of_envoy_filter().serves(200).await;
 }
 
 #[tokio::test]
 async fn envoy_gateway_authenticates() {
-    Rendered::of_envoy_gateway(false).is_a_gateway(408).await;
+    Rendered::of_envoy_gateway(false).serves(408).await;
 }
 
 #[tokio::test]
 async fn envoy_gateway_patched_makes_a_complete_gateway() {
-    Rendered::of_envoy_gateway(true).is_a_gateway(200).await;
+    Rendered::of_envoy_gateway(true).serves(200).await;
 }
 
 /// What a control plane makes of a file for Envoy.
@@ -179,7 +179,7 @@ impl Rendered {
 
     /// Puts it into the complete gateway in place of the filter and clusters there, and sends requests. The token
     /// endpoint answers `token_status`.
-    async fn is_a_gateway(self, token_status: u16) {
+    async fn serves(self, token_status: u16) {
         let (connector, settings) = (upstream::start().await, Settings::start().await);
         let acme = json!({
             "api_keys": [api_key_record("key_all")],
