@@ -2,10 +2,12 @@
 
 TOOLS := .tools/.complete
 RATELIMIT := .tools/bin/ratelimit
+KUBERNETES := .tools/bin/kubernetes
+PROMETHEUS := .tools/bin/prometheus
 # npm writes this file last.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
 
-.PHONY: help run test build bench lint setup prerequisites clean
+.PHONY: help run test build image bench lint setup prerequisites clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -13,13 +15,16 @@ help: ## this list
 run: setup build ## the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C
 	@exec .tools/bin/python demo/run.py
 
-test: setup build $(RATELIMIT) ## every test: unit, property, end to end in real Envoy
+test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) ## every test: unit, property, end to end in real Envoy
 	cargo test --workspace --locked
 
 build: prerequisites ## dist/apexmcp_auth.wasm, and Settings: dist/apexmcp
 	scripts/wasm build
 	cargo build --profile native --locked --package apexmcp-settings
 	@install -m 755 target/native/apexmcp dist/.apexmcp.new && mv dist/.apexmcp.new dist/apexmcp
+
+image: build ## dist/apexmcp-auth.oci.tar for Istio and Envoy Gateway, its bill of materials and checksums
+	scripts/image
 
 bench: setup build $(RATELIMIT) ## what it costs; prints a table and writes target/bench.json
 	@command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
@@ -41,8 +46,14 @@ $(TOOLS): requirements.txt scripts/tools | prerequisites
 	scripts/tools
 	@touch $@
 
-$(RATELIMIT): scripts/ratelimit scripts/go.txt $(TOOLS)
+$(RATELIMIT): scripts/ratelimit scripts/go scripts/go.txt $(TOOLS)
 	scripts/ratelimit
+
+$(KUBERNETES): scripts/kubernetes scripts/go scripts/go.txt $(wildcard wasm-test/kubernetes/*) $(TOOLS)
+	scripts/kubernetes
+
+$(PROMETHEUS): scripts/prometheus $(TOOLS)
+	scripts/prometheus
 
 $(NODE_MODULES): %/node_modules/.package-lock.json: %/package-lock.json $(TOOLS)
 	.tools/bin/npm ci --prefix $* --no-audit --no-fund

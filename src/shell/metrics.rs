@@ -1,5 +1,5 @@
-//! Counters and gauges in Envoy's stats. Labels stand in the name as `;label=.=value;.`, from which a `stats_tags`
-//! regex makes Prometheus labels.
+//! Counters and gauges in Envoy's stats. Labels stand before the name as `label=.=value;.;`, the form of Istio's own
+//! modules: a `stats_tags` regex, or Istio's `extraStatTags`, makes Prometheus labels of them.
 
 use std::collections::HashMap;
 
@@ -21,20 +21,20 @@ impl Metrics {
     pub(super) fn decided(&mut self, record: &Record) {
         let findings = match record {
             Record::Endpoint { endpoint, outcome } => {
-                return self.count(&format!("apexmcp_endpoints;endpoint=.={endpoint};.;outcome=.={outcome};.;"));
+                return self.count(&format!("endpoint=.={endpoint};.;outcome=.={outcome};.;apexmcp_endpoints"));
             }
             Record::Resource { findings, .. } => findings,
         };
         let reason = record.reason();
         let result = if reason == OK { "allowed" } else { "refused" };
         let method = findings.method.map_or("none", Method::word);
-        self.count(&format!("apexmcp_requests;result=.={result};.;reason=.={reason};.;method=.={method};.;"));
+        self.count(&format!("result=.={result};.;reason=.={reason};.;method=.={method};.;apexmcp_requests"));
         if let Some(outcome) = findings.token_cache {
             let outcome = match outcome {
                 CacheOutcome::Hit => "hit",
                 CacheOutcome::Miss => "miss",
             };
-            self.count(&format!("apexmcp_token_cache;outcome=.={outcome};.;"));
+            self.count(&format!("outcome=.={outcome};.;apexmcp_token_cache"));
         }
     }
 
@@ -45,18 +45,18 @@ impl Metrics {
             ServiceOutcome::OverLimit => "over_limit",
             ServiceOutcome::Error => "error",
         };
-        self.count(&format!("apexmcp_rate_limit_service;outcome=.={outcome};.;"));
+        self.count(&format!("outcome=.={outcome};.;apexmcp_rate_limit_service"));
     }
 
     /// Counts a fetch of a key set.
     pub(super) fn jwks_fetched(&mut self, success: bool) {
         let outcome = if success { "success" } else { "failure" };
-        self.count(&format!("apexmcp_jwks_fetches;outcome=.={outcome};.;"));
+        self.count(&format!("outcome=.={outcome};.;apexmcp_jwks_fetches"));
     }
 
     /// Counts an answer of the Settings service, or the lack of one.
     pub(super) fn policy_fetched(&mut self, outcome: &str) {
-        self.count(&format!("apexmcp_policy_fetches;outcome=.={outcome};.;"));
+        self.count(&format!("outcome=.={outcome};.;apexmcp_policy_fetches"));
     }
 
     /// When the policy was last known to be the one in force, in seconds since the epoch.

@@ -73,6 +73,11 @@ impl Envoy {
         &self.client
     }
 
+    /// A client of its administration.
+    pub fn admin(&self) -> &Client {
+        &self.admin
+    }
+
     /// Its folder.
     pub fn folder(&self) -> &Folder {
         &self.folder
