@@ -4,6 +4,7 @@ TOOLS := .tools/.complete
 RATELIMIT := .tools/bin/ratelimit
 KUBERNETES := .tools/bin/kubernetes
 PROMETHEUS := .tools/bin/prometheus
+FUNC_E := .tools/bin/func-e
 # npm writes this file last.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
 
@@ -15,7 +16,7 @@ help: ## this list
 run: setup build ## the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C
 	@exec .tools/bin/python demo/run.py
 
-test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) ## every test: unit, property, end to end in real Envoy
+test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) ## every test: unit, property, end to end in real Envoy
 	cargo test --workspace --locked
 
 build: prerequisites ## dist/apexmcp_auth.wasm, and Settings: dist/apexmcp
@@ -54,6 +55,9 @@ $(KUBERNETES): scripts/kubernetes scripts/go scripts/go.txt $(wildcard wasm-test
 
 $(PROMETHEUS): scripts/prometheus $(TOOLS)
 	scripts/prometheus
+
+$(FUNC_E): scripts/func-e scripts/go scripts/go.txt $(TOOLS)
+	scripts/func-e
 
 $(NODE_MODULES): %/node_modules/.package-lock.json: %/package-lock.json $(TOOLS)
 	.tools/bin/npm ci --prefix $* --no-audit --no-fund

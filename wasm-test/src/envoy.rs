@@ -31,11 +31,37 @@ impl Drop for Envoy {
 }
 
 impl Envoy {
-    /// Starts one with this bootstrap configuration, and awaits that it serves.
+    /// Starts one with this bootstrap configuration, and awaits that it serves. It is the one of the environment variable
+    /// `ENVOY_PATH`, where that is set.
     ///
     /// # Panics
     /// Where it does not, with its log.
     pub async fn start(bootstrap: &Value, workers: usize, folder: Folder) -> Self {
+        let envoy = std::env::var("ENVOY_PATH").unwrap_or_else(|_| "envoy".to_owned());
+        Self::start_by(&envoy, &[], &[], bootstrap, workers, folder).await
+    }
+
+    /// The same by func-e, which is told to use this Envoy.
+    ///
+    /// # Panics
+    /// Where it does not start, with its log.
+    pub async fn start_by_func_e(bootstrap: &Value, folder: Folder) -> Self {
+        let envoy = repository().join(".tools/bin/envoy").canonicalize().expect("Envoy");
+        let home = folder.file("");
+        let homes = ["FUNC_E_CONFIG_HOME", "FUNC_E_DATA_HOME", "FUNC_E_STATE_HOME", "FUNC_E_RUNTIME_DIR"];
+        let mut environment = vec![("ENVOY_PATH", argument(&envoy))];
+        environment.extend(homes.map(|name| (name, argument(&home))));
+        Self::start_by("func-e", &["run"], &environment, bootstrap, 1, folder).await
+    }
+
+    async fn start_by(
+        tool: &str,
+        words: &[&str],
+        environment: &[(&str, &str)],
+        bootstrap: &Value,
+        workers: usize,
+        folder: Folder,
+    ) -> Self {
         folder.write("envoy.json", &bootstrap.to_string()).expect("the configuration is written");
         let (configuration, admin_address) = (folder.file("envoy.json"), folder.file("admin"));
         let workers = workers.to_string();
@@ -52,7 +78,8 @@ impl Envoy {
             "10",
             "--disable-hot-restart",
         ];
-        let mut process = Process::start("envoy", &arguments, &folder).expect("Envoy starts");
+        let arguments = [words, &arguments].concat();
+        let mut process = Process::start_with(tool, &arguments, environment, &folder).expect("Envoy starts");
         let admin = eventually("Envoy is ready", async || {
             assert!(!process.has_ended(), "Envoy ended:\n{}", folder.read("stderr"));
             let admin = Client::new(Some(folder.read("admin")).filter(|address| !address.is_empty())?);

@@ -29,6 +29,17 @@ async fn as_it_stands_it_starts_without_a_warning_and_lets_nobody_in() {
 }
 
 #[tokio::test]
+async fn func_e_runs_it() {
+    let connector = upstream::start().await;
+    let acme = json!({"api_keys": [api_key_record("key_all")]});
+    let configuration = in_front_of(connector.port(), connector.port(), &acme);
+    let envoy = Envoy::start_by_func_e(&configuration, Folder::new().expect("a folder")).await;
+    let call = |key: &str| Request::tools_list("/mcp/acme-corp/notes").api_key(&api_key(key));
+    assert_eq!(envoy.client().send(&call("key_all")).await.status, 200);
+    assert_eq!(envoy.client().send(&call("key_other")).await.status, 401);
+}
+
+#[tokio::test]
 async fn the_official_client_works_by_key_and_by_token() {
     let demo = Demo::start().await;
     let key = format!("X-API-Key: {}", api_key("key_all"));
