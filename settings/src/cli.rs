@@ -110,7 +110,7 @@ To change the key without refusing a token:
 const ECDS: &str = "\
 The template is a discovery response with the filter in it: envoy/ecds/filter.yaml. The file is replaced at once or not at all, and
 never by a policy that the gateway would refuse. It holds private keys: a new one is yours alone (mode 0600), one that is there
-keeps its mode; let Envoy's user read it.";
+keeps its owner and mode; let Envoy's user read it. Where a command was killed before it wrote the file: apexmcp ecds write.";
 
 const SERVE: &str = "\
 GET /v1/policy   the policy, for 'Authorization: Bearer' with the token that the environment variable APEXMCP_SETTINGS_TOKEN

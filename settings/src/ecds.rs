@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use apexmcp_auth::config::Config;
@@ -50,6 +50,13 @@ pub fn enable(change: &Change<'_>, actor: &Actor, template: &Path, file: &Path) 
         path.to_str().map(str::to_owned).ok_or_else(|| Failure::new(format!("{} is not in UTF-8", path.display())))
     };
     let (template, file) = (absolute(template)?, absolute(file)?);
+    let is_ours = |bytes: &[u8]| {
+        let response = serde_json::from_slice::<Value>(bytes).ok();
+        bytes.is_empty() || response.is_some_and(|response| response.pointer(CONFIGURATION).is_some())
+    };
+    if template == file || fs::read(&file).is_ok_and(|bytes| !is_ours(&bytes)) {
+        return Err(Failure::new(format!("{file} is something else already: name another --file, or remove it")));
+    }
     change.execute("INSERT OR REPLACE INTO ecds (only, template, file) VALUES (1, ?, ?)", params![template, file])?;
     change
         .record(actor, &Record { action: "ecds.enable", org: None, subject: &file, details: json!({ "template": template }) })?;
@@ -133,12 +140,18 @@ fn with_policy(mut plugin: serde_json::Map<String, Value>, policy: &str) -> Resu
 }
 
 /// All or nothing, also when the machine stops: written beside, synced, renamed. It holds private keys, so that a new one
-/// is its owner's alone; one that is there keeps its mode.
+/// is its owner's alone; one that is there keeps its owner and mode.
 fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
+    // Where it is a link, what it leads to is replaced.
+    let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mode = fs::metadata(file).map_or(0o600, |metadata| metadata.permissions().mode());
+    let before = fs::metadata(file).ok();
+    let mode = before.as_ref().map_or(0o600, |metadata| metadata.permissions().mode());
     let mut new = NamedTempFile::new_in(folder)?;
     new.write_all(content)?;
+    if let Some(before) = before {
+        fchown(new.as_file(), Some(before.uid()), Some(before.gid()))?;
+    }
     new.as_file().set_permissions(Permissions::from_mode(mode))?;
     new.as_file().sync_all()?;
     new.persist(file)?;

@@ -22,6 +22,10 @@ use crate::failure::Failure;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The gateway takes no longer key sets either.
 const MAX_LENGTH: u64 = 256 << 10;
+/// Real ones stay below 200 characters.
+const MAX_URL_LENGTH: usize = 2048;
+/// Names that mean something within a network alone: RFC 6761, RFC 6762, RFC 8375, and those of clouds and clusters.
+const PRIVATE_SUFFIXES: [&str; 7] = [".localhost", ".local", ".internal", ".home.arpa", ".svc", ".lan", ".corp"];
 
 /// Where answers may come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,16 +60,22 @@ pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Vec<Finding
     for (option, url) in [("--issuer", issuer), ("--jwks-uri", jwks_uri)] {
         // As the gateway reads them: https or http, a host, no user information.
         let parsed = JwksUri::parse(url).map_err(|wrong| Failure::new(format!("{option} {wrong}")))?;
-        if parsed.scheme() == "http" {
-            findings.push(Finding::new(
-                reach == Reach::Anywhere,
-                format!(
-                    "{url} is not https: whoever is on the way can replace it, and gateways without jwks.http_cluster refuse it"
-                ),
-            ));
+        if url.len() > MAX_URL_LENGTH {
+            return Err(Failure::new(format!("{option} must have at most {MAX_URL_LENGTH} characters")));
         }
-        if reach == Reach::Public {
-            refuse_private(option, &parsed)?;
+        match (parsed.scheme(), reach) {
+            // A gateway without jwks.http_cluster refuses a policy with such a URI, and with it the changes of all orgs.
+            ("http", Reach::Public) => {
+                return Err(Failure::new(format!(
+                    "{option} must be https: whoever is on the way could put keys of his own in; --allow-private-address allows http"
+                )));
+            }
+            ("http", Reach::Anywhere) => findings.push(Finding::new(
+                true,
+                format!("{url} is not https: gateways without jwks.http_cluster refuse the whole policy"),
+            )),
+            (_, Reach::Public) => refuse_private(option, &parsed)?,
+            (_, Reach::Anywhere) => {}
         }
     }
     let agent = agent(reach);
@@ -125,6 +135,17 @@ fn fetch(agent: &Agent, url: &str) -> Result<Vec<u8>, String> {
 fn refuse_private(option: &str, url: &JwksUri) -> Result<(), Failure> {
     let authority = url.authority();
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let host = authority.rsplit_once(':').filter(|_| has_port).map_or(authority, |(host, _)| host);
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    let is_number = name.starts_with('[') || name.split('.').all(|part| part.starts_with(|first: char| first.is_ascii_digit()));
+    let means_nothing = !is_number && (!name.contains('.') || PRIVATE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)));
+    // Such a name may have no address where this runs, and a private one where the gateway does.
+    if means_nothing || host.contains('%') {
+        return Err(Failure::new(format!(
+            "{option}: {host} is no name of the public Internet: an org must not lead the gateway into its operator's network; \
+             --allow-private-address allows it"
+        )));
+    }
     let target = if has_port { authority.to_owned() } else { format!("{authority}:443") };
     // One that has no address is a finding of the fetch.
     let mut addresses = target.to_socket_addrs().into_iter().flatten();

@@ -15,10 +15,12 @@ fn main() -> ExitCode {
         Ok(answer) => (Some(if is_json { answer.json.to_string() } else { answer.text }), answer.failure, answer.is_good),
         Err(failure) => (is_json.then(|| json!({"error": failure.to_string()}).to_string()), Some(failure), false),
     };
-    // Who closed our output is not told so.
     let written = output.filter(|text| !text.is_empty() && text != "null").map(|text| writeln!(std::io::stdout(), "{text}"));
     if let Some(failure) = failure {
         let _ = writeln!(std::io::stderr(), "apexmcp: {failure}");
+    }
+    if let Some(Err(error)) = &written {
+        let _ = writeln!(std::io::stderr(), "apexmcp: what was done could not be told: {error}; 'apexmcp audit list' has it");
     }
     if is_good && written.is_none_or(|written| written.is_ok()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

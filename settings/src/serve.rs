@@ -3,12 +3,14 @@
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use apexmcp_auth::policy::remote::MAX_DOCUMENT_LENGTH;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, WWW_AUTHENTICATE};
@@ -90,9 +92,22 @@ pub fn run(
 
 fn publish(database: &mut Database) -> Result<Published, Failure> {
     let (version, document) = database.read(|connection| Ok((database::version(connection)?, document::render(connection)?)))?;
+    if document.len() > MAX_DOCUMENT_LENGTH {
+        let length = document.len();
+        return Err(Failure::new(format!("the policy has {length} bytes, and gateways take at most {MAX_DOCUMENT_LENGTH}")));
+    }
     let etag = format!("\"{}\"", sha256(&document));
     let etag = HeaderValue::from_str(&etag).map_err(Failure::during("the ETag"))?;
     Ok(Published { version, etag, body: document.into() })
+}
+
+/// What was looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    /// The file's device and number.
+    file: (u64, u64),
+    /// Of the connection to it.
+    data_version: i64,
 }
 
 struct Watcher {
@@ -125,13 +140,21 @@ impl Watcher {
     }
 
     /// Publishes what changed since `seen`, and returns what was seen now.
-    fn look(&mut self, seen: Option<i64>) -> Result<i64, Failure> {
+    fn look(&mut self, seen: Option<Seen>) -> Result<Seen, Failure> {
+        let file = std::fs::metadata(&self.path).map(|file| (file.dev(), file.ino()));
+        let file = file.map_err(Failure::during("the database is gone"))?;
+        if seen.is_none_or(|seen| seen.file != file) {
+            // A copy may have been put into its place.
+            self.database = Database::open(&self.path)?;
+        }
         // Asked first: what is committed while the document is made is seen the next time.
-        let now = self.database.data_version()?;
-        if seen != Some(now) && self.database.read(database::version)? != self.publisher.borrow().version {
+        let now = Seen { file, data_version: self.database.data_version()? };
+        if seen != Some(now) {
             let published = publish(&mut self.database)?;
-            log(format_args!("policy version {}, {} bytes", published.version, published.body.len()));
-            self.publisher.send_replace(Arc::new(published));
+            if published.etag != self.publisher.borrow().etag {
+                log(format_args!("policy version {}, {} bytes", published.version, published.body.len()));
+                self.publisher.send_replace(Arc::new(published));
+            }
         }
         Ok(now)
     }

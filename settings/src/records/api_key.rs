@@ -79,6 +79,9 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
     org::require(change, new.org)?;
     check_name(new.name)?;
     check_connectors(new.connectors)?;
+    if new.expires_at.is_some_and(|moment| moment <= actor.now) {
+        return Err(Failure::new("--expires must be at least a second"));
+    }
     let taken = |id: &str| is_there(change, "SELECT 1 FROM api_keys WHERE id = ?", [id]);
     let id = secret::unused(|| secret::hexadecimal::<6>().map(|digits| format!("key_{digits}")), taken)?;
     let key = secret::base62("apx_live_sk_", 32)?;

@@ -68,6 +68,9 @@ pub struct NewClient<'a> {
     pub jwks: Option<&'a Value>,
 }
 
+/// What of a JWK is secret, RFC 7518 §6.
+const PRIVATE_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+
 /// Makes one, and its first secret where it has one, which is returned and kept nowhere.
 ///
 /// # Errors
@@ -76,6 +79,10 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result
     org::require(change, new.org)?;
     check_name(new.name)?;
     check_scopes(new.scopes)?;
+    let keys = new.jwks.and_then(|jwks| jwks.get("keys")).and_then(Value::as_array);
+    if keys.into_iter().flatten().any(|key| PRIVATE_MEMBERS.iter().any(|member| key.get(member).is_some())) {
+        return Err(Failure::new("--jwks holds a private key: give the public half alone, and leave the other to the client"));
+    }
     let taken = |id: &str| is_there(change, "SELECT 1 FROM oauth_clients WHERE client_id = ?", [id]);
     let client_id = secret::unused(|| secret::base62("apx_client_", 8), taken)?;
     let (scopes, jwks) = (json!(new.scopes).to_string(), new.jwks.map(Value::to_string));

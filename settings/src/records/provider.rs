@@ -9,6 +9,11 @@ use crate::database::{Actor, Change, Record};
 use crate::document;
 use crate::failure::Failure;
 
+/// One org must not make the policy too long for all.
+const MAX_AUDIENCES: usize = 16;
+/// A client id or a URL.
+const MAX_AUDIENCE_LENGTH: usize = 512;
+
 /// An identity provider of an org.
 #[derive(Debug, Serialize)]
 pub struct Provider {
@@ -45,6 +50,9 @@ impl Provider {
 /// Where there is no such org, or a value cannot be.
 pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Result<(), Failure> {
     org::require(change, &provider.org)?;
+    if provider.audience.len() > MAX_AUDIENCES || provider.audience.iter().any(|audience| audience.len() > MAX_AUDIENCE_LENGTH) {
+        return Err(Failure::new(format!("--audience: at most {MAX_AUDIENCES}, of at most {MAX_AUDIENCE_LENGTH} bytes each")));
+    }
     check_scopes(provider.default_scopes.as_deref().unwrap_or_default())?;
     let default_scopes = provider.default_scopes.as_ref().map(|scopes| json!(scopes).to_string());
     let audience = json!(provider.audience).to_string();

@@ -13,14 +13,17 @@ use crate::failure::Failure;
 /// No gateway token lives longer: `tokens.ttl` is at most a day, `tokens.clock_skew` ten minutes. Older revocations end nothing.
 const LONGEST_LIFE: Duration = Duration::from_secs(25 * 60 * 60);
 
+/// The gateway's own have 32 characters.
+const MAX_JTI_LENGTH: usize = 256;
+
 /// Ends the token with this `jti`.
 ///
 /// # Errors
 /// Where there is no such org.
 pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Result<(), Failure> {
     org::require(change, org)?;
-    if jti.is_empty() {
-        return Err(Failure::new("--jti must be the jti claim of a token"));
+    if jti.is_empty() || jti.len() > MAX_JTI_LENGTH || jti.chars().any(char::is_control) {
+        return Err(Failure::new(format!("--jti must be the jti claim of a token, at most {MAX_JTI_LENGTH} bytes")));
     }
     change.execute("DELETE FROM revoked_tokens WHERE revoked_at < ?", [actor.now.minus(LONGEST_LIFE).to_string()])?;
     change.execute(

@@ -1,5 +1,6 @@
 //! The keys that sign the gateway's own tokens.
 
+use apexmcp_auth::names::is_record_id;
 use rsa::RsaPrivateKey;
 use rsa::pkcs8::{EncodePrivateKey, LineEnding};
 use rusqlite::{Connection, Row, params};
@@ -50,7 +51,7 @@ pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key
         Some(kid) if is_taken(kid)? => {
             return Err(Failure::new(format!("there is a signing key {kid:?} already: choose another --kid")));
         }
-        Some("") => return Err(Failure::new("--kid must not be empty")),
+        Some(kid) if !is_record_id(kid) => return Err(Failure::new("--kid must be 1 to 128 of A-Z a-z 0-9 . _ ~ -")),
         Some(kid) => kid.to_owned(),
         None => {
             let mut kid = actor.now.date();

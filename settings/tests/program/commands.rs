@@ -77,6 +77,9 @@ fn a_client_with_keys_of_its_own() {
     assert_eq!((&record["jwks"]["keys"][0], record.get("secret_sha256")), (&jwk, None));
     let id = made["client_id"].as_str().unwrap();
     assert!(settings.failure(&["client", "rotate-secret", id]).contains("its own keys"));
+    let private = settings.write("private.json", r#"{"keys": [{"kty": "RSA", "d": "SECRET"}]}"#);
+    let line = settings.failure(&["client", "create", "--org", "acme", "--name", "signs", "--jwks", &private]);
+    assert!(line.contains("private key") && !line.contains("SECRET"), "{line}");
     let none = settings.write("none.json", r#"{"keys": []}"#);
     let refused = settings.failure(&["client", "create", "--org", "acme", "--name", "signs", "--jwks", &none]);
     assert!(refused.contains(".jwks: "), "{refused}");
@@ -165,6 +168,9 @@ fn what_cannot_be_is_refused_in_one_line() {
         (&["client", "revoke", "apx_client_none"], "no client"),
         (&["sso", "remove", "--org", "acme", "--issuer", "https://x"], "letter by letter"),
         (&["limits", "set", "--key", "key_none", "--rate", "1/second"], "no key"),
+        (&["key", "create", "--org", "acme", "--name", "k", "--expires", "0s"], "at least a second"),
+        (&["signing-key", "create", "--kid", "a b"], "--kid"),
+        (&["token", "revoke", "--org", "acme", "--jti", &"j".repeat(257)], "at most 256"),
         (&["signing-key", "use", "none"], "no signing key"),
         (&["token", "revoke", "--org", "acme", "--client", "apx_client_none"], "no client"),
         (&["token", "revoke", "--org", "acme", "--jti", ""], "--jti"),
@@ -322,6 +328,15 @@ fn an_identity_provider_is_looked_at_before_it_is_trusted() {
 #[test]
 fn nobody_is_led_into_the_operators_network() {
     let settings = Settings::new();
+    for host in ["kubernetes.default.svc", "metadata.google.internal", "localhost.", "intranet", "[fe80::1%25eth0]"] {
+        let url = format!("https://{host}/");
+        let arguments = ["sso", "configure", "--org", "acme", "--issuer", &url, "--jwks-uri", &url, "--audience", "a", "--force"];
+        settings.failure(&arguments);
+    }
+    let plain = "http://idp.example.com/";
+    let arguments = ["sso", "configure", "--org", "acme", "--issuer", plain, "--jwks-uri", plain, "--audience", "a", "--force"];
+    assert!(settings.failure(&arguments).contains("must be https"), "it would keep every org's changes from the gateways");
+    assert_eq!(settings.json(&["sso", "list", "--org", "acme"]), json!([]));
     for host in
         ["127.0.0.1", "localhost", "[::1]", "[::ffff:10.0.0.1]", "10.0.0.1:8443", "169.254.169.254", "2130706433", "0x7f.1"]
     {
@@ -453,6 +468,16 @@ fn the_file_that_envoy_watches_follows_every_change() {
             .contains("cannot be written")
     );
     settings.json(&["ecds", "write"]);
+    settings.json(&["ecds", "disable"]);
+    let database = settings.file("test.db");
+    for other in [database.to_str().unwrap(), template] {
+        let line = settings.failure(&["ecds", "enable", "--template", template, "--file", other]);
+        assert!(line.contains("something else"), "{line}");
+    }
+    let link = settings.file("link.json");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    settings.json(&["ecds", "enable", "--template", template, "--file", link.to_str().unwrap()]);
+    assert!(link.is_symlink() && written() == settings.policy(), "a link stays one");
     settings.json(&["ecds", "disable"]);
     let before = written();
     settings.json(&["org", "create", "other"]);

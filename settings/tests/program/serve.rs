@@ -38,6 +38,34 @@ fn a_change_is_sent_and_what_is_known_is_not() {
 }
 
 #[test]
+fn a_restored_copy_is_served_and_a_lost_database_is_told() {
+    let settings = Settings::new();
+    let server = settings.serve();
+    let first = server.policy("", "0s");
+    let copy = rusqlite::Connection::open(settings.file("test.db")).unwrap();
+    copy.execute("VACUUM INTO ?", [settings.file("copy.db").to_str().unwrap()]).unwrap();
+    drop(copy);
+    settings.json(&["org", "create", "lost"]);
+    assert!(server.policy(&first.etag, "300s").body.contains("lost"));
+    let second = server.policy("", "0s");
+    for name in ["test.db", "test.db-wal", "test.db-shm"] {
+        let _ = std::fs::remove_file(settings.file(name));
+    }
+    while server.get("/healthz", &[]).status == 200 {
+        thread::yield_now();
+    }
+    assert_eq!(server.policy("", "0s").body, second.body, "the last policy is served on");
+    std::fs::rename(settings.file("copy.db"), settings.file("test.db")).unwrap();
+    settings.json(&["org", "create", "restored"]);
+    let third = server.policy(&second.etag, "300s");
+    let third = if third.body.contains("restored") { third } else { server.policy(&third.etag, "300s") };
+    assert!(third.body.contains("restored") && !third.body.contains("lost"), "{}", third.body);
+    while server.get("/healthz", &[]).status != 200 {
+        thread::yield_now();
+    }
+}
+
+#[test]
 fn only_those_with_the_token_are_told_anything() {
     let settings = Settings::new();
     let server = settings.serve();
