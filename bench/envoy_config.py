@@ -43,7 +43,7 @@ def listener_config(listener: Listener, org: str, port: int = 0) -> dict:
     manager = _manager(config)
     del manager["access_log"]
     router = manager["http_filters"][-1]
-    manager["http_filters"] = [*listener.filters(), router]
+    manager["http_filters"] = [*listener.filters(), body_buffer(), router]
     answer = listener.answer()
     direct_response = {"status": 200} | ({"body": {"inline_string": answer}} if answer else {})
     json_type = {"header": {"key": "content-type", "value": "application/json"}}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from credentials import Issuer, base62, garbage_token, new_api_key, sha256
-from envoy_config import RATE_LIMIT_CLUSTER, Listener, api_key_auth, body_buffer, jwt_authn, module
+from envoy_config import RATE_LIMIT_CLUSTER, Listener, api_key_auth, jwt_authn, module
 from wire import Request, list_request, mcp_call, token_request, tool_call
 
 ORG = "acme-corp"
@@ -231,7 +231,7 @@ def scope_rows(parties: Parties) -> list[Row]:
         return {ORG: {"api_keys": records}}
 
     def filters(name: str) -> Callable[[], list[dict]]:
-        return lambda: [module(name, plugin(orgs())), body_buffer()]
+        return lambda: [module(name, plugin(orgs()))]
 
     calls = Listener("calls", filters("calls"))
     lists = Listener("lists", filters("lists"), answer=tool_list)

@@ -7,12 +7,13 @@ use crate::request::{CredentialHeader, RequestHead};
 /// Longest bearer token that is looked at. Real access tokens with many group claims stay below 8 KiB.
 const MAX_TOKEN_LENGTH: usize = 16 * 1024;
 
-/// The one credential that a request carries. Its text has the right form; nothing else is known of it.
+/// The one credential that a request carries. Nothing is known of it yet.
 #[derive(Debug)]
 pub enum Credential<'head> {
     /// `X-API-Key`, already hashed: the key itself goes no further.
     ApiKey(KeyDigest),
-    /// `Authorization: Bearer`, RFC 6750 §2.1.
+    /// `Authorization: Bearer`, RFC 6750 §2.1. Whether it may be a token at all, [`check_token`] tells: whoever has seen it
+    /// before need not ask.
     Bearer(&'head str),
 }
 
@@ -32,27 +33,32 @@ impl<'head> Credential<'head> {
         match found {
             None => Err(Reason::CredentialMissing),
             Some((CredentialHeader::ApiKey, value)) => api_key::digest(value).map(Self::ApiKey),
-            Some((CredentialHeader::Authorization, value)) => bearer_token(value).map(Self::Bearer),
+            Some((CredentialHeader::Authorization, value)) => bearer(value).map(Self::Bearer),
         }
     }
 }
 
-/// The token of `Bearer <token68>`, RFC 6750 §2.1: the scheme in any case (RFC 9110 §11.1), one space or more.
-fn bearer_token(value: &[u8]) -> Result<&str, Reason> {
+/// What follows the scheme `Bearer`, RFC 6750 §2.1: the scheme in any case (RFC 9110 §11.1), one space or more.
+fn bearer(value: &[u8]) -> Result<&str, Reason> {
     let (scheme, rest) = value.split_at_checked(b"Bearer ".len()).ok_or(Reason::CredentialMalformed)?;
     if !scheme.eq_ignore_ascii_case(b"Bearer ") {
         return Err(Reason::CredentialMalformed);
     }
+    std::str::from_utf8(rest.trim_ascii()).map_err(|_| Reason::CredentialMalformed)
+}
+
+/// Whether `text` is one token68 (RFC 9110 §11.2) that is not too long.
+///
+/// # Errors
+/// [`Reason::CredentialMalformed`], or [`Reason::CredentialRepeated`] where it is more than one.
+pub fn check_token(text: &str) -> Result<(), Reason> {
     // HTTP joins a repeated header with commas (RFC 9110 §5.3), and Envoy does so with this one.
-    if rest.contains(&b',') {
+    if text.contains(',') {
         return Err(Reason::CredentialRepeated);
     }
-    let token = rest.trim_ascii();
-    let is_token68 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
-    if token.is_empty() || token.len() > MAX_TOKEN_LENGTH || !token.iter().all(is_token68) {
-        return Err(Reason::CredentialMalformed);
-    }
-    std::str::from_utf8(token).map_err(|_| Reason::CredentialMalformed)
+    let is_token68 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
+    let is_good = !text.is_empty() && text.len() <= MAX_TOKEN_LENGTH && text.bytes().all(is_token68);
+    if is_good { Ok(()) } else { Err(Reason::CredentialMalformed) }
 }
 
 #[cfg(test)]
@@ -62,11 +68,10 @@ mod tests {
     const KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
 
     fn read(headers: &[(&str, &[u8])]) -> Result<String, Reason> {
-        let head = RequestHead::new(headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect());
-        Credential::from_head(&head).map(|credential| match credential {
-            Credential::ApiKey(_) => "key".to_owned(),
-            Credential::Bearer(token) => token.to_owned(),
-        })
+        match Credential::from_head(&crate::testing::head(headers))? {
+            Credential::ApiKey(_) => Ok("key".to_owned()),
+            Credential::Bearer(token) => check_token(token).map(|()| token.to_owned()),
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The shell hands in what happened and does what the returned [`Step`] says. A request that waits is held as an
 //! [`AwaitingKeySet`]; dropping it is all that a stream which dies has to do.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ pub enum Step {
 #[derive(Debug, Default)]
 pub struct Forward {
     /// Headers to remove, each occurrence: the credential, and whatever looks like an identity.
-    pub remove: Vec<String>,
+    pub remove: Vec<Cow<'static, str>>,
     /// Whether the response must not be compressed.
     pub accept_identity: bool,
     /// Whose identity headers are added.
@@ -294,7 +295,7 @@ impl Request {
     /// The joined endpoint, asked by who may use some of the connectors behind it.
     fn inspect(self, gateway: &Gateway, principal: Rc<Principal>, findings: Findings) -> Step {
         let mut forward = forward(gateway, &self.head, Some(Rc::clone(&principal)));
-        forward.remove.extend(self.head.values(ACCEPT_ENCODING).next().map(|_| ACCEPT_ENCODING.to_owned()));
+        forward.remove.extend(self.head.values(ACCEPT_ENCODING).next().map(|_| Cow::Borrowed(ACCEPT_ENCODING)));
         forward.accept_identity = true;
         Step::Inspect(forward, AwaitingMessage::new(self, principal, findings))
     }
@@ -344,9 +345,10 @@ fn refuse(
 
 fn forward(gateway: &Gateway, head: &RequestHead, principal: Option<Rc<Principal>>) -> Forward {
     let settings = &gateway.config.forward;
-    let mut remove: Vec<String> = head.names_below(&settings.header_prefix).map(str::to_owned).collect();
+    let spoofed = head.names_below(&settings.header_prefix).map(|name| Cow::Owned(name.to_owned()));
+    let mut remove: Vec<Cow<'static, str>> = spoofed.collect();
     if principal.is_some() && settings.strip_credentials {
-        remove.extend(head.credential_headers().map(|(header, _)| header.name().to_owned()));
+        remove.extend(head.credential_headers().map(|(header, _)| Cow::Borrowed(header.name())));
     }
     Forward { remove, principal, ..Forward::default() }
 }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::config::{Config, LimitStore, RemoteSettings};
-use crate::credential::Credential;
+use crate::credential::{self, Credential};
 use crate::denial::{Denial, LocalReply, Reason};
 use crate::host::Host;
 use crate::jose::claims;
@@ -92,7 +92,7 @@ pub struct Findings {
 }
 
 /// Whether a token had been verified before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CacheOutcome {
     /// It had.
     Hit,
@@ -176,6 +176,7 @@ impl Gateway {
             findings.method = Some(principal.method());
             return Ok(principal);
         }
+        credential::check_token(token)?;
         findings.token_cache = Some(CacheOutcome::Miss);
         findings.method = Some(Method::Byoidp);
         let jws = CompactJws::parse(token)?;

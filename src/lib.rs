@@ -30,6 +30,7 @@ pub mod problem;
 pub mod request;
 pub mod route;
 pub mod scope;
+pub mod serialized_map;
 pub mod time;
 pub mod token_cache;
 

@@ -1,17 +1,18 @@
 //! The head of a request as the filter received it.
 
 use crate::denial::Reason;
+use crate::serialized_map::SerializedMap;
 
 /// A request's headers in Envoy's order: names in lower case, values as bytes, repeated ones each for itself.
 #[derive(Debug)]
-pub struct RequestHead {
-    headers: Vec<(String, Vec<u8>)>,
-}
+pub struct RequestHead(SerializedMap);
 
 impl RequestHead {
-    /// A head of these headers, pseudo-headers among them.
-    pub fn new(headers: Vec<(String, Vec<u8>)>) -> Self {
-        Self { headers }
+    /// A head of these headers, pseudo-headers among them; `None` where it has a name that is none (RFC 9110 §5.1), for
+    /// that one could not be removed.
+    pub fn new(headers: SerializedMap) -> Option<Self> {
+        let are_names = headers.iter().all(|(name, _)| name.is_ascii());
+        are_names.then_some(Self(headers))
     }
 
     /// `:path` without query and fragment; empty where there is none (CONNECT).
@@ -48,22 +49,22 @@ impl RequestHead {
     }
 
     /// The headers of this name, each occurrence for itself.
-    pub fn values<'a>(&'a self, wanted: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.headers.iter().filter(move |(name, _)| name == wanted).map(|(_, value)| value.as_slice())
+    pub fn values<'h>(&'h self, wanted: &str) -> impl Iterator<Item = &'h [u8]> {
+        self.0.iter().filter(move |(name, _)| *name == wanted.as_bytes()).map(|(_, value)| value)
     }
 
     /// The first header of this name, or nothing.
     fn value(&self, wanted: &str) -> &[u8] {
-        self.headers.iter().find(|(name, _)| name == wanted).map_or(&[], |(_, value)| value)
+        self.values(wanted).next().unwrap_or_default()
     }
 
     /// The headers that carry a credential, each occurrence for itself.
     pub fn credential_headers(&self) -> impl Iterator<Item = (CredentialHeader, &[u8])> {
-        self.headers.iter().filter_map(|(name, value)| {
+        self.0.iter().filter_map(|(name, value)| {
             [CredentialHeader::ApiKey, CredentialHeader::Authorization]
                 .into_iter()
-                .find(|header| header.name() == name)
-                .map(|header| (header, value.as_slice()))
+                .find(|header| header.name().as_bytes() == name)
+                .map(|header| (header, value))
         })
     }
 
@@ -71,9 +72,10 @@ impl RequestHead {
     /// see no difference between the two.
     pub fn names_below(&self, prefix: &str) -> impl Iterator<Item = &str> {
         let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-        self.headers.iter().map(|(name, _)| name.as_str()).filter(move |name| {
+        let is_below = move |name: &&str| {
             name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(one, other)| fold(one) == fold(other))
-        })
+        };
+        self.0.iter().filter_map(|(name, _)| std::str::from_utf8(name).ok()).filter(is_below)
     }
 }
 
@@ -99,16 +101,13 @@ impl CredentialHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn head(headers: &[(&str, &str)]) -> RequestHead {
-        RequestHead::new(headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect())
-    }
+    use crate::testing::{head, serialized};
 
     #[test]
     fn the_path_ends_at_its_query() {
         assert_eq!(head(&[(":path", "/mcp/a?b=/c#d")]).path(), b"/mcp/a");
         assert_eq!(head(&[(":path", "/mcp/a#d?e")]).path(), b"/mcp/a");
-        assert_eq!(head(&[]).path(), b"");
+        assert_eq!(head::<&str, &str>(&[]).path(), b"");
     }
 
     #[test]
@@ -121,5 +120,12 @@ mod tests {
             ("x-apexmcp", "e"),
         ]);
         assert_eq!(head.names_below("x-apexmcp-").collect::<Vec<_>>(), ["x-apexmcp-org", "x_apexmcp_org", "x-apexmcp_scope"]);
+    }
+
+    #[test]
+    fn a_name_that_could_not_be_removed_is_none() {
+        let map = |name: &str| SerializedMap::parse(serialized(&[(name, "a")])).unwrap();
+        assert!(RequestHead::new(map("x-apexmcp-org")).is_some());
+        assert!(RequestHead::new(map("x-apexmcp-\u{e4}")).is_none());
     }
 }

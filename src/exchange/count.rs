@@ -32,7 +32,7 @@ pub struct AwaitingCount {
 }
 
 /// How the rate limit service answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ServiceOutcome {
     /// Within all limits.
     Ok,

@@ -51,8 +51,7 @@ impl World {
 
     fn start_on(&mut self, path: &str, headers: &[(&str, &str)], route: RouteSettings) -> Step {
         let path = [(":path", path)];
-        let headers = path.iter().chain(headers).map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        start(&mut self.gateway, RequestHead::new(headers), route, self.now, &self.host)
+        start(&mut self.gateway, testing::head(&[&path, headers].concat()), route, self.now, &self.host)
     }
 
     fn start(&mut self, path: &str, headers: &[(&str, &str)]) -> Step {
@@ -344,7 +343,7 @@ fn shadow_mode_records_and_lets_pass() {
     let Step::Forward(forward, record) = world.start("/mcp/acme", &[("x-apexmcp-org", "evil"), ("x-api-key", "wrong")]) else {
         panic!("must pass")
     };
-    assert_eq!((record.reason(), forward.remove), ("credential_malformed", vec!["x-apexmcp-org".to_owned()]));
+    assert_eq!((record.reason(), forward.remove), ("credential_malformed", vec!["x-apexmcp-org".into()]));
     assert!(forward.principal.is_none(), "nothing is asserted that was not proven");
     assert_eq!(attributes(world.start("/mcp/acme", &[("x-api-key", KEY)]))[1], "acme/key/k1");
     let route = |mode| RouteSettings { mode: Some(mode), ..RouteSettings::default() };

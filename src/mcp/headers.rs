@@ -98,8 +98,8 @@ mod tests {
             (&json!([list]), vec![("mcp-method", "tools/list")], false),
             (&json!([list]), vec![], true),
         ] {
-            let head = headers.iter().map(|(name, value): &(&str, &str)| ((*name).to_owned(), value.as_bytes().to_vec()));
-            let mirror = MirrorHeaders::of(&RequestHead::new(head.collect()));
+            let headers: Vec<(&str, &str)> = headers;
+            let mirror = MirrorHeaders::of(&crate::testing::head(&headers));
             assert_eq!(mirror.agree_with(&body(message)), agree, "{message} {headers:?}");
         }
     }

@@ -381,10 +381,9 @@ mod tests {
 
         fn post_to(&mut self, path: &str, headers: &[(&str, &str)], body: &str) -> Result<Value, TokenError> {
             let fixed = [(":method", "POST"), (":path", path)];
-            let headers = fixed.iter().chain(headers).map(|(name, value)| ((*name).into(), (*value).into())).collect();
             let Self { config, policy, attempts, host, now } = self;
             let mut endpoint = TokenEndpoint { config, policy, attempts, host, now: *now };
-            let reply = endpoint.issue(&RequestHead::new(headers), body.as_bytes())?;
+            let reply = endpoint.issue(&testing::head(&[&fixed, headers].concat()), body.as_bytes())?;
             assert_eq!(reply.status, 200);
             assert!(reply.headers.contains(&("cache-control", "no-store".to_owned())));
             Ok(serde_json::from_str(&reply.body).unwrap())

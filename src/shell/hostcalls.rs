@@ -1,4 +1,4 @@
-//! The only file with hostcalls: Envoy's as this crate uses them, without a way to panic on what they answer.
+//! The only file with hostcalls, but for [`header_map`]: Envoy's as this crate uses them, without a way to panic on what they answer.
 
 use std::time::Duration;
 
@@ -6,10 +6,12 @@ use prost::Message;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 
+use super::header_map;
 use crate::config::{RemoteSettings, Secret};
 use crate::denial::LocalReply;
 use crate::jwks::JwksUri;
 use crate::request::RequestHead;
+use crate::serialized_map::SerializedMap;
 use crate::time::UnixTime;
 
 /// Envoy's clock; the epoch where it has none, at which every token is yet to become valid.
@@ -30,7 +32,7 @@ pub(super) fn tick_every(period: Duration) -> bool {
 
 /// The head of the current stream's request.
 pub(super) fn request_head() -> Option<RequestHead> {
-    hostcalls::get_map_bytes(MapType::HttpRequestHeaders).ok().map(RequestHead::new)
+    RequestHead::new(SerializedMap::parse(header_map::request_headers())?)
 }
 
 /// Removes each occurrence of a request header.

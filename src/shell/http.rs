@@ -22,6 +22,7 @@ use crate::mcp::reply::{ListReply, ListRequest, ResponseHead};
 use crate::oauth::token_endpoint::TokenError;
 use crate::principal::{ATTRIBUTES, Principal};
 use crate::route::{RouteInvalid, RouteSettings};
+use crate::serialized_map::SerializedMap;
 use crate::time::UnixTime;
 
 /// The namespace of this filter in a route's `filter_metadata`.
@@ -480,6 +481,8 @@ fn identify(principal: &Principal) {
 
 /// What the current stream's route says of itself.
 fn route_settings() -> Result<RouteSettings, RouteInvalid> {
-    hostcalls::route_metadata(METADATA_NAMESPACE)
-        .map_or_else(|| Ok(RouteSettings::default()), |map| RouteSettings::from_serialized_map(&map))
+    hostcalls::route_metadata(METADATA_NAMESPACE).map_or_else(
+        || Ok(RouteSettings::default()),
+        |map| RouteSettings::from_members(SerializedMap::parse(map).ok_or(RouteInvalid)?.iter()),
+    )
 }

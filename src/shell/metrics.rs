@@ -6,85 +6,125 @@ use std::collections::HashMap;
 use proxy_wasm::types::MetricType;
 
 use super::hostcalls;
-use crate::denial::OK;
+use crate::denial::{OK, Reason};
 use crate::exchange::{Record, ServiceOutcome};
 use crate::gateway::CacheOutcome;
 use crate::principal::Method;
 use crate::time::UnixTime;
 
-/// The metrics of one thread. Each is defined when it first counts.
+/// What is counted, each with its labels.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Metric {
+    /// Requests to connectors; `None` where they were admitted.
+    Requests(Option<Reason>, Option<Method>),
+    /// Requests to an endpoint of the filter's own, by outcome.
+    Endpoints(&'static str, &'static str),
+    TokenCache(CacheOutcome),
+    RateLimitService(ServiceOutcome),
+    /// Whether the fetch brought a key set.
+    JwksFetches(bool),
+    PolicyFetches(&'static str),
+    PolicyConfirmedAt,
+    JwksKeys,
+}
+
+impl Metric {
+    fn kind(self) -> MetricType {
+        match self {
+            Self::PolicyConfirmedAt | Self::JwksKeys => MetricType::Gauge,
+            _ => MetricType::Counter,
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Requests(refused, method) => {
+                let (result, reason) = refused.map_or(("allowed", OK), |reason| ("refused", reason.word()));
+                let method = method.map_or("none", Method::word);
+                format!("result=.={result};.;reason=.={reason};.;method=.={method};.;apexmcp_requests")
+            }
+            Self::Endpoints(endpoint, outcome) => format!("endpoint=.={endpoint};.;outcome=.={outcome};.;apexmcp_endpoints"),
+            Self::TokenCache(outcome) => {
+                let outcome = match outcome {
+                    CacheOutcome::Hit => "hit",
+                    CacheOutcome::Miss => "miss",
+                };
+                format!("outcome=.={outcome};.;apexmcp_token_cache")
+            }
+            Self::RateLimitService(outcome) => {
+                let outcome = match outcome {
+                    ServiceOutcome::Ok => "ok",
+                    ServiceOutcome::OverLimit => "over_limit",
+                    ServiceOutcome::Error => "error",
+                };
+                format!("outcome=.={outcome};.;apexmcp_rate_limit_service")
+            }
+            Self::JwksFetches(success) => {
+                format!("outcome=.={};.;apexmcp_jwks_fetches", if success { "success" } else { "failure" })
+            }
+            Self::PolicyFetches(outcome) => format!("outcome=.={outcome};.;apexmcp_policy_fetches"),
+            Self::PolicyConfirmedAt => "apexmcp_policy_confirmed_at_seconds".to_owned(),
+            Self::JwksKeys => "apexmcp_jwks_keys".to_owned(),
+        }
+    }
+}
+
+/// The metrics of one thread, by Envoy's numbers for them. Each is defined when it first counts.
 #[derive(Default)]
-pub(super) struct Metrics(HashMap<String, Option<u32>>);
+pub(super) struct Metrics(HashMap<Metric, Option<u32>>);
 
 impl Metrics {
     /// Counts a decided request.
     pub(super) fn decided(&mut self, record: &Record) {
-        let findings = match record {
-            Record::Endpoint { endpoint, outcome } => {
-                return self.count(&format!("endpoint=.={endpoint};.;outcome=.={outcome};.;apexmcp_endpoints"));
+        match record {
+            Record::Endpoint { endpoint, outcome } => self.count(Metric::Endpoints(endpoint, outcome)),
+            Record::Resource { refused, findings } => {
+                self.count(Metric::Requests(*refused, findings.method));
+                if let Some(outcome) = findings.token_cache {
+                    self.count(Metric::TokenCache(outcome));
+                }
             }
-            Record::Resource { findings, .. } => findings,
-        };
-        let reason = record.reason();
-        let result = if reason == OK { "allowed" } else { "refused" };
-        let method = findings.method.map_or("none", Method::word);
-        self.count(&format!("result=.={result};.;reason=.={reason};.;method=.={method};.;apexmcp_requests"));
-        if let Some(outcome) = findings.token_cache {
-            let outcome = match outcome {
-                CacheOutcome::Hit => "hit",
-                CacheOutcome::Miss => "miss",
-            };
-            self.count(&format!("outcome=.={outcome};.;apexmcp_token_cache"));
         }
     }
 
     /// Counts an answer of the rate limit service, or the lack of one.
     pub(super) fn counted(&mut self, outcome: ServiceOutcome) {
-        let outcome = match outcome {
-            ServiceOutcome::Ok => "ok",
-            ServiceOutcome::OverLimit => "over_limit",
-            ServiceOutcome::Error => "error",
-        };
-        self.count(&format!("outcome=.={outcome};.;apexmcp_rate_limit_service"));
+        self.count(Metric::RateLimitService(outcome));
     }
 
     /// Counts a fetch of a key set.
     pub(super) fn jwks_fetched(&mut self, success: bool) {
-        let outcome = if success { "success" } else { "failure" };
-        self.count(&format!("outcome=.={outcome};.;apexmcp_jwks_fetches"));
+        self.count(Metric::JwksFetches(success));
     }
 
     /// Counts an answer of the Settings service, or the lack of one.
-    pub(super) fn policy_fetched(&mut self, outcome: &str) {
-        self.count(&format!("outcome=.={outcome};.;apexmcp_policy_fetches"));
+    pub(super) fn policy_fetched(&mut self, outcome: &'static str) {
+        self.count(Metric::PolicyFetches(outcome));
     }
 
     /// When the policy was last known to be the one in force, in seconds since the epoch.
     pub(super) fn policy_confirmed(&mut self, at: UnixTime) {
-        if let Some(metric) = self.of(MetricType::Gauge, "apexmcp_policy_confirmed_at_seconds") {
-            hostcalls::record(metric, at.as_secs());
-        }
+        self.record(Metric::PolicyConfirmedAt, at.as_secs());
     }
 
     /// How many keys this Envoy knows now.
     pub(super) fn jwks_keys(&mut self, keys: usize) {
-        if let Some(metric) = self.of(MetricType::Gauge, "apexmcp_jwks_keys") {
-            hostcalls::record(metric, keys.try_into().unwrap_or(u64::MAX));
+        self.record(Metric::JwksKeys, keys.try_into().unwrap_or(u64::MAX));
+    }
+
+    fn count(&mut self, metric: Metric) {
+        if let Some(number) = self.number(metric) {
+            hostcalls::increment(number);
         }
     }
 
-    fn count(&mut self, name: &str) {
-        if let Some(metric) = self.of(MetricType::Counter, name) {
-            hostcalls::increment(metric);
+    fn record(&mut self, metric: Metric, value: u64) {
+        if let Some(number) = self.number(metric) {
+            hostcalls::record(number, value);
         }
     }
 
-    fn of(&mut self, kind: MetricType, name: &str) -> Option<u32> {
-        if let Some(metric) = self.0.get(name) {
-            return *metric;
-        }
-        let metric = hostcalls::metric(kind, name);
-        self.0.insert(name.to_owned(), metric);
-        metric
+    fn number(&mut self, metric: Metric) -> Option<u32> {
+        *self.0.entry(metric).or_insert_with(|| hostcalls::metric(metric.kind(), &metric.name()))
     }
 }

@@ -1,6 +1,7 @@
 //! Envoy's callbacks, mapped to the core. Nothing is decided here.
 
 mod envoy;
+mod header_map;
 mod hostcalls;
 mod http;
 mod metrics;

@@ -215,7 +215,7 @@ impl Root {
         self.plugin.serves_requests.get() && self.plugin.envoy.update(&poll_key(settings), leave) == Update::Changed
     }
 
-    fn poll_succeeded(&self, settings: &RemoteSettings, document: Option<Option<String>>, outcome: &str, now: UnixTime) {
+    fn poll_succeeded(&self, settings: &RemoteSettings, document: Option<Option<String>>, outcome: &'static str, now: UnixTime) {
         self.plugin.envoy.update(&poll_key(settings), &mut |bytes| {
             Some(Poll::from_bytes(bytes).succeeded(document.clone(), now, settings).to_bytes())
         });

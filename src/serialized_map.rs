@@ -1,0 +1,82 @@
+//! Maps of texts, headers among them, as Envoy hands them to a module.
+
+/// The number of members, the lengths of each name and value, then those, each with a zero byte behind it; numbers are
+/// 32-bit little-endian. Kept as it came and read where it lies: taking it apart would allocate for each text.
+#[derive(Debug)]
+pub struct SerializedMap(Vec<u8>);
+
+impl SerializedMap {
+    /// `bytes`, where they are such a map and nothing else.
+    pub fn parse(bytes: Vec<u8>) -> Option<Self> {
+        let map = Self(bytes);
+        map.is_whole().then_some(map)
+    }
+
+    fn is_whole(&self) -> bool {
+        let Some((lengths, mut texts)) = self.sections() else { return false };
+        lengths.iter().all(|lengths| member(lengths, &mut texts).is_some()) && texts.is_empty()
+    }
+
+    /// The names and values, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let (lengths, mut texts) = self.sections().unwrap_or_default();
+        lengths.iter().map_while(move |lengths| member(lengths, &mut texts))
+    }
+
+    /// The lengths of each member, and what follows them.
+    fn sections(&self) -> Option<(&[[u8; 8]], &[u8])> {
+        let (count, rest) = self.0.split_first_chunk::<4>()?;
+        let (lengths, texts) = rest.split_at_checked(u32_le(*count)?.checked_mul(8)?)?;
+        Some((lengths.as_chunks().0, texts))
+    }
+}
+
+/// Takes the member of these lengths from the begin of `texts`.
+fn member<'m>(lengths: &[u8; 8], texts: &mut &'m [u8]) -> Option<(&'m [u8], &'m [u8])> {
+    let [n0, n1, n2, n3, v0, v1, v2, v3] = *lengths;
+    let name = zero_terminated(texts, u32_le([n0, n1, n2, n3])?)?;
+    Some((name, zero_terminated(texts, u32_le([v0, v1, v2, v3])?)?))
+}
+
+fn u32_le(bytes: [u8; 4]) -> Option<usize> {
+    usize::try_from(u32::from_le_bytes(bytes)).ok()
+}
+
+fn zero_terminated<'m>(texts: &mut &'m [u8], length: usize) -> Option<&'m [u8]> {
+    let (text, rest) = texts.split_at_checked(length)?;
+    *texts = rest.strip_prefix(&[0])?;
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::serialized;
+    use proptest::prelude::*;
+
+    #[test]
+    fn only_whole_maps_are_read() {
+        let map = b"\x02\0\0\0\x03\0\0\0\x04\0\0\0\x04\0\0\0\0\0\0\0org\0acme\0mode\0\0";
+        let read = SerializedMap::parse(map.to_vec()).unwrap();
+        assert_eq!(read.iter().collect::<Vec<_>>(), [(b"org".as_slice(), b"acme".as_slice()), (b"mode", b"")]);
+        for end in 0..map.len() {
+            assert!(SerializedMap::parse(map[..end].to_vec()).is_none(), "{end}");
+        }
+        assert!(SerializedMap::parse([map.as_slice(), b"x"].concat()).is_none());
+        assert_eq!(SerializedMap::parse(vec![0; 4]).unwrap().iter().count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(members: Vec<(String, Vec<u8>)>) {
+            let map = SerializedMap::parse(serialized(&members)).unwrap();
+            let read: Vec<_> = map.iter().map(|(name, value)| (String::from_utf8(name.to_vec()).unwrap(), value.to_vec())).collect();
+            prop_assert_eq!(read, members);
+        }
+
+        #[test]
+        fn never_panics(bytes: Vec<u8>) {
+            let _ = SerializedMap::parse(bytes).map(|map| map.iter().count());
+        }
+    }
+}
