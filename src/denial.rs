@@ -6,6 +6,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::limits::local::Exceeded;
@@ -221,6 +222,17 @@ pub struct LocalReply {
     pub body: String,
 }
 
+/// Most challenges are no longer, in bytes.
+const TYPICAL_CHALLENGE: usize = 320;
+
+/// The one shape of a refusal's body.
+#[derive(Serialize)]
+struct Body<'d> {
+    error: &'d str,
+    error_description: &'d str,
+    reason: &'d str,
+}
+
 impl Denial {
     /// The answer. `resource_metadata` is the URL of RFC 9728 §5.1; `None` where the org offers no OAuth, so that a
     /// client with a static key is not drawn into discovery.
@@ -242,22 +254,25 @@ impl Denial {
         if status == 405 {
             headers.push(("allow", "POST, DELETE".to_owned()));
         }
-        let body = json!({ "error": error, "error_description": description, "reason": word });
+        let body = Body { error, error_description: description, reason: word };
         let body = match self.reason {
             // MCP 2026-07-28 prescribes the code of JSON-RPC; clients look for it.
             Reason::HeaderMismatch => json!({
                 "jsonrpc": "2.0",
                 "id": self.request_id,
                 "error": {"code": MISMATCH_CODE, "message": description, "data": body},
-            }),
-            _ => body,
+            })
+            .to_string(),
+            // Texts always have a form in JSON.
+            _ => serde_json::to_string(&body).unwrap_or_default(),
         };
-        LocalReply { status, headers, body: body.to_string() }
+        LocalReply { status, headers, body }
     }
 
     /// RFC 6750 §3: a request without any credential gets no error code.
     fn challenge(&self, error: &str, description: &str, resource_metadata: Option<&str>) -> String {
-        let mut challenge = String::from("Bearer");
+        let mut challenge = String::with_capacity(TYPICAL_CHALLENGE);
+        challenge.push_str("Bearer");
         let mut separator = " ";
         let mut parameter = |name: &str, value: &str| {
             // Writing to a String cannot fail.

@@ -801,3 +801,25 @@ fn a_verified_token_holds_as_long_as_the_policy_says_of_it_what_it_said() {
     world.publish_policy(&json!({"other": {}}));
     assert_eq!(reason(&world.bearer(&token)), "issuer_unknown");
 }
+
+#[test]
+fn what_a_decision_allocates() {
+    let mut world = World::new();
+    world.publish(&["a"]);
+    let bearer = format!("Bearer {}", token(&claims()));
+    let other = token(&json!({"iss": "https://elsewhere.example"}));
+    // Each is decided a second time: what is allocated once, and kept, does not count.
+    for (what, header, value, most) in [
+        ("a key", "x-api-key", KEY, 2),
+        ("a token seen before", "authorization", bearer.as_str(), 2),
+        ("no credential", "x-other", "", 16),
+        ("a foreign token", "authorization", &format!("Bearer {other}"), 30),
+    ] {
+        let head = || testing::head(&[(":path", "/mcp/acme"), (":method", "POST"), (header, value)]);
+        let mut decide = |head| start(&mut world.gateway, head, RouteSettings::default(), world.now, &world.host);
+        drop(decide(head()));
+        let head = head();
+        let seen = allocation_counter::measure(|| drop(decide(head))).count_total;
+        assert!(seen <= most, "{what}: {seen} allocations, at most {most} expected");
+    }
+}
