@@ -166,9 +166,7 @@ impl Site {
     /// # Panics
     /// Where there is none.
     pub async fn token(&self) -> String {
-        let form = format!("grant_type=client_credentials&client_id={WITH_SECRET}&client_secret={SECRET}");
-        let request = Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(form);
-        let reply = self.envoy.client().send(&request).await;
+        let reply = self.envoy.client().send(&token_request(SECRET)).await;
         reply.json()["access_token"].as_str().unwrap_or_else(|| panic!("no token: {reply:?}")).to_owned()
     }
 
@@ -204,7 +202,8 @@ impl Site {
     }
 }
 
-fn policy(signing_keys: &Value, client_key: &PrivateKey) -> Value {
+/// A policy with both clients and an API key.
+pub fn policy(signing_keys: &Value, client_key: &PrivateKey) -> Value {
     json!({
         "version": "1",
         "signing_keys": signing_keys,
@@ -234,6 +233,12 @@ fn with_policy(filter: &Value, origin: &str, policy: &Value) -> String {
         "typed_config": config,
     }]})
     .to_string()
+}
+
+/// A request for a token by client credentials, for the client that has a secret.
+pub fn token_request(secret: &str) -> Request {
+    let form = format!("grant_type=client_credentials&client_id={WITH_SECRET}&client_secret={secret}");
+    Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(form)
 }
 
 /// A client program: its name without the folder, by whose ending the interpreter is chosen.
