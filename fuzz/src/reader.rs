@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 /// JSON with each member of an object kept, the repeated ones too: whichever of them a reader takes, it is here.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,6 +109,16 @@ impl<'de> Visitor<'de> for JsonVisitor {
             object.push(member);
         }
         Ok(Json::Object(object))
+    }
+}
+
+/// `value` with its fractions left out: serde_json reads some of them one bit away from what it printed.
+pub fn without_fractions(value: Value) -> Value {
+    match value {
+        Value::Number(number) if number.is_f64() => Value::Null,
+        Value::Array(elements) => elements.into_iter().map(without_fractions).collect(),
+        Value::Object(members) => members.into_iter().map(|(name, value)| (name, without_fractions(value))).collect(),
+        other => other,
     }
 }
 

@@ -8,7 +8,7 @@ use apexmcp_auth::scope;
 use apexmcp_auth::time::UnixTime;
 use serde_json::Value;
 
-use crate::reader::Json;
+use crate::reader::{Json, without_fractions};
 
 const NOW: f64 = 1_800_000_000.0;
 const SKEW: f64 = 60.0;
@@ -18,7 +18,8 @@ pub fn check(data: &[u8]) {
     let Ok(read) = json::parse_object(data) else { return };
     assert_eq!(serde_json::from_slice::<Value>(data).ok().as_ref().and_then(Value::as_object), Some(&read));
     let printed = Value::Object(read.clone()).to_string();
-    assert_eq!(json::parse_object(printed.as_bytes()).expect("what was printed"), read);
+    let again = json::parse_object(printed.as_bytes()).expect("what was printed");
+    assert_eq!(without_fractions(Value::Object(again)), without_fractions(Value::Object(read.clone())));
 
     let lax = Json::read(data).expect("JSON");
     let one = |name| {

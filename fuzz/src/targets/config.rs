@@ -8,9 +8,11 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value as ProtoValue};
 use serde_json::Value;
 
+const SECRET: &str = "secret-of-the-environment";
+
 /// `data` is a configuration as Envoy hands it over.
 pub fn check(data: &[u8]) {
-    let environment = |name: &str| (name == "TOKEN").then(|| "secret-of-the-environment".to_owned());
+    let environment = |name: &str| (name == "TOKEN").then(|| SECRET.to_owned());
     let parsed = Config::parse(data, &environment);
     if let Ok((config, _)) = &parsed {
         assert!(!config.gateway.origin.ends_with('/') && config.gateway.origin.starts_with("http"));
@@ -23,7 +25,8 @@ pub fn check(data: &[u8]) {
     if let Err(problems) = &parsed {
         assert!(!problems.is_empty(), "refused without a reason");
         // Of the environment nothing is ever shown.
-        assert!(problems.iter().all(|problem| !problem.to_string().contains("secret-of-the-environment")));
+        let shows_secret = problems.iter().any(|problem| problem.to_string().contains(SECRET));
+        assert!(!shows_secret || String::from_utf8_lossy(data).contains(SECRET));
     }
     let Ok(Value::Object(members)) = serde_json::from_slice::<Value>(data) else { return };
     // As Envoy would hand over the same in the other form: a member that stands twice is gone from both.

@@ -4,7 +4,7 @@ use apexmcp_auth::mcp::message::{Body, Target};
 use apexmcp_auth::scope::parse_words;
 use serde_json::Value;
 
-use crate::reader::Json;
+use crate::reader::{Json, without_fractions};
 
 /// `data` is a body.
 pub fn check(data: &[u8]) {
@@ -39,10 +39,10 @@ pub fn check(data: &[u8]) {
     }
     // Parse, print, parse. A printer escapes nothing here but what was escaped before, and that decides nothing.
     let printed = serde_json::from_slice::<Value>(data).expect("JSON").to_string();
-    if let Ok(again) = Body::parse(printed.as_bytes(), "__") {
-        assert_eq!(again, body);
-    } else {
-        // DEL is no control character to JSON, and all others are escaped on both sides.
-        panic!("printed and not read: {printed}");
+    let mut again = Body::parse(printed.as_bytes(), "__").expect("what was printed");
+    let mut once = body;
+    for message in once.messages.iter_mut().chain(&mut again.messages) {
+        message.id = without_fractions(std::mem::take(&mut message.id));
     }
+    assert_eq!(again, once);
 }
