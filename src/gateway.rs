@@ -207,6 +207,7 @@ impl Gateway {
         claims::check_audience(jws.claims(), &provider.audiences)?;
         let refused_from = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
         claims::subject(jws.claims())?;
+        claims::id(jws.claims())?;
 
         let key_set_id = self.key_sets.at(&provider.jwks_uri);
         let key_set = self.key_sets.get_mut(key_set_id).ok_or(Reason::JwksUnavailable)?;
@@ -264,7 +265,7 @@ impl Gateway {
         let (Some(client), Some(org)) = (client, self.policy.org(&resource.org, host)) else {
             return Err(Reason::ClientUnknown.into());
         };
-        if org.has_revoked(claims::id(claims), id, claims::issued_at(claims)?) {
+        if org.has_revoked(claims::id(claims)?, id, claims::issued_at(claims)?) {
             return Err(Reason::TokenRevoked.into());
         }
         let granted = scope::granted_by(claims).map_err(|_| Reason::TokenMalformed)?.unwrap_or_default();

@@ -7,8 +7,8 @@
 use crate::names::{ConnectorId, OrgName};
 use crate::scope::Scope;
 
-/// How often a path's percent-encoding is undone; the last time must find nothing.
-const MAX_DECODINGS: usize = 4;
+/// How often a path's percent-encoding is undone, as often as servers behind proxies do it. Each time doubles the work.
+const MAX_DECODINGS: usize = 3;
 
 /// The protected resource (RFC 8707, RFC 9728) that a request addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,23 +72,38 @@ impl McpPath {
     }
 
     /// Whether a router or server could read `path` as lying below this template, after whatever decoding, folding
-    /// of case, merging of slashes or resolving of dots it does.
+    /// of case, merging of slashes, dropping of parameters or resolving of dots it does, in whatever order.
     pub fn may_be_read_as_mcp(&self, path: &[u8]) -> bool {
-        let Some(plain) = decoded(path) else { return true };
-        let segments =
-            || plain.split(|byte| matches!(byte, b'/' | b'\\')).map(without_parameters).filter(|s| !s.is_empty() && *s != b".");
+        self.may_be_read_after(MAX_DECODINGS, path)
+    }
+
+    /// The same, where the percent-encoding may still be undone so often. A server may resolve dots before it decodes, or
+    /// after, and the next one again.
+    fn may_be_read_after(&self, decodings: usize, path: &[u8]) -> bool {
+        let segments: Vec<&[u8]> = path
+            .split(|byte| matches!(byte, b'/' | b'\\'))
+            .map(without_parameters)
+            .filter(|segment| !segment.is_empty() && *segment != b".")
+            .collect();
         let mut resolved: Vec<&[u8]> = Vec::new();
-        for segment in segments() {
-            if segment == b".." {
+        for segment in &segments {
+            if *segment == b".." {
                 resolved.pop();
             } else {
                 resolved.push(segment);
             }
         }
-        self.is_below(segments()) || self.is_below(resolved.into_iter())
+        let decoded_is_read = |path: &[u8]| {
+            let plain = decoded_once(path);
+            // What is still encoded at the end nobody writes but to hide something.
+            let left = decodings.checked_sub(1);
+            plain.len() != path.len() && left.is_none_or(|left| self.may_be_read_after(left, &plain))
+        };
+        self.is_below(&segments) || self.is_below(&resolved) || decoded_is_read(path) || decoded_is_read(&resolved.join(&b'/'))
     }
 
-    fn is_below<'s>(&self, mut segments: impl Iterator<Item = &'s [u8]>) -> bool {
+    fn is_below(&self, segments: &[&[u8]]) -> bool {
+        let mut segments = segments.iter();
         self.before.iter().all(|literal| segments.next().is_some_and(|segment| segment.eq_ignore_ascii_case(literal.as_bytes())))
     }
 
@@ -104,20 +119,6 @@ impl McpPath {
         }
         path
     }
-}
-
-/// `path` with its percent-encoding undone, as often as servers behind proxies do it; `None` where something is still
-/// encoded then, which nobody writes but to hide something. The bound keeps the work linear.
-fn decoded(path: &[u8]) -> Option<Vec<u8>> {
-    let mut path = path.to_vec();
-    for _ in 0..MAX_DECODINGS {
-        let plain = decoded_once(&path);
-        if plain.len() == path.len() {
-            return Some(plain);
-        }
-        path = plain;
-    }
-    None
 }
 
 fn decoded_once(path: &[u8]) -> Vec<u8> {
@@ -196,6 +197,10 @@ mod tests {
             ("/public/%2e%2e/mcp/acme", true),
             ("/public/..;/mcp/acme", true),
             ("/mcp;v=1/acme", true),
+            // To who drops parameters, or resolves dots, before decoding: `/mcp/acme`, `/mcp/%2e%2e/public`.
+            ("/.;%2fx/mcp/acme", true),
+            ("/x/../mcp/%2e%2e/public", true),
+            ("/%2e;%252fx/mcp/acme", true),
             ("/mcp/../public", true),
             ("/mcp/acme%00", true),
             ("/mcp/acme\u{e4}", true),

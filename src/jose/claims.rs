@@ -28,8 +28,11 @@ pub fn subject(claims: &Map<String, Value>) -> Result<&str, Reason> {
 }
 
 /// The `jti` claim, empty where there is none.
-pub fn id(claims: &Map<String, Value>) -> &str {
-    claims.get("jti").and_then(Value::as_str).unwrap_or_default()
+///
+/// # Errors
+/// [`Reason::TokenMalformed`] where it is no string (RFC 7519 §4.1.7).
+pub fn id(claims: &Map<String, Value>) -> Result<&str, Reason> {
+    claims.get("jti").map_or(Ok(""), |id| id.as_str().ok_or(Reason::TokenMalformed))
 }
 
 /// The `iat` claim.
@@ -117,6 +120,18 @@ mod tests {
             (json!({"exp": 2000, "iat": 1}), Ok(UnixTime::from_secs(2010))),
         ] {
             assert_eq!(times(claims.clone()), expected, "{claims}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_text() {
+        for (claims, expected) in [
+            (json!({}), Ok("")),
+            (json!({"jti": "a"}), Ok("a")),
+            (json!({"jti": 7}), Err(Reason::TokenMalformed)),
+            (json!({"jti": null}), Err(Reason::TokenMalformed)),
+        ] {
+            assert_eq!(id(claims.as_object().unwrap()), expected, "{claims}");
         }
     }
 

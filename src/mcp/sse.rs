@@ -64,9 +64,12 @@ fn line_ending(buffer: &[u8], at: usize) -> Option<usize> {
     }
 }
 
+/// Readers leave it out where a stream begins.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// The lines of an event, without their ends.
 fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let event = event.strip_prefix(b"\xef\xbb\xbf").unwrap_or(event);
+    let event = event.strip_prefix(BYTE_ORDER_MARK).unwrap_or(event);
     let mut rest = Some(event);
     std::iter::from_fn(move || {
         let text = rest?;
@@ -102,7 +105,9 @@ pub fn data(event: &[u8]) -> Vec<u8> {
 /// The event with other data, its other lines as they were.
 pub fn with_data(event: &[u8], data: &str) -> Vec<u8> {
     let mut changed = Vec::with_capacity(event.len());
-    for line in lines(event).filter(|line| !line.is_empty() && data_of(line).is_none()) {
+    // A line that a byte order mark keeps from being data might be the first of the stream now, and would be.
+    let stays = |line: &&[u8]| !line.is_empty() && !line.starts_with(BYTE_ORDER_MARK) && data_of(line).is_none();
+    for line in lines(event).filter(stays) {
         changed.extend_from_slice(line);
         changed.push(b'\n');
     }
@@ -170,6 +175,7 @@ mod tests {
     fn other_data_leaves_the_other_lines() {
         let changed = with_data(b"event: message\r\nid: 7\r\ndata: old\r\n: c\r\n\r\n", "new\nlines");
         assert_eq!(String::from_utf8(changed).unwrap(), "event: message\nid: 7\n: c\ndata: new\ndata: lines\n\n");
+        assert_eq!(with_data("\n\u{feff}data: hidden\ndata: old\n\n".as_bytes(), "new"), b"data: new\n\n");
     }
 
     proptest! {

@@ -229,7 +229,7 @@ impl TokenEndpoint<'_> {
         }
         let keys: Vec<_> = jwks.candidates(jws.kid()).collect();
         let Some(verified) = signature::verify(jws, keys, self.host) else { return false };
-        let jti = claims::id(verified.claims());
+        let Ok(jti) = claims::id(verified.claims()) else { return false };
         !jti.is_empty() && Use::new(&client.id, jti, self.now, expires_at).is_first(self.host)
     }
 

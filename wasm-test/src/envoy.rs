@@ -86,13 +86,16 @@ impl Envoy {
             (admin.try_send(&Request::get("/ready")).await?.status == 200).then_some(admin)
         })
         .await;
-        let listeners = admin.send(&Request::get("/listeners?format=json")).await.json();
-        let is_gateway = |listener: &&Value| listener["name"] == GATEWAY_LISTENER;
-        let gateway = listeners["listener_statuses"].as_array().and_then(|listeners| listeners.iter().find(is_gateway));
-        let address = &gateway.expect("the listener of the gateway")["local_address"]["socket_address"];
-        let port = address["port_value"].as_u64().expect("its port");
-        let client = Client::new(format!("127.0.0.1:{port}"));
+        let client = client_of(&admin, GATEWAY_LISTENER).await;
         Self { folder, client, admin, process }
+    }
+
+    /// A client of another of its listeners.
+    ///
+    /// # Panics
+    /// Where it has none of this name.
+    pub async fn client_of(&self, listener: &str) -> Client {
+        client_of(&self.admin, listener).await
     }
 
     /// A client of its listener.
@@ -171,6 +174,14 @@ impl Envoy {
     pub async fn fetched(&self, outcome: &str) -> u64 {
         self.metric("apexmcp_jwks_fetches", &[("outcome", outcome)]).await
     }
+}
+
+async fn client_of(admin: &Client, name: &str) -> Client {
+    let listeners = admin.send(&Request::get("/listeners?format=json")).await.json();
+    let mut listeners = listeners["listener_statuses"].as_array().into_iter().flatten();
+    let listener = listeners.find(|listener| listener["name"] == name).unwrap_or_else(|| panic!("the listener {name}"));
+    let port = listener["local_address"]["socket_address"]["port_value"].as_u64().expect("its port");
+    Client::new(format!("127.0.0.1:{port}"))
 }
 
 /// The complete gateway, `envoy/envoy.yaml`.

@@ -1,0 +1,4 @@
+#![cfg_attr(fuzzing, no_main)]
+#![allow(missing_docs)]
+
+apexmcp_fuzz::engine!(token_form);

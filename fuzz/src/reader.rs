@@ -1,0 +1,208 @@
+//! Readers as they may stand behind the gateway: lax, and independent of its own.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+/// JSON with each member of an object kept, the repeated ones too: whichever of them a reader takes, it is here.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Json {
+    /// A string.
+    Text(String),
+    /// A number.
+    Number(f64),
+    /// An array.
+    Array(Vec<Json>),
+    /// An object.
+    Object(Vec<(String, Json)>),
+    /// Null, true or false.
+    Word,
+}
+
+impl Json {
+    /// Reads `text`, where it is JSON.
+    pub fn read(text: &[u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok()
+    }
+
+    /// The values of all members of this name, in any letter case.
+    pub fn all<'j>(&'j self, wanted: &'j str) -> impl Iterator<Item = &'j Json> {
+        let members = if let Self::Object(members) = self { members.as_slice() } else { &[] };
+        members.iter().filter(move |(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
+    }
+
+    /// The values of all members of exactly this name.
+    pub fn exactly<'j>(&'j self, wanted: &'j str) -> impl Iterator<Item = &'j Json> {
+        let members = if let Self::Object(members) = self { members.as_slice() } else { &[] };
+        members.iter().filter(move |(name, _)| name == wanted).map(|(_, value)| value)
+    }
+
+    /// The elements of an array, or the value itself.
+    pub fn elements(&self) -> &[Json] {
+        if let Self::Array(elements) = self { elements } else { std::slice::from_ref(self) }
+    }
+
+    /// The string, where it is one.
+    pub fn text(&self) -> Option<&str> {
+        if let Self::Text(text) = self { Some(text) } else { None }
+    }
+
+    /// The number, where it is one.
+    pub fn number(&self) -> Option<f64> {
+        if let Self::Number(number) = self { Some(*number) } else { None }
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JsonVisitor)
+    }
+}
+
+struct JsonVisitor;
+
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = Json;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Word)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Json, E> {
+        Ok(Json::Word)
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a lax reader has no other numbers")]
+    fn visit_i64<E>(self, number: i64) -> Result<Json, E> {
+        Ok(Json::Number(number as f64))
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a lax reader has no other numbers")]
+    fn visit_u64<E>(self, number: u64) -> Result<Json, E> {
+        Ok(Json::Number(number as f64))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Json, E> {
+        Ok(Json::Number(number))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Json, E> {
+        Ok(Json::Text(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Json, A::Error> {
+        let mut array = Vec::new();
+        while let Some(element) = elements.next_element()? {
+            array.push(element);
+        }
+        Ok(Json::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Json, A::Error> {
+        let mut object = Vec::new();
+        while let Some(member) = members.next_entry()? {
+            object.push(member);
+        }
+        Ok(Json::Object(object))
+    }
+}
+
+/// `value` with its fractions left out: serde_json reads some of them one bit away from what it printed.
+pub fn without_fractions(value: Value) -> Value {
+    match value {
+        Value::Number(number) if number.is_f64() => Value::Null,
+        Value::Array(elements) => elements.into_iter().map(without_fractions).collect(),
+        Value::Object(members) => members.into_iter().map(|(name, value)| (name, without_fractions(value))).collect(),
+        other => other,
+    }
+}
+
+/// The data of the events of a stream, WHATWG HTML §9.2.6, an unfinished last one too.
+pub fn events(stream: &[u8]) -> Vec<Vec<u8>> {
+    let stream = stream.strip_prefix(b"\xef\xbb\xbf").unwrap_or(stream);
+    let (mut events, mut data) = (Vec::new(), Vec::new());
+    for line in lines(stream).chain([&b""[..]]) {
+        if line.is_empty() {
+            events.extend(Some(std::mem::take(&mut data)).filter(|data: &Vec<u8>| !data.is_empty()));
+        } else if let Some(value) = line.strip_prefix(b"data:") {
+            if !data.is_empty() {
+                data.push(b'\n');
+            }
+            data.extend_from_slice(value.strip_prefix(b" ").unwrap_or(value));
+        }
+    }
+    events
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(rest.len());
+        let (line, ending) = rest.split_at(end);
+        rest = ending.strip_prefix(b"\r\n").unwrap_or_else(|| ending.get(1..).unwrap_or_default());
+        Some(line)
+    })
+}
+
+/// `text` with its percent-encoding undone once.
+pub fn percent_decoded(text: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::new();
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        let digits = text.get(at + 1..at + 3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let is_hex = |digits: &&str| digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        match digits.filter(is_hex).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(escaped) if *byte == b'%' => {
+                decoded.push(escaped);
+                at += 3;
+            }
+            _ => {
+                decoded.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    decoded
+}
+
+/// The parameters of a form, each occurrence for itself.
+pub fn form(body: &[u8]) -> Vec<(String, String)> {
+    let plain = |text: &[u8]| {
+        let spaced: Vec<u8> = text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+        String::from_utf8_lossy(&percent_decoded(&spaced)).into_owned()
+    };
+    body.split(|byte| *byte == b'&')
+        .filter(|parameter| !parameter.is_empty())
+        .map(|parameter| {
+            let mut halves = parameter.splitn(2, |byte| *byte == b'=');
+            (plain(halves.next().unwrap_or_default()), plain(halves.next().unwrap_or_default()))
+        })
+        .collect()
+}
+
+/// A request's headers as an input writes them: `name: value` lines up to an empty one, and what follows that.
+pub fn head_and_body(input: &[u8]) -> (Vec<(String, Vec<u8>)>, &[u8]) {
+    let (mut headers, mut rest) = (Vec::new(), input);
+    loop {
+        let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+        let (line, after) = rest.split_at(end);
+        rest = after.get(1..).unwrap_or_default();
+        if line.is_empty() {
+            return (headers, rest);
+        }
+        // A pseudo-header begins with the colon itself.
+        let colon = line.iter().skip(1).position(|byte| *byte == b':').map_or(line.len(), |at| at + 1);
+        let (name, value) = line.split_at(colon);
+        let value = value.strip_prefix(b": ").or_else(|| value.strip_prefix(b":")).unwrap_or_default();
+        // Envoy has them in lower case.
+        headers.push((String::from_utf8_lossy(name).to_ascii_lowercase(), value.to_vec()));
+    }
+}

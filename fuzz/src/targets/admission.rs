@@ -1,0 +1,189 @@
+//! Whole requests: who is admitted proved it, is admitted as nobody else, and reaches no more than was granted.
+
+use std::cell::RefCell;
+
+use apexmcp_auth::exchange::{self, Forward, Step};
+use apexmcp_auth::gateway::Gateway;
+use apexmcp_auth::jose::jwk::RsaPublicKey;
+use apexmcp_auth::jwks::{JwksUri, Record};
+use apexmcp_auth::principal::{Method, Principal};
+use apexmcp_auth::request::RequestHead;
+use apexmcp_auth::route::RouteSettings;
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
+use crate::host::{FuzzHost, signature};
+use crate::reader::{self, Json};
+use crate::world::{self, API_KEY, CLIENTS, NOW, ORIGIN, PROVIDERS, key_of};
+
+thread_local! {
+    /// It remembers tokens from one input to the next, as a worker does from one request to the next.
+    static WORKER: RefCell<Worker> = RefCell::new(Worker::new());
+}
+
+struct Worker {
+    gateway: Gateway,
+    host: FuzzHost,
+    gateway_key: RsaPublicKey,
+}
+
+impl Worker {
+    fn new() -> Self {
+        let (config, policy) = world::config();
+        let mut gateway = Gateway::new(config, policy);
+        let host = FuzzHost::default();
+        let timing = gateway.config.jwks;
+        for (_, issuer, letter) in PROVIDERS {
+            let uri = JwksUri::parse(&format!("{issuer}/{}", char::from(letter))).expect("a URI");
+            let id = gateway.key_sets.at(&uri);
+            let record = Record::default().succeeded(&world::jwk_set(letter), NOW, &timing);
+            gateway.key_sets.get_mut(id).expect("the set").sync(record, NOW).expect("keys");
+        }
+        let gateway_key = gateway.policy.signing_keys(&host)[0].jwk().key().clone();
+        Self { gateway, host, gateway_key }
+    }
+}
+
+/// A token that the input describes, and who signed it.
+struct Token {
+    signer: u8,
+    header: String,
+    claims: String,
+}
+
+/// `data` is a signer (`a`, `b`, `g` for the gateway, `-` for nobody), the texts of a token's header and claims, each a
+/// line, then a head and a body. Where the head has the word `<token>`, that token stands.
+pub fn check(data: &[u8]) {
+    let mut lines = data.splitn(4, |byte| *byte == b'\n');
+    let mut line = || lines.next().unwrap_or_default();
+    let (signer, header, claims, request) = (line(), line(), line(), line());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let token = Token { signer: signer.first().copied().unwrap_or(b'-'), header: text(header), claims: text(claims) };
+    WORKER.with_borrow_mut(|worker| judge(worker, &token, request));
+}
+
+fn judge(worker: &mut Worker, token: &Token, request: &[u8]) {
+    let input = [&token.header, &token.claims].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".");
+    let signed = match token.signer {
+        letter @ (b'a' | b'b') => signature(&key_of(letter), &input),
+        b'g' => signature(&worker.gateway_key, &input),
+        _ => [0; 32],
+    };
+    let written = format!("{input}.{}", BASE64_URL_SAFE_NO_PAD.encode(signed));
+    let (mut headers, body) = reader::head_and_body(request);
+    for (_, value) in &mut headers {
+        if let Some(at) = value.windows(7).position(|word| word == b"<token>") {
+            value.splice(at..at + 7, written.bytes());
+        }
+    }
+
+    let step =
+        exchange::start(&mut worker.gateway, RequestHead::new(headers.clone()), RouteSettings::default(), NOW, &worker.host);
+    match step {
+        Step::Forward(forward, _) => {
+            let principal = forward.principal.as_deref().expect("nothing passes without");
+            check_admitted(worker, token, &written, &headers, &forward, principal);
+            let connector = path_of(&headers).split('/').nth(3).map(str::to_owned);
+            let is_end = headers.iter().any(|(name, value)| name == ":method" && value == b"DELETE");
+            assert!(connector.map_or(is_end || reaches(principal, None), |connector| reaches(principal, Some(&connector))));
+        }
+        Step::Inspect(forward, awaiting) => {
+            let principal = forward.principal.as_deref().expect("nothing passes without");
+            check_admitted(worker, token, &written, &headers, &forward, principal);
+            let is_readable = Json::read(body).is_some();
+            if let Step::Forward(..) = awaiting.proceed(body, &worker.gateway, NOW, &worker.host) {
+                assert!(is_readable);
+                check_reach(principal, body);
+            }
+        }
+        Step::Pass | Step::Count(_) | Step::AwaitPolicy(_) => panic!("nothing here leads to this: {step:?}"),
+        Step::Reply(..) | Step::Await(_) | Step::ReadBody(_) => {}
+    }
+}
+
+fn path_of(headers: &[(String, Vec<u8>)]) -> String {
+    let path = headers.iter().find(|(name, _)| name == ":path").map(|(_, value)| value.as_slice()).unwrap_or_default();
+    let end = path.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(path.len());
+    String::from_utf8_lossy(&path[..end]).into_owned()
+}
+
+fn words(principal: &Principal) -> Vec<String> {
+    principal.attributes()[4].split(' ').map(str::to_owned).collect()
+}
+
+fn reaches(principal: &Principal, connector: Option<&str>) -> bool {
+    words(principal).iter().any(|word| word == "mcp:call" || connector.is_some_and(|one| *word == format!("mcp:call:{one}")))
+}
+
+/// Each tool that `body` calls, however it is read, is of a connector that the principal may use.
+fn check_reach(principal: &Principal, body: &[u8]) {
+    let json = Json::read(body).expect("JSON");
+    for message in json.elements() {
+        if message.all("method").any(|method| method.text() == Some("tools/call")) {
+            for name in message.all("params").flat_map(|params| params.all("name")) {
+                let connector = name.text().and_then(|name| name.split("__").next());
+                assert!(reaches(principal, connector), "{name:?}");
+            }
+        }
+    }
+}
+
+fn check_admitted(
+    worker: &Worker,
+    token: &Token,
+    written: &str,
+    headers: &[(String, Vec<u8>)],
+    forward: &Forward,
+    principal: &Principal,
+) {
+    let org = path_of(headers).split('/').nth(2).map(str::to_owned).unwrap_or_default();
+    assert_eq!(principal.org().as_str(), org, "it is who it is in this org alone");
+    let carriers: Vec<_> = headers.iter().filter(|(name, _)| name == "x-api-key" || name == "authorization").collect();
+    let [(name, value)] = carriers.as_slice() else { panic!("one credential") };
+    assert!(forward.remove.contains(name), "the credential goes no further");
+    let could_be_identity = |name: &&String| name.replace('_', "-").starts_with("x-apexmcp-");
+    assert!(headers.iter().map(|(name, _)| name).filter(could_be_identity).all(|name| forward.remove.contains(name)));
+    assert!(principal.attributes().iter().all(|value| value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')));
+
+    if principal.method() == Method::ApiKey {
+        assert_eq!((name.as_str(), value.as_slice(), org.as_str()), ("x-api-key", API_KEY.as_bytes(), "acme"));
+        assert_eq!(words(principal), ["mcp:call:files", "mcp:call:notes"]);
+        return;
+    }
+    assert_eq!(name, "authorization");
+    assert!(String::from_utf8_lossy(value).trim_end().ends_with(written), "the only token that anybody signed");
+    let (header, claims) =
+        (Json::read(token.header.as_bytes()).expect("JSON"), Json::read(token.claims.as_bytes()).expect("JSON"));
+    let text = |name| claims.exactly(name).next().and_then(Json::text).unwrap_or_default();
+    let number = |name| claims.exactly(name).next().and_then(Json::number);
+    assert!(header.exactly("alg").all(|alg| alg.text() == Some("RS256")));
+    assert!(number("exp").expect("exp") + 60.0 > 1.8e9);
+    assert!(["nbf", "iat"].into_iter().filter_map(number).all(|moment| moment <= 1.8e9 + 60.001));
+    let audiences: Vec<_> = claims.exactly("aud").flat_map(Json::elements).filter_map(Json::text).collect();
+    let claimed: Vec<&str> = ["scope", "scp"]
+        .into_iter()
+        .flat_map(|name| claims.exactly(name).flat_map(Json::elements))
+        .filter_map(Json::text)
+        .flat_map(|text| text.split(' '))
+        .filter(|word| word.starts_with("mcp:"))
+        .collect();
+    if principal.method() == Method::Byoidp {
+        let is_trusted = |(of, issuer, letter): &(&str, &str, u8)| (*of, *issuer, *letter) == (&*org, text("iss"), token.signer);
+        assert!(PROVIDERS.iter().any(|provider| is_trusted(provider)), "{org} trusts no such key");
+        assert!(audiences.contains(&"apexmcp") && !text("sub").is_empty());
+        let granted = if claimed.is_empty() { vec!["mcp:call:notes"] } else { claimed };
+        assert!(words(principal).iter().all(|word| word.is_empty() || granted.contains(&word.as_str())));
+    } else {
+        assert_eq!((token.signer, text("iss")), (b'g', ORIGIN));
+        let whole = format!("{ORIGIN}/mcp/{org}");
+        assert!(audiences.iter().any(|audience| *audience == whole || *audience == format!("{ORIGIN}{}", path_of(headers))));
+        let (_, of, holds) = CLIENTS.iter().find(|(id, ..)| *id == text("sub")).expect("a client");
+        assert_eq!(*of, org);
+        let holds: Vec<&str> = holds.split(' ').collect();
+        for word in words(principal).iter().filter(|word| !word.is_empty()) {
+            assert!(holds.contains(&"mcp:call") || holds.contains(&word.as_str()), "{word} is not the client's");
+            assert!(claimed.contains(&"mcp:call") || claimed.contains(&word.as_str()), "{word} was not granted");
+        }
+    }
+    assert!(worker.host.verified.get() > 0, "admitted without a signature");
+}

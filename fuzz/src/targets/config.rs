@@ -1,0 +1,66 @@
+//! Plugin configurations: as text or as a `Struct` they mean the same, and what is accepted keeps the documented bounds.
+
+use std::time::Duration;
+
+use apexmcp_auth::config::Config;
+use prost::Message;
+use prost_types::value::Kind;
+use prost_types::{ListValue, Struct, Value as ProtoValue};
+use serde_json::Value;
+
+const SECRET: &str = "secret-of-the-environment";
+
+/// `data` is a configuration as Envoy hands it over.
+pub fn check(data: &[u8]) {
+    let environment = |name: &str| (name == "TOKEN").then(|| SECRET.to_owned());
+    let parsed = Config::parse(data, &environment);
+    if let Ok((config, _)) = &parsed {
+        assert!(!config.gateway.origin.ends_with('/') && config.gateway.origin.starts_with("http"));
+        assert!(config.gateway.token_path.starts_with('/'));
+        assert!(config.tokens.clock_skew <= Duration::from_secs(600) && config.tokens.ttl <= Duration::from_secs(86_400));
+        assert!(config.jwks.timeout >= Duration::from_millis(1) && config.jwks.timeout <= Duration::from_secs(60));
+        assert!(config.forward.header_prefix.len() > 1 && config.forward.header_prefix.ends_with('-'));
+        assert!(config.tokens.cache_size <= 1_000_000);
+    }
+    if let Err(problems) = &parsed {
+        assert!(!problems.is_empty(), "refused without a reason");
+        // Of the environment nothing is ever shown.
+        let shows_secret = problems.iter().any(|problem| problem.to_string().contains(SECRET));
+        assert!(!shows_secret || String::from_utf8_lossy(data).contains(SECRET));
+    }
+    let Ok(Value::Object(members)) = serde_json::from_slice::<Value>(data) else { return };
+    // As Envoy would hand over the same in the other form: a member that stands twice is gone from both.
+    let text = Value::Object(members.clone()).to_string();
+    let bytes = structure(&members).encode_to_vec();
+    let as_text = Config::parse(text.as_bytes(), &environment);
+    let as_struct = Config::parse(&bytes, &environment);
+    if !has_inexact_number(&Value::Object(members)) {
+        assert_eq!(as_text.is_ok(), as_struct.is_ok(), "{:?}", as_struct.err());
+    }
+}
+
+/// A `Struct` has no integers: beyond 2^53 a number is another.
+fn has_inexact_number(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.as_f64().is_none_or(|number| number.abs() > 9e15 || number.fract() != 0.0),
+        Value::Array(values) => values.iter().any(has_inexact_number),
+        Value::Object(members) => members.values().any(has_inexact_number),
+        _ => false,
+    }
+}
+
+fn structure(members: &serde_json::Map<String, Value>) -> Struct {
+    Struct { fields: members.iter().map(|(name, value)| (name.clone(), proto(value))).collect() }
+}
+
+fn proto(value: &Value) -> ProtoValue {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(flag) => Kind::BoolValue(*flag),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        Value::String(text) => Kind::StringValue(text.clone()),
+        Value::Array(values) => Kind::ListValue(ListValue { values: values.iter().map(proto).collect() }),
+        Value::Object(members) => Kind::StructValue(structure(members)),
+    };
+    ProtoValue { kind: Some(kind) }
+}

@@ -1,0 +1,62 @@
+//! JWK sets: each key that is used is a strong one, and is the one that was published.
+
+use apexmcp_auth::jose::jwk::JwkSet;
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use rsa::pkcs1::RsaPublicKey;
+use rsa::pkcs8::SubjectPublicKeyInfoRef;
+
+use crate::reader::Json;
+
+/// `data` is a document. As long numbers as RSA has are written `<2048>`: a fuzzer would never guess their length.
+pub fn check(data: &[u8]) {
+    let document = expanded(data);
+    let Ok(set) = JwkSet::parse(&document) else { return };
+    assert!((1..=100).contains(&set.len()) && !set.is_empty());
+    assert_eq!(JwkSet::parse(set.to_document().as_bytes()).as_ref(), Ok(&set), "parse, print, parse");
+
+    let lax = Json::read(&document).expect("JSON");
+    let published: Vec<&Json> = lax.exactly("keys").flat_map(Json::elements).collect();
+    let kids = published.iter().flat_map(|key| key.exactly("kid").map(Json::text));
+    for kid in kids.chain([None]) {
+        let candidates: Vec<_> = set.candidates(kid).collect();
+        assert!(candidates.len() <= 4);
+        for key in candidates {
+            let is_it = |published: &&&Json| {
+                let has = |name, bytes: &[u8]| {
+                    let number = published.exactly(name).next().and_then(Json::text);
+                    let number = number.and_then(|number| BASE64_URL_SAFE_NO_PAD.decode(number).ok());
+                    number.is_some_and(|number| number.iter().skip_while(|byte| **byte == 0).eq(bytes))
+                };
+                let says = |name, text| published.exactly(name).all(|value| value.text() == Some(text));
+                let is_for_rs256 =
+                    published.exactly("kty").any(|kty| kty.text() == Some("RSA")) && says("use", "sig") && says("alg", "RS256");
+                let has_kid = kid.is_none() || published.exactly("kid").next().map(Json::text) == Some(kid);
+                has("n", key.modulus()) && has("e", key.exponent()) && is_for_rs256 && has_kid
+            };
+            assert!(published.iter().any(|key| is_it(&key)), "published as such: {kid:?}");
+            let bits = key.modulus().len() * 8 - key.modulus().first().map_or(0, |byte| byte.leading_zeros() as usize);
+            assert!((2048..=8192).contains(&bits) && key.exponent() != [1], "{bits}");
+            let spki = SubjectPublicKeyInfoRef::try_from(key.spki()).expect("DER");
+            let der = RsaPublicKey::try_from(spki.subject_public_key.raw_bytes()).expect("DER");
+            assert_eq!((der.modulus.as_bytes(), der.public_exponent.as_bytes()), (key.modulus(), key.exponent()));
+        }
+    }
+}
+
+fn expanded(data: &[u8]) -> Vec<u8> {
+    let Ok(text) = std::str::from_utf8(data) else { return data.to_vec() };
+    let mut text = text.to_owned();
+    for bits in [1024, 2047, 2048, 4096, 8192, 8200_usize] {
+        let number = || {
+            let mut bytes = vec![0xff; bits.div_ceil(8)];
+            bytes[0] >>= (8 - bits % 8) % 8;
+            BASE64_URL_SAFE_NO_PAD.encode(bytes)
+        };
+        let short = format!("<{bits}>");
+        if text.contains(&short) {
+            text = text.replace(&short, &number());
+        }
+    }
+    text.into_bytes()
+}

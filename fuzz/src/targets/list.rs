@@ -1,0 +1,48 @@
+//! Responses with lists, whole or as event streams: what passes holds no entry of another's connector, however the
+//! response was chunked.
+
+use apexmcp_auth::mcp::list::Permitted;
+use apexmcp_auth::mcp::reply::{ListReply, ListRequest, ResponseHead};
+use apexmcp_auth::scope::parse_words;
+use serde_json::Value;
+
+use crate::reader::{self, Json};
+
+/// `data` is a body, behind a byte that tells whether it is a stream, and the length of its chunks.
+pub fn check(data: &[u8]) {
+    let Some((first, body)) = data.split_first() else { return };
+    let (is_stream, length) = (first & 1 == 1, usize::from(first >> 1) + 1);
+    let content_type = if is_stream { "text/event-stream" } else { "application/json" };
+    let begin = || {
+        let permitted = Permitted { scopes: parse_words("mcp:call:notes"), separator: "__".into() };
+        let head = ResponseHead { status: 200, content_type: content_type.as_bytes(), content_encoding: b"" };
+        ListRequest::new(permitted, Value::from(7)).begin(head).expect("a list")
+    };
+    let passed = pass(begin(), body, body.len().max(1));
+    assert!(passed == pass(begin(), body, length), "chunks of {length} bytes");
+    assert!(passed == pass(begin(), &passed, length), "what was cut is cut no further");
+
+    let texts = if is_stream { reader::events(&passed) } else { vec![passed] };
+    for message in texts.iter().filter_map(|text| Json::read(text)) {
+        for result in message.elements().iter().flat_map(|message| message.exactly("result")) {
+            for (list, place, separator) in [
+                ("tools", "name", "__"),
+                ("prompts", "name", "__"),
+                ("resources", "uri", "+"),
+                ("resourceTemplates", "uriTemplate", "+"),
+            ] {
+                for entry in result.exactly(list).flat_map(Json::elements).filter(|entry| !matches!(entry, Json::Word)) {
+                    let owners: Vec<_> =
+                        entry.exactly(place).map(|text| text.text().and_then(|text| text.split(separator).next())).collect();
+                    assert_eq!(owners, [Some("notes")], "{list}: {entry:?}");
+                }
+            }
+        }
+    }
+}
+
+fn pass(mut reply: ListReply, body: &[u8], length: usize) -> Vec<u8> {
+    let mut passed: Vec<u8> = body.chunks(length).flat_map(|chunk| reply.push(chunk, false)).collect();
+    passed.extend(reply.push(&[], true));
+    passed
+}

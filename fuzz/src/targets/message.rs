@@ -1,0 +1,48 @@
+//! JSON-RPC messages: whichever way a reader behind reads them, it finds no other connector than was judged.
+
+use apexmcp_auth::mcp::message::{Body, Target};
+use apexmcp_auth::scope::parse_words;
+use serde_json::Value;
+
+use crate::reader::{Json, without_fractions};
+
+/// `data` is a body.
+pub fn check(data: &[u8]) {
+    let Ok(body) = Body::parse(data, "__") else { return };
+    let json = Json::read(data).expect("JSON");
+    let readings = json.elements();
+    assert_eq!((body.is_batch, body.messages.len()), (matches!(json, Json::Array(_)), readings.len()));
+    for (message, reading) in body.messages.iter().zip(readings) {
+        let methods: Vec<Option<&str>> = reading.all("method").map(Json::text).collect();
+        assert_eq!(methods, message.method.as_deref().map(|method| vec![Some(method)]).unwrap_or_default());
+        let connector = match &message.target {
+            Target::Connector(connector) => Some(connector.as_str()),
+            _ => None,
+        };
+        let params = || reading.all("params");
+        let before = |text: &str, separator| text.split_once(separator).map(|(connector, _)| connector.to_owned());
+        let of_name = |name: &Json| before(name.text().expect("text"), "__");
+        let of_uri = |uri: &Json| before(before(uri.text().expect("text"), "://")?.as_str(), "+");
+        let named: Vec<Option<String>> = match message.method.as_deref() {
+            Some("tools/call" | "prompts/get") => params().flat_map(|params| params.all("name")).map(of_name).collect(),
+            Some("resources/read" | "resources/subscribe" | "resources/unsubscribe") => {
+                params().flat_map(|params| params.all("uri")).map(of_uri).collect()
+            }
+            _ => continue,
+        };
+        // What reaches a connector is judged by it, or by the scope for all.
+        assert!(matches!(message.target, Target::Connector(_) | Target::Untied), "{message:?}");
+        assert_eq!(named.len(), 1, "{message:?}");
+        assert!(connector.is_none_or(|connector| named[0].as_deref() == Some(connector)), "{message:?} of {named:?}");
+        let held = parse_words("mcp:call:notes");
+        assert!(body.lacks(&held).is_some() || named[0].as_deref() == Some("notes"), "{message:?} passes for notes");
+    }
+    // Parse, print, parse. A printer escapes nothing here but what was escaped before, and that decides nothing.
+    let printed = serde_json::from_slice::<Value>(data).expect("JSON").to_string();
+    let mut again = Body::parse(printed.as_bytes(), "__").expect("what was printed");
+    let mut once = body;
+    for message in once.messages.iter_mut().chain(&mut again.messages) {
+        message.id = without_fractions(std::mem::take(&mut message.id));
+    }
+    assert_eq!(again, once);
+}

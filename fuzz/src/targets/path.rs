@@ -1,0 +1,43 @@
+//! Paths: what is read as an org's prints back to itself, and what any server might read as one is known as such.
+
+use apexmcp_auth::path::McpPath;
+
+use crate::reader;
+
+/// `data` is a path.
+pub fn check(data: &[u8]) {
+    let template = McpPath::parse("/mcp/{org}").expect("a template");
+    let is_readable = template.may_be_read_as_mcp(data);
+    if let Some(resource) = template.resource(data) {
+        assert_eq!(template.path_of(&resource).as_bytes(), data);
+        assert!(is_readable);
+    }
+    // Up to four servers, each of which resolves dots before it decodes, or does not.
+    for habits in 0..1 << 4 {
+        let mut seen = data.to_vec();
+        for server in 0..4 {
+            let is_read = [segments(&seen, false), segments(&seen, true)]
+                .iter()
+                .any(|path| path.first().is_some_and(|first| first == b"mcp"));
+            assert!(is_readable || !is_read, "read by server {server} of {habits:b}: {}", seen.escape_ascii());
+            if habits >> server & 1 == 1 {
+                seen = segments(&seen, true).join(&b'/');
+            }
+            seen = reader::percent_decoded(&seen);
+        }
+    }
+}
+
+/// The segments of a path, as a server would have them that folds case, merges slashes and drops parameters.
+fn segments(path: &[u8], resolves_dots: bool) -> Vec<Vec<u8>> {
+    let path = path.to_ascii_lowercase();
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    for segment in path.split(|byte| matches!(byte, b'/' | b'\\')) {
+        match segment.split(|byte| *byte == b';').next().unwrap_or_default() {
+            b"" | b"." => {}
+            b".." if resolves_dots => drop(kept.pop()),
+            plain => kept.push(plain.to_vec()),
+        }
+    }
+    kept
+}

@@ -1,0 +1,116 @@
+//! Policy documents: cut into parts for all threads, a policy says the same as whole, also after another one.
+
+use apexmcp_auth::api_key::KeyDigest;
+use apexmcp_auth::config::Config;
+use apexmcp_auth::jwks::Clusters;
+use apexmcp_auth::names::OrgName;
+use apexmcp_auth::policy::Policy;
+use apexmcp_auth::policy::remote::{Place, Publication, RemotePolicy};
+use apexmcp_auth::policy::source::PolicySource;
+use apexmcp_auth::time::UnixTime;
+use serde::de::IgnoredAny;
+
+use crate::host::FuzzHost;
+use crate::reader::Json;
+
+const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+/// `data` is a document, and behind a line `---` the one that comes after it.
+pub fn check(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let clusters = Clusters { https: Some("https".to_owned()), http: None };
+    let (host, place) = (FuzzHost::default(), Place::of("settings", "settings", "/v1/policy"));
+    let remote = RemotePolicy::new(place.clone(), clusters.clone(), "__".into());
+    let mut remote = PolicySource::Remote(remote);
+    let mut names = Names::default();
+    for document in text.split("\n---\n").take(3) {
+        names.note(document);
+        let whole = whole(document);
+        let Ok(publication) = Publication::of(document.as_bytes(), &clusters, "__") else {
+            assert!(whole.is_none(), "refused in parts and not as a whole");
+            continue;
+        };
+        publication.publish(&place, &host);
+        if let PolicySource::Remote(remote) = &mut remote {
+            assert_eq!(remote.sync(&host).as_deref(), Some(publication.version()));
+        }
+        if let Some(whole) = whole {
+            names.assert_same(&whole, &remote, &host);
+        }
+    }
+}
+
+/// The document as the policy of a configuration. Deeper than JSON may be nested there it is none.
+fn whole(document: &str) -> Option<PolicySource> {
+    serde_json::from_str::<IgnoredAny>(document).ok()?;
+    let config = format!(
+        r#"{{"gateway":{{"origin":"https://gw.example"}},"jwks":{{"https_cluster":"https"}},"policy":{{"inline":{document}}}}}"#
+    );
+    let (_, policy): (Config, Policy) = Config::parse(config.as_bytes(), &|_| None).ok()?;
+    Some(PolicySource::Inline(policy))
+}
+
+/// All that any of the documents names.
+#[derive(Default)]
+struct Names {
+    orgs: Vec<String>,
+    digests: Vec<String>,
+    clients: Vec<String>,
+    jtis: Vec<String>,
+}
+
+impl Names {
+    fn note(&mut self, document: &str) {
+        let Some(json) = Json::read(document.as_bytes()) else { return };
+        let mut texts =
+            |value: &Json, list: fn(&mut Self) -> &mut Vec<String>| list(self).extend(value.text().map(str::to_owned));
+        for orgs in json.exactly("orgs") {
+            let Json::Object(orgs) = orgs else { continue };
+            for (name, org) in orgs {
+                texts(&Json::Text(name.clone()), |names| &mut names.orgs);
+                for key in org.exactly("api_keys").flat_map(Json::elements) {
+                    key.exactly("sha256").for_each(|digest| texts(digest, |names| &mut names.digests));
+                }
+                for client in org.exactly("oauth_clients").flat_map(Json::elements) {
+                    client.exactly("client_id").for_each(|id| texts(id, |names| &mut names.clients));
+                }
+                for jti in org.exactly("revoked_tokens").flat_map(|revoked| revoked.exactly("jti")).flat_map(Json::elements) {
+                    texts(jti, |names| &mut names.jtis);
+                }
+            }
+        }
+    }
+
+    fn assert_same(&self, whole: &PolicySource, parts: &PolicySource, host: &FuzzHost) {
+        let show = |value: &dyn std::fmt::Debug| format!("{value:?}");
+        assert_eq!(show(&whole.signing_keys(host)), show(&parts.signing_keys(host)));
+        for org in self.orgs.iter().filter_map(|name| OrgName::parse(name)) {
+            let (one, other) = (whole.org(&org, host), parts.org(&org, host));
+            assert_eq!(one.is_some(), other.is_some(), "{org}");
+            if let (Some(one), Some(other)) = (one, other) {
+                assert_eq!(
+                    (one.limits(), one.offers_oauth(), one.has_clients()),
+                    (other.limits(), other.offers_oauth(), other.has_clients())
+                );
+                assert!(one.issuers().eq(other.issuers()));
+                assert!(
+                    one.issuers().all(|issuer| show(&one.identity_provider(issuer)) == show(&other.identity_provider(issuer)))
+                );
+                for client in &self.clients {
+                    for jti in self.jtis.iter().map(String::as_str).chain(["none"]) {
+                        let moments = [0, 1_700_000_000, 1_800_000_000].map(UnixTime::from_secs);
+                        assert!(
+                            moments.iter().all(|at| one.has_revoked(jti, client, *at) == other.has_revoked(jti, client, *at))
+                        );
+                    }
+                }
+            }
+            for digest in self.digests.iter().filter_map(|hex| KeyDigest::from_hex(hex)) {
+                assert_eq!(whole.api_key(&digest, &org, NOW, host), parts.api_key(&digest, &org, NOW, host), "{org}");
+            }
+        }
+        for id in &self.clients {
+            assert_eq!(show(&whole.oauth_client(id, host)), show(&parts.oauth_client(id, host)), "{id}");
+        }
+    }
+}

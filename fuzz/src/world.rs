@@ -1,0 +1,78 @@
+//! A gateway with two tenants, for the targets that judge whole requests.
+
+use std::sync::LazyLock;
+
+use apexmcp_auth::config::Config;
+use apexmcp_auth::jose::jwk::{JwkSet, RsaPublicKey};
+use apexmcp_auth::policy::Policy;
+use apexmcp_auth::time::UnixTime;
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use rsa::RsaPrivateKey;
+use rsa::pkcs8::{EncodePrivateKey, LineEnding};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// The present.
+pub const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+/// `gateway.origin`
+pub const ORIGIN: &str = "https://gw.example";
+/// The API key of acme, good for the connectors notes and files.
+pub const API_KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
+/// The secret of each client.
+pub const SECRET: &str = "apx_secret_0123456789abcdefghijABCD";
+/// The clients, with their orgs and scopes.
+pub const CLIENTS: [(&str, &str, &str); 3] = [
+    ("apx_client_acme0000", "acme", "mcp:call"),
+    ("apx_client_scoped00", "acme", "mcp:call:files mcp:call:notes"),
+    ("apx_client_other000", "other", "mcp:call"),
+];
+/// The identity providers: org, issuer, and the letter of the key.
+pub const PROVIDERS: [(&str, &str, u8); 2] = [("acme", "https://idp.example/a", b'a'), ("other", "https://idp.example/b", b'b')];
+
+/// The public key of a letter. Nobody has the private one, and [`crate::host`] needs none.
+pub fn key_of(letter: u8) -> RsaPublicKey {
+    let mut modulus = [letter | 1; 256];
+    modulus[0] = 0x80 | letter;
+    RsaPublicKey::from_components(&modulus, &[1, 0, 1]).expect("a key")
+}
+
+/// The set that publishes the key of a letter under that id.
+pub fn jwk_set(letter: u8) -> JwkSet {
+    let key = key_of(letter);
+    let number = |bytes| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+    let kid = char::from(letter).to_string();
+    let set = json!({"keys": [{"kty": "RSA", "kid": kid, "n": number(key.modulus()), "e": number(key.exponent())}]});
+    JwkSet::parse(set.to_string().as_bytes()).expect("a set")
+}
+
+/// The configuration and the policy.
+pub fn config() -> (Config, Policy) {
+    static PEM: LazyLock<String> = LazyLock::new(|| {
+        let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).expect("a key");
+        key.to_pkcs8_pem(LineEnding::LF).expect("PEM").to_string()
+    });
+    let sha256 = |secret: &str| hex::encode(Sha256::digest(secret));
+    let org = |name: &str| {
+        let clients = CLIENTS.iter().filter(|(_, org, _)| *org == name).map(|(id, _, scopes)| {
+            json!({"client_id": id, "secret_sha256": [sha256(SECRET)], "scopes": scopes.split(' ').collect::<Vec<_>>()})
+        });
+        let providers = PROVIDERS.iter().filter(|(org, ..)| *org == name).map(|(_, issuer, letter)| {
+            json!({"issuer": issuer, "jwks_uri": format!("{issuer}/{}", char::from(*letter)), "audience": "apexmcp", "default_scopes": ["mcp:call:notes"]})
+        });
+        json!({"oauth_clients": clients.collect::<Vec<_>>(), "identity_providers": providers.collect::<Vec<_>>()})
+    };
+    let mut acme = org("acme");
+    acme["api_keys"] = json!([{"id": "k1", "sha256": sha256(API_KEY), "connectors": ["notes", "files"]}]);
+    let config: Value = json!({
+        "gateway": {"origin": ORIGIN},
+        "jwks": {"https_cluster": "https"},
+        "tokens": {"cache_size": 64},
+        "policy": {"inline": {
+            "signing_keys": [{"kid": "s1", "private_key_env": "SIGNING_KEY"}],
+            "orgs": {"acme": acme, "other": org("other")},
+        }},
+    });
+    let environment = |name: &str| (name == "SIGNING_KEY").then(|| PEM.clone());
+    Config::parse(config.to_string().as_bytes(), &environment).expect("a configuration")
+}

@@ -1,0 +1,95 @@
+//! Project Wycheproof's signatures of RSASSA-PKCS1-v1_5 with SHA-256 and 2048 bits, at both verifiers: the one in pure
+//! Rust, for hosts that have none, and Envoy's own, through the whole filter. Both must say the same, and what Wycheproof says.
+//!
+//! The vectors sign short texts with keys of which only the public half is known, and neither verifier takes anything but a
+//! token. So each is carried over: what its signature holds under its own key, with the hash of a token's signing input in
+//! the place of its message's, is signed with the issuer's key as it stands, padding, garbage and all. A signature that is
+//! longer, shorter or greater than its modulus becomes one of this key that is so in the same way.
+
+use apexmcp_auth::jose::compact::CompactJws;
+use apexmcp_auth::jose::jwk::RsaPublicKey;
+use apexmcp_auth::jose::signature::verify_in_rust;
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use rsa::traits::{PrivateKeyParts, PublicKeyParts};
+use rsa::{BigUint, RsaPrivateKey};
+use serde_json::json;
+use wasm_test::gateway::{Setup, plugin};
+use wasm_test::http::Request;
+use wasm_test::issuer::Issuer;
+use wasm_test::token::Key;
+use wasm_test::upstream;
+use wycheproof::TestResult;
+use wycheproof::rsa_pkcs1_verify::{TestFlag, TestName, TestSet};
+
+/// A vector: its signature, its message, and the key that made it.
+struct Vector<'v> {
+    signature: &'v [u8],
+    message: &'v [u8],
+    modulus: BigUint,
+    exponent: BigUint,
+}
+
+impl Vector<'_> {
+    /// The same by `key` for `input`.
+    fn carried_over(&self, key: &RsaPrivateKey, input: &[u8]) -> Vec<u8> {
+        let number = BigUint::from_bytes_be(self.signature);
+        let (times, rest) = (&number / &self.modulus, &number % &self.modulus);
+        let mut encoded = left_padded(&rest.modpow(&self.exponent, &self.modulus), self.modulus.to_bytes_be().len());
+        let hash = hmac_sha256::Hash::hash(self.message);
+        if let Some(at) = encoded.windows(hash.len()).position(|window| window == hash) {
+            encoded.splice(at..at + hash.len(), hmac_sha256::Hash::hash(input));
+        }
+        let signed = (BigUint::from_bytes_be(&encoded) % key.n()).modpow(key.d(), key.n());
+        left_padded(&(signed + times * key.n()), self.signature.len())
+    }
+}
+
+/// The number in so many bytes, or as many as it needs.
+fn left_padded(number: &BigUint, length: usize) -> Vec<u8> {
+    let bytes = number.to_bytes_be();
+    [vec![0; length.saturating_sub(bytes.len())], bytes].concat()
+}
+
+#[tokio::test]
+async fn both_verifiers_say_what_wycheproof_says() {
+    let key = Key::first("a");
+    let upstream = upstream::start().await;
+    let issuer = Issuer::start(&[&key]).await;
+    let gateway = Setup::new(plugin(&json!({"acme": {"identity_providers": [issuer.record()]}}))).start(&upstream).await;
+    let jwk = key.jwk();
+    let number = |name: &str| BASE64_URL_SAFE_NO_PAD.decode(jwk[name].as_str().expect("a number")).expect("base64url");
+    let public = RsaPublicKey::from_components(&number("n"), &number("e")).expect("a key");
+
+    let set = TestSet::load(TestName::Rsa2048Sha256).expect("the vectors");
+    let (mut good, mut bad) = (0, 0);
+    for group in &set.test_groups {
+        for test in &group.tests {
+            let vector = Vector {
+                signature: &test.sig,
+                message: &test.msg,
+                modulus: BigUint::from_bytes_be(&group.key.n),
+                exponent: BigUint::from_bytes_be(&group.key.e),
+            };
+            let what = format!("{}: {} {:?}", test.tc_id, test.comment, test.flags);
+            let claims = issuer.claims_with(&json!({"vector": test.tc_id}));
+            let token = key.token_signed_by(&claims, |key, input| vector.carried_over(key, input));
+            let by_rust = verify_in_rust(&public, &CompactJws::parse(&token).expect("a token"));
+            let by_host = gateway.send(&Request::tools_list("/mcp/acme").bearer(&token)).await.status == 200;
+            let expected = match test.result {
+                TestResult::Valid => true,
+                TestResult::Invalid => false,
+                // Without the NULL parameters of the hash's identifier. RFC 8017 §9.2 has one encoding and §8.2.2 compares
+                // with that; its note 1 lets others be more liberal, and each liberty is a second spelling of a token.
+                TestResult::Acceptable => {
+                    assert!(test.flags.contains(&TestFlag::MissingNull), "{what}");
+                    false
+                }
+            };
+            assert_eq!((by_rust, by_host), (expected, expected), "{what}");
+            *if expected { &mut good } else { &mut bad } += 1;
+        }
+    }
+    println!("{good} good and {bad} bad signatures");
+    assert!(good > 0 && bad > 100, "{good} good, {bad} bad");
+}
