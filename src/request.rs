@@ -101,7 +101,7 @@ impl CredentialHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{head, serialized};
+    use crate::testing::head;
 
     #[test]
     fn the_path_ends_at_its_query() {
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_name_that_could_not_be_removed_is_none() {
-        let map = |name: &str| SerializedMap::parse(serialized(&[(name, "a")])).unwrap();
+        let map = |name: &str| SerializedMap::of(&[(name, "a")]).unwrap();
         assert!(RequestHead::new(map("x-apexmcp-org")).is_some());
         assert!(RequestHead::new(map("x-apexmcp-\u{e4}")).is_none());
     }

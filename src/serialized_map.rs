@@ -12,6 +12,23 @@ impl SerializedMap {
         map.is_whole().then_some(map)
     }
 
+    /// The map of these members; `None` where one is longer than a number tells.
+    pub fn of<N: AsRef<[u8]>, V: AsRef<[u8]>>(members: &[(N, V)]) -> Option<Self> {
+        let mut bytes = u32::try_from(members.len()).ok()?.to_le_bytes().to_vec();
+        for (name, value) in members {
+            for text in [name.as_ref(), value.as_ref()] {
+                bytes.extend(u32::try_from(text.len()).ok()?.to_le_bytes());
+            }
+        }
+        for (name, value) in members {
+            for text in [name.as_ref(), value.as_ref()] {
+                bytes.extend(text);
+                bytes.push(0);
+            }
+        }
+        Some(Self(bytes))
+    }
+
     fn is_whole(&self) -> bool {
         let Some((lengths, mut texts)) = self.sections() else { return false };
         lengths.iter().all(|lengths| member(lengths, &mut texts).is_some()) && texts.is_empty()
@@ -51,7 +68,6 @@ fn zero_terminated<'m>(texts: &mut &'m [u8], length: usize) -> Option<&'m [u8]> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::serialized;
     use proptest::prelude::*;
 
     #[test]
@@ -69,7 +85,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_written_is_read(members: Vec<(String, Vec<u8>)>) {
-            let map = SerializedMap::parse(serialized(&members)).unwrap();
+            let map = SerializedMap::parse(SerializedMap::of(&members).unwrap().0).unwrap();
             let read: Vec<_> = map.iter().map(|(name, value)| (String::from_utf8(name.to_vec()).unwrap(), value.to_vec())).collect();
             prop_assert_eq!(read, members);
         }

@@ -20,18 +20,9 @@ use crate::oauth::signing_key::SigningKey;
 use crate::request::RequestHead;
 use crate::serialized_map::SerializedMap;
 
-/// A map as Envoy hands it over.
-pub(crate) fn serialized<N: AsRef<[u8]>, V: AsRef<[u8]>>(members: &[(N, V)]) -> Vec<u8> {
-    let length = |text: &[u8]| u32::try_from(text.len()).unwrap().to_le_bytes();
-    let count = u32::try_from(members.len()).unwrap().to_le_bytes();
-    let lengths = members.iter().flat_map(|(name, value)| [length(name.as_ref()), length(value.as_ref())]).flatten();
-    let texts = members.iter().flat_map(|(name, value)| [name.as_ref(), b"\0", value.as_ref(), b"\0"]).flatten().copied();
-    count.into_iter().chain(lengths).chain(texts).collect()
-}
-
 /// A request's head.
 pub(crate) fn head<N: AsRef<[u8]>, V: AsRef<[u8]>>(headers: &[(N, V)]) -> RequestHead {
-    RequestHead::new(SerializedMap::parse(serialized(headers)).unwrap()).unwrap()
+    RequestHead::new(SerializedMap::of(headers).unwrap()).unwrap()
 }
 
 /// An issuer's key, made anew for each run of the tests.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use apexmcp_auth::request::RequestHead;
+use apexmcp_auth::serialized_map::SerializedMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
@@ -186,6 +188,11 @@ pub fn form(body: &[u8]) -> Vec<(String, String)> {
             (plain(halves.next().unwrap_or_default()), plain(halves.next().unwrap_or_default()))
         })
         .collect()
+}
+
+/// These headers as the filter gets them.
+pub fn request_head(headers: &[(String, Vec<u8>)]) -> Option<RequestHead> {
+    RequestHead::new(SerializedMap::of(headers)?)
 }
 
 /// A request's headers as an input writes them: `name: value` lines up to an empty one, and what follows that.

@@ -7,7 +7,6 @@ use apexmcp_auth::gateway::Gateway;
 use apexmcp_auth::jose::jwk::RsaPublicKey;
 use apexmcp_auth::jwks::{JwksUri, Record};
 use apexmcp_auth::principal::{Method, Principal};
-use apexmcp_auth::request::RequestHead;
 use apexmcp_auth::route::RouteSettings;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -77,8 +76,8 @@ fn judge(worker: &mut Worker, token: &Token, request: &[u8]) {
         }
     }
 
-    let step =
-        exchange::start(&mut worker.gateway, RequestHead::new(headers.clone()), RouteSettings::default(), NOW, &worker.host);
+    let Some(head) = reader::request_head(&headers) else { return };
+    let step = exchange::start(&mut worker.gateway, head, RouteSettings::default(), NOW, &worker.host);
     match step {
         Step::Forward(forward, _) => {
             let principal = forward.principal.as_deref().expect("nothing passes without");
@@ -140,9 +139,15 @@ fn check_admitted(
     assert_eq!(principal.org().as_str(), org, "it is who it is in this org alone");
     let carriers: Vec<_> = headers.iter().filter(|(name, _)| name == "x-api-key" || name == "authorization").collect();
     let [(name, value)] = carriers.as_slice() else { panic!("one credential") };
-    assert!(forward.remove.contains(name), "the credential goes no further");
+    assert!(forward.remove.iter().any(|removed| removed == name), "the credential goes no further");
     let could_be_identity = |name: &&String| name.replace('_', "-").starts_with("x-apexmcp-");
-    assert!(headers.iter().map(|(name, _)| name).filter(could_be_identity).all(|name| forward.remove.contains(name)));
+    assert!(
+        headers
+            .iter()
+            .map(|(name, _)| name)
+            .filter(could_be_identity)
+            .all(|name| forward.remove.iter().any(|removed| removed == name))
+    );
     assert!(principal.attributes().iter().all(|value| value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')));
 
     if principal.method() == Method::ApiKey {
@@ -169,7 +174,7 @@ fn check_admitted(
         .collect();
     if principal.method() == Method::Byoidp {
         let is_trusted = |(of, issuer, letter): &(&str, &str, u8)| (*of, *issuer, *letter) == (&*org, text("iss"), token.signer);
-        assert!(PROVIDERS.iter().any(|provider| is_trusted(provider)), "{org} trusts no such key");
+        assert!(PROVIDERS.iter().any(is_trusted), "{org} trusts no such key");
         assert!(audiences.contains(&"apexmcp") && !text("sub").is_empty());
         let granted = if claimed.is_empty() { vec!["mcp:call:notes"] } else { claimed };
         assert!(words(principal).iter().all(|word| word.is_empty() || granted.contains(&word.as_str())));

@@ -3,7 +3,6 @@
 use apexmcp_auth::oauth::attempts::Attempts;
 use apexmcp_auth::oauth::token_endpoint::{TokenEndpoint, TokenError};
 use apexmcp_auth::policy::source::PolicySource;
-use apexmcp_auth::request::RequestHead;
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 
@@ -27,7 +26,7 @@ pub fn check(data: &[u8]) {
             value.splice(at.., encoded.bytes());
         }
     }
-    let head = RequestHead::new(headers.clone());
+    let Some(head) = reader::request_head(&headers) else { return };
     let host = FuzzHost::default();
     let issued = WORLD.with(|(config, policy)| {
         TokenEndpoint { config, policy, attempts: &mut Attempts::default(), host: &host, now: NOW }.issue(&head, body)
