@@ -8,7 +8,7 @@ FUNC_E := .tools/bin/func-e
 # npm writes this file last.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
 
-.PHONY: help run test build image bench lint setup prerequisites clean
+.PHONY: help run test build image bench fuzz lint setup prerequisites clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -30,6 +30,9 @@ image: build ## dist/apexmcp-auth.oci.tar for Istio and Envoy Gateway, its bill 
 bench: setup build $(RATELIMIT) ## what it costs; prints a table and writes target/bench.json
 	@command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
 	@.tools/bin/python bench/bench.py
+
+fuzz: prerequisites ## one fuzz target for long: TARGET=jws MINUTES=60
+	@scripts/fuzz "$(TARGET)" "$(MINUTES)"
 
 lint: setup ## format, clippy (native and wasm), dependency audit
 	cargo fmt --all --check
