@@ -169,7 +169,7 @@ fn check_admitted(
         .collect();
     if principal.method() == Method::Byoidp {
         let is_trusted = |(of, issuer, letter): &(&str, &str, u8)| (*of, *issuer, *letter) == (&*org, text("iss"), token.signer);
-        assert!(PROVIDERS.iter().any(|provider| is_trusted(provider)), "{org} trusts no such key");
+        assert!(PROVIDERS.iter().any(is_trusted), "{org} trusts no such key");
         assert!(audiences.contains(&"apexmcp") && !text("sub").is_empty());
         let granted = if claimed.is_empty() { vec!["mcp:call:notes"] } else { claimed };
         assert!(words(principal).iter().all(|word| word.is_empty() || granted.contains(&word.as_str())));
