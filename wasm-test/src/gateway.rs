@@ -268,9 +268,21 @@ impl Gateway {
 
     /// Gives the filter another configuration, which may be any text, and awaits Envoy's verdict: whether it took it.
     pub async fn reconfigure(&self, plugin: &Value) -> bool {
+        self.take(&self.setup.filter(plugin)).await
+    }
+
+    /// Has Envoy load the module from another file, or again from where it was built, and awaits the verdict.
+    pub async fn load_module(&self, file: Option<&Path>) -> bool {
+        let mut filter = self.setup.filter(&self.setup.plugin);
+        if let Some(file) = file {
+            filter["resources"][0]["typed_config"]["config"]["vm_config"]["code"]["local"]["filename"] = json!(file);
+        }
+        self.take(&filter).await
+    }
+
+    async fn take(&self, filter: &Value) -> bool {
         let (taken, refused) = self.reloads().await;
-        let filter = self.setup.filter(plugin).to_string();
-        self.folder().write(FILTER, &filter).expect("the filter is written");
+        self.folder().write(FILTER, &filter.to_string()).expect("the filter is written");
         eventually("Envoy's verdict on a configuration", async || match self.reloads().await {
             (now_taken, _) if now_taken > taken => Some(true),
             (_, now_refused) if now_refused > refused => Some(false),

@@ -1,14 +1,15 @@
 //! A configuration that is wrong is refused with all that is wrong in it, and the one in force stays.
 
 use serde_json::{Value, json};
-use wasm_test::eventually;
 use wasm_test::gateway::{Setup, plugin};
 use wasm_test::http::Request;
 use wasm_test::issuer::Issuer;
 use wasm_test::load::Load;
 use wasm_test::policy::{api_key, api_key_record, merged};
+use wasm_test::process::Folder;
 use wasm_test::token::Key;
 use wasm_test::upstream::{self, Arrived};
+use wasm_test::{eventually, repository};
 
 fn orgs(keys: &[&str]) -> Value {
     json!({"acme": {"api_keys": keys.iter().map(|id| api_key_record(id)).collect::<Vec<Value>>()}})
@@ -137,4 +138,27 @@ async fn a_change_under_load_refuses_no_valid_request() {
     println!("{CHANGES} changes under {sent} requests: {} refused", refused.len());
     assert!(refused.is_empty(), "{refused:?}");
     assert_eq!(issuer.requests(), 1, "the key set outlives the configuration");
+}
+
+/// As an operator upgrades, and goes back: the filter's file names another module.
+#[tokio::test]
+async fn another_module_under_load_refuses_no_valid_request() {
+    let upstream = upstream::start().await;
+    let setup = Setup::new(plugin(&orgs(&["key_all"]))).workers(2);
+    let modules = Folder::new().expect("a folder");
+    let built = std::fs::read(repository().join("dist/apexmcp_auth.wasm")).expect("the module");
+    // The same with a custom section more is another module to Envoy.
+    std::fs::write(modules.file("other.wasm"), [built.as_slice(), b"\x00\x02\x01x"].concat()).expect("a module");
+    let gateway = setup.start(&upstream).await;
+    let load = Load::start(gateway.client(), vec![Request::tools_list("/mcp/acme").api_key(&api_key("key_all"))]);
+    for module in [Some(modules.file("other.wasm")), None] {
+        load.until_sent(100).await;
+        assert!(gateway.load_module(module.as_deref()).await);
+        load.until_sent(100).await;
+    }
+    let (sent, refused) = load.stop().await;
+    println!("two modules under {sent} requests: {} refused", refused.len());
+    assert!(refused.is_empty(), "{refused:?}");
+    // On the main thread and both workers, once with each.
+    assert!(gateway.log().matches("signatures are verified by").count() >= 6, "{}", gateway.log());
 }
