@@ -1,5 +1,7 @@
 //! Envoy itself, with any configuration whose ports are 0.
 
+use std::cell::Cell;
+
 use serde_json::Value;
 
 use crate::http::{CASE_HEADER, Client, Reply, Request};
@@ -16,12 +18,13 @@ pub struct Envoy {
     client: Client,
     admin: Client,
     process: Process,
+    may_trap: Cell<bool>,
 }
 
 impl Drop for Envoy {
     /// Nothing that a test sends may end the module's VM.
     fn drop(&mut self) {
-        if !std::thread::panicking() {
+        if !std::thread::panicking() && !self.may_trap.get() {
             let log = self.log();
             for sign in ["panicked at", "in-VM backtrace"] {
                 assert!(!log.contains(sign), "the module trapped:\n{log}");
@@ -87,7 +90,7 @@ impl Envoy {
         })
         .await;
         let client = client_of(&admin, GATEWAY_LISTENER).await;
-        Self { folder, client, admin, process }
+        Self { folder, client, admin, process, may_trap: Cell::new(false) }
     }
 
     /// A client of another of its listeners.
@@ -96,6 +99,11 @@ impl Envoy {
     /// Where it has none of this name.
     pub async fn client_of(&self, listener: &str) -> Client {
         client_of(&self.admin, listener).await
+    }
+
+    /// From now on the module may trap: it is made to.
+    pub fn may_trap(&self) {
+        self.may_trap.set(true);
     }
 
     /// A client of its listener.

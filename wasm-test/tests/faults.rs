@@ -1,0 +1,215 @@
+//! What is around the filter breaks while it works: nobody is admitted who should not be, and nobody refused whose keys are
+//! known. What else breaks is elsewhere: answers of many kinds that are no key set, providers that are down, clients that hang up
+//! in `key_sets.rs`; a real provider killed in `identity_provider.rs`; Settings gone, or its document bad in `settings.rs` and
+//! `remote_policy.rs`; the rate limit service gone in `limits.rs`; other configurations and modules in `configuration.rs`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use walrus::{FunctionBuilder, Module, ValType};
+use wasm_test::gateway::{Gateway, Setup, plugin};
+use wasm_test::http::Request;
+use wasm_test::issuer::{Behaviour, Issuer};
+use wasm_test::load::Load;
+use wasm_test::policy::{api_key, api_key_record, merged};
+use wasm_test::process::{Folder, argument, run};
+use wasm_test::token::Key;
+use wasm_test::upstream::{self, Arrived};
+use wasm_test::{eventually, repository};
+
+fn call(token: &str) -> Request {
+    Request::tools_list("/mcp/acme").bearer(token)
+}
+
+fn document(body: &Value) -> Behaviour {
+    Behaviour::Document { status: 200, body: body.to_string() }
+}
+
+#[tokio::test]
+async fn a_provider_that_breaks_later_stops_nobody_whose_key_is_known() {
+    let (key, other) = (Key::first("a"), Key::second("a"));
+    let set = |keys: Vec<Value>| json!({ "keys": keys });
+    let faults = [
+        ("slow", Behaviour::Hang),
+        ("dead", Behaviour::HangUp),
+        ("500", Behaviour::Document { status: 500, body: set(vec![other.jwk()]).to_string() }),
+        ("redirecting", Behaviour::Document { status: 302, body: set(vec![other.jwk()]).to_string() }),
+        ("HTML", Behaviour::Document { status: 200, body: "<html>Log in</html>".to_owned() }),
+        ("emptied", document(&set(Vec::new()))),
+        ("10,000 keys", document(&set(vec![other.jwk(); 10_000]))),
+        ("50 MB", document(&merged(set(vec![other.jwk()]), &json!({"pad": "x".repeat(50_000_000)})))),
+    ];
+    let mut issuers = Vec::new();
+    for (what, fault) in faults {
+        issuers.push((what, fault, Issuer::start(&[&key]).await));
+    }
+    let upstream = upstream::start().await;
+    let records: Vec<Value> = issuers.iter().map(|(.., issuer)| issuer.record()).collect();
+    let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refresh_interval": "1s", "timeout": "1s"}});
+    let configuration = merged(plugin(&json!({"acme": {"identity_providers": records}})), &jwks);
+    let gateway = Setup::new(configuration).workers(2).start(&upstream).await;
+    for (what, _, issuer) in &issuers {
+        gateway.admits(what, &call(&key.token(&issuer.claims()))).await;
+    }
+
+    for (_, fault, issuer) in &issuers {
+        issuer.behave(fault.clone());
+    }
+    let good = issuers.iter().map(|(.., issuer)| call(&key.token(&issuer.claims()))).collect();
+    let asked: Vec<usize> = issuers.iter().map(|(.., issuer)| issuer.requests()).collect();
+    let load = Load::start(gateway.client(), good);
+    // Until each has shown its fault twice, at least.
+    for ((what, _, issuer), asked) in issuers.iter().zip(asked) {
+        eventually(what, async || {
+            // Signed by the key that the broken answers hold, under the id of the good one.
+            let reply = gateway.send(&call(&other.token(&issuer.claims()))).await;
+            assert_eq!((reply.status, &reply.json()["reason"]), (401, &json!("signature_invalid")), "{what}");
+            (issuer.requests() >= asked + 2).then_some(())
+        })
+        .await;
+    }
+    let (sent, refused) = load.stop().await;
+    println!("{} faults under {sent} requests: {} refused", issuers.len(), refused.len());
+    assert!(refused.is_empty(), "{refused:?}");
+}
+
+#[tokio::test]
+async fn two_keys_of_one_id_are_both_tried() {
+    let (first, second, third) = (Key::first("a"), Key::second("a"), Key::second("b"));
+    let issuer = Issuer::start(&[&first, &second]).await;
+    let upstream = upstream::start().await;
+    let gateway = Setup::new(plugin(&json!({"acme": {"identity_providers": [issuer.record()]}}))).start(&upstream).await;
+    for key in [&first, &second] {
+        gateway.admits("either key", &call(&key.token(&issuer.claims()))).await;
+    }
+    let refusal = gateway.refuses("no key of this id", &call(&third.token(&issuer.claims()))).await;
+    assert_eq!(refusal.reason, "key_unknown");
+}
+
+/// A provider whose whole answer is `bytes`, each so long after the other.
+async fn answering(bytes: Vec<u8>, pause: Duration) -> (u16, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("its address").port();
+    let accepting = tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let bytes = bytes.clone();
+            tokio::spawn(async move {
+                let mut head = [0; 1];
+                connection.read_exact(&mut head).await?;
+                let size = if pause.is_zero() { bytes.len() } else { 1 };
+                for part in bytes.chunks(size) {
+                    connection.write_all(part).await?;
+                    tokio::time::sleep(pause).await;
+                }
+                connection.read_to_end(&mut Vec::new()).await
+            });
+        }
+    });
+    (port, accepting)
+}
+
+#[tokio::test]
+async fn a_provider_that_cannot_be_understood_or_found_is_503() {
+    let key = Key::first("a");
+    let set = json!({"keys": [key.jwk()]}).to_string();
+    let folder = Folder::new().expect("a folder");
+    folder.write("keys", &set).expect("a file");
+    run("gzip", &[argument(&folder.file("keys"))]).await;
+    let zipped = std::fs::read(folder.file("keys.gz")).expect("what gzip wrote");
+    let head = |more: &str, length: usize| format!("HTTP/1.1 200 OK\r\n{more}content-length: {length}\r\n\r\n").into_bytes();
+    let zipped = [head("content-encoding: gzip\r\n", zipped.len()), zipped].concat();
+    let plain = [head("", set.len()), set.into_bytes()].concat();
+    let (gzip, _gzip) = answering(zipped, Duration::ZERO).await;
+    let (drip, _drip) = answering(plain.clone(), Duration::from_secs(1)).await;
+    let (good, _good) = answering(plain, Duration::ZERO).await;
+
+    let uris = [
+        ("gzip", format!("http://127.0.0.1:{gzip}/keys")),
+        ("a byte a second", format!("http://127.0.0.1:{drip}/keys")),
+        ("no such host", "http://no-such-host.invalid/keys".to_owned()),
+        ("good", format!("http://127.0.0.1:{good}/keys")),
+    ];
+    let record = |(_, uri): &(&str, String)| json!({"issuer": uri, "jwks_uri": uri, "audience": "apexmcp"});
+    let records: Vec<Value> = uris.iter().map(record).collect();
+    let jwks = json!({"jwks": {"http_cluster": "jwks_http", "timeout": "1s"}});
+    let upstream = upstream::start().await;
+    let gateway = Setup::new(merged(plugin(&json!({"acme": {"identity_providers": records}})), &jwks)).start(&upstream).await;
+    let any = Issuer::start(&[]).await;
+    for (what, uri) in &uris {
+        let request = call(&key.token(&any.claims_with(&json!({"iss": uri}))));
+        if *what == "good" {
+            gateway.admits(what, &request).await;
+        } else {
+            let refusal = gateway.refuses(what, &request).await;
+            assert_eq!((refusal.status, &*refusal.reason), (503, "jwks_unavailable"), "{what}");
+        }
+    }
+}
+
+/// The module, but with a trap in the place of this callback of `(i32, i32, i32) -> i32`.
+fn trapping_at(callback: &str) -> Vec<u8> {
+    let mut module = Module::from_file(repository().join("dist/apexmcp_auth.wasm")).expect("the module");
+    let mut builder = FunctionBuilder::new(&mut module.types, &[ValType::I32; 3], &[ValType::I32]);
+    builder.func_body().unreachable();
+    let arguments = [(); 3].map(|()| module.locals.add(ValType::I32)).to_vec();
+    let trap = builder.finish(arguments, &mut module.funcs);
+    let export = module.exports.iter_mut().find(|export| export.name == callback).expect("the callback");
+    export.item = trap.into();
+    module.emit_wasm()
+}
+
+async fn until_back(gateway: &Gateway, request: &Request) {
+    eventually("the module is back", async || Arrived::of(&gateway.send(request).await)).await;
+}
+
+#[tokio::test]
+async fn a_module_that_traps_refuses_and_comes_back() {
+    let upstream = upstream::start().await;
+    let gateway = Setup::new(plugin(&json!({"acme": {"api_keys": [api_key_record("key_all")]}}))).start(&upstream).await;
+    gateway.may_trap();
+    let modules = Folder::new().expect("a folder");
+    std::fs::write(modules.file("trapping.wasm"), trapping_at("proxy_on_request_body")).expect("a module");
+    assert!(gateway.load_module(Some(&modules.file("trapping.wasm"))).await);
+
+    // A body traps, after its head was judged; without one, all is as ever.
+    let good = Request::get("/mcp/acme").api_key(&api_key("key_all"));
+    let bad = Request::get("/mcp/acme").api_key(&api_key("key_none"));
+    let fatal = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
+    until_back(&gateway, &good).await;
+    for _ in 0..3 {
+        assert_eq!(gateway.send(&fatal).await.status, 503);
+        // Refused while there is no module, and by the module that is there again.
+        let status = gateway.send(&bad).await.status;
+        assert!(status == 401 || status == 503, "{status}");
+        until_back(&gateway, &good).await;
+        assert_eq!(gateway.send(&bad).await.status, 401);
+    }
+    assert!(gateway.load_module(None).await);
+    eventually("the right module", async || Arrived::of(&gateway.send(&fatal).await)).await;
+    let reloads = gateway.admin().send(&Request::get("/stats?filter=vm_reload_success")).await;
+    let reloads = String::from_utf8_lossy(&reloads.body).into_owned();
+    assert!(reloads.lines().any(|line| line.ends_with(": 3")), "{reloads}");
+}
+
+#[tokio::test]
+async fn a_module_that_always_traps_lets_nobody_in() {
+    let upstream = upstream::start().await;
+    let gateway = Setup::new(plugin(&json!({"acme": {"api_keys": [api_key_record("key_all")]}}))).start(&upstream).await;
+    gateway.may_trap();
+    let modules = Folder::new().expect("a folder");
+    std::fs::write(modules.file("trapping.wasm"), trapping_at("proxy_on_request_headers")).expect("a module");
+    let good = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
+    until_back(&gateway, &good).await;
+    assert!(gateway.load_module(Some(&modules.file("trapping.wasm"))).await);
+    eventually("the worker has it", async || (gateway.send(&good).await.status == 503).then_some(())).await;
+    let arrived = upstream.requests();
+    for request in [&good, &Request::get("/mcp/acme"), &Request::get("/"), &Request::post("/oauth/token")].repeat(5) {
+        assert_eq!(gateway.send(request).await.status, 503);
+    }
+    assert_eq!(upstream.requests(), arrived);
+    assert!(gateway.load_module(None).await);
+    until_back(&gateway, &good).await;
+}
