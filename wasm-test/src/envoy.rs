@@ -1,6 +1,6 @@
 //! Envoy itself, with any configuration whose ports are 0.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
@@ -18,13 +18,13 @@ pub struct Envoy {
     client: Client,
     admin: Client,
     process: Process,
-    may_trap: Cell<bool>,
+    may_trap: AtomicBool,
 }
 
 impl Drop for Envoy {
     /// Nothing that a test sends may end the module's VM.
     fn drop(&mut self) {
-        if !std::thread::panicking() && !self.may_trap.get() {
+        if !std::thread::panicking() && !self.may_trap.load(Ordering::Relaxed) {
             let log = self.log();
             for sign in ["panicked at", "in-VM backtrace"] {
                 assert!(!log.contains(sign), "the module trapped:\n{log}");
@@ -90,7 +90,7 @@ impl Envoy {
         })
         .await;
         let client = client_of(&admin, GATEWAY_LISTENER).await;
-        Self { folder, client, admin, process, may_trap: Cell::new(false) }
+        Self { folder, client, admin, process, may_trap: AtomicBool::new(false) }
     }
 
     /// A client of another of its listeners.
@@ -103,7 +103,7 @@ impl Envoy {
 
     /// From now on the module may trap: it is made to.
     pub fn may_trap(&self) {
-        self.may_trap.set(true);
+        self.may_trap.store(true, Ordering::Relaxed);
     }
 
     /// A client of its listener.
