@@ -17,6 +17,7 @@ use crate::mcp::reply::ListRequest;
 use crate::oauth::discovery::{self, Endpoint};
 use crate::oauth::token_endpoint::{MAX_BODY_LENGTH, TokenError};
 use crate::path::Resource;
+use crate::places::Place;
 use crate::principal::Principal;
 use crate::request::RequestHead;
 use crate::route::{RouteMode, RouteSettings};
@@ -24,11 +25,13 @@ use crate::time::UnixTime;
 
 mod count;
 mod message;
+mod refusal;
 
 use count::Admitted;
 pub use count::{AwaitingCount, ServiceOutcome};
 use message::Content;
 pub use message::{AwaitingMessage, MAX_MESSAGE_READ};
+pub use refusal::AwaitingRest;
 
 /// How long a body may take. It is a short one.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +48,8 @@ pub enum Step {
     Forward(Forward, Record),
     /// Answer it.
     Reply(LocalReply, Record),
+    /// Hold it until the rest of it came, or [`AwaitingRest::is_overdue`], then answer it.
+    ReplyAfterRest(AwaitingRest),
     /// Hold it until [`AwaitingPolicy::is_ready`].
     AwaitPolicy(AwaitingPolicy),
     /// Hold it until [`AwaitingKeySet::is_ready`].
@@ -116,7 +121,7 @@ pub struct AwaitingKeySet {
     key_set: KeySetId,
     seen_revision: u64,
     deadline: UnixTime,
-    _place: Rc<()>,
+    _place: Place,
 }
 
 /// Decides on a request at `now`.
@@ -156,7 +161,7 @@ pub struct AwaitingPolicy {
     route: RouteSettings,
     mode: Mode,
     deadline: UnixTime,
-    _place: Rc<()>,
+    _place: Place,
 }
 
 fn wait_for_policy(
@@ -289,7 +294,7 @@ impl Request {
 
     fn admitted(self, gateway: &Gateway, principal: Rc<Principal>, findings: Findings) -> Admitted {
         let forward = forward(gateway, &self.head, Some(Rc::clone(&principal)));
-        Admitted { resource: self.resource, mode: self.mode, principal, forward, findings }
+        Admitted { head: Some(self.head), resource: self.resource, mode: self.mode, principal, forward, findings }
     }
 
     /// The joined endpoint, asked by who may use some of the connectors behind it.
@@ -337,7 +342,7 @@ fn refuse(
 ) -> Step {
     let record = Record::Resource { refused: Some(denial.reason), findings };
     match mode {
-        Mode::Enforce => Step::Reply(gateway.reply(&denial, resource, host), record),
+        Mode::Enforce => refusal::step(gateway, Some(head), gateway.reply(&denial, resource, host), record),
         // Nothing is proven, so nothing is asserted; and nobody else may assert it.
         Mode::Shadow => Step::Forward(forward(gateway, head, None), record),
     }

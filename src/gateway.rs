@@ -11,7 +11,7 @@ use crate::jose::claims;
 use crate::jose::compact::{CompactJws, Type};
 use crate::jose::jwk::RsaPublicKey;
 use crate::jose::signature;
-use crate::jwks::{KeySetId, KeySets, Lookup, MAX_WAITING};
+use crate::jwks::{KeySetId, KeySets, Lookup};
 use crate::limits;
 use crate::limits::local::Exceeded;
 use crate::limits::standing::Standing;
@@ -20,6 +20,7 @@ use crate::oauth::attempts::Attempts;
 use crate::oauth::discovery::Document;
 use crate::oauth::token_endpoint::{TokenEndpoint, TokenError};
 use crate::path::Resource;
+use crate::places::{Place, Places};
 use crate::policy::Policy;
 use crate::policy::remote::{Publication, RemotePolicy};
 use crate::policy::source::PolicySource;
@@ -41,8 +42,10 @@ pub struct Gateway {
     pub policy: PolicySource,
     tokens: TokenCache,
     attempts: Attempts,
-    /// Its clones are held by those who wait for the first policy.
-    waiters: Rc<()>,
+    /// Of those who wait for the first policy.
+    waiters: Places,
+    /// Of those who are refused once they have come whole.
+    refused: Places,
 }
 
 /// Why a request is not admitted.
@@ -112,7 +115,7 @@ impl Gateway {
             }
         };
         let tokens = TokenCache::new(config.tokens.cache_size);
-        Self { config, key_sets, policy, tokens, attempts: Attempts::default(), waiters: Rc::default() }
+        Self { config, key_sets, policy, tokens, attempts: Attempts::default(), waiters: Places::default(), refused: Places::default() }
     }
 
     /// Checks a document of the Settings service, and publishes it to all threads.
@@ -127,8 +130,14 @@ impl Gateway {
     }
 
     /// A place among those who wait for the first policy, for as long as it is held; `None` where all are taken.
-    pub fn wait_for_policy(&self) -> Option<Rc<()>> {
-        (Rc::strong_count(&self.waiters) <= MAX_WAITING).then(|| Rc::clone(&self.waiters))
+    pub fn wait_for_policy(&self) -> Option<Place> {
+        self.waiters.take()
+    }
+
+    /// A place among those who are refused once they have come whole, for as long as it is held; `None` where all are
+    /// taken.
+    pub fn wait_for_rest(&self) -> Option<Place> {
+        self.refused.take()
     }
 
     /// Judges whether the request of `head` may use `resource`.

@@ -13,6 +13,7 @@ use http::Uri;
 use serde::{Deserialize, Serialize};
 
 use crate::jose::jwk::{JwkSet, JwkSetError};
+use crate::places::{Place, Places};
 use crate::time::UnixTime;
 
 /// First pause after a failed fetch; it doubles with each further one.
@@ -21,9 +22,6 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// How long after a fetch's timeout its claim still holds, so that its own failure is recorded first.
 const CLAIM_MARGIN: Duration = Duration::from_secs(1);
-/// Requests that may wait for one set in a thread: each keeps its headers and a connection. One issuer's outage takes
-/// no place from another's.
-pub(crate) const MAX_WAITING: usize = 1024;
 /// How old a used copy of the record may get before it is compared with the shared one.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -224,7 +222,8 @@ pub struct KeySet {
     is_used: Cell<bool>,
     wants_unknown_kid: bool,
     /// Its clones are held by those who wait for this set.
-    waiters: Rc<()>,
+    /// Of those who wait for this set: one issuer's outage takes no place from another's.
+    waiters: Places,
 }
 
 impl KeySet {
@@ -239,7 +238,7 @@ impl KeySet {
             synced_at: UnixTime::default(),
             is_used: Cell::new(false),
             wants_unknown_kid: false,
-            waiters: Rc::default(),
+            waiters: Places::default(),
         }
     }
 
@@ -299,13 +298,13 @@ impl KeySet {
     }
 
     /// A place among those who wait for this set, for as long as it is held; `None` where all are taken.
-    pub fn wait(&self) -> Option<Rc<()>> {
-        (Rc::strong_count(&self.waiters) <= MAX_WAITING).then(|| Rc::clone(&self.waiters))
+    pub fn wait(&self) -> Option<Place> {
+        self.waiters.take()
     }
 
     /// Whether the copy must be compared with the shared record: somebody waits, a fetch is due, or it is in use and old.
     pub fn is_sync_due(&self, now: UnixTime) -> bool {
-        Rc::strong_count(&self.waiters) > 1
+        self.waiters.is_any_taken()
             || self.wants_unknown_kid
             || (now >= self.record.next_fetch_at && !self.record.is_claimed(now))
             || (self.is_used.get() && now.since(self.synced_at) >= SYNC_INTERVAL)

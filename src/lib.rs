@@ -24,6 +24,7 @@ pub mod mcp;
 pub mod names;
 pub mod oauth;
 pub mod path;
+pub mod places;
 pub mod policy;
 pub mod principal;
 pub mod problem;

@@ -32,6 +32,11 @@ impl RequestHead {
         self.value(":method")
     }
 
+    /// How long the body will be, RFC 9110 §8.6; `None` where it isn't said in advance.
+    pub fn content_length(&self) -> Option<usize> {
+        std::str::from_utf8(self.values("content-length").next()?).ok()?.parse().ok()
+    }
+
     /// Whether the body is of this media type, whatever its parameters.
     pub fn has_media_type(&self, wanted: &str) -> bool {
         let essence = self.value("content-type").split(|byte| *byte == b';').next().unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Forward, Record, Step};
+use super::{Forward, Record, Step, refusal};
 use crate::config::{LimitStore, Mode, OnError};
 use crate::denial::{Denial, LocalReply, Reason};
 use crate::gateway::{Count, Findings, Gateway};
@@ -12,11 +12,14 @@ use crate::limits::service;
 use crate::limits::standing::Standing;
 use crate::path::Resource;
 use crate::principal::Principal;
+use crate::request::RequestHead;
 use crate::time::UnixTime;
 
 /// A request that may pass as far as its credential goes.
 #[derive(Debug)]
 pub(super) struct Admitted {
+    /// `None` where its body was read.
+    pub(super) head: Option<RequestHead>,
     pub(super) resource: Resource,
     pub(super) mode: Mode,
     pub(super) principal: Rc<Principal>,
@@ -54,7 +57,10 @@ impl Admitted {
     pub(super) fn refuse(self, gateway: &Gateway, denial: &Denial, host: &dyn Host) -> Step {
         let record = Record::Resource { refused: Some(denial.reason), findings: self.findings };
         match self.mode {
-            Mode::Enforce => Step::Reply(gateway.reply(denial, Some(&self.resource), host), record),
+            Mode::Enforce => {
+                let reply = gateway.reply(denial, Some(&self.resource), host);
+                refusal::step(gateway, self.head.as_ref(), reply, record)
+            }
             Mode::Shadow => Step::Forward(self.forward, record),
         }
     }

@@ -71,7 +71,7 @@ impl AwaitingMessage {
         let Self { resource, mode, principal, findings, .. } = self;
         let admitted = |lists| {
             let forward = Forward { lists, ..Forward::default() };
-            Admitted { resource, mode, principal, forward, findings }
+            Admitted { head: None, resource, mode, principal, forward, findings }
         };
         match judged {
             Ok(lists) => admitted(lists.filter(|_| mode == Mode::Enforce)).count(gateway, now, host),
@@ -82,7 +82,8 @@ impl AwaitingMessage {
     /// Something behind answers with this status before the message was decided on.
     pub fn answered_early(self, status: u16, gateway: &Gateway, host: &dyn Host) -> (Option<LocalReply>, Record) {
         let Self { resource, mode, principal, findings, .. } = self;
-        Admitted { resource, mode, principal, forward: Forward::default(), findings }.answered_early(status, gateway, host)
+        let forward = Forward::default();
+        Admitted { head: None, resource, mode, principal, forward, findings }.answered_early(status, gateway, host)
     }
 
     fn judge(&self, bytes: &[u8], gateway: &Gateway) -> Result<Option<ListRequest>, Denial> {

@@ -2,8 +2,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::Config;
-use crate::jwks::{MAX_WAITING, Record as KeySetRecord};
+use crate::jwks::Record as KeySetRecord;
 use crate::names::ConnectorId;
+use crate::places::MAX_WAITING;
 use crate::policy::source::PolicySource;
 use crate::testing::{self, TestHost};
 
@@ -83,6 +84,7 @@ fn reason(step: &Step) -> &'static str {
         Step::ReadBody(_) => "read body",
         Step::Inspect(..) => "inspect",
         Step::Count(_) => "count",
+        Step::ReplyAfterRest(_) => "await rest",
         Step::Forward(_, record) | Step::Reply(_, record) => record.reason(),
     }
 }
@@ -217,6 +219,35 @@ fn waiting_is_bounded_in_number() {
     assert_eq!(reason(&world.bearer(&token)), "jwks_unavailable");
     waiting.pop();
     assert_eq!(reason(&world.bearer(&token)), "await", "who leaves makes room");
+}
+
+#[test]
+fn a_refusal_waits_for_the_rest_of_a_short_request() {
+    let mut world = World::new();
+    for (length, expected) in [
+        (None, "credential_missing"),
+        (Some("0"), "credential_missing"),
+        (Some("1"), "await rest"),
+        (Some("65536"), "await rest"),
+        (Some("65537"), "credential_missing"),
+        (Some("-1"), "credential_missing"),
+        (Some("99999999999999999999"), "credential_missing"),
+    ] {
+        let headers: Vec<_> = length.map(|length| ("content-length", length)).into_iter().collect();
+        assert_eq!(reason(&world.start("/mcp/acme", &headers)), expected, "{length:?}");
+    }
+    let Step::ReplyAfterRest(mut waiting) = world.start("/mcp/acme", &[("content-length", "1")]) else { panic!("must wait") };
+    assert!(!waiting.is_overdue(world.now), "the time begins with the first look");
+    assert!(!waiting.is_overdue(world.now.plus(Duration::from_millis(249))));
+    assert!(waiting.is_overdue(world.now.plus(Duration::from_millis(250))));
+    let step = waiting.proceed();
+    assert_eq!((reason(&step), status(&step)), ("credential_missing", 401));
+
+    let mut waiting: Vec<Step> = (0..MAX_WAITING).map(|_| world.start("/mcp/acme", &[("content-length", "1")])).collect();
+    assert!(waiting.iter().all(|step| reason(step) == "await rest"));
+    assert_eq!(reason(&world.start("/mcp/acme", &[("content-length", "1")])), "credential_missing");
+    waiting.pop();
+    assert_eq!(reason(&world.start("/mcp/acme", &[("content-length", "1")])), "await rest");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::metrics::Metrics;
 use crate::config::LimitStore;
 use crate::denial::{Denial, Reason};
 use crate::exchange::{
-    self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, Forward, Record, Step,
+    self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, AwaitingRest, Forward, Record, Step,
 };
 use crate::gateway::{Findings, Gateway};
 use crate::limits::service;
@@ -73,17 +73,20 @@ enum Awaiting {
     KeySet(AwaitingKeySet),
     Body(AwaitingBody),
     Message(AwaitingMessage),
+    Rest(AwaitingRest),
     /// The answer comes under this number.
     Count(AwaitingCount, u32),
 }
 
 impl Awaiting {
-    /// As much of the body as is read, where one is awaited.
+    /// As much of the body as is waited for, where one is awaited.
     fn max_body(&self) -> Option<usize> {
         match self {
             Self::Policy(_) | Self::KeySet(_) | Self::Count(..) => None,
             Self::Body(_) => Some(exchange::MAX_BODY_READ),
             Self::Message(_) => Some(exchange::MAX_MESSAGE_READ),
+            // All, which is not read.
+            Self::Rest(_) => Some(usize::MAX),
         }
     }
 }
@@ -267,6 +270,13 @@ impl Plugin {
             Step::AwaitPolicy(exchange) => self.hold(id, flow, Awaiting::Policy(exchange)),
             Step::Await(exchange) => self.hold(id, flow, Awaiting::KeySet(exchange)),
             Step::ReadBody(exchange) => self.hold(id, flow, Awaiting::Body(exchange)),
+            Step::ReplyAfterRest(exchange) => {
+                if flow.body_is_whole.get() || self.pausing.get() == Pausing::All {
+                    self.apply(exchange.proceed(), id, flow);
+                } else {
+                    self.hold(id, flow, Awaiting::Rest(exchange));
+                }
+            }
             Step::Reply(reply, record) => {
                 self.note(&record);
                 flow.is_answered.set(true);
@@ -378,7 +388,7 @@ impl Plugin {
                 self.counts.borrow_mut().remove(&token);
                 exchange.answered_early(status, gateway_now, &self.envoy)
             }
-            Awaiting::Policy(_) | Awaiting::KeySet(_) | Awaiting::Body(_) => return None,
+            Awaiting::Policy(_) | Awaiting::KeySet(_) | Awaiting::Body(_) | Awaiting::Rest(_) => return None,
         };
         drop(gateway);
         self.note(&record);
@@ -402,12 +412,18 @@ impl Plugin {
         }
         let Some(Held { flow, awaiting }) = held.remove(&id) else { return };
         drop(held);
-        let body = hostcalls::request_body(awaiting.max_body().unwrap_or_default());
         let mut gateway = self.gateway.borrow_mut();
         let Some(gateway_now) = gateway.as_mut() else { return };
         let step = match awaiting {
-            Awaiting::Body(exchange) => exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy),
-            Awaiting::Message(exchange) => exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy),
+            Awaiting::Body(exchange) => {
+                let body = hostcalls::request_body(exchange::MAX_BODY_READ);
+                exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy)
+            }
+            Awaiting::Message(exchange) => {
+                let body = hostcalls::request_body(exchange::MAX_MESSAGE_READ);
+                exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy)
+            }
+            Awaiting::Rest(exchange) => exchange.proceed(),
             Awaiting::Policy(_) | Awaiting::KeySet(_) | Awaiting::Count(..) => return,
         };
         drop(gateway);
@@ -451,6 +467,12 @@ impl Plugin {
                     log::warn!("a body did not arrive in time; the filter needs allow_on_headers_stop_iteration to read bodies");
                     exchange.give_up(TokenError::BodyTimeout)
                 }
+                (Awaiting::Rest(exchange), _) => {
+                    if self.pausing.get() == Pausing::Unknown {
+                        self.pausing.set(Pausing::All);
+                    }
+                    exchange.proceed()
+                }
                 (Awaiting::Message(_) | Awaiting::Count(..), _) | (Awaiting::Policy(_) | Awaiting::KeySet(_), None) => continue,
             };
             self.apply(step, id, &flow);
@@ -462,10 +484,11 @@ impl Plugin {
     fn take_ready(&self, now: UnixTime) -> Vec<(u32, Held)> {
         let gateway = self.gateway.borrow();
         let Some(gateway) = gateway.as_ref() else { return Vec::new() };
-        let is_ready = |_: &u32, held: &mut Held| match &held.awaiting {
+        let is_ready = |_: &u32, held: &mut Held| match &mut held.awaiting {
             Awaiting::Policy(exchange) => exchange.is_ready(gateway, now),
             Awaiting::KeySet(exchange) => exchange.is_ready(gateway, now),
             Awaiting::Body(exchange) => exchange.is_overdue(now),
+            Awaiting::Rest(exchange) => exchange.is_overdue(now),
             Awaiting::Message(_) | Awaiting::Count(..) => false,
         };
         self.held.borrow_mut().extract_if(is_ready).collect()

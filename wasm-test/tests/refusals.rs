@@ -1,7 +1,7 @@
 //! Every row of the contract's table of refusals.
 
 use serde_json::json;
-use wasm_test::gateway::{ORIGIN, Setup, plugin};
+use wasm_test::gateway::{Gateway, ORIGIN, Setup, plugin};
 use wasm_test::http::Request;
 use wasm_test::issuer::{Behaviour, Issuer};
 use wasm_test::policy::{api_key, api_key_record, merged};
@@ -190,5 +190,38 @@ async fn whether_an_org_exists_cannot_be_told() {
             };
             assert_eq!(refused("exists").await, refused("unknown").await, "{what}");
         }
+    }
+}
+
+/// The replies to as many requests as one connection serves: the first is refused.
+async fn replies_on_one_connection(gateway: &Gateway, first: &str) -> Vec<String> {
+    let last = "GET /mcp/acme HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n";
+    let replies = gateway.client().send_bytes([first, last].concat().as_bytes()).await;
+    replies.split("HTTP/1.1 ").skip(1).map(|reply| reply.split(' ').next().unwrap_or_default().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_refusal_leaves_the_connection_to_the_next_request() {
+    let upstream = upstream::start().await;
+    let plugin = plugin(&json!({"acme": {"api_keys": [api_key_record("key_all")]}}));
+    let gateway = Setup::new(plugin.clone()).start(&upstream).await;
+    let post = "POST /mcp/acme HTTP/1.1\r\nhost: gateway\r\n";
+    let whole = format!("{post}content-length: 2\r\n\r\n{{}}");
+    let key = format!("x-api-key: {}\r\n", api_key("key_none"));
+    for first in [&whole, &whole.replace("\r\nhost", &format!("\r\n{key}host"))] {
+        assert_eq!(replies_on_one_connection(&gateway, first).await, ["401", "401"], "{first}");
+    }
+    // How much is to come is not known, or too much: it is answered at once, and Envoy closes.
+    for first in [format!("{post}transfer-encoding: chunked\r\n\r\n"), format!("{post}content-length: 70000\r\n\r\n")] {
+        assert_eq!(gateway.client().send_bytes(first.as_bytes()).await.matches("HTTP/1.1 401").count(), 1, "{first}");
+    }
+    // What is said to come does not: it is answered all the same.
+    let unfinished = format!("{post}content-length: 2\r\n\r\n");
+    assert_eq!(gateway.client().send_bytes(unfinished.as_bytes()).await.matches("HTTP/1.1 401").count(), 1);
+
+    // Where a held head holds its body, the first one waits in vain, and the next ones are answered at once.
+    let gateway = Setup::new(plugin).holding_bodies().start(&upstream).await;
+    for expected in [2, 1, 1] {
+        assert_eq!(replies_on_one_connection(&gateway, &whole).await, vec!["401"; expected]);
     }
 }

@@ -96,7 +96,7 @@ fn judge(worker: &mut Worker, token: &Token, request: &[u8]) {
             }
         }
         Step::Pass | Step::Count(_) | Step::AwaitPolicy(_) => panic!("nothing here leads to this: {step:?}"),
-        Step::Reply(..) | Step::Await(_) | Step::ReadBody(_) => {}
+        Step::Reply(..) | Step::ReplyAfterRest(_) | Step::Await(_) | Step::ReadBody(_) => {}
     }
 }
 
