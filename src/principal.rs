@@ -38,35 +38,46 @@ pub struct Principal {
     org: OrgName,
     method: Method,
     scopes: ScopeSet,
-    /// Stable and unique: `<org>/key/<id>`, `<org>/client/<client_id>` or `<org>/idp/<issuer>#<sub>`.
-    name: Box<str>,
-    /// The key's id, the client's or the token's `sub`.
-    subject: Box<str>,
-    /// `scopes`, rendered once.
-    scope: Box<str>,
+    /// The name, stable and unique: `<org>/key/<id>`, `<org>/client/<client_id>` or `<org>/idp/<issuer>#<sub>`; behind it
+    /// `scopes`. In one piece, for each request reads it, and what lies in many places comes slowly.
+    text: Box<str>,
+    /// Where in `text` the subject begins: the key's id, the client's or the token's `sub`.
+    subject_at: usize,
+    /// Where in `text` the name and the subject end.
+    name_end: usize,
     limits: Subjects,
 }
 
 impl Principal {
     /// Whoever holds the API key `id`.
     pub(crate) fn of_api_key(org: &OrgName, id: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
-        Self::new(org, Method::ApiKey, format!("{org}/key/{id}"), id.to_owned(), scopes, limits)
+        Self::new(org, Method::ApiKey, format!("{org}/key/"), id, scopes, limits)
     }
 
     /// The OAuth client `id`.
     pub(crate) fn of_client(org: &OrgName, id: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
-        Self::new(org, Method::Oauth, format!("{org}/client/{id}"), id.to_owned(), scopes, limits)
+        Self::new(org, Method::Oauth, format!("{org}/client/"), id, scopes, limits)
     }
 
     /// Whom `issuer`, an identity provider of the org, calls `sub`.
     pub(crate) fn of_identity_provider(org: &OrgName, issuer: &str, sub: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
-        let subject = HeaderSafe(sub).to_string();
-        Self::new(org, Method::Byoidp, format!("{org}/idp/{}#{subject}", HeaderSafe(issuer)), subject, scopes, limits)
+        Self::new(org, Method::Byoidp, format!("{org}/idp/{}#", HeaderSafe(issuer)), HeaderSafe(sub), scopes, limits)
     }
 
-    fn new(org: &OrgName, method: Method, name: String, subject: String, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
-        let scope = scopes.to_string().into();
-        Rc::new(Self { org: org.clone(), method, scopes, name: name.into(), subject: subject.into(), scope, limits })
+    /// Whose name is `namespace` and then `subject`.
+    fn new(
+        org: &OrgName,
+        method: Method,
+        namespace: String,
+        subject: impl fmt::Display,
+        scopes: ScopeSet,
+        limits: Subjects,
+    ) -> Rc<Self> {
+        let subject_at = namespace.len();
+        let name = format!("{namespace}{subject}");
+        let name_end = name.len();
+        let text = format!("{name}{scopes}").into();
+        Rc::new(Self { org: org.clone(), method, scopes, text, subject_at, name_end, limits })
     }
 
     /// The org to which the credential belongs.
@@ -91,7 +102,9 @@ impl Principal {
 
     /// Its values for [`ATTRIBUTES`], in their order: visible ASCII and single spaces.
     pub fn attributes(&self) -> [&str; ATTRIBUTES.len()] {
-        [self.org.as_str(), &self.name, &self.subject, self.method.word(), &self.scope]
+        let (name, scope) = self.text.split_at_checked(self.name_end).unwrap_or_default();
+        let subject = name.get(self.subject_at..).unwrap_or_default();
+        [self.org.as_str(), name, subject, self.method.word(), scope]
     }
 }
 
@@ -101,11 +114,11 @@ struct HeaderSafe<'a>(&'a str);
 
 impl fmt::Display for HeaderSafe<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in self.0.bytes() {
-            if byte.is_ascii_graphic() && byte != b'%' {
-                write!(formatter, "{}", char::from(byte))?;
-            } else {
-                write!(formatter, "%{byte:02X}")?;
+        let is_safe = |byte: u8| byte.is_ascii_graphic() && byte != b'%';
+        for run in self.0.as_bytes().chunk_by(|one, other| is_safe(*one) && is_safe(*other)) {
+            match std::str::from_utf8(run) {
+                Ok(text) if text.bytes().all(is_safe) => formatter.write_str(text)?,
+                _ => run.iter().try_for_each(|byte| write!(formatter, "%{byte:02X}"))?,
             }
         }
         Ok(())
@@ -119,7 +132,7 @@ mod tests {
 
     fn subject(sub: &str) -> String {
         let org = OrgName::parse("acme").unwrap();
-        Principal::of_identity_provider(&org, "https://idp", sub, ScopeSet::default(), Subjects::default()).subject.to_string()
+        Principal::of_identity_provider(&org, "https://idp", sub, ScopeSet::default(), Subjects::default()).attributes()[2].to_owned()
     }
 
     #[test]
