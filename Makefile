@@ -8,7 +8,7 @@ FUNC_E := .tools/bin/func-e
 # npm writes this file last.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
 
-.PHONY: help run test build image bench versions fuzz lint setup prerequisites clean
+.PHONY: help run test build image bench versions fuzz reproducible lint setup prerequisites clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -36,6 +36,9 @@ versions: setup build $(RATELIMIT) $(FUNC_E) ## the core scenarios in Envoy 1.36
 
 fuzz: prerequisites ## one fuzz target for long: TARGET=jws MINUTES=60
 	@scripts/fuzz "$(TARGET)" "$(MINUTES)"
+
+reproducible: prerequisites ## builds the module in two clean clones and compares them
+	scripts/reproducible
 
 lint: setup ## format, clippy (native and wasm), dependency audit
 	cargo fmt --all --check
