@@ -13,7 +13,8 @@ use super::metrics::Metrics;
 use crate::config::LimitStore;
 use crate::denial::{Denial, Reason};
 use crate::exchange::{
-    self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, AwaitingRest, Forward, Record, Step,
+    self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, AwaitingRest, Forward,
+    Record, Step,
 };
 use crate::gateway::{Findings, Gateway};
 use crate::limits::service;
@@ -27,6 +28,9 @@ use crate::time::UnixTime;
 
 /// The namespace of this filter in a route's `filter_metadata`.
 const METADATA_NAMESPACE: &str = "apexmcp";
+
+/// So many refusals in a row are hasty.
+const MAX_HASTY: u32 = 63;
 
 /// Filter state of [`ATTRIBUTES`], for access logs and RBAC as `wasm.<name>`.
 const FILTER_STATE: [&str; ATTRIBUTES.len()] =
@@ -48,6 +52,8 @@ pub(super) struct Plugin {
     pub(super) serves_requests: Cell<bool>,
     /// What a held head holds with it.
     pausing: Cell<Pausing>,
+    /// How many refusals did not wait for the rest of their requests since one did.
+    hasty: Cell<u32>,
 }
 
 /// What Envoy holds while a head is paused. The module can't ask; it sees.
@@ -271,7 +277,7 @@ impl Plugin {
             Step::Await(exchange) => self.hold(id, flow, Awaiting::KeySet(exchange)),
             Step::ReadBody(exchange) => self.hold(id, flow, Awaiting::Body(exchange)),
             Step::ReplyAfterRest(exchange) => {
-                if flow.body_is_whole.get() || self.pausing.get() == Pausing::All {
+                if flow.body_is_whole.get() || self.is_hasty() {
                     self.apply(exchange.proceed(), id, flow);
                 } else {
                     self.hold(id, flow, Awaiting::Rest(exchange));
@@ -301,6 +307,15 @@ impl Plugin {
                 }
             }
         }
+    }
+
+    /// Whether to refuse at once, because the rest of a request does not come before its head is answered. Now and then one
+    /// waits all the same: a client that was slow looks like an Envoy that holds bodies, and would be believed for ever.
+    fn is_hasty(&self) -> bool {
+        let hasty = self.hasty.get();
+        let is_hasty = self.pausing.get() == Pausing::All && hasty < MAX_HASTY;
+        self.hasty.set(if is_hasty { hasty.saturating_add(1) } else { 0 });
+        is_hasty
     }
 
     /// Asks the rate limit service. From the root context: what a stream asks for is lost with it.
