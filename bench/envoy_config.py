@@ -22,8 +22,9 @@ class Listener:
 
     name: str
     filters: Callable[[], list[dict]] = list
-    # The body of every answer, JSON.
+    # The body of every answer.
     answer: Callable[[], str] = str
+    answer_type: str = "application/json"
 
 
 @cache
@@ -46,7 +47,7 @@ def listener_config(listener: Listener, org: str, port: int = 0) -> dict:
     manager["http_filters"] = [*listener.filters(), body_buffer(), router]
     answer = listener.answer()
     direct_response = {"status": 200} | ({"body": {"inline_string": answer}} if answer else {})
-    json_type = {"header": {"key": "content-type", "value": "application/json"}}
+    json_type = {"header": {"key": "content-type", "value": listener.answer_type}}
     manager["route_config"]["max_direct_response_body_size_bytes"] = max(len(answer), 1)
     manager["route_config"]["virtual_hosts"][0]["routes"] = [
         {"match": {"path": f"/mcp/{org}/{PROBE}"}, "route": {"cluster": "upstream"}},

@@ -42,6 +42,11 @@ VARIANTS = 64
 # Of the large ones at a time: more would wait for each other, and for wrk, which has to write them.
 LARGE_AT_A_TIME = 4
 CONNECTOR = "notes"
+EVENTS = "text/event-stream"
+# As many scopes, each of a connector, as a token has room for.
+SCOPES = 800
+# As long a path is looked at where unmatched ones pass.
+PATH_BYTES = 8 * 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,7 @@ class Hostile:
     @property
     def bare(self) -> Row:
         """The same bytes, and the same answer, without any filter."""
-        listener = BARE_LIST if self.row.listener.answer is large_list else BARE
+        listener = BARE_WITH_ANSWER.get(self.row.listener.answer, BARE)
         return Row(f"{self.row.name}_bare", listener, self.row.requests, connections=self.row.connections)
 
 
@@ -86,8 +91,15 @@ def large_list() -> str:
     return f'{{"jsonrpc":"2.0","id":1,"result":{{"tools":[{tools}]}}}}'
 
 
+def many_events() -> str:
+    return ":\n\n" * (LIST_BYTES // 3)
+
+
 BARE = Listener("bare")
-BARE_LIST = Listener("bare_list", answer=large_list)
+BARE_WITH_ANSWER = {
+    large_list: Listener("bare_list", answer=large_list),
+    many_events: Listener("bare_events", answer=many_events, answer_type=EVENTS),
+}
 
 
 class World:
@@ -101,8 +113,18 @@ class World:
         self.open = self._listener("open", gateway={"unmatched_paths": "allow"})
         self.lists = self._listener("lists", tool_list)
         self.large_lists = self._listener("large_lists", large_list)
+        self.events = self._listener("events", many_events, answer_type=EVENTS)
+        scopes = " ".join(f"mcp:call:c{number}" for number in range(SCOPES))
+        self.many_scopes = ("Authorization", f"Bearer {parties.idp.token(scope=scopes)}")
 
-    def _listener(self, name: str, answer: Callable[[], str] = str, gateway: dict | None = None, tokens: dict | None = None) -> Listener:
+    def _listener(
+        self,
+        name: str,
+        answer: Callable[[], str] = str,
+        answer_type: str = "application/json",
+        gateway: dict | None = None,
+        tokens: dict | None = None,
+    ) -> Listener:
         def filters() -> list[dict]:
             org = self.parties.org([self.key])
             org["api_keys"].append({"id": "scoped", "sha256": sha256(self.scoped_key), "connectors": [CONNECTOR]})
@@ -110,7 +132,7 @@ class World:
             config["gateway"] |= gateway or {}
             return [module(name, config)]
 
-        return Listener(name, filters, answer)
+        return Listener(name, filters, answer, answer_type)
 
     def goods(self) -> list[Row]:
         parties, scoped = self.parties, ("X-API-Key", self.scoped_key)
@@ -186,8 +208,15 @@ class World:
             return request
 
         def path(name: str, text: str) -> list[Hostile]:
-            long = mcp_call(ORG).at(f"/{filled(HEAD_BYTES - 600, lambda _: text, '')}")
-            return [head(f"{name}_denied", long, 404), head(f"{name}_open", long, 200, self.open)]
+            """Where only MCP paths pass, and where all do that nobody could take for one."""
+
+            def request(size: int) -> Request:
+                return mcp_call(ORG).at("/" + filled(size - 1, lambda _: text, ""))
+
+            return [
+                head(f"path_56k_{name}", request(HEAD_BYTES - 600), 404),
+                head(f"path_8k_{name}_open", request(PATH_BYTES), 200, self.open),
+            ]
 
         key_elsewhere = Numbered.of(with_key(self.key, f"org-{LONG_NUMBER}"))
         return [
@@ -197,35 +226,44 @@ class World:
             head("headers_56k", with_headers(mcp_call(ORG), "x-padding-", "x" * (HEAD_BYTES // HEADERS - 30)), 401),
             head("headers_look_alike", with_headers(with_key(self.key), "x-apexmcp-", "x"), 200),
             # Decoded as often as is looked at; with a `/` each, so that there are as many segments.
-            *path("path_56k_escapes", "%252541"),
-            *path("path_56k_segments", "a/"),
-            *path("path_56k_both", "%252541/"),
+            *path("escapes", "%252541"),
+            *path("segments", "a/"),
+            *path("both", "%252541/"),
             # Who resolves dots does so before decoding, between, or after.
-            *path("path_56k_dots", "a/%25252e%25252e/"),
+            *path("dots", "a/%25252e%25252e/"),
         ]
 
     def _messages(self) -> list[Hostile]:
-        def message(name: str, body: str, status: int) -> Hostile:
-            request = Request(f"/mcp/{ORG}", (("Content-Type", "application/json"), ("X-API-Key", self.scoped_key)), body)
+        scoped = ("X-API-Key", self.scoped_key)
+
+        def message(name: str, body: str, status: int, credential: tuple[str, str] = scoped) -> Hostile:
+            request = Request(f"/mcp/{ORG}", (("Content-Type", "application/json"), credential), body)
             return Hostile(Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME), "good_large_call")
 
         def call(arguments: str) -> str:
             return f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{CONNECTOR}__write","arguments":{arguments}}}}}'
 
-        def one_of_batch(number: int) -> str:
-            return f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"c{number}__a"}}}}'
+        def batch(connectors: int) -> str:
+            start, end = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"c', '__a"}}'
+            return f"[{filled(MESSAGE_BYTES, lambda number: f'{start}{number % connectors}{end}')}]"
+
+        def listing(name: str, listener: Listener, credential: tuple[str, str] = scoped) -> Hostile:
+            request = list_request(ORG).with_header(*credential)
+            return Hostile(Row(name, listener, lambda: [request], connections=LARGE_AT_A_TIME), "good_list")
 
         room = MESSAGE_BYTES - len(call("")) - 10
         deep = filled(room, lambda _: nested(MESSAGE_DEPTH))
         flat = call('{"a":[' + filled(room, lambda _: "0") + "]}")
-        listing = list_request(ORG).with_header("X-API-Key", self.scoped_key)
         return [
             message("message_1m_nested", call('{"a":[' + deep + "]}"), 200),
             message("message_1m_members", call("{" + members(room) + "}"), 200),
             message("message_1m_elements", flat, 200),
-            message("message_1m_batch", f"[{filled(MESSAGE_BYTES, one_of_batch)}]", 403),
+            message("message_1m_batch", batch(MESSAGE_BYTES), 403),
+            message("message_1m_batch_many_scopes", batch(SCOPES), 200, self.many_scopes),
             message("message_1m_broken", flat[:-1], 400),
-            Hostile(Row("list_4m", self.large_lists, lambda: [listing], connections=LARGE_AT_A_TIME), "good_list"),
+            listing("list_4m", self.large_lists),
+            listing("list_4m_many_scopes", self.large_lists, self.many_scopes),
+            listing("list_4m_events", self.events),
         ]
 
     def _forms(self) -> list[Hostile]:

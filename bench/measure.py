@@ -68,7 +68,7 @@ class Bench:
         for check in (Check(first, row.status), *row.checks()):
             status = self._settled(self.port(row), check)
             if status != check.status:
-                raise Fault(f"{row.name}: {check.request.path} was answered with {status}, not {check.status}")
+                raise Fault(f"{row.name}: {check.request.path[:80]} was answered with {status}, not {check.status}")
         if row.forwards:
             _, body = send(self.port(row), first.at(f"{first.path}/{PROBE}"))
             arrived = json.loads(body)
