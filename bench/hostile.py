@@ -40,7 +40,7 @@ MESSAGE_BYTES, LIST_BYTES = 1_040_000, 4_100_000
 CLAIMS_DEPTH, MESSAGE_DEPTH = 14, 60
 VARIANTS = 64
 # Of the large ones at a time: more would wait for each other, and for wrk, which has to write them.
-LARGE_AT_A_TIME = 4
+LARGE_AT_A_TIME = 2
 CONNECTOR = "notes"
 EVENTS = "text/event-stream"
 # As many scopes, each of a connector, as a token has room for.
