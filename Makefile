@@ -5,10 +5,11 @@ RATELIMIT := .tools/bin/ratelimit
 KUBERNETES := .tools/bin/kubernetes
 PROMETHEUS := .tools/bin/prometheus
 FUNC_E := .tools/bin/func-e
+WRK = @command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
 # npm writes this file last.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
 
-.PHONY: help run test build image bench versions fuzz reproducible lint setup prerequisites clean
+.PHONY: help run test build image bench hostile soak versions fuzz reproducible lint setup prerequisites clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -28,8 +29,16 @@ image: build ## dist/apexmcp-auth.oci.tar for Istio and Envoy Gateway, its bill 
 	scripts/image
 
 bench: setup build $(RATELIMIT) ## what it costs; prints a table and writes target/bench.json
-	@command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
+	$(WRK)
 	@.tools/bin/python bench/bench.py
+
+hostile: setup build $(RATELIMIT) ## what the costliest requests cost; prints a table and writes target/hostile.json
+	$(WRK)
+	@.tools/bin/python bench/hostile.py
+
+soak: setup build ## whether memory stays flat, under 10 million requests that differ; writes target/soak.json, docs/memory.svg
+	$(WRK)
+	@.tools/bin/python bench/soak.py
 
 versions: setup build $(RATELIMIT) $(FUNC_E) ## the core scenarios in Envoy 1.36 to 1.40; prints what works where
 	@scripts/versions

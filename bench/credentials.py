@@ -51,8 +51,9 @@ def _sign(private_key_pem: bytes, signed_texts: list[str]) -> list[str]:
 class Issuer:
     """Somebody who signs tokens with one RSA key of 2048 bits: the gateway itself or an identity provider."""
 
-    def __init__(self, url: str, kid: str, typ: str, claims: dict) -> None:
+    def __init__(self, url: str, kid: str, typ: str, claims: dict, life_s: int = TOKEN_LIFE_S) -> None:
         self.url = url
+        self.life_s = life_s
         self.header = {"alg": "RS256", "typ": typ, "kid": kid}
         self.claims = {"iss": url} | claims
         self.private_key_pem = signing_key_pem()
@@ -66,7 +67,7 @@ class Issuer:
 
     def _signed_text(self, **claims) -> str:
         now = int(time.time())
-        payload = self.claims | {"iat": now, "exp": now + TOKEN_LIFE_S, "jti": str(uuid.uuid4())} | claims
+        payload = self.claims | {"iat": now, "exp": now + self.life_s, "jti": str(uuid.uuid4())} | claims
         return ".".join(base64url(json.dumps(part, separators=(",", ":")).encode()) for part in (self.header, payload))
 
     def token(self, **claims) -> str:

@@ -22,8 +22,9 @@ class Listener:
 
     name: str
     filters: Callable[[], list[dict]] = list
-    # The body of every answer, JSON.
+    # The body of every answer.
     answer: Callable[[], str] = str
+    answer_type: str = "application/json"
 
 
 @cache
@@ -46,7 +47,7 @@ def listener_config(listener: Listener, org: str, port: int = 0) -> dict:
     manager["http_filters"] = [*listener.filters(), body_buffer(), router]
     answer = listener.answer()
     direct_response = {"status": 200} | ({"body": {"inline_string": answer}} if answer else {})
-    json_type = {"header": {"key": "content-type", "value": "application/json"}}
+    json_type = {"header": {"key": "content-type", "value": listener.answer_type}}
     manager["route_config"]["max_direct_response_body_size_bytes"] = max(len(answer), 1)
     manager["route_config"]["virtual_hosts"][0]["routes"] = [
         {"match": {"path": f"/mcp/{org}/{PROBE}"}, "route": {"cluster": "upstream"}},
@@ -59,7 +60,7 @@ def listener_config(listener: Listener, org: str, port: int = 0) -> dict:
     return config
 
 
-def _cluster(name: str, port: int, **options) -> dict:
+def cluster(name: str, port: int, **options) -> dict:
     endpoint = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}
     load_assignment = {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]}
     return {"name": name, "type": "STATIC", "load_assignment": load_assignment} | options
@@ -68,15 +69,15 @@ def _cluster(name: str, port: int, **options) -> dict:
 def rate_limit_cluster(port: int) -> dict:
     options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     http2 = {"@type": f"type.googleapis.com/{options}", "explicit_http_config": {"http2_protocol_options": {}}}
-    return _cluster(RATE_LIMIT_CLUSTER, port, typed_extension_protocol_options={options: http2})
+    return cluster(RATE_LIMIT_CLUSTER, port, typed_extension_protocol_options={options: http2})
 
 
 def bootstrap(upstream_port: int) -> dict:
     """The shipped file with no listener yet, its way to JWKS documents, and the bench's upstream."""
     config = {name: copy.deepcopy(shipped()[name]) for name in ("admin", "overload_manager", "stats_config")}
     config["admin"]["address"]["socket_address"]["port_value"] = 0
-    (jwks,) = (cluster for cluster in shipped()["static_resources"]["clusters"] if cluster["name"] == "jwks_http")
-    return config | {"static_resources": {"listeners": [], "clusters": [jwks, _cluster("upstream", upstream_port)]}}
+    (jwks,) = (each for each in shipped()["static_resources"]["clusters"] if each["name"] == "jwks_http")
+    return config | {"static_resources": {"listeners": [], "clusters": [jwks, cluster("upstream", upstream_port)]}}
 
 
 def module(vm_id: str, plugin: dict) -> dict:

@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 import urllib.request
+from urllib.parse import quote
 from pathlib import Path
 
 from load import Fault
 from run import BIN, ROOT, answers
 
 START_TIMEOUT_S = 120
+# A line of smaps that begins a mapping, and how large one is at least that guards a linear memory.
+MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (....) .* 0 *$")
+GUARD_BYTES = 1 << 32
 ENVOY_CORE = 0
 
 
@@ -22,7 +27,7 @@ class Envoy:
         name: str,
         config: dict,
         folder: Path,
-        signing_key_pem: str,
+        environment: dict[str, str],
         *,
         workers: int = 1,
         core: int | None = ENVOY_CORE,
@@ -41,7 +46,7 @@ class Envoy:
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"APEXMCP_SIGNING_KEY": signing_key_pem},
+                env=os.environ | environment,
             )
         try:
             self._await(lambda: admin.exists() and admin.read_text())
@@ -79,9 +84,19 @@ class Envoy:
 
     def server_errors(self) -> int:
         """Answers of 500 and above so far, of all listeners."""
-        name = "http.gateway.downstream_rq_5xx"
-        (stat,) = self._admin(f"stats?format=json&filter=^{name}$")["stats"]
-        return stat["value"]
+        return self._counter("http.gateway.downstream_rq_5xx")
+
+    def answered(self) -> int:
+        """Requests that ended so far, of all listeners."""
+        return self._counter("http.gateway.downstream_rq_completed")
+
+    def _counter(self, name: str) -> int:
+        return self.counters(f"^{name}$").get(name, 0)
+
+    def counters(self, pattern: str) -> dict[str, int]:
+        """Those whose names match, and are used."""
+        stats = self._admin(f"stats?format=json&usedonly&filter={quote(pattern)}")["stats"]
+        return {stat["name"]: stat["value"] for stat in stats if "name" in stat}
 
     def _admin(self, path: str) -> dict:
         with urllib.request.urlopen(f"{self.admin}/{path}") as response:
@@ -99,3 +114,20 @@ class Envoy:
         """Resident memory."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def heap_bytes(self) -> int:
+        """What Envoy itself has allocated: no memory of V8's, and nothing that is free to be used again."""
+        return int(self._admin("memory")["allocated"])
+
+    def module_bytes(self) -> int:
+        """Resident linear memory of all VMs. V8 puts each at the begin of gigabytes that nothing may touch."""
+        total, resident = 0, 0
+        for line in Path(f"/proc/{self.process.pid}/smaps").read_text().splitlines():
+            if mapping := MAPPING.match(line):
+                start, end, mode = mapping.groups()
+                if mode == "---p" and int(end, 16) - int(start, 16) >= GUARD_BYTES:
+                    total += resident
+                resident = 0
+            elif line.startswith("Rss:"):
+                resident = int(line.split()[1]) * 1024
+        return total

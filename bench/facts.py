@@ -37,7 +37,7 @@ class Surroundings:
         return ours(name, lambda: {ORG: self.parties.org(self.parties.keys(keys))})
 
     def envoy(self, name: str, config: dict, **how) -> Envoy:
-        return Envoy(name, config, self.folder, self.parties.gateway.private_key_pem, **how)
+        return Envoy(name, config, self.folder, self.parties.environment, **how)
 
     def with_listeners(self, listeners: list[Listener]) -> dict:
         config = bootstrap(self.upstream.port)

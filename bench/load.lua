@@ -1,8 +1,33 @@
 -- Sends the requests of a file in turn and prints what came of them as one line of JSON.
--- Arguments: the file, whose requests end with a zero byte; how many of them to skip at first; the mean pause of a
+-- Arguments: the file, whose requests end with a zero byte; how many requests to skip at first; the mean pause of a
 -- connection between two requests in milliseconds (0: none).
+-- A request may have marks (see wire.py), in whose place stands another number each time.
 
-local requests, number = {}, 0
+local requests, number, is_marked = {}, 0, false
+
+-- Each three digits as base64.
+local encoded = {}
+
+local function fill_encoded()
+  local alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+  for value = 0, 999 do
+    local digits = string.format("%03d", value)
+    local first, second, third = digits:byte(1, 3)
+    local bits, text = (first * 256 + second) * 256 + third, ""
+    for _ = 1, 4 do
+      local index = bits % 64
+      text = alphabet:sub(index + 1, index + 1) .. text
+      bits = (bits - index) / 64
+    end
+    encoded[digits] = text
+  end
+end
+
+local function fill(template, value)
+  local long = string.format("%012d", value)
+  local marks = { ["\1"] = long, ["\2"] = long:gsub("%d%d%d", encoded), ["\3"] = long:sub(5) }
+  return (template:gsub("[\1\2\3]", marks))
+end
 
 function init(arguments)
   local file = assert(io.open(arguments[1], "rb"))
@@ -14,6 +39,8 @@ function init(arguments)
     requests[#requests + 1] = text:sub(start, stop - 1)
     start = stop + 1
   end
+  is_marked = text:find("[\1\2\3]") ~= nil
+  if is_marked then fill_encoded() end
   number = tonumber(arguments[2])
   local pause = tonumber(arguments[3])
   if pause > 0 then
@@ -23,8 +50,10 @@ function init(arguments)
 end
 
 function request()
-  number = number % #requests + 1
-  return requests[number]
+  local turn = math.floor(number / #requests)
+  local chosen = requests[number - turn * #requests + 1]
+  number = number + 1
+  return is_marked and fill(chosen, turn) or chosen
 end
 
 function done(summary, latency)

@@ -16,7 +16,7 @@ from wire import send
 
 # Until a filter has its policy and its key sets it answers 503.
 READY_TIMEOUT_S = 60
-WARM_UP_S = 1
+WARM_UP_S = 2
 # So many that the pauses at half load are of several milliseconds: wrk counts them in whole ones.
 PAUSED_CONNECTIONS = 128
 
@@ -46,7 +46,7 @@ class Bench:
         # Signing takes long: before Envoy runs, so that no token's hour is spent on other rows.
         self.requests = {row.name: Requests(row.requests(), folder) for row in served}
         try:
-            self.envoy = Envoy("bench", config, folder, parties.gateway.private_key_pem)
+            self.envoy = Envoy("bench", config, folder, parties.environment)
         except BaseException:
             self.rate_limit_service.stop()
             raise
@@ -68,7 +68,7 @@ class Bench:
         for check in (Check(first, row.status), *row.checks()):
             status = self._settled(self.port(row), check)
             if status != check.status:
-                raise Fault(f"{row.name}: {check.request.path} was answered with {status}, not {check.status}")
+                raise Fault(f"{row.name}: {check.request.path[:80]} was answered with {status}, not {check.status}")
         if row.forwards:
             _, body = send(self.port(row), first.at(f"{first.path}/{PROBE}"))
             arrived = json.loads(body)

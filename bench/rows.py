@@ -73,6 +73,11 @@ class Parties:
         self.idp = Issuer("https://idp.example", "idp-1", "JWT", idp_claims | scope)
         self._keys: list[str] = []
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What Envoy's environment holds for the filter."""
+        return {"APEXMCP_SIGNING_KEY": self.gateway.private_key_pem}
+
     def keys(self, count: int) -> list[str]:
         self._keys += [new_api_key() for _ in range(count - len(self._keys))]
         return self._keys[:count]

@@ -1,5 +1,6 @@
 """Requests as the bytes that a client sends: wrk sends the same ones that were checked before."""
 
+import base64
 import http.client
 import json
 import socket
@@ -28,6 +29,31 @@ class Request:
         return "\r\n".join(lines).encode()
 
 
+# What stands for a number that is another one each time, and the mark that load.lua replaces by it: of the same length
+# in the end, so that it may be in a body.
+LONG_NUMBER, SHORT_NUMBER = "900000000009", "90000009"
+MARKS = {
+    LONG_NUMBER.encode(): b"\1",
+    base64.urlsafe_b64encode(LONG_NUMBER.encode()): b"\2",
+    SHORT_NUMBER.encode(): b"\3",
+}
+
+
+@dataclass(frozen=True)
+class Numbered(Request):
+    """A request with a number in it; wrk sends another one each time."""
+
+    @staticmethod
+    def of(request: Request) -> "Numbered":
+        return Numbered(request.path, request.headers, request.body)
+
+    def encode(self) -> bytes:
+        text = super().encode()
+        for number, mark in MARKS.items():
+            text = text.replace(number, mark)
+        return text
+
+
 def mcp_call(org: str) -> Request:
     """A small call without a credential."""
     call = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"notes__titles"}}'
@@ -54,7 +80,8 @@ def token_request(client_id: str, client_secret: str) -> Request:
 def send(port: int, request: Request) -> tuple[int, bytes]:
     """The answer's status and body."""
     with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as connection:
-        connection.sendall(request.encode())
+        # A number that wrk would replace goes as it is.
+        connection.sendall(Request.encode(request))
         response = http.client.HTTPResponse(connection, method="POST")
         response.begin()
         return response.status, response.read()

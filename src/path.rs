@@ -10,6 +10,10 @@ use crate::scope::Scope;
 /// How often a path's percent-encoding is undone, as often as servers behind proxies do it. Each time doubles the work.
 const MAX_DECODINGS: usize = 3;
 
+/// A longer path is not looked at, and counts as one that could be read as an MCP path. Apache and nginx take none of this
+/// length either, and looking at the longest that Envoy takes would cost a worker three milliseconds.
+const MAX_LENGTH: usize = 8 * 1024;
+
 /// The protected resource (RFC 8707, RFC 9728) that a request addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
@@ -74,7 +78,7 @@ impl McpPath {
     /// Whether a router or server could read `path` as lying below this template, after whatever decoding, folding
     /// of case, merging of slashes, dropping of parameters or resolving of dots it does, in whatever order.
     pub fn may_be_read_as_mcp(&self, path: &[u8]) -> bool {
-        self.may_be_read_after(MAX_DECODINGS, path)
+        path.len() > MAX_LENGTH || self.may_be_read_after(MAX_DECODINGS, path)
     }
 
     /// The same, where the percent-encoding may still be undone so often. A server may resolve dots before it decodes, or
@@ -218,6 +222,13 @@ mod tests {
         ] {
             assert_eq!(mcp().resource(path.as_bytes()), None, "{path}");
             assert_eq!(mcp().may_be_read_as_mcp(path.as_bytes()), readable, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_too_long_to_be_looked_at_is_readable() {
+        for (length, readable) in [(MAX_LENGTH, false), (MAX_LENGTH + 1, true)] {
+            assert_eq!(mcp().may_be_read_as_mcp(format!("/{}", "a".repeat(length - 1)).as_bytes()), readable, "{length}");
         }
     }
 

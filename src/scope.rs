@@ -44,9 +44,10 @@ impl fmt::Display for Scope {
 pub struct ScopeSet(Vec<Scope>);
 
 impl ScopeSet {
-    /// Whether this set covers an operation that needs `needed`.
+    /// Whether this set covers an operation that needs `needed`. Asked for each entry of a list, by whose token may have a
+    /// thousand scopes: so they are sorted.
     pub fn covers(&self, needed: &Scope) -> bool {
-        self.0.iter().any(|held| *held == Scope::AllConnectors || held == needed)
+        self.0.first() == Some(&Scope::AllConnectors) || self.0.binary_search(needed).is_ok()
     }
 
     /// What of `asked` this set covers. Who holds single connectors and asks for all gets those: MCP clients ask for
@@ -178,5 +179,9 @@ mod tests {
         assert!(one.covers(&github) && !one.covers(&Scope::AllConnectors));
         assert!(!one.covers(&Scope::parse("mcp:call:git").unwrap()));
         assert!(!ScopeSet::default().covers(&github));
+        let several = parse_words("mcp:call:b mcp:call:c mcp:call:a");
+        let covered = |id: &str| several.covers(&Scope::parse(&format!("mcp:call:{id}")).unwrap());
+        assert!(["a", "b", "c"].into_iter().all(covered) && !["0", "aa", "d"].into_iter().any(covered));
+        assert!(parse_words("mcp:call:b mcp:call").covers(&github));
     }
 }

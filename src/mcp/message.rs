@@ -13,7 +13,7 @@
 //! - escapes inside a method, a name, a URI or an id.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -216,7 +216,7 @@ impl Parts<'_> {
 
 /// The names of an object's members, each of which may come once.
 #[derive(Default)]
-struct Names<'a>(BTreeSet<Cow<'a, str>>);
+struct Names<'a>(HashSet<Cow<'a, str>>);
 
 impl<'a> Names<'a> {
     fn next<A: MapAccess<'a>>(&mut self, members: &mut A) -> Result<Option<Cow<'a, str>>, A::Error> {

@@ -95,7 +95,10 @@ impl ListReply {
                 }
             }
             Form::Events(mut splitter) => {
-                let mut passed: Vec<u8> = splitter.push(chunk).into_iter().flat_map(|event| self.cut_event(event)).collect();
+                let mut passed = Vec::with_capacity(chunk.len());
+                for event in splitter.push(chunk) {
+                    passed.append(&mut self.cut_event(event));
+                }
                 if splitter.pending() > MAX_LENGTH {
                     passed.extend(sse::with_data(&[], &self.request.error()));
                     (passed, Form::Ended)

@@ -1,10 +1,11 @@
 //! Server-sent events (WHATWG HTML §9.2) in a stream that comes in chunks: each event whole, and as it was sent.
 
-/// Splits a stream into events. However it is chunked, the events are the same.
+/// Splits a stream into events. However it is chunked, the events are the same, and each byte is looked at once: a
+/// large event in small chunks must not hold up a worker, nor many small ones in a large chunk.
 #[derive(Debug, Default)]
 pub struct EventSplitter {
     buffer: Vec<u8>,
-    /// Up to here no event ends.
+    /// Up to here no event ends, and after it no line that was looked at.
     searched: usize,
 }
 
@@ -12,11 +13,15 @@ impl EventSplitter {
     /// The events that are whole with `chunk`, each with its blank line.
     pub fn push(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
         self.buffer.extend_from_slice(chunk);
-        let mut events = Vec::new();
+        let (mut events, mut start) = (Vec::new(), 0);
         while let Some(end) = self.end_of_event() {
-            let rest = self.buffer.split_off(end);
-            events.push(std::mem::replace(&mut self.buffer, rest));
-            self.searched = 0;
+            events.extend(self.buffer.get(start..end).map(<[u8]>::to_vec));
+            start = end;
+            self.searched = end;
+        }
+        if start > 0 {
+            self.buffer.drain(..start);
+            self.searched = self.searched.saturating_sub(start);
         }
         events
     }
@@ -31,26 +36,20 @@ impl EventSplitter {
         self.buffer.len()
     }
 
-    /// Where the first event ends: after a line's end that follows another. A CR at the end of what came is not yet one,
+    /// Where the next event ends: after a line's end that follows another. A CR at the end of what came is not yet one,
     /// for its LF may come.
     fn end_of_event(&mut self) -> Option<usize> {
-        let mut at = self.searched;
         loop {
-            let after_line = end_of_line(&self.buffer, at)?;
+            let rest = self.buffer.get(self.searched..)?;
+            let length = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(rest.len());
+            self.searched = self.searched.saturating_add(length);
+            let after_line = self.searched.saturating_add(line_ending(&self.buffer, self.searched)?);
             match line_ending(&self.buffer, after_line)? {
-                0 => at = after_line,
+                0 => self.searched = after_line,
                 length => return Some(after_line.saturating_add(length)),
             }
-            self.searched = at;
         }
     }
-}
-
-/// After the line that begins at `start`, where its end is certain.
-fn end_of_line(buffer: &[u8], start: usize) -> Option<usize> {
-    let length = buffer.get(start..)?.iter().position(|byte| matches!(byte, b'\r' | b'\n'))?;
-    let at = start.saturating_add(length);
-    line_ending(buffer, at).map(|length| at.saturating_add(length))
 }
 
 /// How many bytes of line ending stand at `at`; `None` where that depends on what is still to come.
@@ -154,6 +153,19 @@ mod tests {
                     "{stream:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn what_was_searched_is_not_searched_again() {
+        for line in ["data: a", "data: a\r\ndata: b"] {
+            let mut splitter = EventSplitter::default();
+            for _ in 0..10 {
+                assert!(splitter.push(line.as_bytes()).is_empty());
+                assert_eq!(splitter.searched, splitter.pending(), "{line:?}");
+            }
+            assert_eq!(splitter.push(b"\r\n\r\nid: 1").len(), 1);
+            assert_eq!((splitter.searched, splitter.pending()), (5, 5));
         }
     }
 

@@ -1,0 +1,385 @@
+"""`make hostile`: what the costliest requests of each kind cost the gateway.
+
+Each is measured beside the same bytes without any filter, which Envoy itself has to read too, and beside a good request
+of the same kind. A figure is the worker's CPU time for each request, as in `make bench`, with the same Envoy and load.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "demo"))
+
+from bench import positive  # noqa: E402
+from credentials import base64url, garbage_token, new_api_key, sha256  # noqa: E402
+from envoy_config import Listener, module  # noqa: E402
+from load import Fault  # noqa: E402
+from measure import Bench, Samples  # noqa: E402
+from rows import CALL_BYTES, CLIENTS, COLD_CACHE, COLD_TOKENS, ORG, Parties, Row, plugin, tool_list, with_key, with_token  # noqa: E402
+from upstream import Upstream  # noqa: E402
+from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, list_request, mcp_call, token_request, tool_call  # noqa: E402
+
+OUT = ROOT / "target" / "hostile"
+RESULT = ROOT / "target" / "hostile.json"
+# A token of this length is still read, and a head of this one: Envoy takes 60 KiB.
+TOKEN_BYTES, HEAD_BYTES = 16 * 1024, 56 * 1024
+# Envoy takes 100 headers, of which some are its own.
+HEADERS = 85
+FORM_BYTES = 16 * 1024
+# As much is read of a message, and cut of a list.
+MESSAGE_BYTES, LIST_BYTES = 1_040_000, 4_100_000
+# One below the deepest nesting that is read.
+CLAIMS_DEPTH, MESSAGE_DEPTH = 14, 60
+VARIANTS = 64
+# Of the large ones at a time: more would wait for each other, and for wrk, which has to write them.
+LARGE_AT_A_TIME = 2
+CONNECTOR = "notes"
+EVENTS = "text/event-stream"
+# As many scopes, each of a connector, as a token has room for.
+SCOPES = 800
+# As long a path is looked at where unmatched ones pass.
+PATH_BYTES = 8 * 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Hostile:
+    """A kind of request, and the good one that it is compared with. One more is one more of these in `hostiles`."""
+
+    row: Row
+    good: str
+
+    @property
+    def bare(self) -> Row:
+        """The same bytes, and the same answer, without any filter."""
+        listener = BARE_WITH_ANSWER.get(self.row.listener.answer, BARE)
+        return Row(f"{self.row.name}_bare", listener, self.row.requests, connections=self.row.connections)
+
+
+def part(members: dict) -> str:
+    return base64url(json.dumps(members, separators=(",", ":")).encode())
+
+
+def filled(size: int, piece: Callable[[int], str], separator: str = ",") -> str:
+    """So many pieces as have `size` together."""
+    pieces, length, number = [], 0, 0
+    while length + len(text := piece(number)) + len(separator) <= size:
+        pieces.append(text)
+        length += len(text) + len(separator)
+        number += 1
+    return separator.join(pieces)
+
+
+def members(size: int) -> str:
+    """As many members as have `size` together."""
+    return filled(size, lambda number: f'"{number:x}":0')
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+def large_list() -> str:
+    tools = filled(LIST_BYTES, lambda number: f'{{"name":"{(CONNECTOR, "clock")[number % 2]}__{number}"}}')
+    return f'{{"jsonrpc":"2.0","id":1,"result":{{"tools":[{tools}]}}}}'
+
+
+def many_events() -> str:
+    return ":\n\n" * (LIST_BYTES // 3)
+
+
+BARE = Listener("bare")
+BARE_WITH_ANSWER = {
+    large_list: Listener("bare_list", answer=large_list),
+    many_events: Listener("bare_events", answer=many_events, answer_type=EVENTS),
+}
+
+
+class World:
+    """The listeners, and what is sent to them."""
+
+    def __init__(self, parties: Parties) -> None:
+        self.parties = parties
+        self.key, self.scoped_key = parties.keys(2)
+        self.gateway = self._listener("gateway")
+        self.cold = self._listener("gateway_cold", tokens={"cache_size": COLD_CACHE})
+        self.open = self._listener("open", gateway={"unmatched_paths": "allow"})
+        self.lists = self._listener("lists", tool_list)
+        self.large_lists = self._listener("large_lists", large_list)
+        self.events = self._listener("events", many_events, answer_type=EVENTS)
+        scopes = " ".join(f"mcp:call:c{number}" for number in range(SCOPES))
+        self.many_scopes = ("Authorization", f"Bearer {parties.idp.token(scope=scopes)}")
+
+    def _listener(
+        self,
+        name: str,
+        answer: Callable[[], str] = str,
+        answer_type: str = "application/json",
+        gateway: dict | None = None,
+        tokens: dict | None = None,
+    ) -> Listener:
+        def filters() -> list[dict]:
+            org = self.parties.org([self.key])
+            org["api_keys"].append({"id": "scoped", "sha256": sha256(self.scoped_key), "connectors": [CONNECTOR]})
+            config = plugin({ORG: org}, tokens)
+            config["gateway"] |= gateway or {}
+            return [module(name, config)]
+
+        return Listener(name, filters, answer, answer_type)
+
+    def goods(self) -> list[Row]:
+        parties, scoped = self.parties, ("X-API-Key", self.scoped_key)
+        return [
+            Row("good_key", self.gateway, lambda: [with_key(self.key)]),
+            Row("good_token", self.gateway, lambda: [with_token(parties.idp.token())]),
+            Row("good_new_token", self.cold, lambda: [with_token(token) for token in parties.idp.tokens(COLD_TOKENS)]),
+            Row("good_call", self.gateway, lambda: [tool_call(ORG, f"{CONNECTOR}__write", CALL_BYTES).with_header(*scoped)]),
+            Row(
+                "good_large_call",
+                self.gateway,
+                lambda: [tool_call(ORG, f"{CONNECTOR}__write", MESSAGE_BYTES).with_header(*scoped)],
+                connections=LARGE_AT_A_TIME,
+            ),
+            Row("good_list", self.lists, lambda: [list_request(ORG).with_header(*scoped)]),
+            Row("good_token_request", self.gateway, lambda: [token_request(*client) for client in parties.clients], connections=4),
+        ]
+
+    def hostiles(self) -> list[Hostile]:
+        return [*self._tokens(), *self._heads(), *self._messages(), *self._forms()]
+
+    def _tokens(self) -> list[Hostile]:
+        idp, claims = self.parties.idp, self.parties.idp.claims | {"exp": 4_000_000_000}
+        signature = base64url(bytes(1) + bytes(range(255)))
+
+        def hostile(name: str, token: Callable[[int], str]) -> Hostile:
+            requests = [with_token(token(number)) for number in range(VARIANTS)]
+            return Hostile(Row(name, self.gateway, lambda: requests, status=401), "good_new_token")
+
+        def forged(name: str, claims_of: Callable[[int], str], others: dict = claims) -> Hostile:
+            """All is right but the signature, the last thing that is looked at, after as many claims as are read."""
+
+            def token(number: int) -> str:
+                plain = json.dumps(others | {"jti": str(number)}, separators=(",", ":"))
+                room = TOKEN_BYTES - len(part(idp.header)) - len(signature) - 2
+                text = f"{plain[:-1]},{claims_of(room * 3 // 4 - len(plain) - 2)}}}"
+                return f"{part(idp.header)}.{base64url(text.encode())}.{signature}"
+
+            return hostile(name, token)
+
+        def unknown_kid(number: int) -> str:
+            header = idp.header | {"kid": f"k{number}"}
+            return f"{part(header)}.{part(claims)}.{signature}"
+
+        def signed_scopes() -> list[Request]:
+            scopes = filled(8_000, lambda number: f"mcp:call:c{number}", " ")
+            return [with_token(idp.token(scope=f"{scopes} mcp:call")) for _ in range(COLD_CACHE * 2)]
+
+        def audiences(room: int) -> str:
+            several = filled(room - 30, lambda number: f'"a{number}"')
+            return f'"aud":[{several},"{claims["aud"]}"]'
+
+        return [
+            hostile("token_garbage", lambda _: garbage_token()),
+            hostile("token_garbage_16k", lambda number: f"{number:04}".ljust(TOKEN_BYTES - 600, "A") + ".AAAA.AAAA"),
+            hostile("token_too_long_56k", lambda number: f"{number:04}".ljust(HEAD_BYTES - 600, "A")),
+            hostile("token_forged", lambda _: idp.forged_token()),
+            hostile("token_unknown_kid", unknown_kid),
+            forged("token_forged_16k", lambda room: f'"text":"{(room - 9) * "x"}"'),
+            forged("token_deep_claims_16k", lambda room: f'"deep":[{filled(room - 9, lambda _: nested(CLAIMS_DEPTH))}]'),
+            forged("token_many_claims_16k", members),
+            forged("token_many_audiences_16k", audiences, {name: value for name, value in claims.items() if name != "aud"}),
+            Hostile(Row("token_many_scopes_8k", self.cold, signed_scopes), "good_new_token"),
+        ]
+
+    def _heads(self) -> list[Hostile]:
+        def head(name: str, request: Request, status: int, listener: Listener = self.gateway) -> Hostile:
+            return Hostile(Row(name, listener, lambda: [request], status=status), "good_key")
+
+        def with_headers(request: Request, name: str, value: str) -> Request:
+            for number in range(HEADERS):
+                request = request.with_header(f"{name}{number}", value)
+            return request
+
+        def path(name: str, text: str) -> list[Hostile]:
+            """Where only MCP paths pass, and where all do that nobody could take for one."""
+
+            def request(size: int) -> Request:
+                return mcp_call(ORG).at("/" + filled(size - 1, lambda _: text, ""))
+
+            return [
+                head(f"path_56k_{name}", request(HEAD_BYTES - 600), 404),
+                head(f"path_8k_{name}_open", request(PATH_BYTES), 200, self.open),
+            ]
+
+        key_elsewhere = Numbered.of(with_key(self.key, f"org-{LONG_NUMBER}"))
+        return [
+            head("key_unknown", Numbered.of(with_key(f"apx_live_sk_{'x' * 20}{LONG_NUMBER}")), 401),
+            head("key_of_another_org", key_elsewhere, 401),
+            head("no_credential", mcp_call(ORG), 401),
+            head("headers_56k", with_headers(mcp_call(ORG), "x-padding-", "x" * (HEAD_BYTES // HEADERS - 30)), 401),
+            head("headers_look_alike", with_headers(with_key(self.key), "x-apexmcp-", "x"), 200),
+            # Decoded as often as is looked at; with a `/` each, so that there are as many segments.
+            *path("escapes", "%252541"),
+            *path("segments", "a/"),
+            *path("both", "%252541/"),
+            # Who resolves dots does so before decoding, between, or after.
+            *path("dots", "a/%25252e%25252e/"),
+        ]
+
+    def _messages(self) -> list[Hostile]:
+        scoped = ("X-API-Key", self.scoped_key)
+
+        def message(name: str, body: str, status: int, credential: tuple[str, str] = scoped) -> Hostile:
+            request = Request(f"/mcp/{ORG}", (("Content-Type", "application/json"), credential), body)
+            return Hostile(Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME), "good_large_call")
+
+        def call(arguments: str) -> str:
+            return f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{CONNECTOR}__write","arguments":{arguments}}}}}'
+
+        def batch(connectors: int) -> str:
+            start, end = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"c', '__a"}}'
+            return f"[{filled(MESSAGE_BYTES, lambda number: f'{start}{number % connectors}{end}')}]"
+
+        def listing(name: str, listener: Listener, credential: tuple[str, str] = scoped) -> Hostile:
+            request = list_request(ORG).with_header(*credential)
+            return Hostile(Row(name, listener, lambda: [request], connections=LARGE_AT_A_TIME), "good_list")
+
+        room = MESSAGE_BYTES - len(call("")) - 10
+        deep = filled(room, lambda _: nested(MESSAGE_DEPTH))
+        flat = call('{"a":[' + filled(room, lambda _: "0") + "]}")
+        return [
+            message("message_1m_nested", call('{"a":[' + deep + "]}"), 200),
+            message("message_1m_members", call("{" + members(room) + "}"), 200),
+            message("message_1m_elements", flat, 200),
+            message("message_1m_batch", batch(MESSAGE_BYTES), 403),
+            message("message_1m_batch_many_scopes", batch(SCOPES), 200, self.many_scopes),
+            message("message_1m_broken", flat[:-1], 400),
+            listing("list_4m", self.large_lists),
+            listing("list_4m_many_scopes", self.large_lists, self.many_scopes),
+            listing("list_4m_events", self.events),
+        ]
+
+    def _forms(self) -> list[Hostile]:
+        secret = "apx_secret_" + "x" * 24
+
+        def form(name: str, request: Request, status: int) -> Hostile:
+            return Hostile(Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME), "good_token_request")
+
+        def post(body: str, **headers: str) -> Request:
+            request = Request("/oauth/token", (("Content-Type", "application/x-www-form-urlencoded"),), body)
+            for header, value in headers.items():
+                request = request.with_header(header, value)
+            return request
+
+        # The id's number begins where three bytes become four letters.
+        basic = base64url(f"apx_client_x{LONG_NUMBER}:{secret}".encode())
+        basic = basic.ljust(-(-len(basic) // 4) * 4, "=").replace("-", "+").replace("_", "/")
+        # An id that nobody has is not remembered for long: a known one would soon be refused unread.
+        claims = {"iss": f"apx_client_xx{LONG_NUMBER}"}
+        while json.dumps(claims, separators=(",", ":")).index(LONG_NUMBER) % 3:
+            claims["iss"] = claims["iss"].replace("x9", "xx9")
+        claims |= {f"{number:x}": 0 for number in range(1_000)}
+        assertion = f"{part({'alg': 'RS256', 'kid': 'k'})}.{part(claims)}.{'A' * 342}"
+        jwt = {"grant_type": "client_credentials", "client_assertion": assertion}
+        jwt["client_assertion_type"] = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+        known = self.parties.clients[CLIENTS - 1][0]
+        escapes = "a=" + filled(FORM_BYTES - 2, lambda _: "%41", "")
+        return [
+            form("form_wrong_secret", Numbered.of(token_request(f"apx_client_{SHORT_NUMBER}", secret)), 401),
+            form("form_wrong_basic", Numbered.of(post("grant_type=client_credentials", Authorization=f"Basic {basic}")), 401),
+            form("form_too_many_attempts", token_request(f"{known}x", secret), 401),
+            form("form_forged_assertion", Numbered.of(post(urlencode(jwt))), 401),
+            form("form_16k_parameters", post(filled(FORM_BYTES, lambda number: f"{number:x}=", "&")), 401),
+            form("form_16k_escapes", post(escapes), 401),
+            form("form_too_long_1m", post("a" * MESSAGE_BYTES), 413),
+        ]
+
+
+def median_cpu(samples: Samples, name: str) -> float:
+    return statistics.median(sample.cpu_us for sample in samples[name])
+
+
+def summarize(hostiles: list[Hostile], goods: list[Row], samples: Samples) -> list[dict]:
+    def entry(name: str, requests: Callable[[], list[Request]], **others) -> dict:
+        size = len(Request.encode(requests()[0]))
+        return {"name": name, "bytes": size, "cpu_us": round(median_cpu(samples, name), 1)} | others
+
+    entries = [entry(row.name, row.requests, bare_us=None, of_bare=None, good=None, of_good=None) for row in goods]
+    for hostile in hostiles:
+        cpu, bare, good = (median_cpu(samples, name) for name in (hostile.row.name, hostile.bare.name, hostile.good))
+        against = {"bare_us": round(bare, 1), "of_bare": round(cpu / bare, 2), "good": hostile.good, "of_good": round(cpu / good, 2)}
+        entries.append(entry(hostile.row.name, hostile.row.requests, **against))
+    return entries
+
+
+def table(entries: list[dict]) -> str:
+    columns = ("bytes", "cpu_us", "bare_us", "of_bare", "of_good")
+    lines = [f"{'name':28}" + "".join(f"{column:>12}" for column in columns) + "  good"]
+    for entry in entries:
+        cells = "".join(f"{'-' if entry[column] is None else entry[column]:>12}" for column in columns)
+        lines.append(f"{entry['name']:28}{cells}  {entry['good'] or '-'}")
+    return "\n".join(lines)
+
+
+def arguments(names: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=".tools/bin/python bench/hostile.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__.strip(),
+        epilog="columns: bytes of the request; cpu_us with the filter; bare_us the same bytes without any filter;\n"
+        "of_bare and of_good: cpu_us through bare_us and through that of the good request named last\n\n"
+        "names for --only:\n" + "\n".join(f"  {name}" for name in names),
+    )
+    parser.add_argument("--rounds", type=positive, default=3, help="how often each is measured (default: 3)")
+    parser.add_argument("--seconds", type=positive, default=2, help="how long each time (default: 2)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="only these, and what they are compared with")
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, world: World, hostiles: list[Hostile], upstream: Upstream) -> list[dict]:
+    goods = [row for row in world.goods() if row.name in {hostile.good for hostile in hostiles}]
+    rows = goods + [row for hostile in hostiles for row in (hostile.bare, hostile.row)]
+    with Bench(rows, world.parties, upstream, OUT) as bench:
+        print("==> checking how each is answered", flush=True)
+        for row in rows:
+            bench.check(row)
+        print("==> warming up", flush=True)
+        for row in rows:
+            bench.warm_up(row)
+        return summarize(hostiles, goods, bench.rounds(rows, options.rounds, options.seconds))
+
+
+def main() -> None:
+    upstream = Upstream()
+    parties = Parties(upstream.jwks_uri)
+    upstream.jwks = parties.idp.jwks()
+    world = World(parties)
+    hostiles = world.hostiles()
+    options = arguments([hostile.row.name for hostile in hostiles])
+    if not shutil.which("wrk"):
+        sys.exit("make hostile: wrk is missing (Debian: apt-get install wrk)")
+    # Requests hold credentials.
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True, mode=0o700)
+    # What was started is ended then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("make hostile: terminated"))
+    chosen = [hostile for hostile in hostiles if not options.only or hostile.row.name in options.only]
+    try:
+        entries = measure(options, world, chosen, upstream)
+    except Fault as fault:
+        sys.exit(f"make hostile: {fault}")
+    finally:
+        upstream.stop()
+    RESULT.write_text(json.dumps(entries, indent=2) + "\n")
+    print(f"\n{table(entries)}\n\nwritten to {RESULT.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

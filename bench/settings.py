@@ -1,0 +1,52 @@
+"""`apexmcp serve` with a database of its own, and its commands."""
+
+import json
+import os
+import secrets
+import subprocess
+import time
+from pathlib import Path
+
+from load import Fault
+from run import ROOT, accepts, free_port
+
+PROGRAM = ROOT / "dist" / "apexmcp"
+START_TIMEOUT_S = 20
+CLUSTER = "settings"
+TOKEN_ENV = "APEXMCP_SETTINGS_TOKEN"
+
+
+class Settings:
+    """Serves until `stop`, or the end of a `with` block. It shares the core with wrk, not with Envoy."""
+
+    def __init__(self, folder: Path, core: int) -> None:
+        self.database = folder / "settings.db"
+        self.port = free_port()
+        self.environment = {TOKEN_ENV: secrets.token_urlsafe(32)}
+        self.command("init")
+        serve = ["taskset", "-c", str(core), str(PROGRAM), "--db", str(self.database), "serve", "--listen", f"127.0.0.1:{self.port}"]
+        with open(folder / "settings.log", "wb") as log:
+            self.process = subprocess.Popen(serve, stdout=log, stderr=log, env=os.environ | self.environment)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not accepts(self.port):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise Fault(f"apexmcp serve did not start, see {(folder / 'settings.log').relative_to(ROOT)}")
+            time.sleep(0.05)
+
+    def __enter__(self) -> "Settings":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+    def command(self, *words: str) -> dict:
+        """What a command answers."""
+        done = subprocess.run([PROGRAM, "--json", "--db", self.database, *words], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Fault(f"apexmcp {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
+        return json.loads(done.stdout)
