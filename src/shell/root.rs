@@ -38,6 +38,8 @@ struct Polling {
     /// The number under which the answer comes.
     token: u32,
     started_at: UnixTime,
+    /// Whether it names a document that may be in force still.
+    is_conditional: bool,
     /// When the claim to be the only one is to be renewed.
     renew_at: UnixTime,
 }
@@ -158,7 +160,12 @@ impl Root {
         }
         match hostcalls::get_policy(settings, claimed.etag()) {
             Ok(token) => {
-                self.poll = Some(Polling { token, started_at: claimed.started_at(), renew_at: now.plus(RENEWAL) });
+                self.poll = Some(Polling {
+                    token,
+                    started_at: claimed.started_at(),
+                    is_conditional: claimed.etag().is_some(),
+                    renew_at: now.plus(RENEWAL),
+                });
             }
             Err(status) => {
                 let problem = format!("Envoy refused the callout to cluster {:?} ({status:?}); does it exist?", settings.cluster);
@@ -183,7 +190,7 @@ impl Root {
             let Some(gateway) = gateway.as_ref() else { return };
             let Some(settings) = &gateway.config.remote else { return };
             match hostcalls::response_status(num_headers) {
-                Some(304) => self.poll_succeeded(settings, None, "not_modified", now),
+                Some(304) if polling.is_conditional => self.poll_succeeded(settings, None, "not_modified", now),
                 Some(200) if self.gives_way(settings, now) => {}
                 Some(200) if body_size <= remote::MAX_DOCUMENT_LENGTH => {
                     let etag = hostcalls::response_etag();
