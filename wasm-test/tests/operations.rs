@@ -8,7 +8,7 @@ use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::{Client, Request};
 use wasm_test::issuer::Issuer;
 use wasm_test::load::Load;
-use wasm_test::policy::{api_key, api_key_record};
+use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::token::Key;
 use wasm_test::upstream;
 
@@ -18,7 +18,8 @@ fn by_key(id: &str) -> Request {
 
 fn configuration(issuer: &Issuer, version: usize) -> Value {
     let keys = [api_key_record("key_all"), api_key_record(&format!("key_{version}"))];
-    plugin(&json!({"acme": {"api_keys": keys, "identity_providers": [issuer.record()]}}))
+    let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refresh_interval": "1h"}});
+    merged(plugin(&json!({"acme": {"api_keys": keys, "identity_providers": [issuer.record()]}})), &jwks)
 }
 
 /// Requests that are to pass, and such that are not.
