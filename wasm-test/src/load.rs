@@ -22,8 +22,13 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts to send these.
+    /// Starts to send these, which are to pass.
     pub fn start(client: &Client, requests: Vec<Request>) -> Self {
+        Self::expecting(200, client, requests)
+    }
+
+    /// Starts to send these, which are to be answered with this status.
+    pub fn expecting(status: u16, client: &Client, requests: Vec<Request>) -> Self {
         let (requests, watched) = watch::channel(requests);
         let (sent, unanswered) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let (is_over, mut clients) = (Arc::<AtomicBool>::default(), JoinSet::new());
@@ -31,7 +36,7 @@ impl Load {
             let (client, watched, sent, is_over) = (client.clone(), watched.clone(), sent.clone(), is_over.clone());
             let unanswered = unanswered.clone();
             clients.spawn(async move {
-                let mut refused = Vec::new();
+                let mut others = Vec::new();
                 while !is_over.load(Ordering::Relaxed) {
                     let index = sent.fetch_add(1, Ordering::Relaxed);
                     let request = {
@@ -39,14 +44,14 @@ impl Load {
                         requests[index % requests.len()].clone()
                     };
                     match client.try_send(&request).await {
-                        Some(reply) if reply.status == 200 => {}
-                        Some(reply) => refused.push(reply),
+                        Some(reply) if reply.status == status => {}
+                        Some(reply) => others.push(reply),
                         None => {
                             unanswered.fetch_add(1, Ordering::Relaxed);
                         }
                     }
                 }
-                refused
+                others
             });
         }
         Self { requests, sent, unanswered, is_over, clients }
@@ -68,20 +73,20 @@ impl Load {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// How many were sent, and the replies that were not 200.
+    /// How many were sent, and the replies that were not as expected.
     ///
     /// # Panics
     /// Where one got no reply.
     pub async fn stop(self) -> (usize, Vec<Reply>) {
-        let (sent, refused, unanswered) = self.stop_broken().await;
+        let (sent, others, unanswered) = self.stop_broken().await;
         assert_eq!(unanswered, 0, "of {sent}");
-        (sent, refused)
+        (sent, others)
     }
 
     /// The same where connections may break: and how many got no reply.
     pub async fn stop_broken(self) -> (usize, Vec<Reply>, usize) {
         self.is_over.store(true, Ordering::Relaxed);
-        let refused = self.clients.join_all().await.concat();
-        (self.sent.load(Ordering::Relaxed), refused, self.unanswered.load(Ordering::Relaxed))
+        let others = self.clients.join_all().await.concat();
+        (self.sent.load(Ordering::Relaxed), others, self.unanswered.load(Ordering::Relaxed))
     }
 }

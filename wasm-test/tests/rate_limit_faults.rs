@@ -122,7 +122,7 @@ async fn what_is_no_answer_is_an_error() {
     let strangers = vec![Request::tools_list("/mcp/acme"), Request::tools_list("/mcp/acme").api_key(&api_key("key_none"))];
     let allowed = Load::start(site.allowing.client(), vec![call()]);
     let denied = Load::start(site.denying.client(), vec![call()]);
-    let unknown = [&site.allowing, &site.denying].map(|gateway| Load::start(gateway.client(), strangers.clone()));
+    let unknown = [&site.allowing, &site.denying].map(|gateway| Load::expecting(401, gateway.client(), strangers.clone()));
     let loads = [&allowed, &denied, &unknown[0], &unknown[1]];
     site.until_back("at first", &loads).await;
 
@@ -155,9 +155,8 @@ async fn what_is_no_answer_is_an_error() {
     assert!(wrong.is_none(), "of {sent_denied}: {wrong:?}");
     let mut sent = sent_allowed + sent_denied;
     for unknown in unknown {
-        let (sent_unknown, refused) = unknown.stop().await;
-        let wrong = refused.iter().find(|reply| reply.status != 401);
-        assert!(refused.len() == sent_unknown && wrong.is_none(), "{} of {sent_unknown}: {wrong:?}", refused.len());
+        let (sent_unknown, wrong) = unknown.stop().await;
+        assert!(wrong.is_empty(), "{} of {sent_unknown}: {:?}", wrong.len(), wrong.first());
         sent += sent_unknown;
     }
     println!("{sent} requests, 0 wrong decisions; {} refused where the operator wants it", refused.len());
