@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -45,12 +46,24 @@ pub struct Setup {
     restart: Option<Restart>,
 }
 
-/// What Envoys have in common that follow each other on one port.
-#[derive(Clone, Copy, Debug)]
+/// A place among Envoys that follow each other.
+#[derive(Clone, Debug)]
 struct Restart {
-    base_id: u16,
-    port: u16,
+    line: Arc<Line>,
     epoch: u32,
+}
+
+/// Envoys that follow each other on one port. Their number among all that restart is the port's: it is free, too.
+#[derive(Debug)]
+struct Line {
+    port: u16,
+}
+
+impl Drop for Line {
+    /// Envoy leaves its shared memory where it is, under ten times the number.
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(format!("/dev/shm/envoy_shared_memory_{}0", self.port));
+    }
 }
 
 /// How long an Envoy drains, in seconds, and how long it lives when another one follows it.
@@ -113,9 +126,7 @@ impl Setup {
 
     /// On a port on which another one can follow it, by a hot restart.
     pub fn restartable(self) -> Self {
-        // The port is free, and so is its number among those who restart.
-        let port = free_port();
-        Self { restart: Some(Restart { base_id: port, port, epoch: 0 }), ..self }
+        Self { restart: Some(Restart { line: Arc::new(Line { port: free_port() }), epoch: 0 }), ..self }
     }
 
     /// With this clock in the place of the machine's.
@@ -136,9 +147,9 @@ impl Setup {
         }
         let bootstrap = self.bootstrap(upstream, &folder);
         let environment: Vec<(&str, &str)> = self.of_envoy.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let arguments = match self.restart {
+        let arguments = match &self.restart {
             None => vec!["--disable-hot-restart".to_owned()],
-            Some(Restart { base_id, epoch, .. }) => ["--base-id", &base_id.to_string(), "--restart-epoch", &epoch.to_string()]
+            Some(Restart { line, epoch }) => ["--base-id", &line.port.to_string(), "--restart-epoch", &epoch.to_string()]
                 .into_iter()
                 .chain(["--parent-shutdown-time-s", SHUTDOWN_TIME])
                 .map(str::to_owned)
@@ -223,7 +234,7 @@ impl Setup {
             "static_resources": {
                 "listeners": [{
                     "name": GATEWAY_LISTENER,
-                    "address": address(self.restart.map_or(0, |restart| restart.port)),
+                    "address": address(self.restart.as_ref().map_or(0, |restart| restart.line.port)),
                     "filter_chains": [{"filters": [{
                         "name": "envoy.filters.network.http_connection_manager",
                         "typed_config": connection_manager,
