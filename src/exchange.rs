@@ -120,6 +120,7 @@ pub struct AwaitingKeySet {
     request: Request,
     key_set: KeySetId,
     seen_revision: u64,
+    /// As those below, never later than its whole time from the last look at the clock, which may be put back.
     deadline: UnixTime,
     _place: Place,
 }
@@ -172,16 +173,22 @@ fn wait_for_policy(
     now: UnixTime,
     host: &dyn Host,
 ) -> Step {
-    let patience = gateway.config.remote.as_ref().map_or(Duration::ZERO, |remote| remote.timeout);
+    let deadline = now.plus(patience(gateway));
     match gateway.wait_for_policy() {
-        Some(place) => Step::AwaitPolicy(AwaitingPolicy { head, route, mode, deadline: now.plus(patience), _place: place }),
+        Some(place) => Step::AwaitPolicy(AwaitingPolicy { head, route, mode, deadline, _place: place }),
         None => refuse(gateway, &head, None, mode, Reason::PolicyUnavailable.into(), Findings::default(), host),
     }
 }
 
+/// How long a request waits for the first policy.
+fn patience(gateway: &Gateway) -> Duration {
+    gateway.config.remote.as_ref().map_or(Duration::ZERO, |remote| remote.timeout)
+}
+
 impl AwaitingPolicy {
     /// Whether the policy came, or the request has waited long enough.
-    pub fn is_ready(&self, gateway: &Gateway, now: UnixTime) -> bool {
+    pub fn is_ready(&mut self, gateway: &Gateway, now: UnixTime) -> bool {
+        self.deadline = self.deadline.min(now.plus(patience(gateway)));
         now >= self.deadline || gateway.policy.generation() != 0
     }
 
@@ -221,7 +228,8 @@ pub struct AwaitingBody {
 impl AwaitingBody {
     /// Whether the body has been coming for too long. Where Envoy was not told to go on with bodies while heads are
     /// held (`allow_on_headers_stop_iteration`), it never comes.
-    pub fn is_overdue(&self, now: UnixTime) -> bool {
+    pub fn is_overdue(&mut self, now: UnixTime) -> bool {
+        self.deadline = self.deadline.min(now.plus(BODY_TIMEOUT));
         now >= self.deadline
     }
 
@@ -312,7 +320,8 @@ impl Request {
 
 impl AwaitingKeySet {
     /// Whether something happened that may decide the request, or it has waited long enough.
-    pub fn is_ready(&self, gateway: &Gateway, now: UnixTime) -> bool {
+    pub fn is_ready(&mut self, gateway: &Gateway, now: UnixTime) -> bool {
+        self.deadline = self.deadline.min(now.plus(gateway.config.jwks.timeout));
         now >= self.deadline || gateway.key_sets.get(self.key_set).is_none_or(|set| set.revision() != self.seen_revision)
     }
 

@@ -222,7 +222,7 @@ impl Gateway {
         let provider = org.identity_provider(issuer).ok_or(Reason::IssuerUnknown)?;
         jws.check_type(&[Type::Untyped, Type::Named("jwt"), Type::Named(access_token::TYPE)])?;
         claims::check_audience(jws.claims(), &provider.audiences)?;
-        let refused_from = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
+        let validity = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
         claims::subject(jws.claims())?;
         claims::id(jws.claims())?;
 
@@ -238,7 +238,7 @@ impl Gateway {
         let may_be_rotated = candidates.is_empty() || jws.kid().is_none();
         let refusal = if candidates.is_empty() { Reason::KeyUnknown } else { Reason::SignatureInvalid };
         let Some(verified) = signature::verify(jws, candidates, host) else {
-            let is_awaited = may_be_rotated && key_set.request_unknown_kid(now);
+            let is_awaited = may_be_rotated && key_set.request_unknown_kid(now, &self.config.jwks);
             if is_awaited {
                 return Err(NotAdmitted::AwaitKeySet(key_set_id));
             }
@@ -251,7 +251,7 @@ impl Gateway {
         let subject = claims::subject(verified.claims())?;
         let principal = Principal::of_identity_provider(&resource.org, &provider.issuer, subject, scopes, org.limits().clone());
         let basis = Basis { generation: self.policy.generation(), org, client: None };
-        Ok(Entry { principal, refused_from, only_for: None, key_set: Some((key_set_id, version)), basis })
+        Ok(Entry { principal, validity, only_for: None, key_set: Some((key_set_id, version)), basis })
     }
 
     /// A token of the gateway itself, RFC 9068 §4. What was granted then holds only as far as the policy grants it now.
@@ -267,7 +267,7 @@ impl Gateway {
         let whole = url(&Resource { org: resource.org.clone(), connector: None });
         let is_for_whole = claims::check_audience(jws.claims(), std::slice::from_ref(&whole)).is_ok();
         claims::check_audience(jws.claims(), &[whole, url(resource)])?;
-        let refused_from = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
+        let validity = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
         let signing_keys = self.policy.signing_keys(host);
         let named = signing_keys.iter().filter(|key| jws.kid() == Some(key.kid()));
         let keys: Vec<&RsaPublicKey> = named.map(|key| key.jwk().key()).collect();
@@ -289,7 +289,7 @@ impl Gateway {
         let principal = Principal::of_client(&resource.org, id, client.scopes.cut_to(&granted), org.limits().clone());
         let only_for = (!is_for_whole).then(|| resource.clone());
         let basis = Basis { generation: self.policy.generation(), org, client: Some((client, signing_keys)) };
-        Ok(Entry { principal, refused_from, only_for, key_set: None, basis })
+        Ok(Entry { principal, validity, only_for, key_set: None, basis })
     }
 
     /// Counts a request of `principal`, or says how that is done.

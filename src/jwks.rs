@@ -38,6 +38,13 @@ pub struct Timing {
     pub max_stale: Duration,
 }
 
+impl Timing {
+    /// How long a thread's claim to fetch holds.
+    fn claim(&self) -> Duration {
+        self.timeout.saturating_add(CLAIM_MARGIN)
+    }
+}
+
 /// The Envoy clusters through which key sets are fetched.
 #[derive(Clone, Debug, Default)]
 pub struct Clusters {
@@ -160,17 +167,22 @@ impl Record {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    fn is_claimed(&self, now: UnixTime) -> bool {
-        now < self.claimed_until
+    fn is_claimed(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.claimed_until.is_ahead(now, timing.claim())
+    }
+
+    fn is_due(&self, now: UnixTime, timing: &Timing) -> bool {
+        let longest = if self.failures == 0 { timing.refresh_interval } else { MAX_BACKOFF };
+        !self.next_fetch_at.is_ahead(now, longest)
     }
 
     /// Whether a fetch runs or is about to, so that waiting makes sense.
-    fn is_pending(&self, now: UnixTime) -> bool {
-        self.is_claimed(now) || now >= self.next_fetch_at
+    fn is_pending(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.is_claimed(now, timing) || self.is_due(now, timing)
     }
 
-    fn may_fetch_unknown_kid(&self, now: UnixTime) -> bool {
-        now >= self.unknown_kid_fetch_at
+    fn may_fetch_unknown_kid(&self, now: UnixTime, timing: &Timing) -> bool {
+        !self.unknown_kid_fetch_at.is_ahead(now, timing.refetch_cooldown)
     }
 
     /// After the fetch brought `keys`. The cool-down is for fetches that bring nothing: one that brought a new key was
@@ -192,6 +204,8 @@ impl Record {
     pub fn failed(self, now: UnixTime) -> Self {
         let backoff = FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures)).min(MAX_BACKOFF);
         Self {
+            // A clock that was ahead gives no set more time.
+            fetched_at: self.fetched_at.min(now),
             next_fetch_at: now.plus(backoff),
             claimed_until: UnixTime::default(),
             failures: self.failures.saturating_add(1),
@@ -273,7 +287,7 @@ impl KeySet {
         self.is_used.set(true);
         match self.usable(now, timing) {
             Some(keys) => Lookup::Keys(keys, self.version),
-            None if self.record.is_pending(now) => Lookup::Pending,
+            None if self.record.is_pending(now, timing) => Lookup::Pending,
             None => Lookup::Unavailable(self.record.next_fetch_at.since(now)),
         }
     }
@@ -284,17 +298,17 @@ impl KeySet {
 
     /// Asks for a fetch on behalf of a `kid` that the set lacks. Where the answer is no, the set has just been fetched
     /// for such a one, and the `kid` is refused: made-up ones cannot cause a storm.
-    pub fn request_unknown_kid(&mut self, now: UnixTime) -> bool {
-        if self.record.may_fetch_unknown_kid(now) {
+    pub fn request_unknown_kid(&mut self, now: UnixTime, timing: &Timing) -> bool {
+        if self.record.may_fetch_unknown_kid(now, timing) {
             self.wants_unknown_kid = true;
             return true;
         }
-        self.record.is_pending(now)
+        self.record.is_pending(now, timing)
     }
 
     /// How long until the next fetch, where the last one failed: what is not in the set may be missing for that.
     pub fn retry_after_failure(&self, now: UnixTime) -> Option<Duration> {
-        (self.record.failures > 0).then(|| self.record.next_fetch_at.since(now))
+        (self.record.failures > 0).then(|| self.record.next_fetch_at.since(now).min(MAX_BACKOFF))
     }
 
     /// A place among those who wait for this set, for as long as it is held; `None` where all are taken.
@@ -303,18 +317,18 @@ impl KeySet {
     }
 
     /// Whether the copy must be compared with the shared record: somebody waits, a fetch is due, or it is in use and old.
-    pub fn is_sync_due(&self, now: UnixTime) -> bool {
+    pub fn is_sync_due(&self, now: UnixTime, timing: &Timing) -> bool {
         self.waiters.is_any_taken()
             || self.wants_unknown_kid
-            || (now >= self.record.next_fetch_at && !self.record.is_claimed(now))
-            || (self.is_used.get() && now.since(self.synced_at) >= SYNC_INTERVAL)
+            || (self.record.is_due(now, timing) && !self.record.is_claimed(now, timing))
+            || (self.is_used.get() && !self.synced_at.plus(SYNC_INTERVAL).is_ahead(now, SYNC_INTERVAL))
     }
 
     /// Takes over the shared record.
     ///
     /// # Errors
     /// Where its keys can't be read; the copy stays as it was.
-    pub fn sync(&mut self, record: Record, now: UnixTime) -> Result<(), JwkSetError> {
+    pub fn sync(&mut self, record: Record, now: UnixTime, timing: &Timing) -> Result<(), JwkSetError> {
         self.synced_at = now;
         self.is_used.set(false);
         if record != self.record {
@@ -325,19 +339,19 @@ impl KeySet {
             self.version = self.version.saturating_add(1);
         }
         // Who waited for another thread's fetch asks again where that did not help.
-        self.wants_unknown_kid &= record.fetched_at == self.record.fetched_at && record.may_fetch_unknown_kid(now);
+        self.wants_unknown_kid &= record.fetched_at == self.record.fetched_at && record.may_fetch_unknown_kid(now, timing);
         self.record = record;
         Ok(())
     }
 
     /// The record with this thread's claim to fetch, where a fetch is due and nobody else has claimed it.
     pub fn claim(&self, now: UnixTime, timing: &Timing) -> Option<Record> {
-        let for_unknown_kid = self.wants_unknown_kid && self.record.may_fetch_unknown_kid(now);
-        if self.record.is_claimed(now) || !(for_unknown_kid || now >= self.record.next_fetch_at) {
+        let for_unknown_kid = self.wants_unknown_kid && self.record.may_fetch_unknown_kid(now, timing);
+        if self.record.is_claimed(now, timing) || !(for_unknown_kid || self.record.is_due(now, timing)) {
             return None;
         }
         let mut record = self.record.clone();
-        record.claimed_until = now.plus(timing.timeout).plus(CLAIM_MARGIN);
+        record.claimed_until = now.plus(timing.claim());
         if for_unknown_kid {
             record.unknown_kid_fetch_at = now.plus(timing.refetch_cooldown);
         }
@@ -384,8 +398,8 @@ impl KeySets {
     }
 
     /// Those to be compared with their shared records.
-    pub fn sync_due(&self, now: UnixTime) -> Vec<KeySetId> {
-        self.sets.iter().enumerate().filter(|(_, set)| set.is_sync_due(now)).map(|(index, _)| KeySetId(index)).collect()
+    pub fn sync_due(&self, now: UnixTime, timing: &Timing) -> Vec<KeySetId> {
+        self.sets.iter().enumerate().filter(|(_, set)| set.is_sync_due(now, timing)).map(|(index, _)| KeySetId(index)).collect()
     }
 
     /// All keys of all sets.
@@ -426,11 +440,11 @@ mod tests {
         /// All threads tick; how many began a fetch?
         fn tick(&mut self, now: UnixTime) -> usize {
             let mut fetches = 0;
-            for set in self.sets.iter_mut().filter(|set| set.is_sync_due(now)) {
-                set.sync(self.shared.clone(), now).unwrap();
+            for set in self.sets.iter_mut().filter(|set| set.is_sync_due(now, &TIMING)) {
+                set.sync(self.shared.clone(), now, &TIMING).unwrap();
                 if let Some(claimed) = set.claim(now, &TIMING) {
                     self.shared = claimed.clone();
-                    set.sync(claimed, now).unwrap();
+                    set.sync(claimed, now, &TIMING).unwrap();
                     fetches += 1;
                 }
             }
@@ -469,6 +483,41 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_put_back_holds_nothing_up() {
+        let mut threads = Threads::new(2);
+        let ahead = at(3600);
+        threads.tick(ahead);
+        threads.answer(&["a"], ahead);
+        for set in &mut threads.sets {
+            set.lookup(ahead, &TIMING);
+        }
+        threads.tick(ahead.plus(SYNC_INTERVAL));
+        assert_eq!(threads.tick(at(0)), 1, "the refresh that was recorded for later than an interval");
+        assert_eq!(threads.tick(at(1)), 0, "which is claimed as ever");
+        threads.shared = std::mem::take(&mut threads.shared).failed(at(2));
+        let is_served = |threads: &mut Threads, second| {
+            threads.sets[0].sync(threads.shared.clone(), at(second), &TIMING).unwrap();
+            matches!(threads.sets[0].lookup(at(second), &TIMING), Lookup::Keys(..))
+        };
+        assert!(is_served(&mut threads, 3601) && !is_served(&mut threads, 3602), "no longer than any other set");
+
+        // A claim, a cool-down and a back-off from ahead.
+        let mut threads = Threads::new(2);
+        assert_eq!(threads.tick(ahead), 1);
+        assert_eq!(threads.tick(at(0)), 1);
+        threads.answer(&["a"], at(0));
+        threads.tick(at(1));
+        threads.shared.unknown_kid_fetch_at = ahead;
+        assert_eq!(threads.tick(at(2)), 0);
+        threads.sets[0].sync(threads.shared.clone(), at(2), &TIMING).unwrap();
+        assert!(threads.sets[0].request_unknown_kid(at(2), &TIMING));
+        threads.shared = std::mem::take(&mut threads.shared).failed(ahead);
+        threads.sets[1].sync(threads.shared.clone(), at(3), &TIMING).unwrap();
+        assert_eq!(threads.sets[1].retry_after_failure(at(3)), Some(MAX_BACKOFF));
+        assert!(threads.tick(at(3)) >= 1);
+    }
+
+    #[test]
     fn made_up_kids_cause_one_fetch_in_each_cooldown() {
         let mut threads = Threads::new(3);
         threads.tick(START);
@@ -477,7 +526,7 @@ mod tests {
         for second in 1..=60 {
             for set in &mut threads.sets {
                 set.lookup(at(second), &TIMING);
-                set.request_unknown_kid(at(second));
+                set.request_unknown_kid(at(second), &TIMING);
             }
             if threads.tick(at(second)) > 0 {
                 fetches += 1;
@@ -495,14 +544,14 @@ mod tests {
         for (second, kids) in [(1, &["1", "2"][..]), (2, &["2", "3"]), (3, &["3", "4"])] {
             threads.sets[0].lookup(at(second), &TIMING);
             threads.tick(at(second));
-            assert!(threads.sets[0].request_unknown_kid(at(second)));
+            assert!(threads.sets[0].request_unknown_kid(at(second), &TIMING));
             assert_eq!(threads.tick(at(second)), 1, "a fetch brought a key just before");
             threads.answer(kids, at(second));
         }
         let mut is_listened_to = |second| {
             threads.sets[0].lookup(at(second), &TIMING);
             threads.tick(at(second));
-            let answer = threads.sets[0].request_unknown_kid(at(second));
+            let answer = threads.sets[0].request_unknown_kid(at(second), &TIMING);
             if threads.tick(at(second)) > 0 {
                 threads.answer(&["4", "3"], at(second)); // The same keys in another order are no news.
             }
@@ -522,10 +571,10 @@ mod tests {
             set.lookup(at(1), &TIMING);
         }
         threads.tick(at(1));
-        assert!(threads.sets[0].request_unknown_kid(at(2)));
+        assert!(threads.sets[0].request_unknown_kid(at(2), &TIMING));
         assert_eq!(threads.tick(at(2)), 1);
         // The other one meets the new key before it knows of that fetch.
-        assert!(threads.sets[1].request_unknown_kid(at(2)));
+        assert!(threads.sets[1].request_unknown_kid(at(2), &TIMING));
         threads.answer(&["old", "new"], at(2));
         assert_eq!(threads.tick(at(3)), 0);
     }
@@ -547,10 +596,10 @@ mod tests {
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
         assert!(set(&mut threads, at(3599)));
         threads.shared = std::mem::take(&mut threads.shared).failed(at(3600));
-        threads.sets[0].sync(threads.shared.clone(), at(3600)).unwrap();
+        threads.sets[0].sync(threads.shared.clone(), at(3600), &TIMING).unwrap();
         assert!(matches!(threads.sets[0].lookup(at(3600), &TIMING), Lookup::Unavailable(wait) if wait == MAX_BACKOFF));
         threads.answer(&["a"], at(3700));
-        threads.sets[0].sync(threads.shared.clone(), at(3700)).unwrap();
+        threads.sets[0].sync(threads.shared.clone(), at(3700), &TIMING).unwrap();
         assert!(set(&mut threads, at(3700)), "the provider is back");
     }
 
@@ -562,10 +611,10 @@ mod tests {
         let version = |threads: &Threads| threads.sets[0].version(at(2), &TIMING).unwrap();
         let before = version(&threads);
         threads.answer(&["a"], at(1));
-        threads.sets[0].sync(threads.shared.clone(), at(1)).unwrap();
+        threads.sets[0].sync(threads.shared.clone(), at(1), &TIMING).unwrap();
         assert_eq!(version(&threads), before);
         threads.answer(&["b"], at(2));
-        threads.sets[0].sync(threads.shared.clone(), at(2)).unwrap();
+        threads.sets[0].sync(threads.shared.clone(), at(2), &TIMING).unwrap();
         assert_eq!(version(&threads), before + 1);
     }
 

@@ -60,6 +60,12 @@ impl UnixTime {
         Self(self.0.saturating_sub(millis(duration)))
     }
 
+    /// Whether this moment, which was at most `longest` ahead when it was set, is still to come. One that is farther ahead
+    /// was set by a clock that has been put back since, and counts as past.
+    pub fn is_ahead(self, now: Self, longest: Duration) -> bool {
+        now < self && self <= now.plus(longest)
+    }
+
     /// How long after `earlier` this moment is; zero where it is not after it.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
@@ -80,6 +86,14 @@ mod tests {
         assert_eq!(end.plus(Duration::MAX), end);
         assert_eq!(UnixTime::default().minus(Duration::from_secs(1)), UnixTime::default());
         assert_eq!(UnixTime::default().since(end), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_a_clock_set_that_was_ahead_is_past() {
+        let [now, longest] = [UnixTime::from_secs(100), UnixTime::from_secs(110)];
+        let is_ahead = |moment: UnixTime| moment.is_ahead(now, Duration::from_secs(10));
+        assert!(!is_ahead(now) && is_ahead(UnixTime::from_millis(100_001)));
+        assert!(is_ahead(longest) && !is_ahead(UnixTime::from_millis(110_001)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use lru::LruCache;
 
 use crate::host::Host;
+use crate::jose::claims::Validity;
 use crate::jwks::KeySetId;
 use crate::oauth::client::OauthClient;
 use crate::oauth::signing_key::SigningKey;
@@ -20,8 +21,8 @@ use crate::time::UnixTime;
 pub struct Entry {
     /// Whom it stands for.
     pub principal: Rc<Principal>,
-    /// The moment from which it is refused.
-    pub refused_from: UnixTime,
+    /// When it is good.
+    pub validity: Validity,
     /// The one resource for which it is good, where it is not good for all of the org's.
     pub only_for: Option<Resource>,
     /// The key set that verified it, and that set's version then. A token of the gateway itself has none: its keys
@@ -91,7 +92,7 @@ impl TokenCache {
         let is_for_resource =
             *entry.principal.org() == resource.org && entry.only_for.as_ref().is_none_or(|only| only == resource);
         let are_keys_old = entry.key_set.is_some_and(|(id, version)| version_of(id) != Some(version));
-        if now >= entry.refused_from || are_keys_old || (is_for_resource && !holds(&mut entry.basis)) {
+        if !entry.validity.holds(now) || are_keys_old || (is_for_resource && !holds(&mut entry.basis)) {
             cache.pop(token);
             return None;
         }
@@ -121,7 +122,7 @@ mod tests {
         let org = OrgName::parse(org).unwrap();
         Entry {
             principal: Principal::of_identity_provider(&org, "https://idp", "sub", ScopeSet::default(), Subjects::default()),
-            refused_from: UnixTime::from_secs(refused_from),
+            validity: Validity { from: UnixTime::from_secs(50), until: UnixTime::from_secs(refused_from) },
             only_for: None,
             key_set: Some((KeySetId::at(0), 1)),
             basis: Basis { generation: 1, org: Rc::default(), client: None },
@@ -142,6 +143,9 @@ mod tests {
         assert!(!is_hit(&mut cache, "t", "a", 100, 1));
         assert!(!is_hit(&mut cache, "t", "a", 99, 1), "an entry that ended is gone");
         cache.insert("t", entry("a", 100));
+        assert!(is_hit(&mut cache, "t", "a", 50, 1));
+        assert!(!is_hit(&mut cache, "t", "a", 49, 1), "the clock was put back before its beginning");
+        cache.insert("t", entry("a", 100));
         assert!(!is_hit(&mut cache, "t", "a", 99, 2), "the keys changed");
         assert!(!is_hit(&mut cache, "t", "a", 99, 1));
     }
@@ -150,7 +154,8 @@ mod tests {
     fn a_token_for_one_connector_is_remembered_for_that_one() {
         let mut cache = TokenCache::new(8);
         cache.insert("t", Entry { only_for: Some(resource("a", Some("github"))), key_set: None, ..entry("a", 100) });
-        let mut is_hit = |connector| cache.get("t", &resource("a", connector), UnixTime::default(), |_| None, |_| true).is_some();
+        let mut is_hit =
+            |connector| cache.get("t", &resource("a", connector), UnixTime::from_secs(60), |_| None, |_| true).is_some();
         assert!(is_hit(Some("github")));
         assert!(!is_hit(Some("jira")) && !is_hit(None));
     }
@@ -161,9 +166,9 @@ mod tests {
         for token in ["1", "2", "3"] {
             cache.insert(token, entry("a", 100));
         }
-        assert!(!is_hit(&mut cache, "1", "a", 0, 1) && is_hit(&mut cache, "3", "a", 0, 1));
+        assert!(!is_hit(&mut cache, "1", "a", 60, 1) && is_hit(&mut cache, "3", "a", 60, 1));
         let mut off = TokenCache::new(0);
         off.insert("1", entry("a", 100));
-        assert!(!is_hit(&mut off, "1", "a", 0, 1));
+        assert!(!is_hit(&mut off, "1", "a", 60, 1));
     }
 }

@@ -41,7 +41,8 @@ pub(super) fn step(gateway: &Gateway, head: Option<&RequestHead>, reply: LocalRe
 impl AwaitingRest {
     /// Whether the rest has been coming for too long, as far as whoever asks in intervals can tell.
     pub fn is_overdue(&mut self, now: UnixTime) -> bool {
-        now >= *self.deadline.get_or_insert_with(|| now.plus(REST_TIMEOUT))
+        let latest = now.plus(REST_TIMEOUT);
+        now >= *self.deadline.insert(self.deadline.map_or(latest, |deadline| deadline.min(latest)))
     }
 
     /// Answers, whatever has come.

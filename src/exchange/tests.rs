@@ -47,7 +47,7 @@ impl World {
     fn publish(&mut self, kids: &[&str]) {
         let timing = self.gateway.config.jwks;
         let record = KeySetRecord::default().succeeded(&testing::jwk_set(kids), self.now, &timing);
-        self.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap().sync(record, self.now).unwrap();
+        self.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap().sync(record, self.now, &timing).unwrap();
     }
 
     fn start_on(&mut self, path: &str, headers: &[(&str, &str)], route: RouteSettings) -> Step {
@@ -195,8 +195,8 @@ fn a_remembered_token_ends_with_the_age_of_its_keys() {
 fn a_request_waits_for_the_first_keys_and_not_forever() {
     let mut world = World::new();
     let good = token(&claims());
-    let Step::Await(first) = world.bearer(&good) else { panic!("must wait") };
-    let Step::Await(second) = world.bearer(&good) else { panic!("must wait") };
+    let Step::Await(mut first) = world.bearer(&good) else { panic!("must wait") };
+    let Step::Await(mut second) = world.bearer(&good) else { panic!("must wait") };
     assert!(!first.is_ready(&world.gateway, world.now));
     world.publish(&["a"]);
     assert!(first.is_ready(&world.gateway, world.now));
@@ -206,6 +206,10 @@ fn a_request_waits_for_the_first_keys_and_not_forever() {
     let later = world.now.plus(world.gateway.config.jwks.timeout);
     assert!(!second.is_ready(&world.gateway, later.minus(Duration::from_millis(1))));
     assert!(second.is_ready(&world.gateway, later));
+    // Where the clock is put back, the whole time begins anew, and no more than that.
+    let put_back = world.now.minus(Duration::from_secs(3600));
+    let again = put_back.plus(world.gateway.config.jwks.timeout);
+    assert!(!second.is_ready(&world.gateway, put_back) && second.is_ready(&world.gateway, again));
     let step = second.proceed(&mut world.gateway, later, &world.host);
     assert_eq!((reason(&step), status(&step)), ("jwks_unavailable", 503));
 }
@@ -259,7 +263,7 @@ fn an_unknown_kid_waits_for_one_fetch_and_is_refused_within_the_cooldown() {
     let (timing, now) = (world.gateway.config.jwks, world.now);
     let set = world.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap();
     let claimed = set.claim(now, &timing).expect("a fetch is due");
-    set.sync(claimed.clone().succeeded(&testing::jwk_set(&["a"]), now, &timing), now).unwrap();
+    set.sync(claimed.clone().succeeded(&testing::jwk_set(&["a"]), now, &timing), now, &timing).unwrap();
     assert_eq!(reason(&waiting.proceed(&mut world.gateway, now, &world.host)), "key_unknown");
     assert_eq!(reason(&world.bearer(&unknown)), "key_unknown");
     world.now = now.plus(timing.refetch_cooldown);
@@ -275,7 +279,7 @@ fn an_unknown_kid_is_not_held_against_the_client_while_its_issuer_cannot_be_aske
     assert_eq!(reason(&world.bearer(&unknown)), "await");
     let set = world.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap();
     let failed = set.claim(now, &timing).expect("a fetch is due").failed(now);
-    set.sync(failed, now).unwrap();
+    set.sync(failed, now, &timing).unwrap();
     let step = world.bearer(&unknown);
     assert_eq!((reason(&step), status(&step)), ("jwks_unavailable", 503));
     let known = token(&claims());
@@ -413,7 +417,7 @@ fn issuing(change: impl FnOnce(&mut Value)) -> World {
 impl World {
     fn post_token(&mut self, body: &str) -> Step {
         let head = [(":method", "POST"), ("content-type", "application/x-www-form-urlencoded")];
-        let Step::ReadBody(reading) = self.start("/oauth/token", &head) else { panic!("must read the body") };
+        let Step::ReadBody(mut reading) = self.start("/oauth/token", &head) else { panic!("must read the body") };
         assert!(!reading.is_overdue(self.now));
         reading.proceed(body.as_bytes(), &mut self.gateway, self.now, &self.host)
     }
@@ -594,7 +598,7 @@ fn discovery() {
 #[test]
 fn a_body_that_does_not_come_is_not_waited_for_forever() {
     let mut world = issuing(|_| {});
-    let Step::ReadBody(reading) = world.start("/oauth/token", &[(":method", "POST")]) else { panic!("must read") };
+    let Step::ReadBody(mut reading) = world.start("/oauth/token", &[(":method", "POST")]) else { panic!("must read") };
     assert!(reading.is_overdue(world.now.plus(BODY_TIMEOUT)));
     let step = reading.give_up(TokenError::BodyTimeout);
     assert_eq!((reason(&step), status(&step)), ("body_timeout", 408));
@@ -794,14 +798,14 @@ impl World {
 #[test]
 fn requests_wait_for_the_first_policy_and_not_for_ever() {
     let mut world = remote_world();
-    let Step::AwaitPolicy(awaiting) = world.start("/mcp/acme", &[("x-api-key", KEY)]) else { panic!("not held") };
+    let Step::AwaitPolicy(mut awaiting) = world.start("/mcp/acme", &[("x-api-key", KEY)]) else { panic!("not held") };
     assert!(!awaiting.is_ready(&world.gateway, world.now));
     world.publish_policy(&json!({"acme": {"api_keys": [{"id": "k1", "sha256": KEY_SHA256}]}}));
     assert!(awaiting.is_ready(&world.gateway, world.now));
     assert_eq!(reason(&awaiting.proceed(&mut world.gateway, world.now, &world.host)), "ok");
 
     let mut world = remote_world();
-    let Step::AwaitPolicy(awaiting) = world.start("/oauth/token", &[(":method", "POST")]) else { panic!("not held") };
+    let Step::AwaitPolicy(mut awaiting) = world.start("/oauth/token", &[(":method", "POST")]) else { panic!("not held") };
     world.now = world.now.plus(Duration::from_secs(5));
     assert!(awaiting.is_ready(&world.gateway, world.now));
     let step = awaiting.proceed(&mut world.gateway, world.now, &world.host);

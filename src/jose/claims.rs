@@ -10,6 +10,22 @@ use crate::time::UnixTime;
 /// 9999-12-31T23:59:59Z. A later date is a mistake or an attack.
 const LATEST: f64 = 253_402_300_799.0;
 
+/// When a token is good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// The moment before which it is refused: a clock may be put back while it is remembered.
+    pub from: UnixTime,
+    /// The moment from which it is refused.
+    pub until: UnixTime,
+}
+
+impl Validity {
+    /// Whether it is good at `now`.
+    pub fn holds(&self, now: UnixTime) -> bool {
+        self.from <= now && now < self.until
+    }
+}
+
 /// The `iss` claim.
 ///
 /// # Errors
@@ -61,22 +77,24 @@ pub fn check_audience(claims: &Map<String, Value>, accepted: &[Box<str>]) -> Res
     if named { Ok(()) } else { Err(Reason::AudienceMismatch) }
 }
 
-/// Checks `exp`, `nbf` and `iat` at `now`, the issuer's clock being at most `skew` off, and returns the moment from
-/// which the token is refused.
+/// Checks `exp`, `nbf` and `iat` at `now`, the issuer's clock being at most `skew` off, and returns when
+/// the token is good.
 ///
 /// # Errors
 /// [`Reason::TokenExpired`], [`Reason::TokenNotYetValid`], and as [`issuer`].
-pub fn check_times(claims: &Map<String, Value>, now: UnixTime, skew: Duration) -> Result<UnixTime, Reason> {
-    let refused_from = numeric_date(claims, "exp")?.ok_or(Reason::ClaimMissing)?.plus(skew);
-    if now >= refused_from {
+pub fn check_times(claims: &Map<String, Value>, now: UnixTime, skew: Duration) -> Result<Validity, Reason> {
+    let until = numeric_date(claims, "exp")?.ok_or(Reason::ClaimMissing)?.plus(skew);
+    if now >= until {
         return Err(Reason::TokenExpired);
     }
+    let mut from = UnixTime::default();
     for claim in ["nbf", "iat"] {
-        if numeric_date(claims, claim)?.is_some_and(|moment| now.plus(skew) < moment) {
+        from = from.max(numeric_date(claims, claim)?.unwrap_or_default().minus(skew));
+        if now < from {
             return Err(Reason::TokenNotYetValid);
         }
     }
-    Ok(refused_from)
+    Ok(Validity { from, until })
 }
 
 fn required_string<'c>(claims: &'c Map<String, Value>, name: &str) -> Result<&'c str, Reason> {
@@ -96,8 +114,29 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn times(claims: Value) -> Result<UnixTime, Reason> {
+    fn validity(claims: &Value) -> Result<Validity, Reason> {
         check_times(claims.as_object().unwrap(), UnixTime::from_secs(1000), Duration::from_secs(10))
+    }
+
+    fn times(claims: Value) -> Result<UnixTime, Reason> {
+        validity(&claims).map(|validity| validity.until)
+    }
+
+    #[test]
+    fn the_later_of_nbf_and_iat_is_the_beginning() {
+        for (claims, from) in [
+            (json!({"exp": 2000}), 0),
+            (json!({"exp": 2000, "iat": 5}), 0),
+            (json!({"exp": 2000, "iat": 900}), 890),
+            (json!({"exp": 2000, "iat": 900, "nbf": 950}), 940),
+            (json!({"exp": 2000, "iat": 950, "nbf": 900}), 940),
+        ] {
+            let validity = validity(&claims).unwrap();
+            assert_eq!(validity.from, UnixTime::from_secs(from), "{claims}");
+            let [first, last] = [validity.from, UnixTime::from_millis(2_009_999)];
+            assert!(validity.holds(first) && validity.holds(last) && !validity.holds(validity.until), "{claims}");
+            assert!(from == 0 || !validity.holds(UnixTime::from_millis(from * 1_000 - 1)), "{claims}");
+        }
     }
 
     #[test]

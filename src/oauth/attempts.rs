@@ -21,6 +21,7 @@ pub struct Attempts(LruCache<Box<str>, Failures>);
 #[derive(Clone, Copy, Debug)]
 struct Failures {
     count: u32,
+    /// Not later than the last look at the clock, which may have been put back.
     since: UnixTime,
 }
 
@@ -35,7 +36,8 @@ impl Default for Attempts {
 impl Attempts {
     /// How long `client_id` has to wait before it is listened to again, where it failed too often.
     pub fn wait(&mut self, client_id: &str, now: UnixTime) -> Option<Duration> {
-        let failures = *self.0.get(client_id)?;
+        let failures = self.0.get_mut(client_id)?;
+        failures.since = failures.since.min(now);
         let count = failures.count_at(now);
         (count >= FREE)
             .then(|| failures.since.plus(REFILL.saturating_mul(failures.count.saturating_sub(FREE).saturating_add(1))).since(now))
@@ -77,5 +79,15 @@ mod tests {
         attempts.failed("a", at(6));
         assert_eq!(attempts.wait("a", at(6)), Some(REFILL));
         assert_eq!(attempts.wait("a", at(3_600)), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_lengthens_no_wait() {
+        let mut attempts = Attempts::default();
+        for _ in 0..FREE {
+            attempts.failed("a", at(3_600));
+        }
+        assert_eq!(attempts.wait("a", at(0)), Some(REFILL));
+        assert_eq!(attempts.wait("a", at(6)), None);
     }
 }

@@ -1,7 +1,9 @@
 //! What may be used once: the `jti` of client assertions (RFC 7523 §3 item 7), for all threads of an Envoy.
 //!
 //! Shared data has no delete, so each owner has one value, a bounded list of digests that is pruned whenever it is
-//! written; owners are configured. Only assertions whose signature is good come here, so an owner fills its own list alone.
+//! written, after the moment up to which uses were pruned; owners are configured. Only assertions whose signature is good come here, so an owner fills its own list alone.
+
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -10,8 +12,11 @@ use crate::time::UnixTime;
 
 /// Uses that one owner's list holds: six assertions a second over their lifetime. When full, the answer is no.
 const MAX_IN_LIST: usize = 4096;
+/// Uses that it holds of what could not be used anyway: a clock may be put back, by which it could be used again.
+const MAX_OVER: usize = 256;
 const DIGEST_LENGTH: usize = 16;
-const ENTRY_LENGTH: usize = DIGEST_LENGTH + 8;
+const MOMENT_LENGTH: usize = 8;
+const ENTRY_LENGTH: usize = DIGEST_LENGTH + MOMENT_LENGTH;
 
 /// One use of something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +26,14 @@ pub struct Use {
     now: UnixTime,
     /// From when on it could not be used anyway.
     expires_at: UnixTime,
+    /// The farthest ahead that `expires_at` may be.
+    longest: Duration,
 }
 
 impl Use {
     /// The use of `id` by `owner` at `now`.
-    pub fn new(owner: &str, id: &str, now: UnixTime, expires_at: UnixTime) -> Self {
-        Self { owner: digest_of(owner), digest: digest_of(id), now, expires_at }
+    pub fn new(owner: &str, id: &str, now: UnixTime, expires_at: UnixTime, longest: Duration) -> Self {
+        Self { owner: digest_of(owner), digest: digest_of(id), now, expires_at, longest }
     }
 
     /// Whether it is the first, in all threads.
@@ -35,29 +42,51 @@ impl Use {
     }
 
     fn shared_name(&self) -> String {
-        format!("apexmcp/used/2/{}", hex::encode(self.owner))
+        format!("apexmcp/used/3/{}", hex::encode(self.owner))
     }
 
     /// The owner's list with this use noted; `None` where it was noted before, or there is no room.
     fn note_in(&self, list: &[u8]) -> Option<Vec<u8>> {
+        let (forgotten, list) = list.split_first_chunk().unwrap_or((&[0; MOMENT_LENGTH], &[]));
+        // Uses that end up to this moment may not be known any more.
+        let mut forgotten = UnixTime::from_millis(u64::from_le_bytes(*forgotten));
+        if self.expires_at <= forgotten && forgotten.is_ahead(self.now, self.longest) {
+            return None;
+        }
+        let (mut live, mut over) = (0_usize, 0_usize);
+        for entry in list.chunks_exact(ENTRY_LENGTH) {
+            let (digest, expires_at) = split(entry)?;
+            if self.now >= expires_at {
+                over = over.saturating_add(1);
+            } else if digest == self.digest {
+                return None;
+            } else {
+                live = live.saturating_add(1);
+            }
+        }
+        if live >= MAX_IN_LIST {
+            return None;
+        }
+        let mut to_forget = over.saturating_sub(MAX_OVER);
         let mut noted = Vec::with_capacity(list.len().saturating_add(ENTRY_LENGTH));
         for entry in list.chunks_exact(ENTRY_LENGTH) {
-            let (digest, expires_at) = entry.split_first_chunk::<DIGEST_LENGTH>()?;
-            let expires_at = UnixTime::from_millis(u64::from_le_bytes(expires_at.try_into().ok()?));
-            if self.now < expires_at {
-                if *digest == self.digest {
-                    return None;
-                }
+            let (_, expires_at) = split(entry)?;
+            if to_forget > 0 && self.now >= expires_at {
+                to_forget = to_forget.saturating_sub(1);
+                forgotten = forgotten.max(expires_at);
+            } else {
                 noted.extend_from_slice(entry);
             }
         }
-        if noted.len() >= MAX_IN_LIST.saturating_mul(ENTRY_LENGTH) {
-            return None;
-        }
         noted.extend_from_slice(&self.digest);
         noted.extend_from_slice(&self.expires_at.as_millis().to_le_bytes());
-        Some(noted)
+        Some([forgotten.as_millis().to_le_bytes().as_slice(), &noted].concat())
     }
+}
+
+fn split(entry: &[u8]) -> Option<([u8; DIGEST_LENGTH], UnixTime)> {
+    let (digest, expires_at) = entry.split_first_chunk::<DIGEST_LENGTH>()?;
+    Some((*digest, UnixTime::from_millis(u64::from_le_bytes(expires_at.try_into().ok()?))))
 }
 
 fn digest_of(text: &str) -> [u8; DIGEST_LENGTH] {
@@ -71,16 +100,44 @@ mod tests {
     use super::*;
 
     fn usage(id: &str, now: u64) -> Use {
-        Use::new("client", id, UnixTime::from_secs(now), UnixTime::from_secs(100))
+        ending(id, now, 100)
+    }
+
+    fn ending(id: &str, now: u64, expires_at: u64) -> Use {
+        Use::new("client", id, UnixTime::from_secs(now), UnixTime::from_secs(expires_at), Duration::from_secs(100))
     }
 
     #[test]
     fn once_and_no_more_until_it_expired() {
-        let list = usage("a", 1).note_in(&[]).unwrap();
+        let mut list = usage("a", 1).note_in(&[]).unwrap();
         assert_eq!(usage("a", 99).note_in(&list), None);
-        let list = usage("b", 99).note_in(&list).unwrap();
-        assert_eq!(list.len(), 2 * ENTRY_LENGTH);
-        assert_eq!(usage("c", 100).note_in(&list).unwrap().len(), ENTRY_LENGTH, "what expired makes room");
+        list = usage("b", 99).note_in(&list).unwrap();
+        assert_eq!(list.len(), MOMENT_LENGTH + 2 * ENTRY_LENGTH);
+        for index in 0..2 * MAX_OVER {
+            let now = 100 + u64::try_from(index).unwrap();
+            list = ending(&index.to_string(), now, now + 1).note_in(&list).unwrap();
+        }
+        assert_eq!(list.len(), MOMENT_LENGTH + (MAX_OVER + 1) * ENTRY_LENGTH, "what expired makes room");
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_makes_nothing_new() {
+        let list = usage("a", 1).note_in(&[]).unwrap();
+        let ahead = ending("b", 3_600, 3_650).note_in(&list).unwrap();
+        assert_eq!(usage("a", 2).note_in(&ahead), None, "it is known although it expired meanwhile");
+        assert!(usage("c", 2).note_in(&ahead).is_some());
+
+        let mut ahead = ahead;
+        for index in 0..=MAX_OVER {
+            ahead = ending(&index.to_string(), 3_600, 3_600).note_in(&ahead).unwrap();
+        }
+        assert_eq!(usage("a", 2).note_in(&ahead), None, "it is not known any more, so it may have been used");
+        assert!(ending("c", 2, 101).note_in(&ahead).is_some(), "one that ends later was not");
+        // What was forgotten of times that are yet to come does not hold up those of now.
+        for index in 0..MAX_OVER {
+            ahead = ending(&index.to_string(), 3_700, 3_700).note_in(&ahead).unwrap();
+        }
+        assert!(ending("e", 150, 200).note_in(&ahead).is_some());
     }
 
     #[test]
@@ -94,7 +151,7 @@ mod tests {
 
     #[test]
     fn owners_do_not_share_lists() {
-        let of = |owner| Use::new(owner, "id", UnixTime::default(), UnixTime::default()).shared_name();
+        let of = |owner| Use::new(owner, "id", UnixTime::default(), UnixTime::default(), Duration::ZERO).shared_name();
         assert_ne!(of("a"), of("b"));
     }
 }

@@ -230,19 +230,25 @@ impl TokenEndpoint<'_> {
         let keys: Vec<_> = jwks.candidates(jws.kid()).collect();
         let Some(verified) = signature::verify(jws, keys, self.host) else { return false };
         let Ok(jti) = claims::id(verified.claims()) else { return false };
-        !jti.is_empty() && Use::new(&client.id, jti, self.now, expires_at).is_first(self.host)
+        !jti.is_empty() && Use::new(&client.id, jti, self.now, expires_at, self.longest_assertion()).is_first(self.host)
     }
 
     /// The moment from which an assertion is refused: at its `exp`, and not long after its `iat` even where `exp` lies far
     /// ahead, as some clients set it (RFC 7523 §3 items 4 and 6).
     fn assertion_ends(&self, claims: &Map<String, Value>) -> Result<UnixTime, Reason> {
         let skew = self.config.tokens.clock_skew;
-        let expires_at = claims::check_times(claims, self.now, skew)?;
+        let expires_at = claims::check_times(claims, self.now, skew)?.until;
         let lifetime_from = |moment: UnixTime| moment.plus(MAX_ASSERTION_LIFETIME).plus(skew);
         let ends = claims::issued_at(claims).map_or(expires_at, |issued_at| expires_at.min(lifetime_from(issued_at)));
         // An `iat` may itself be ahead by the skew.
-        let is_short = self.now < ends && ends <= lifetime_from(self.now).plus(skew);
+        let is_short = self.now < ends && ends <= self.now.plus(self.longest_assertion());
         if is_short { Ok(ends) } else { Err(Reason::TokenExpired) }
+    }
+
+    /// How far ahead the end of an assertion may be.
+    fn longest_assertion(&self) -> Duration {
+        let skew = self.config.tokens.clock_skew;
+        MAX_ASSERTION_LIFETIME.saturating_add(skew).saturating_add(skew)
     }
 
     fn listen_to(&mut self, id: &str, refused: TokenError) -> Result<(), TokenError> {

@@ -51,9 +51,10 @@ impl Poll {
     }
 
     /// The record with this thread's claim to ask, where that is due and nobody else has claimed it.
-    pub fn claim(&self, now: UnixTime, serves_requests: bool) -> Option<Self> {
+    pub fn claim(&self, now: UnixTime, serves_requests: bool, settings: &RemoteSettings) -> Option<Self> {
         let patience = if serves_requests { PATIENCE } else { Duration::ZERO };
-        if now < self.claimed_until || now < self.next_at.plus(patience) {
+        let longest = settings.interval.max(MAX_BACKOFF).saturating_add(patience);
+        if self.claimed_until.is_ahead(now, WORK) || self.next_at.plus(patience).is_ahead(now, longest) {
             return None;
         }
         Some(Self { started_at: now, claimed_until: now.plus(LEASE), ..self.clone() })
@@ -138,53 +139,61 @@ mod tests {
 
     #[test]
     fn one_thread_asks_and_one_without_requests_first() {
-        let settings = settings();
-        let claimed = Poll::default().claim(at(0), false).unwrap();
-        assert_eq!(claimed.claim(at(2_999), false), None);
-        assert!(claimed.claim(at(3_000), false).is_some(), "a thread that died loses its claim");
-        let answered = claimed.succeeded(Some(Some("\"1\"".into())), at(100), &settings);
-        assert_eq!(answered.claim(at(599), true), None);
-        assert!(answered.claim(at(100), false).is_some());
-        assert!(answered.claim(at(600), true).is_some());
+        let claimed = Poll::default().claim(at(0), false, &settings()).unwrap();
+        assert_eq!(claimed.claim(at(2_999), false, &settings()), None);
+        assert!(claimed.claim(at(3_000), false, &settings()).is_some(), "a thread that died loses its claim");
+        let answered = claimed.succeeded(Some(Some("\"1\"".into())), at(100), &settings());
+        assert_eq!(answered.claim(at(599), true, &settings()), None);
+        assert!(answered.claim(at(100), false, &settings()).is_some());
+        assert!(answered.claim(at(600), true, &settings()).is_some());
     }
 
     #[test]
     fn a_claim_holds_while_it_is_renewed_and_no_longer() {
-        let claimed = Poll::default().claim(at(0), false).unwrap();
+        let claimed = Poll::default().claim(at(0), false, &settings()).unwrap();
         let renewed = claimed.renew(claimed.started_at(), at(2_000)).unwrap();
-        assert_eq!(renewed.claim(at(4_999), false), None);
+        assert_eq!(renewed.claim(at(4_999), false, &settings()), None);
         let working = renewed.work(claimed.started_at(), at(3_000)).unwrap();
-        assert_eq!(working.claim(at(62_999), false), None, "a large document takes its time");
+        assert_eq!(working.claim(at(62_999), false, &settings()), None, "a large document takes its time");
         let released = renewed.release(claimed.started_at()).unwrap();
-        let other = released.claim(at(3_000), false).unwrap();
+        let other = released.claim(at(3_000), false, &settings()).unwrap();
         let late = claimed.started_at();
         assert_eq!((other.renew(late, at(3_001)), other.work(late, at(3_001)), other.release(late)), (None, None, None));
     }
 
     #[test]
     fn news_are_followed_at_once_and_nothing_else_is() {
-        let settings = settings();
-        let claimed = Poll { etag: Some("\"1\"".into()), ..Poll::default() }.claim(at(0), false).unwrap();
-        let next_at = |document, now| claimed.clone().succeeded(document, at(now), &settings).next_at;
+        let claimed = Poll { etag: Some("\"1\"".into()), ..Poll::default() }.claim(at(0), false, &settings()).unwrap();
+        let next_at = |document, now| claimed.clone().succeeded(document, at(now), &settings()).next_at;
         assert_eq!(next_at(Some(Some("\"2\"".into())), 100), at(100));
         assert_eq!(next_at(Some(Some("\"1\"".into())), 100), at(2_000));
         assert_eq!(next_at(Some(None), 100), at(2_000), "a service without ETag");
         assert_eq!(next_at(None, 100), at(2_000), "a service that does not wait");
         assert_eq!(next_at(None, 30_000), at(30_000));
-        assert_eq!(claimed.clone().succeeded(None, at(100), &settings).etag(), Some("\"1\""));
+        assert_eq!(claimed.clone().succeeded(None, at(100), &settings()).etag(), Some("\"1\""));
     }
 
     #[test]
     fn a_thread_that_serves_requests_leaves_a_document_to_others_once() {
-        let settings = settings();
-        let claimed = Poll::default().claim(at(0), false).unwrap();
+        let claimed = Poll::default().claim(at(0), false, &settings()).unwrap();
         let given = claimed.give_way(at(100)).unwrap();
-        assert!(given.claim(at(100), false).is_some());
-        assert_eq!(given.claim(at(599), true), None);
-        let again = given.claim(at(600), true).unwrap();
+        assert!(given.claim(at(100), false, &settings()).is_some());
+        assert_eq!(given.claim(at(599), true, &settings()), None);
+        let again = given.claim(at(600), true, &settings()).unwrap();
         assert_eq!(again.give_way(at(700)), None, "there is no other one");
-        let done = again.succeeded(Some(Some("\"1\"".into())), at(700), &settings);
+        let done = again.succeeded(Some(Some("\"1\"".into())), at(700), &settings());
         assert!(done.give_way(at(800)).is_some());
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_holds_nothing_up() {
+        let ahead = at(3_600_000);
+        let claimed = Poll::default().claim(ahead, false, &settings()).unwrap();
+        assert!(claimed.claim(at(0), false, &settings()).is_some());
+        let failed = claimed.failed(ahead);
+        assert!(failed.claim(at(0), true, &settings()).is_some());
+        let succeeded = failed.succeeded(None, ahead, &settings());
+        assert!(succeeded.claim(at(0), true, &settings()).is_some());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::config::{Config, RemoteSettings};
 use crate::gateway::Gateway;
 use crate::host::{Host, Update};
 use crate::jose::jwk::{self, JwkSet, JwkSetError};
-use crate::jwks::{JwksUri, KeySet, KeySetId, Record};
+use crate::jwks::{JwksUri, KeySet, KeySetId, Record, Timing};
 use crate::policy::poll::{Poll, RENEWAL};
 use crate::policy::remote;
 use crate::policy::source::PolicySource;
@@ -38,6 +38,8 @@ struct Polling {
     /// The number under which the answer comes.
     token: u32,
     started_at: UnixTime,
+    /// Whether it names a document that may be in force still.
+    is_conditional: bool,
     /// When the claim to be the only one is to be renewed.
     renew_at: UnixTime,
 }
@@ -105,7 +107,13 @@ impl RootContext for Root {
         let now = hostcalls::now();
         self.sync_policy();
         self.start_poll(now);
-        let due = self.plugin.gateway.borrow().as_ref().map(|gateway| gateway.key_sets.sync_due(now)).unwrap_or_default();
+        let due = self
+            .plugin
+            .gateway
+            .borrow()
+            .as_ref()
+            .map(|gateway| gateway.key_sets.sync_due(now, &gateway.config.jwks))
+            .unwrap_or_default();
         for id in due {
             self.sync(id, now);
         }
@@ -136,7 +144,7 @@ impl Root {
         let gateway = self.plugin.gateway.borrow();
         let Some(settings) = gateway.as_ref().and_then(|gateway| gateway.config.remote.as_ref()) else { return };
         if let Some(polling) = &mut self.poll {
-            if now >= polling.renew_at {
+            if !polling.renew_at.is_ahead(now, RENEWAL) {
                 polling.renew_at = now.plus(RENEWAL);
                 let started_at = polling.started_at;
                 self.hold_claim(|poll| poll.renew(started_at, now));
@@ -146,13 +154,18 @@ impl Root {
         let name = poll_key(settings);
         let (value, cas) = hostcalls::shared_data(&name);
         let poll = Poll::from_bytes(&value.unwrap_or_default());
-        let Some(claimed) = poll.claim(now, self.plugin.serves_requests.get()) else { return };
+        let Some(claimed) = poll.claim(now, self.plugin.serves_requests.get(), settings) else { return };
         if !hostcalls::set_shared_data(&name, &claimed.to_bytes(), cas) {
             return; // Another thread was faster.
         }
         match hostcalls::get_policy(settings, claimed.etag()) {
             Ok(token) => {
-                self.poll = Some(Polling { token, started_at: claimed.started_at(), renew_at: now.plus(RENEWAL) });
+                self.poll = Some(Polling {
+                    token,
+                    started_at: claimed.started_at(),
+                    is_conditional: claimed.etag().is_some(),
+                    renew_at: now.plus(RENEWAL),
+                });
             }
             Err(status) => {
                 let problem = format!("Envoy refused the callout to cluster {:?} ({status:?}); does it exist?", settings.cluster);
@@ -177,7 +190,7 @@ impl Root {
             let Some(gateway) = gateway.as_ref() else { return };
             let Some(settings) = &gateway.config.remote else { return };
             match hostcalls::response_status(num_headers) {
-                Some(304) => self.poll_succeeded(settings, None, "not_modified", now),
+                Some(304) if polling.is_conditional => self.poll_succeeded(settings, None, "not_modified", now),
                 Some(200) if self.gives_way(settings, now) => {}
                 Some(200) if body_size <= remote::MAX_DOCUMENT_LENGTH => {
                     let etag = hostcalls::response_etag();
@@ -238,12 +251,12 @@ impl Root {
         let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { return };
         let Some(set) = key_sets.get_mut(id) else { return };
         let (record, cas) = shared_record(set.uri());
-        take_over(set, record, now);
+        take_over(set, record, now, &config.jwks);
         let Some(claimed) = set.claim(now, &config.jwks) else { return };
         if !hostcalls::set_shared_data(&shared_key(set.uri()), &claimed.to_bytes(), cas) {
             return; // Another thread was faster.
         }
-        take_over(set, claimed, now);
+        take_over(set, claimed, now, &config.jwks);
         let fetch = match config.clusters.of(set.uri()) {
             Ok(cluster) => hostcalls::get(cluster, set.uri(), config.jwks.timeout)
                 .map_err(|status| format!("Envoy refused the callout to cluster {cluster:?} ({status:?}); does it exist?")),
@@ -275,7 +288,7 @@ impl Root {
                 Err(_) => record.failed(now),
             };
             if hostcalls::set_shared_data(&shared_key(set.uri()), &record.to_bytes(), cas) {
-                take_over(set, record, now);
+                take_over(set, record, now, &config.jwks);
                 break;
             }
         }
@@ -292,8 +305,8 @@ impl Root {
     }
 }
 
-fn take_over(set: &mut KeySet, record: Record, now: UnixTime) {
-    if let Err(error) = set.sync(record, now) {
+fn take_over(set: &mut KeySet, record: Record, now: UnixTime, timing: &Timing) {
+    if let Err(error) = set.sync(record, now, timing) {
         log::error!("the shared record of key set {} cannot be read: {error}", set.uri().as_str());
     }
 }

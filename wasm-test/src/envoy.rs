@@ -40,8 +40,22 @@ impl Envoy {
     /// # Panics
     /// Where it does not, with its log.
     pub async fn start(bootstrap: &Value, workers: usize, folder: Folder) -> Self {
+        Self::start_with(&["--disable-hot-restart"], &[], bootstrap, workers, folder).await
+    }
+
+    /// The same with these arguments and variables in its environment.
+    ///
+    /// # Panics
+    /// Where it does not start, with its log.
+    pub async fn start_with(
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        bootstrap: &Value,
+        workers: usize,
+        folder: Folder,
+    ) -> Self {
         let envoy = std::env::var("ENVOY_PATH").unwrap_or_else(|_| "envoy".to_owned());
-        Self::start_by(&envoy, &[], &[], bootstrap, workers, folder).await
+        Self::start_by(&envoy, arguments, environment, bootstrap, workers, folder).await
     }
 
     /// The same by func-e, which is told to use this Envoy.
@@ -54,7 +68,7 @@ impl Envoy {
         let homes = ["FUNC_E_CONFIG_HOME", "FUNC_E_DATA_HOME", "FUNC_E_STATE_HOME", "FUNC_E_RUNTIME_DIR"];
         let mut environment = vec![("ENVOY_PATH", argument(&envoy))];
         environment.extend(homes.map(|name| (name, argument(&home))));
-        Self::start_by("func-e", &["run"], &environment, bootstrap, 1, folder).await
+        Self::start_by("func-e", &["run", "--disable-hot-restart"], &environment, bootstrap, 1, folder).await
     }
 
     async fn start_by(
@@ -79,7 +93,6 @@ impl Envoy {
             "wasm:debug",
             "--file-flush-interval-msec",
             "10",
-            "--disable-hot-restart",
         ];
         let arguments = [words, &arguments].concat();
         let mut process = Process::start_with(tool, &arguments, environment, &folder).expect("Envoy starts");
@@ -119,6 +132,11 @@ impl Envoy {
     /// Its folder.
     pub fn folder(&self) -> &Folder {
         &self.folder
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.has_ended()
     }
 
     /// Its process.

@@ -2,14 +2,16 @@
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::clock::Clock;
 use crate::envoy::{Envoy, GATEWAY_LISTENER, complete_gateway};
 use crate::http::{CASE_HEADER, Client, Reply, Request};
-use crate::process::Folder;
+use crate::process::{Folder, free_port};
 use crate::server::Server;
 use crate::upstream::Arrived;
 use crate::{eventually, repository};
@@ -40,7 +42,33 @@ pub struct Setup {
     clusters: Vec<Value>,
     environment: Vec<(&'static str, String)>,
     filter_file: Option<PathBuf>,
+    of_envoy: Vec<(&'static str, String)>,
+    restart: Option<Restart>,
 }
+
+/// A place among Envoys that follow each other.
+#[derive(Clone, Debug)]
+struct Restart {
+    line: Arc<Line>,
+    epoch: u32,
+}
+
+/// Envoys that follow each other on one port. Their number among all that restart is the port's: it is free, too.
+#[derive(Debug)]
+struct Line {
+    port: u16,
+}
+
+impl Drop for Line {
+    /// Envoy leaves its shared memory where it is, under ten times the number.
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(format!("/dev/shm/envoy_shared_memory_{}0", self.port));
+    }
+}
+
+/// How long an Envoy drains, in seconds, and how long it lives when another one follows it.
+const DRAIN_TIME: &str = "2";
+const SHUTDOWN_TIME: &str = "4";
 
 impl Setup {
     /// With this plugin configuration, one worker, and one route to the upstream.
@@ -53,6 +81,8 @@ impl Setup {
             clusters: Vec::new(),
             environment: Vec::new(),
             filter_file: None,
+            of_envoy: Vec::new(),
+            restart: None,
         }
     }
 
@@ -94,6 +124,16 @@ impl Setup {
         Self { filter_file: Some(file), ..self }
     }
 
+    /// On a port on which another one can follow it, by a hot restart.
+    pub fn restartable(self) -> Self {
+        Self { restart: Some(Restart { line: Arc::new(Line { port: free_port() }), epoch: 0 }), ..self }
+    }
+
+    /// With this clock in the place of the machine's.
+    pub fn clock(self, clock: &Clock) -> Self {
+        Self { of_envoy: clock.environment().into(), ..self }
+    }
+
     fn cluster(mut self, cluster: Value) -> Self {
         self.clusters.push(cluster);
         self
@@ -106,7 +146,17 @@ impl Setup {
             folder.write(FILTER, &self.filter(&self.plugin).to_string()).expect("the filter is written");
         }
         let bootstrap = self.bootstrap(upstream, &folder);
-        let envoy = Envoy::start(&bootstrap, self.workers, folder).await;
+        let environment: Vec<(&str, &str)> = self.of_envoy.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let arguments = match &self.restart {
+            None => vec!["--disable-hot-restart".to_owned()],
+            Some(Restart { line, epoch }) => ["--base-id", &line.port.to_string(), "--restart-epoch", &epoch.to_string()]
+                .into_iter()
+                .chain(["--parent-shutdown-time-s", SHUTDOWN_TIME])
+                .map(str::to_owned)
+                .collect(),
+        };
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(["--drain-time-s", DRAIN_TIME]).collect();
+        let envoy = Envoy::start_with(&arguments, &environment, &bootstrap, self.workers, folder).await;
         Gateway { envoy, setup: self }
     }
 
@@ -178,13 +228,13 @@ impl Setup {
         let clusters: Vec<Value> = [cluster_of(upstream), jwks_cluster()].into_iter().chain(self.clusters.clone()).collect();
         json!({
             "node": {"id": "gateway", "cluster": "gateway"},
-            "admin": {"address": any_port()},
+            "admin": {"address": address(0)},
             // By these the filter's metrics get their labels.
             "stats_config": complete_gateway()["stats_config"],
             "static_resources": {
                 "listeners": [{
                     "name": GATEWAY_LISTENER,
-                    "address": any_port(),
+                    "address": address(self.restart.as_ref().map_or(0, |restart| restart.line.port)),
                     "filter_chains": [{"filters": [{
                         "name": "envoy.filters.network.http_connection_manager",
                         "typed_config": connection_manager,
@@ -196,8 +246,8 @@ impl Setup {
     }
 }
 
-fn any_port() -> Value {
-    json!({"socket_address": {"address": "127.0.0.1", "port_value": 0}})
+fn address(port: u16) -> Value {
+    json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
 }
 
 fn cluster_of(upstream: &Server) -> Value {
@@ -289,6 +339,21 @@ impl Gateway {
             _ => None,
         })
         .await
+    }
+
+    /// Starts another one that takes its place by a hot restart: that listens on the same port.
+    ///
+    /// # Panics
+    /// Where it is not restartable, or the other one does not start.
+    pub async fn restart(&self, upstream: &Server) -> Self {
+        let mut setup = self.setup.clone();
+        setup.restart.as_mut().expect("restartable").epoch += 1;
+        setup.start(upstream).await
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.envoy.has_ended()
     }
 
     /// Awaits that requests on many new connections, and so on every worker, are answered with this status. Returns how

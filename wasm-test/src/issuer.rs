@@ -45,6 +45,11 @@ impl Issuer {
         format!("http://{}", self.server.authority())
     }
 
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.server.port()
+    }
+
     /// Where its key set is.
     pub fn jwks_uri(&self) -> String {
         format!("{}/keys", self.url())

@@ -2,13 +2,15 @@
 //!
 //! [`gateway`] starts [`envoy`] with the filter; [`upstream`] stands behind it and tells what arrived there; [`issuer`]
 //! is an identity provider that does as a test says, [`provider`] a real one; [`token`] makes tokens, broken ones too;
-//! [`http`] sends requests, and [`load`] many. Everything listens on free ports of 127.0.0.1 and ends with the value
-//! that stands for it.
+//! [`front`] breaks the way to a service, [`clock`] is wrong; [`http`] sends requests, and [`load`] many. Everything
+//! listens on free ports of 127.0.0.1 and ends with the value that stands for it.
 
 pub mod apexmcp;
+pub mod clock;
 pub mod connector;
 pub mod demo;
 pub mod envoy;
+pub mod front;
 pub mod gateway;
 pub mod http;
 pub mod issuer;

@@ -16,34 +16,45 @@ const CLIENTS: usize = 8;
 pub struct Load {
     requests: watch::Sender<Vec<Request>>,
     sent: Arc<AtomicUsize>,
+    unanswered: Arc<AtomicUsize>,
     is_over: Arc<AtomicBool>,
     clients: JoinSet<Vec<Reply>>,
 }
 
 impl Load {
-    /// Starts to send these.
+    /// Starts to send these, which are to pass.
     pub fn start(client: &Client, requests: Vec<Request>) -> Self {
+        Self::expecting(200, client, requests)
+    }
+
+    /// Starts to send these, which are to be answered with this status.
+    pub fn expecting(status: u16, client: &Client, requests: Vec<Request>) -> Self {
         let (requests, watched) = watch::channel(requests);
-        let (sent, is_over, mut clients) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default(), JoinSet::new());
+        let (sent, unanswered) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let (is_over, mut clients) = (Arc::<AtomicBool>::default(), JoinSet::new());
         for _ in 0..CLIENTS {
             let (client, watched, sent, is_over) = (client.clone(), watched.clone(), sent.clone(), is_over.clone());
+            let unanswered = unanswered.clone();
             clients.spawn(async move {
-                let mut refused = Vec::new();
+                let mut others = Vec::new();
                 while !is_over.load(Ordering::Relaxed) {
                     let index = sent.fetch_add(1, Ordering::Relaxed);
                     let request = {
                         let requests = watched.borrow();
                         requests[index % requests.len()].clone()
                     };
-                    let reply = client.send(&request).await;
-                    if reply.status != 200 {
-                        refused.push(reply);
+                    match client.try_send(&request).await {
+                        Some(reply) if reply.status == status => {}
+                        Some(reply) => others.push(reply),
+                        None => {
+                            unanswered.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
                 }
-                refused
+                others
             });
         }
-        Self { requests, sent, is_over, clients }
+        Self { requests, sent, unanswered, is_over, clients }
     }
 
     /// From now on sends this too.
@@ -57,10 +68,25 @@ impl Load {
         eventually("more requests", async || (self.sent.load(Ordering::Relaxed) >= goal).then_some(())).await;
     }
 
-    /// How many were sent, and the replies that were not 200.
+    /// How many were sent by now.
+    pub fn sent(&self) -> usize {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// How many were sent, and the replies that were not as expected.
+    ///
+    /// # Panics
+    /// Where one got no reply.
     pub async fn stop(self) -> (usize, Vec<Reply>) {
+        let (sent, others, unanswered) = self.stop_broken().await;
+        assert_eq!(unanswered, 0, "of {sent}");
+        (sent, others)
+    }
+
+    /// The same where connections may break: and how many got no reply.
+    pub async fn stop_broken(self) -> (usize, Vec<Reply>, usize) {
         self.is_over.store(true, Ordering::Relaxed);
-        let refused = self.clients.join_all().await.concat();
-        (self.sent.load(Ordering::Relaxed), refused)
+        let others = self.clients.join_all().await.concat();
+        (self.sent.load(Ordering::Relaxed), others, self.unanswered.load(Ordering::Relaxed))
     }
 }

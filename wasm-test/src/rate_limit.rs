@@ -1,6 +1,6 @@
 //! Envoy's rate limit service with the Redis that it counts in, both real.
 
-use crate::process::{Folder, Process, argument, free_port};
+use crate::process::{Folder, Process, argument, free_port, run};
 use crate::{eventually, repository};
 
 /// The domain that the service knows.
@@ -82,6 +82,15 @@ impl RateLimitService {
         ];
         self.service = Some(Process::start_with("ratelimit", &[], &environment, &self.folder).expect("the service starts"));
         until_listening("the rate limit service", self.port()).await;
+    }
+
+    /// Stops the service where it is (`STOP`), or has it go on (`CONT`).
+    ///
+    /// # Panics
+    /// Where it does not run.
+    pub async fn signal_service(&self, signal: &str) {
+        let id = self.service.as_ref().expect("it runs").id();
+        run("sh", &["-c", &format!("kill -{signal} {id}")]).await;
     }
 
     /// Ends the service.

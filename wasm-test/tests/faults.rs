@@ -1,15 +1,13 @@
 //! What is around the filter breaks while it works: nobody is admitted who should not be, and nobody refused whose keys are
 //! known. What else breaks is elsewhere: answers of many kinds that are no key set, providers that are down, clients that hang up
-//! in `key_sets.rs`; a real provider killed in `identity_provider.rs`; Settings gone, or its document bad in `settings.rs` and
-//! `remote_policy.rs`; the rate limit service gone in `limits.rs`; other configurations and modules in `configuration.rs`.
+//! in `key_sets.rs`; a real provider killed in `identity_provider.rs`; Settings in `settings_faults.rs`, the rate limit service in
+//! `rate_limit_faults.rs`; clocks in `clocks.rs`; what operators do to Envoy in `operations.rs` and `configuration.rs`.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 use walrus::{FunctionBuilder, Module, ValType};
+use wasm_test::front::{Front, Way};
 use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::Request;
 use wasm_test::issuer::{Behaviour, Issuer};
@@ -89,48 +87,81 @@ async fn two_keys_of_one_id_are_both_tried() {
     assert_eq!(refusal.reason, "key_unknown");
 }
 
-/// A provider whose whole answer is `bytes`, each so long after the other.
-async fn answering(bytes: Vec<u8>, pause: Duration) -> (u16, JoinHandle<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let port = listener.local_addr().expect("its address").port();
-    let accepting = tokio::spawn(async move {
-        while let Ok((mut connection, _)) = listener.accept().await {
-            let bytes = bytes.clone();
-            tokio::spawn(async move {
-                let mut head = [0; 1];
-                connection.read_exact(&mut head).await?;
-                let size = if pause.is_zero() { bytes.len() } else { 1 };
-                for part in bytes.chunks(size) {
-                    connection.write_all(part).await?;
-                    tokio::time::sleep(pause).await;
-                }
-                connection.read_to_end(&mut Vec::new()).await
-            });
-        }
-    });
-    (port, accepting)
+/// A key set's document in answers: as it is, and packed by gzip.
+async fn answers(set: &str) -> [Vec<u8>; 2] {
+    let folder = Folder::new().expect("a folder");
+    folder.write("keys", set).expect("a file");
+    run("gzip", &[argument(&folder.file("keys"))]).await;
+    let zipped = std::fs::read(folder.file("keys.gz")).expect("what gzip wrote");
+    let head = |more: &str, length: usize| format!("HTTP/1.1 200 OK\r\n{more}content-length: {length}\r\n\r\n").into_bytes();
+    let plain = [head("", set.len()), set.into()].concat();
+    [plain, [head("content-encoding: gzip\r\n", zipped.len()), zipped].concat()]
+}
+
+/// One byte of an answer a second.
+fn dripping(bytes: Vec<u8>) -> Way {
+    Way::Answer { bytes, pause: Duration::from_secs(1) }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_later_stops_nobody_whose_key_is_known() {
+    let (key, other) = (Key::first("a"), Key::second("a"));
+    let issuer = Issuer::start(&[&key]).await;
+    let [plain, zipped] = answers(&json!({"keys": [other.jwk()]}).to_string()).await;
+    let cut_off = plain[..plain.len() - 1].to_vec();
+    let mut fronts = Vec::new();
+    for (what, fault) in [
+        ("gzip", Way::answer(zipped)),
+        ("a byte a second", dripping(plain)),
+        ("cut off", Way::answer(cut_off)),
+        ("no HTTP", Way::answer("{}")),
+    ] {
+        fronts.push((what, fault, Front::of(issuer.port()).await));
+    }
+    let url = |front: &Front| format!("http://127.0.0.1:{}", front.port());
+    let record = |front: &Front| json!({"issuer": url(front), "jwks_uri": format!("{}/keys", url(front)), "audience": "apexmcp"});
+    let records: Vec<Value> = fronts.iter().map(|(.., front)| record(front)).collect();
+    let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refresh_interval": "1s", "timeout": "1s"}});
+    let upstream = upstream::start().await;
+    let configuration = merged(plugin(&json!({"acme": {"identity_providers": records}})), &jwks);
+    let gateway = Setup::new(configuration).workers(2).start(&upstream).await;
+    let by = |key: &Key, front: &Front| call(&key.token(&issuer.claims_with(&json!({"iss": url(front)}))));
+    for (what, _, front) in &fronts {
+        gateway.admits(what, &by(&key, front)).await;
+    }
+    let asked: Vec<usize> = fronts.iter().map(|(.., front)| front.met()).collect();
+    for (_, fault, front) in &fronts {
+        front.lead(fault.clone());
+    }
+    let load = Load::start(gateway.client(), fronts.iter().map(|(.., front)| by(&key, front)).collect());
+    for ((what, _, front), asked) in fronts.iter().zip(asked) {
+        eventually(what, async || {
+            let reply = gateway.send(&by(&other, front)).await;
+            assert_eq!((reply.status, &reply.json()["reason"]), (401, &json!("signature_invalid")), "{what}");
+            (front.met() >= asked + 3).then_some(())
+        })
+        .await;
+    }
+    let (sent, refused) = load.stop().await;
+    println!("{} broken answers under {sent} requests: {} refused", fronts.len(), refused.len());
+    assert!(refused.is_empty(), "{refused:?}");
 }
 
 #[tokio::test]
 async fn a_provider_that_cannot_be_understood_or_found_is_503() {
     let key = Key::first("a");
     let set = json!({"keys": [key.jwk()]}).to_string();
-    let folder = Folder::new().expect("a folder");
-    folder.write("keys", &set).expect("a file");
-    run("gzip", &[argument(&folder.file("keys"))]).await;
-    let zipped = std::fs::read(folder.file("keys.gz")).expect("what gzip wrote");
-    let head = |more: &str, length: usize| format!("HTTP/1.1 200 OK\r\n{more}content-length: {length}\r\n\r\n").into_bytes();
-    let zipped = [head("content-encoding: gzip\r\n", zipped.len()), zipped].concat();
-    let plain = [head("", set.len()), set.into_bytes()].concat();
-    let (gzip, _gzip) = answering(zipped, Duration::ZERO).await;
-    let (drip, _drip) = answering(plain.clone(), Duration::from_secs(1)).await;
-    let (good, _good) = answering(plain, Duration::ZERO).await;
+    let [plain, zipped] = answers(&set).await;
+    let (gzip, drip, good) = (Front::of(0).await, Front::of(0).await, Front::of(0).await);
+    gzip.lead(Way::answer(zipped));
+    drip.lead(dripping(plain.clone()));
+    good.lead(Way::answer(plain));
 
     let uris = [
-        ("gzip", format!("http://127.0.0.1:{gzip}/keys")),
-        ("a byte a second", format!("http://127.0.0.1:{drip}/keys")),
+        ("gzip", format!("http://127.0.0.1:{}/keys", gzip.port())),
+        ("a byte a second", format!("http://127.0.0.1:{}/keys", drip.port())),
         ("no such host", "http://no-such-host.invalid/keys".to_owned()),
-        ("good", format!("http://127.0.0.1:{good}/keys")),
+        ("good", format!("http://127.0.0.1:{}/keys", good.port())),
     ];
     let record = |(_, uri): &(&str, String)| json!({"issuer": uri, "jwks_uri": uri, "audience": "apexmcp"});
     let records: Vec<Value> = uris.iter().map(record).collect();

@@ -36,7 +36,7 @@ impl Worker {
             let uri = JwksUri::parse(&format!("{issuer}/{}", char::from(letter))).expect("a URI");
             let id = gateway.key_sets.at(&uri);
             let record = Record::default().succeeded(&world::jwk_set(letter), NOW, &timing);
-            gateway.key_sets.get_mut(id).expect("the set").sync(record, NOW).expect("keys");
+            gateway.key_sets.get_mut(id).expect("the set").sync(record, NOW, &timing).expect("keys");
         }
         let gateway_key = gateway.policy.signing_keys(&host)[0].jwk().key().clone();
         Self { gateway, host, gateway_key }

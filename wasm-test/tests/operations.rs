@@ -1,0 +1,127 @@
+//! What operators do to an Envoy that works: it is drained, restarted, and given one configuration after the other.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use wasm_test::eventually;
+use wasm_test::gateway::{Gateway, Setup, plugin};
+use wasm_test::http::{Client, Request};
+use wasm_test::issuer::Issuer;
+use wasm_test::load::Load;
+use wasm_test::policy::{api_key, api_key_record, merged};
+use wasm_test::token::Key;
+use wasm_test::upstream;
+
+fn by_key(id: &str) -> Request {
+    Request::tools_list("/mcp/acme").api_key(&api_key(id))
+}
+
+fn configuration(issuer: &Issuer, version: usize) -> Value {
+    let keys = [api_key_record("key_all"), api_key_record(&format!("key_{version}"))];
+    let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refresh_interval": "1h"}});
+    merged(plugin(&json!({"acme": {"api_keys": keys, "identity_providers": [issuer.record()]}})), &jwks)
+}
+
+/// Requests that are to pass, and such that are not.
+struct Loads {
+    good: Load,
+    bad: Load,
+}
+
+impl Loads {
+    fn start(gateway: &Gateway, key: &Key, issuer: &Issuer) -> Self {
+        let token = |key: &Key| Request::tools_list("/mcp/acme").bearer(&key.token(&issuer.claims()));
+        let good = vec![by_key("key_all"), token(key)];
+        let bad = vec![Request::tools_list("/mcp/acme"), by_key("key_none"), token(&Key::second(&key.kid))];
+        Self { good: Load::start(gateway.client(), good), bad: Load::expecting(401, gateway.client(), bad) }
+    }
+
+    async fn until_sent(&self, more: usize) {
+        self.good.until_sent(more).await;
+        self.bad.until_sent(more).await;
+    }
+
+    /// No request was answered wrongly. Returns how many were not answered.
+    async fn stop(self, what: &str) -> usize {
+        let (sent, wrong, unanswered) = self.good.stop_broken().await;
+        assert!(wrong.is_empty(), "{} of {sent}: {:?}", wrong.len(), wrong.first());
+        let (sent_bad, wrong, unanswered_bad) = self.bad.stop_broken().await;
+        assert!(wrong.is_empty(), "{} of {sent_bad}: {:?}", wrong.len(), wrong.first());
+        let unanswered = unanswered + unanswered_bad;
+        println!("{what}: {} requests, 0 wrong decisions, {unanswered} without a connection", sent + sent_bad);
+        unanswered
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envoy_that_is_drained_answers_as_ever() {
+    let (key, upstream) = (Key::first("a"), upstream::start().await);
+    let issuer = Issuer::start(&[&key]).await;
+    let gateway = Setup::new(configuration(&issuer, 0)).workers(2).start(&upstream).await;
+    let loads = Loads::start(&gateway, &key, &issuer);
+    for path in ["/healthcheck/fail", "/healthcheck/ok"] {
+        loads.until_sent(500).await;
+        assert_eq!(gateway.admin().send(&Request::post(path)).await.status, 200);
+    }
+    loads.until_sent(500).await;
+    assert_eq!(loads.stop("health check failed and mended").await, 0);
+
+    let loads = Loads::start(&gateway, &key, &issuer);
+    loads.until_sent(500).await;
+    assert_eq!(gateway.admin().send(&Request::post("/drain_listeners?graceful")).await.status, 200);
+    loads.until_sent(500).await;
+    let is_closed = async || {
+        let client = Client::new(gateway.client().authority());
+        client.try_send(&by_key("key_all")).await.is_none().then_some(())
+    };
+    eventually("its listener is closed", is_closed).await;
+    loads.stop("drained").await;
+}
+
+#[cfg(target_os = "linux")] // Elsewhere Envoy has none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hot_restart_under_load_decides_nothing_wrongly() {
+    let (key, upstream) = (Key::first("a"), upstream::start().await);
+    let issuer = Issuer::start(&[&key]).await;
+    let mut parent = Setup::new(configuration(&issuer, 0)).workers(2).restartable().start(&upstream).await;
+    let loads = Loads::start(&parent, &key, &issuer);
+    loads.until_sent(500).await;
+    let child = parent.restart(&upstream).await;
+    assert_eq!(child.client().authority(), parent.client().authority());
+    eventually("the first one ends", async || parent.has_ended().then_some(())).await;
+    loads.until_sent(500).await;
+    loads.stop("hot restart").await;
+    assert_eq!(issuer.requests(), 2, "each fetched the keys once");
+}
+
+/// `RECONFIGURATIONS=300`: so often, once a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_configuration_after_the_other_refuses_no_valid_request() {
+    let count = std::env::var("RECONFIGURATIONS").ok().map(|count| count.parse().expect("a number"));
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    let (key, upstream) = (Key::first("a"), upstream::start().await);
+    let issuer = Issuer::start(&[&key]).await;
+    let gateway = Setup::new(configuration(&issuer, 0)).workers(2).start(&upstream).await;
+    let loads = Loads::start(&gateway, &key, &issuer);
+    loads.until_sent(500).await;
+    let mut memory = vec![gateway.memory_kb()];
+    let changes: usize = count.unwrap_or(20);
+    for version in 1..=changes {
+        if count.is_some() {
+            seconds.tick().await;
+        }
+        assert!(gateway.reconfigure(&configuration(&issuer, version)).await);
+        gateway.until_everywhere(&by_key(&format!("key_{version}")), 200).await;
+        gateway.until_everywhere(&by_key(&format!("key_{}", version - 1)), 401).await;
+        if version % 5 == 0 {
+            assert!(!gateway.reconfigure(&json!({"mode": "shadow"})).await, "it is none");
+        }
+        if version % changes.div_ceil(5) == 0 {
+            memory.push(gateway.memory_kb());
+        }
+    }
+    loads.until_sent(500).await;
+    assert_eq!(loads.stop(&format!("{changes} configurations")).await, 0);
+    println!("Envoy's VmRSS meanwhile, in kB: {memory:?}");
+    assert_eq!(issuer.requests(), 1, "the key set outlives the configuration");
+}

@@ -1,0 +1,163 @@
+//! The rate limit service breaks while the gateway works: what is no answer of it counts as none, and the operator's
+//! `on_error` decides.
+
+use serde_json::json;
+use wasm_test::eventually;
+use wasm_test::front::{Front, Way};
+use wasm_test::gateway::{Gateway, Setup, plugin};
+use wasm_test::http::Request;
+use wasm_test::load::Load;
+use wasm_test::policy::{api_key, api_key_record, merged};
+use wasm_test::rate_limit::RateLimitService;
+use wasm_test::upstream;
+
+fn call() -> Request {
+    Request::tools_list("/mcp/acme").api_key(&api_key("key_all"))
+}
+
+/// A frame of HTTP/2 (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// A block of these fields, none of them indexed or compressed (RFC 7541 §6.2.2).
+fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
+    fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
+}
+
+const HEADERS: u8 = 1;
+const END_HEADERS: u8 = 4;
+const END_STREAM: u8 = 1;
+
+/// An answer by HTTP/2 to a connection's first request.
+fn http2(head: &[(&str, &str)], body: &[u8], trailers: &[(&str, &str)]) -> Way {
+    let mut bytes = [frame(4, 0, 0, &[]), frame(HEADERS, END_HEADERS, 1, &fields(head)), frame(0, 0, 1, body)].concat();
+    bytes.extend(frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(trailers)));
+    Way::answer(bytes)
+}
+
+/// A gRPC answer of this message and status.
+fn grpc(message: &[u8], status: &str) -> Way {
+    let length = u32::try_from(message.len()).expect("short").to_be_bytes();
+    let body = [&[0], length.as_slice(), message].concat();
+    http2(&[(":status", "200"), ("content-type", "application/grpc")], &body, &[("grpc-status", status)])
+}
+
+/// A `RateLimitResponse` that says OK.
+const OK: [u8; 2] = [8, 1];
+
+fn useless() -> Vec<(&'static str, Way)> {
+    let http1 = |status: &str, body: &str| {
+        Way::answer(format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()))
+    };
+    let grpc_head = [(":status", "200"), ("content-type", "application/grpc")];
+    vec![
+        ("silent", Way::Silent),
+        ("hanging up", Way::Closed),
+        ("HTTP/1.1 500", http1("500 Internal Server Error", "")),
+        ("HTTP/1.1 and HTML", http1("200 OK", "<html>Log in</html>")),
+        ("HTTP/2 500", http2(&[(":status", "500"), ("content-type", "application/grpc")], &[0, 0, 0, 0, 2, 8, 1], &[("x", "y")])),
+        ("HTTP/2 and HTML", http2(&[(":status", "200"), ("content-type", "text/html")], b"<html>Log in</html>", &[("x", "y")])),
+        ("OK without a status", http2(&grpc_head, &[0, 0, 0, 0, 2, 8, 1], &[("x", "y")])),
+        ("OK, and status INTERNAL", grpc(&OK, "13")),
+        ("OK, and a status that is no number", grpc(&OK, "fine")),
+        ("OK, compressed as it says", http2(&grpc_head, &[1, 0, 0, 0, 2, 8, 1], &[("grpc-status", "0")])),
+        ("OK, cut off", http2(&grpc_head, &[0, 0, 0, 0, 9, 8, 1], &[("grpc-status", "0")])),
+        ("no message", http2(&grpc_head, &[], &[("grpc-status", "0")])),
+        ("empty", grpc(&[], "0")),
+        ("UNKNOWN", grpc(&[8, 0], "0")),
+        ("a code that is none", grpc(&[8, 3], "0")),
+        ("OK and garbage", grpc(&[8, 1, 0xff], "0")),
+        ("HTML as a message", grpc(b"<html>Log in</html>", "0")),
+        ("no HTTP", Way::answer("OK")),
+    ]
+}
+
+/// The gateways, and what is sent to them.
+struct Site {
+    allowing: Gateway,
+    denying: Gateway,
+    sent: usize,
+}
+
+impl Site {
+    async fn is_denied(&self) -> bool {
+        let reply = self.denying.send(&call()).await;
+        let is_denied = reply.status == 503 && reply.json()["reason"] == "rate_limit_unavailable";
+        assert!(is_denied || reply.status == 200, "{reply:?}");
+        is_denied
+    }
+
+    /// The service does not answer, and all know it.
+    async fn until_missed(&self, what: &str) {
+        eventually(what, async || self.is_denied().await.then_some(())).await;
+        for _ in 0..20 {
+            assert!(self.is_denied().await, "{what} was taken for an answer");
+        }
+    }
+
+    async fn until_back(&mut self, what: &str, loads: &[&Load]) {
+        eventually(what, async || (!self.is_denied().await).then_some(())).await;
+        let sent = loads.iter().map(|load| load.sent()).sum();
+        println!("{what}: {} requests", sent - self.sent);
+        self.sent = sent;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_answer_is_an_error() {
+    let upstream = upstream::start().await;
+    let mut service = RateLimitService::start().await;
+    let front = Front::of(service.port()).await;
+    let orgs = json!({"acme": {"api_keys": [api_key_record("key_all")], "limits": {"monthly_quota": 1_000_000_000}}});
+    let setup = |on_error| {
+        let service = json!({"cluster": "ratelimit", "timeout": "500ms", "on_error": on_error});
+        let limits = json!({"limits": {"store": "rate_limit_service", "rate_limit_service": service}});
+        Setup::new(merged(plugin(&orgs), &limits)).workers(2).rate_limit_service(front.port())
+    };
+    let (allowing, denying) = (setup("allow").start(&upstream).await, setup("deny").start(&upstream).await);
+    let mut site = Site { allowing, denying, sent: 0 };
+    let strangers = vec![Request::tools_list("/mcp/acme"), Request::tools_list("/mcp/acme").api_key(&api_key("key_none"))];
+    let allowed = Load::start(site.allowing.client(), vec![call()]);
+    let denied = Load::start(site.denying.client(), vec![call()]);
+    let unknown = [&site.allowing, &site.denying].map(|gateway| Load::expecting(401, gateway.client(), strangers.clone()));
+    let loads = [&allowed, &denied, &unknown[0], &unknown[1]];
+    site.until_back("at first", &loads).await;
+
+    for (what, fault) in useless() {
+        front.lead(fault);
+        site.until_missed(what).await;
+        front.lead(Way::Open);
+        site.until_back(what, &loads).await;
+    }
+    service.stop_service();
+    site.until_missed("the service killed").await;
+    service.start_service().await;
+    site.until_back("the service killed", &loads).await;
+    service.signal_service("STOP").await;
+    site.until_missed("the service stopped").await;
+    service.signal_service("CONT").await;
+    site.until_back("the service stopped", &loads).await;
+    service.stop_redis();
+    site.until_missed("Redis killed").await;
+    service.start_redis().await;
+    site.until_back("Redis killed", &loads).await;
+    // What was said above is an answer, but for what is wrong in it.
+    front.lead(grpc(&OK, "0"));
+    eventually("an answer", async || (!site.is_denied().await).then_some(())).await;
+
+    let (sent_allowed, wrong) = allowed.stop().await;
+    assert!(wrong.is_empty(), "of {sent_allowed}: {:?}", wrong.first());
+    let (sent_denied, refused) = denied.stop().await;
+    let wrong = refused.iter().find(|reply| reply.status != 503 || reply.json()["reason"] != "rate_limit_unavailable");
+    assert!(wrong.is_none(), "of {sent_denied}: {wrong:?}");
+    let mut sent = sent_allowed + sent_denied;
+    for unknown in unknown {
+        let (sent_unknown, wrong) = unknown.stop().await;
+        assert!(wrong.is_empty(), "{} of {sent_unknown}: {:?}", wrong.len(), wrong.first());
+        sent += sent_unknown;
+    }
+    println!("{sent} requests, 0 wrong decisions; {} refused where the operator wants it", refused.len());
+}
