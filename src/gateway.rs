@@ -115,7 +115,15 @@ impl Gateway {
             }
         };
         let tokens = TokenCache::new(config.tokens.cache_size);
-        Self { config, key_sets, policy, tokens, attempts: Attempts::default(), waiters: Places::default(), refused: Places::default() }
+        Self {
+            config,
+            key_sets,
+            policy,
+            tokens,
+            attempts: Attempts::default(),
+            waiters: Places::default(),
+            refused: Places::default(),
+        }
     }
 
     /// Checks a document of the Settings service, and publishes it to all threads.

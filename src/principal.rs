@@ -132,7 +132,8 @@ mod tests {
 
     fn subject(sub: &str) -> String {
         let org = OrgName::parse("acme").unwrap();
-        Principal::of_identity_provider(&org, "https://idp", sub, ScopeSet::default(), Subjects::default()).attributes()[2].to_owned()
+        Principal::of_identity_provider(&org, "https://idp", sub, ScopeSet::default(), Subjects::default()).attributes()[2]
+            .to_owned()
     }
 
     #[test]

@@ -30,7 +30,8 @@ pub struct AwaitingRest {
 /// Refuses the request of `head` with `reply`. Without a head, all of it has come.
 pub(super) fn step(gateway: &Gateway, head: Option<&RequestHead>, reply: LocalReply, record: Record) -> Step {
     let is_short = |length: usize| 0 < length && length <= MAX_REST_LENGTH;
-    let place = head.and_then(RequestHead::content_length).filter(|length| is_short(*length)).and_then(|_| gateway.wait_for_rest());
+    let place =
+        head.and_then(RequestHead::content_length).filter(|length| is_short(*length)).and_then(|_| gateway.wait_for_rest());
     match place {
         Some(place) => Step::ReplyAfterRest(AwaitingRest { reply, record, deadline: None, _place: place }),
         None => Step::Reply(reply, record),

@@ -13,7 +13,8 @@ use super::metrics::Metrics;
 use crate::config::LimitStore;
 use crate::denial::{Denial, Reason};
 use crate::exchange::{
-    self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, AwaitingRest, Forward, Record, Step,
+    self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, AwaitingRest, Forward,
+    Record, Step,
 };
 use crate::gateway::{Findings, Gateway};
 use crate::limits::service;
