@@ -205,7 +205,8 @@ fn check(raw: RawConfig, environment: &Environment<'_>, problems: &mut Problems)
     let policy = problems.required("policy", raw.policy).and_then(|source| match (source.inline, source.remote) {
         (Some(inline), None) => {
             let separator = gateway.as_ref().map_or(DEFAULT_SEPARATOR, |gateway| &gateway.connector_separator);
-            let surroundings = Surroundings { clusters: &clusters, environment, separator };
+            let origin = gateway.as_ref().map(|gateway| gateway.origin.as_str());
+            let surroundings = Surroundings { clusters: &clusters, environment, separator, origin };
             Some((Policy::check(inline, "policy.inline", &surroundings, problems), None))
         }
         (None, Some(remote)) => Some((Policy::default(), Some(check_remote(remote, environment, problems)?))),
@@ -459,6 +460,26 @@ mod tests {
         let warnings: Vec<String> = read.warnings.iter().map(Problem::to_string).collect();
         let expected = "policy.inline.orgs.acme.api_keys[0].connectors[1]: \"my__notes\" contains gateway.connector_separator: ";
         assert!(warnings.len() == 1 && warnings[0].starts_with(expected), "{warnings:?}");
+    }
+
+    #[test]
+    fn no_identity_provider_is_the_gateway_itself() {
+        let keys = "https://gw.example/.well-known/jwks.json";
+        for (issuer, is_revoked, is_refused) in [
+            ("https://gw.example", false, true),
+            ("https://gw.example", true, false),
+            ("https://gw.example/", false, false),
+            ("https://idp.example", false, false),
+        ] {
+            let mut config = minimal();
+            config["jwks"] = json!({"https_cluster": "c"});
+            let provider = json!({"issuer": issuer, "jwks_uri": keys, "audience": "a", "revoked": is_revoked});
+            config["policy"]["inline"]["orgs"]["acme"] = json!({"identity_providers": [provider]});
+            let problems = problems_of(&config);
+            let expected = "policy.inline.orgs.acme.identity_providers[0].issuer: is gateway.origin";
+            let is_as_expected = problems.len() == usize::from(is_refused) && problems.iter().all(|it| it.starts_with(expected));
+            assert!(is_as_expected, "{issuer}: {problems:?}");
+        }
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) environment: &'a Environment<'a>,
     /// `gateway.connector_separator`
     pub(crate) separator: &'a str,
+    /// `gateway.origin`, where it is known.
+    pub(crate) origin: Option<&'a str>,
 }
 
 /// A checked policy document.
@@ -335,6 +337,11 @@ impl Checker<'_> {
     fn identity_provider(&mut self, path: &str, raw: RawIdentityProvider) -> Option<IdentityProvider> {
         let issuer = self.problems.required(format_args!("{path}.issuer"), raw.issuer);
         let issuer = issuer.and_then(|issuer| self.problems.checked(format_args!("{path}.issuer"), check_issuer(issuer)));
+        if issuer.is_some() && issuer.as_deref() == self.surroundings.origin {
+            let wrong =
+                "is gateway.origin: whatever names this issuer is judged as the gateway's own token, never as this provider's";
+            self.problems.add(format_args!("{path}.issuer"), wrong);
+        }
         let jwks_uri = self.problems.required(format_args!("{path}.jwks_uri"), raw.jwks_uri);
         let jwks_uri = jwks_uri.and_then(|uri| {
             let parsed = JwksUri::parse(&uri).and_then(|uri| self.surroundings.clusters.of(&uri).map(|_| uri));
