@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use apexmcp_auth::names::is_plain;
 use clap::CommandFactory;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -93,7 +94,7 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
 /// Whom the operating system takes this process for, unless somebody else is named.
 fn actor(named: Option<String>) -> Result<String, Failure> {
     match named {
-        Some(name) if name.trim().is_empty() || name.chars().any(char::is_control) => {
+        Some(name) if name.trim().is_empty() || !name.chars().all(is_plain) => {
             Err(Failure::new("--actor must be visible characters"))
         }
         Some(name) => Ok(name),

@@ -245,7 +245,8 @@ fn check_gateway(raw: RawGateway, problems: &mut Problems) -> Option<GatewaySett
     let template = raw.mcp_path.as_deref().unwrap_or("/mcp/{org}");
     let mcp_path = problems.checked("gateway.mcp_path", McpPath::parse(template));
     let token_path = raw.token_path.unwrap_or_else(|| "/oauth/token".to_owned());
-    if token_path.parse::<Uri>().is_err() || !token_path.starts_with('/') || token_path.contains(['?', '#', '%']) {
+    let is_visible = token_path.bytes().all(|byte| byte.is_ascii_graphic());
+    if token_path.parse::<Uri>().is_err() || !token_path.starts_with('/') || token_path.contains(['?', '#', '%']) || !is_visible {
         problems.add("gateway.token_path", "must be a path such as /oauth/token");
     }
     let connector_separator = raw.connector_separator.unwrap_or_else(|| DEFAULT_SEPARATOR.to_owned());
@@ -585,6 +586,57 @@ mod tests {
             config["policy"]["inline"] = policy.clone();
             let problems = problems_of(&config);
             assert!(!problems.is_empty() && !problems.iter().any(|problem| problem.contains("SECRET")), "{policy}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn names_neither_break_a_line_nor_deceive_its_reader() {
+        for mark in ["\n", "\r", "\u{1b}[2K", "\u{7f}", "\u{202e}", "\u{2066}", "\u{200b}", "\u{2028}", "\u{feff}"] {
+            let policy = json!({
+                "signing_keys": [{"kid": format!("k{mark}"), "private_key_pem": "x"}],
+                "orgs": {
+                    format!("zz{mark}"): {},
+                    "acme": {
+                        "api_keys": [{"id": format!("k{mark}"), "name": format!("n{mark}"), "sha256": "0".repeat(64)}],
+                        "oauth_clients": [
+                            {"client_id": format!("c{mark}"), "name": format!("n{mark}"), "secret_sha256": ["0".repeat(64)], "scopes": []},
+                        ],
+                        "identity_providers": [
+                            {"issuer": format!("https://idp/{mark}"), "jwks_uri": format!("https://idp/{mark}"), "audience": "a"},
+                        ],
+                        "revoked_tokens": {"issued_before": {format!("c{mark}"): "never"}},
+                        format!("f{mark}"): 1,
+                    },
+                },
+            });
+            let mut config = minimal();
+            config["policy"]["inline"] = policy;
+            config["gateway"]["token_path"] = json!(format!("/t{mark}"));
+            config["jwks"] = json!({"https_cluster": "c"});
+            let problems = problems_of(&config);
+            for path in [
+                "gateway.token_path",
+                "signing_keys[0].kid",
+                "orgs.zz",
+                "orgs.acme.api_keys[0].id",
+                "orgs.acme.api_keys[0].name",
+                "orgs.acme.oauth_clients[0].client_id",
+                "orgs.acme.oauth_clients[0].name",
+                "orgs.acme.identity_providers[0].issuer",
+                "orgs.acme.identity_providers[0].jwks_uri",
+                "orgs.acme.revoked_tokens.issued_before.c",
+                "orgs.acme.f",
+            ] {
+                let is_at = |problem: &String| problem.trim_start_matches("policy.inline.").starts_with(path);
+                assert_eq!(problems.iter().filter(|problem| is_at(problem)).count(), 1, "{mark:?} {path}: {problems:#?}");
+            }
+            assert!(problems.iter().flat_map(|problem| problem.chars()).all(crate::names::is_plain), "{problems:#?}");
+        }
+        let kid = |length: usize| json!([{"kid": "k".repeat(length), "private_key_pem": crate::testing::signing_key_pem()}]);
+        for (length, is_refused) in [(256, false), (257, true)] {
+            let mut config = minimal();
+            config["policy"]["inline"]["signing_keys"] = kid(length);
+            assert_eq!(problems_of(&config).len(), usize::from(is_refused), "{length}");
         }
     }
 

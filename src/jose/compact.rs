@@ -8,7 +8,7 @@ use crate::denial::Reason;
 use crate::json;
 
 /// A longer `kid` or `typ` is refused.
-const MAX_HEADER_VALUE_LENGTH: usize = 256;
+pub(crate) const MAX_HEADER_VALUE_LENGTH: usize = 256;
 
 /// A token that has the right form. Nothing in it is proven.
 #[derive(Debug)]

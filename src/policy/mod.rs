@@ -13,10 +13,11 @@ use http::Uri;
 
 use crate::api_key::KeyDigest;
 use crate::denial::Reason;
+use crate::jose::compact::MAX_HEADER_VALUE_LENGTH;
 use crate::jose::jwk::JwkSet;
 use crate::jwks::{Clusters, JwksUri};
 use crate::limits::Subjects;
-use crate::names::{ConnectorId, OrgName, is_record_id};
+use crate::names::{ConnectorId, OrgName, is_plain, is_record_id};
 use crate::oauth::client::OauthClient;
 use crate::oauth::signing_key::SigningKey;
 use crate::principal::Principal;
@@ -222,6 +223,7 @@ impl Checker<'_> {
         }
         let id = self.problems.required(format_args!("{path}.id"), raw.id);
         let id = id.and_then(|id| self.identifier(&format!("{path}.id"), is_record_id(&id).then_some(id)));
+        self.name(path, raw.name.as_deref());
         let sha256 = self.problems.required(format_args!("{path}.sha256"), raw.sha256);
         let digest = sha256.and_then(|hex| {
             let digest = KeyDigest::from_hex(&hex).ok_or("must be the SHA-256 of the whole key as 64 hexadecimal digits");
@@ -255,6 +257,14 @@ impl Checker<'_> {
         if kid.is_empty() || keys.iter().any(|key| key.kid() == kid) {
             self.problems.add(format_args!("{path}.kid"), "must not be empty, nor stand twice");
         }
+        if kid.len() > MAX_HEADER_VALUE_LENGTH || !kid.chars().all(is_plain) {
+            // A longer one would be refused in the gateway's own tokens.
+            let wrong = format!(
+                "must be at most {MAX_HEADER_VALUE_LENGTH} bytes, without control characters and marks that are not seen"
+            );
+            self.problems.add(format_args!("{path}.kid"), wrong);
+            return None;
+        }
         let (path, pem) = match (raw.private_key_env, raw.private_key_pem) {
             (Some(name), None) => {
                 let path = format!("{path}.private_key_env");
@@ -287,6 +297,7 @@ impl Checker<'_> {
         }
         let id = self.problems.required(format_args!("{path}.client_id"), raw.client_id);
         let id = id.and_then(|id| self.identifier(&format!("{path}.client_id"), is_record_id(&id).then_some(id)));
+        self.name(path, raw.name.as_deref());
         let secrets: Vec<Option<[u8; 32]>> = raw
             .secret_sha256
             .iter()
@@ -378,6 +389,13 @@ impl Checker<'_> {
         scopes.into_iter().collect()
     }
 
+    /// What people call a record. It is for those who read the document, of whom some read it in a terminal.
+    fn name(&mut self, path: &str, name: Option<&str>) {
+        if !name.unwrap_or_default().chars().all(is_plain) {
+            self.problems.add(format_args!("{path}.name"), "must be without control characters and marks that are not seen");
+        }
+    }
+
     fn identifier<T>(&mut self, path: &str, parsed: Option<T>) -> Option<T> {
         self.problems.checked(path, parsed.ok_or("must be 1 to 128 of A-Z a-z 0-9 . _ ~ -"))
     }
@@ -391,6 +409,8 @@ fn check_issuer(issuer: String) -> Result<String, &'static str> {
             && uri.authority().is_some()
             && uri.query().is_none()
             && !issuer.contains('#')
+            // RFC 3986 §2: `Uri` lets other characters pass in a path.
+            && issuer.bytes().all(|byte| byte.is_ascii_graphic())
     });
     if good { Ok(issuer) } else { Err("must be the issuer's URL, letter by letter as in the iss claim of its tokens") }
 }
