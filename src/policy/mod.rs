@@ -44,7 +44,7 @@ pub(crate) struct Surroundings<'a> {
 /// A checked policy document.
 #[derive(Debug, Default)]
 pub struct Policy {
-    /// Opaque; shown in the log.
+    /// Opaque; shown in the log, and as a metric where it is a number.
     pub version: String,
     /// The key sets that its identity providers name, each once.
     pub key_sets: Vec<JwksUri>,
@@ -52,6 +52,11 @@ pub struct Policy {
     api_keys: HashMap<KeyDigest, ApiKey>,
     signing_keys: Rc<[SigningKey]>,
     oauth_clients: HashMap<Box<str>, Rc<OauthClient>>,
+}
+
+/// A document's version as a number, where it is a decimal one, for a gauge.
+pub fn version_number(version: &str) -> Option<u64> {
+    version.bytes().all(|byte| byte.is_ascii_digit()).then(|| version.parse().ok())?
 }
 
 /// What an org has besides keys.
@@ -413,4 +418,19 @@ fn check_issuer(issuer: String) -> Result<String, &'static str> {
             && issuer.bytes().all(|byte| byte.is_ascii_graphic())
     });
     if good { Ok(issuer) } else { Err("must be the issuer's URL, letter by letter as in the iss claim of its tokens") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version_number;
+
+    #[test]
+    fn versions_that_are_numbers() {
+        for (version, number) in [("17", Some(17)), ("0", Some(0)), ("18446744073709551615", Some(u64::MAX))] {
+            assert_eq!(version_number(version), number, "{version}");
+        }
+        for version in ["", "+17", "-1", "1.0", "0x1", "2026-11", "18446744073709551616", "\u{661}"] {
+            assert_eq!(version_number(version), None, "{version}");
+        }
+    }
 }

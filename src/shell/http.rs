@@ -388,6 +388,12 @@ impl Plugin {
         })
     }
 
+    /// Tells log and metrics which policy is in force in this thread.
+    pub(super) fn note_version(&self, version: &str) {
+        log::info!("policy version {version:?} is in force");
+        self.metrics.borrow_mut().policy_in_force(version);
+    }
+
     /// Counts a decided request and hands what is known of it to access logs.
     fn note(&self, record: &Record) {
         self.metrics.borrow_mut().decided(record);

@@ -82,7 +82,7 @@ impl RootContext for Root {
         match Config::parse(&hostcalls::plugin_configuration(), &|name| std::env::var(name).ok()) {
             Ok((config, policy)) => {
                 match &config.remote {
-                    None => log::info!("policy version {:?} is in force", policy.version),
+                    None => self.plugin.note_version(&policy.version),
                     Some(remote) => log::info!("the policy comes from cluster {:?}", remote.cluster),
                 }
                 log::info!("{}", self.plugin.envoy.describe());
@@ -127,7 +127,7 @@ impl Root {
         let gateway = self.plugin.gateway.borrow();
         let Some(PolicySource::Remote(remote)) = gateway.as_ref().map(|gateway| &gateway.policy) else { return };
         if let Some(version) = remote.sync(&self.plugin.envoy) {
-            log::info!("policy version {version:?} is in force");
+            self.plugin.note_version(&version);
         }
     }
 
