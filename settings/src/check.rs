@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use apexmcp_auth::config::{Config, DEFAULT_SEPARATOR};
 use apexmcp_auth::jwks::Clusters;
-use apexmcp_auth::policy::remote::{MAX_DOCUMENT_LENGTH, Publication};
+use apexmcp_auth::policy::remote::Publication;
 use apexmcp_auth::problem::Problem;
 use serde_json::Value;
 
@@ -58,10 +58,6 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
         match Publication::of(bytes, &clusters, DEFAULT_SEPARATOR, None) {
             Ok(publication) => report.warnings.extend_from_slice(publication.warnings()),
             Err(problems) => report.take(problems),
-        }
-        if bytes.len() > MAX_DOCUMENT_LENGTH {
-            let message = format!("has {} bytes, and gateways take at most {MAX_DOCUMENT_LENGTH}", bytes.len());
-            report.errors.push(Problem { path: ".".to_owned(), message });
         }
         Lint { report: &mut report, surroundings: &surroundings, now }.policy("policy", policy);
         return Ok(report);

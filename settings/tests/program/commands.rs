@@ -410,6 +410,15 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
         }
         assert_eq!(output.status.code(), Some(i32::from(!errors.is_empty())), "{document}");
     }
+    // Longest, and one byte more. What is in them is no JSON from the second byte on.
+    for (length, part) in [(64_u64 << 20, "64.json"), ((64 << 20) + 1, "longer than 67108864 bytes")] {
+        let long = settings.write("64.json", "{");
+        std::fs::File::options().write(true).open(&long).unwrap().set_len(length).unwrap();
+        let output = settings.run(&["policy", "check", &long]);
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        assert!(output.status.code() == Some(1) && said.contains(part), "{length}: {said}");
+        assert_eq!(said.contains("1 errors"), part == "64.json", "{length}: {said}");
+    }
     let twice = settings.write("twice.json", r#"{"orgs": {"a": {}, "a": {}}}"#);
     assert_eq!(settings.run(&["policy", "check", &twice]).status.code(), Some(1), "a name that stands twice");
     let broken = settings.write("broken.json", "{\"orgs\": ");
