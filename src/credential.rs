@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn one_credential_of_the_right_form() {
-        let longest = "x".repeat(MAX_TOKEN_LENGTH);
+        let longest = "x".repeat(16_384);
         let (long, too_long) = (format!("Bearer  {longest}"), format!("Bearer {longest}x"));
         for (headers, expected) in [
             (vec![], Err(Reason::CredentialMissing)),

@@ -506,7 +506,8 @@ mod tests {
             (json!({"rate": {"per": "minute"}}), "rate.requests: is required"),
             (json!({"rate": {"requests": 1}}), "rate.per: is required"),
             (json!({"rate": {"requests": 1, "per": "day", "burst": 0}}), "rate.burst: must be from 1"),
-            (json!({"monthly_quota": 5_000_000_000_u64}), "monthly_quota: must be from 1"),
+            (json!({"monthly_quota": 4_294_967_296_u64}), "monthly_quota: must be from 1"),
+            (json!({"rate": {"requests": 4_294_967_296_u64, "per": "day"}}), "rate.requests: must be from 1"),
             (json!({"daily_quota": 5}), "daily_quota: unknown field"),
         ] {
             for path in ["orgs.acme.limits", "orgs.acme.api_keys[0].limits"] {
@@ -546,7 +547,7 @@ mod tests {
                         "jwks_uri": "https://your-company.okta.com/oauth2/default/v1/keys",
                         "audience": "apexmcp", "default_scopes": ["mcp:call"],
                     }],
-                    "limits": {"rate": {"requests": 600, "per": "minute", "burst": 60}, "monthly_quota": 1_000_000},
+                    "limits": {"rate": {"requests": 600, "per": "minute", "burst": 1}, "monthly_quota": 4_294_967_295_u32},
                     "revoked_tokens": {"jti": ["j"], "issued_before": {"apx_client_4b7d9e21": "2026-11-23T00:00:00Z"}},
                 }},
             }},
@@ -667,14 +668,50 @@ mod tests {
             ("gateway", "connector_separator", json!("")),
             ("gateway", "connector_separator", json!("a b")),
         ] {
-            let mut config = minimal();
-            if config[section].is_null() {
-                config[section] = json!({});
-            }
-            config[section][key] = value;
-            let problems = problems_of(&config);
+            let problems = problems_with(section, key, &value);
             assert!(problems.iter().all(|problem| problem.starts_with(&format!("{section}.{key}: "))), "{problems:?}");
             assert_eq!(problems.len(), 1, "{section}.{key}");
+        }
+    }
+
+    /// The problems of the smallest configuration with this member.
+    fn problems_with(section: &str, key: &str, value: &Value) -> Vec<String> {
+        let mut config = minimal();
+        let object = section.split('.').fold(&mut config, |object, name| &mut object[name]);
+        if object.is_null() {
+            *object = json!({});
+        }
+        object[key] = value.clone();
+        if section == "policy.remote" {
+            config["policy"].as_object_mut().unwrap().remove("inline");
+            config["policy"]["remote"]["cluster"] = json!("c");
+        }
+        if section == "limits.rate_limit_service" {
+            config["limits"]["rate_limit_service"]["cluster"] = json!("c");
+        }
+        problems_of(&config)
+    }
+
+    #[test]
+    fn ranges_end_where_they_are_said_to() {
+        for (section, key, good, bad) in [
+            ("jwks", "timeout", json!("1ms"), json!("999us")),
+            ("jwks", "timeout", json!("60s"), json!("60s 1ms")),
+            ("jwks", "refresh_interval", json!("1s"), json!("999ms")),
+            ("jwks", "refetch_cooldown", json!("1ms"), json!("999us")),
+            ("jwks", "max_stale", json!("5m"), json!("4m 59s")),
+            ("tokens", "clock_skew", json!("10m"), json!("10m 1s")),
+            ("tokens", "ttl", json!("1s"), json!("999ms")),
+            ("tokens", "ttl", json!("1d"), json!("1d 1s")),
+            ("tokens", "cache_size", json!(1_000_000), json!(1_000_001)),
+            ("gateway", "connector_separator", json!("_".repeat(16)), json!("_".repeat(17))),
+            ("policy.remote", "timeout", json!("1ms"), json!("999us")),
+            ("policy.remote", "interval", json!("100ms"), json!("99ms")),
+            ("limits.rate_limit_service", "timeout", json!("1ms"), json!("999us")),
+        ] {
+            assert_eq!(problems_with(section, key, &good), Vec::<String>::new(), "{section}.{key} {good}");
+            let problems = problems_with(section, key, &bad);
+            assert!(matches!(&problems[..], [only] if only.starts_with(&format!("{section}.{key}: "))), "{bad}: {problems:?}");
         }
     }
 

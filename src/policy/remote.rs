@@ -504,6 +504,20 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_bounded_in_length_and_in_number() {
+        let world = World::new();
+        let is_there = |part: &str| world.host.shared(&place().name(part)).is_some_and(|shared| !shared.bytes.is_empty());
+        for (keys, parts) in [(64, 1), (65, 2)] {
+            world.publish(&json!({"acme": {"api_keys": (0..keys).map(key).collect::<Vec<_>>()}}));
+            assert!(is_there(&format!("keys/acme/{parts}/0")) && !is_there(&format!("keys/acme/{}/0", parts + 1)), "{keys}");
+        }
+        for number in 0..16_385 {
+            assert!(world.org(&format!("nobody-{number}")).is_none());
+            assert_eq!(world.thread.parts.borrow().len(), 16_384.min(number + 1));
+        }
+    }
+
+    #[test]
     fn a_bad_document_changes_nothing() {
         let world = World::new();
         world.publish(&json!({"acme": {"api_keys": [key(1)]}}));
