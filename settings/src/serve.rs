@@ -390,6 +390,13 @@ mod tests {
         (client, tokio::spawn(ended))
     }
 
+    #[test]
+    fn waits_are_cut() {
+        for (query, wait_for) in [("", 0), ("?wait=300s", 300), ("?wait=301s", 300), ("?wait=299s", 299)] {
+            assert_eq!(wait(&format!("/v1/policy{query}").parse().unwrap()), Ok(Duration::from_secs(wait_for)), "{query}");
+        }
+    }
+
     // The clock stands still, and goes on where all wait for it.
     #[tokio::test(start_paused = true)]
     async fn who_never_reads_or_never_sends_a_head_is_hung_up_on() {

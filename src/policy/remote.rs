@@ -35,8 +35,8 @@ const KEYS_IN_PART: usize = 64;
 /// Parts that a thread remembers. What is forgotten is read again.
 const MAX_PARTS: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
 
-/// Longer documents are refused. One with 10,000 orgs and 100,000 keys has 20 MB.
-pub const MAX_DOCUMENT_LENGTH: usize = 64 << 20;
+/// Longer documents are refused: Envoy takes no longer answer to a callout. One with 10,000 orgs and 100,000 keys has 20 MB.
+pub const MAX_DOCUMENT_LENGTH: usize = 32 << 20;
 
 const HEAD: &str = "head";
 const MANIFEST: &str = "manifest";

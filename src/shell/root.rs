@@ -202,7 +202,7 @@ impl Root {
                 Some(200) => self.poll_failed(settings, "the document is too long", now),
                 Some(504) => self.poll_failed(settings, "no answer in time (or 504)", now),
                 Some(status) => self.poll_failed(settings, &format!("the answer was {status}"), now),
-                None => self.poll_failed(settings, "the connection failed", now),
+                None => self.poll_failed(settings, "the connection failed, or the document is longer than Envoy takes", now),
             }
         }
         self.sync_policy();
