@@ -38,13 +38,14 @@ impl<'head> Credential<'head> {
     }
 }
 
-/// What follows the scheme `Bearer`, RFC 6750 §2.1: the scheme in any case (RFC 9110 §11.1), one space or more.
+/// What follows the scheme `Bearer`, RFC 6750 §2.1: the scheme in any case (RFC 9110 §11.1), then `1*SP`. Other white space
+/// is no separator (RFC 9110 §11.4), and stays in what is no token then.
 fn bearer(value: &[u8]) -> Result<&str, Reason> {
     let (scheme, rest) = value.split_at_checked(b"Bearer ".len()).ok_or(Reason::CredentialMalformed)?;
     if !scheme.eq_ignore_ascii_case(b"Bearer ") {
         return Err(Reason::CredentialMalformed);
     }
-    std::str::from_utf8(rest.trim_ascii()).map_err(|_| Reason::CredentialMalformed)
+    std::str::from_utf8(rest).map(|rest| rest.trim_start_matches(' ')).map_err(|_| Reason::CredentialMalformed)
 }
 
 /// Whether `text` is one token68 (RFC 9110 §11.2) that is not too long.
@@ -76,20 +77,29 @@ mod tests {
 
     #[test]
     fn one_credential_of_the_right_form() {
-        let long = format!("Bearer {}", "x".repeat(MAX_TOKEN_LENGTH + 1));
+        let longest = "x".repeat(16_384);
+        let (long, too_long) = (format!("Bearer  {longest}"), format!("Bearer {longest}x"));
         for (headers, expected) in [
             (vec![], Err(Reason::CredentialMissing)),
             (vec![("x-api-key", KEY.as_bytes())], Ok("key")),
             (vec![("authorization", b"Bearer a.b.c".as_slice())], Ok("a.b.c")),
             (vec![("authorization", b"bEARER   a.b.c")], Ok("a.b.c")),
+            (vec![("authorization", b"Bearer\ta.b.c")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"Bearer \ta.b.c")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"Bearer \x0ba.b.c")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"Bearer \xc2\xa0a.b.c")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"Bearer a.b.c\t")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b" Bearer a.b.c")], Err(Reason::CredentialMalformed)),
             (vec![("authorization", b"Bearer")], Err(Reason::CredentialMalformed)),
             (vec![("authorization", b"Bearer ")], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", b"Bearer   ")], Err(Reason::CredentialMalformed)),
             (vec![("authorization", b"")], Err(Reason::CredentialMalformed)),
             (vec![("authorization", b"Basic YTpi")], Err(Reason::CredentialMalformed)),
             (vec![("authorization", b"Bearer a b")], Err(Reason::CredentialMalformed)),
             (vec![("authorization", b"Bearer a,Bearer b")], Err(Reason::CredentialRepeated)),
             (vec![("authorization", b"Bearer \xff\xfe")], Err(Reason::CredentialMalformed)),
-            (vec![("authorization", long.as_bytes())], Err(Reason::CredentialMalformed)),
+            (vec![("authorization", long.as_bytes())], Ok(&longest)),
+            (vec![("authorization", too_long.as_bytes())], Err(Reason::CredentialMalformed)),
             (vec![("x-api-key", b"")], Err(Reason::CredentialMalformed)),
             (vec![("x-api-key", b"\xff")], Err(Reason::CredentialMalformed)),
             (vec![("x-api-key", KEY.as_bytes()), ("x-api-key", KEY.as_bytes())], Err(Reason::CredentialRepeated)),

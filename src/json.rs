@@ -107,7 +107,10 @@ mod tests {
 
     #[test]
     fn what_is_refused() {
-        let deep = format!("{{\"a\":{}{}}}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));
+        // With the object around them.
+        let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1));
+        assert!(parse_object(nested(16).as_bytes()).is_ok());
+        let deep = nested(17);
         for (why, text) in [
             ("duplicate", r#"{"a":1,"a":1}"#),
             ("duplicate after escapes", r#"{"a":1,"\u0061":1}"#),

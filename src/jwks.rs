@@ -90,6 +90,10 @@ impl JwksUri {
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let wrong = "must be a URL such as https://idp.example.com/oauth2/v1/keys";
         let uri: Uri = text.parse().map_err(|_| wrong)?;
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            // RFC 3986 §2: `Uri` lets other characters pass in a path.
+            return Err(wrong);
+        }
         let scheme = match uri.scheme_str() {
             Some("https") => Scheme::Https,
             Some("http") => Scheme::Http,

@@ -63,6 +63,17 @@ pub fn is_record_id(text: &str) -> bool {
     is_identifier(text)
 }
 
+/// Whether `character` shows as itself where it is written. Control characters and line separators break a line of the log;
+/// those that turn the direction of the text around them (Unicode's `Bidi_Control`), or are not seen at all, deceive its
+/// reader. Joiners (U+200C, U+200D) stay: scripts and emoji need them.
+pub fn is_plain(character: char) -> bool {
+    let deceives = matches!(
+        character,
+        '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}'
+    );
+    !character.is_control() && !deceives
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,6 +85,17 @@ mod tests {
         }
         for bad in ["", ".", "..", "a/b", "a%2fb", "a b", "a:b", "a\\b", "ä", "a\0", "a;b", &"x".repeat(129)] {
             assert!(OrgName::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_show_as_itself_is_not_plain() {
+        for good in ["ci agent", "Größe – \u{201e}x\u{201c}", "\u{645}\u{6cc}\u{200c}\u{62e}", "👩\u{200d}💻", "%\"\\"] {
+            assert!(good.chars().all(is_plain), "{good:?}");
+        }
+        let marks = ['\u{61c}', '\u{200b}', '\u{200e}', '\u{202a}', '\u{202e}', '\u{2066}', '\u{2069}', '\u{feff}', '\u{e0041}'];
+        for bad in ['\0', '\n', '\r', '\t', '\u{1b}', '\u{7f}', '\u{85}', '\u{2028}', '\u{2029}'].into_iter().chain(marks) {
+            assert!(!is_plain(bad), "{bad:?}");
         }
     }
 }

@@ -211,6 +211,7 @@ mod tests {
             ("/%2525256dcp/acme", true),
             ("/%252525256dcp/acme", true),
             ("/%25252525public", true),
+            ("/%252525public", false),
             ("/%2525public", false),
             ("", false),
             ("/", false),

@@ -1,10 +1,12 @@
 //! What is wrong with a document that an operator wrote: all of it at once, each with its JSON path.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use serde::de::DeserializeOwned;
 use serde_ignored::Path;
 use serde_path_to_error::Segment;
+
+use crate::names::is_plain;
 
 /// One thing to mend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,9 +17,13 @@ pub struct Problem {
     pub message: String,
 }
 
+/// One line, whatever the names in it are.
 impl fmt::Display for Problem {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {}", self.path, self.message)
+        format!("{}: {}", self.path, self.message).chars().try_for_each(|character| match is_plain(character) {
+            true => formatter.write_char(character),
+            false => write!(formatter, "{}", character.escape_unicode()),
+        })
     }
 }
 

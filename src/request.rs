@@ -73,14 +73,37 @@ impl RequestHead {
         })
     }
 
-    /// The names of headers that a server could take for one below `prefix`. `_` counts as `-`: CGI and WSGI servers
-    /// see no difference between the two.
+    /// The names of headers that a server could take for one below `prefix`.
     pub fn names_below(&self, prefix: &str) -> impl Iterator<Item = &str> {
-        let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-        let is_below = move |name: &&str| {
-            name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(one, other)| fold(one) == fold(other))
-        };
-        self.0.iter().filter_map(|(name, _)| std::str::from_utf8(name).ok()).filter(is_below)
+        self.0.iter().filter_map(|(name, _)| std::str::from_utf8(name).ok()).filter(move |name| is_below(prefix, name))
+    }
+}
+
+/// Whether a server could take the header `name` for one below `prefix`. `_` counts as `-`: CGI and WSGI servers see no
+/// difference between the two.
+fn is_below(prefix: &str, name: &str) -> bool {
+    let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(one, other)| fold(one) == fold(other))
+}
+
+/// The trailers of a request, which come when it was decided already. A server may merge them into the headers.
+#[derive(Debug)]
+pub struct RequestTrailers(SerializedMap);
+
+impl RequestTrailers {
+    /// These trailers; `None` where they have a name that is none, as [`RequestHead::new`].
+    pub fn new(trailers: SerializedMap) -> Option<Self> {
+        RequestHead::new(trailers).map(|RequestHead(trailers)| Self(trailers))
+    }
+
+    /// The names that must not go on: what could be taken for an identity, or for a credential, which no trailer may be
+    /// (RFC 9110 §6.5.1), and which this filter did not judge.
+    pub fn forged(&self, identity_prefix: &str) -> impl Iterator<Item = &str> {
+        let carriers = [CredentialHeader::ApiKey.name(), CredentialHeader::Authorization.name()];
+        let is_credential =
+            move |name: &str| carriers.iter().any(|carrier| carrier.len() == name.len() && is_below(carrier, name));
+        let names = self.0.iter().filter_map(|(name, _)| std::str::from_utf8(name).ok());
+        names.filter(move |name| is_below(identity_prefix, name) || is_credential(name))
     }
 }
 
@@ -132,5 +155,15 @@ mod tests {
         let map = |name: &str| SerializedMap::of(&[(name, "a")]).unwrap();
         assert!(RequestHead::new(map("x-apexmcp-org")).is_some());
         assert!(RequestHead::new(map("x-apexmcp-\u{e4}")).is_none());
+    }
+
+    #[test]
+    fn no_trailer_is_an_identity_or_a_credential() {
+        let names =
+            ["x-apexmcp-org", "X_Apexmcp-scope", "authorization", "x_api_key", "x-checksum", "x-apexmcp", "authorization-info"];
+        let map = |names: &[&str]| SerializedMap::of(&names.iter().map(|name| (*name, "a")).collect::<Vec<_>>()).unwrap();
+        let trailers = RequestTrailers::new(map(&names)).unwrap();
+        assert_eq!(trailers.forged("x-apexmcp-").collect::<Vec<_>>(), names[..4]);
+        assert!(RequestTrailers::new(map(&["x-apexmcp-\u{e4}"])).is_none());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use apexmcp_auth::config::{Config, DEFAULT_SEPARATOR};
 use apexmcp_auth::jwks::Clusters;
-use apexmcp_auth::policy::remote::{MAX_DOCUMENT_LENGTH, Publication};
+use apexmcp_auth::policy::remote::Publication;
 use apexmcp_auth::problem::Problem;
 use serde_json::Value;
 
@@ -55,13 +55,9 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
     {
         let clusters = Clusters { https: Some(String::new()), http: Some(String::new()) };
         // The bytes as they are: reading them once already has merged members that stand twice.
-        match Publication::of(bytes, &clusters, DEFAULT_SEPARATOR) {
+        match Publication::of(bytes, &clusters, DEFAULT_SEPARATOR, None) {
             Ok(publication) => report.warnings.extend_from_slice(publication.warnings()),
             Err(problems) => report.take(problems),
-        }
-        if bytes.len() > MAX_DOCUMENT_LENGTH {
-            let message = format!("has {} bytes, and gateways take at most {MAX_DOCUMENT_LENGTH}", bytes.len());
-            report.errors.push(Problem { path: ".".to_owned(), message });
         }
         Lint { report: &mut report, surroundings: &surroundings, now }.policy("policy", policy);
         return Ok(report);

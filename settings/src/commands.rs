@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use apexmcp_auth::names::is_plain;
+use apexmcp_auth::policy::remote::MAX_DOCUMENT_LENGTH;
 use clap::CommandFactory;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -93,7 +95,7 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
 /// Whom the operating system takes this process for, unless somebody else is named.
 fn actor(named: Option<String>) -> Result<String, Failure> {
     match named {
-        Some(name) if name.trim().is_empty() || name.chars().any(char::is_control) => {
+        Some(name) if name.trim().is_empty() || !name.chars().all(is_plain) => {
             Err(Failure::new("--actor must be visible characters"))
         }
         Some(name) => Ok(name),
@@ -431,13 +433,22 @@ fn policy_check(file: &Path, surroundings: &Surroundings, now: Moment) -> Result
     Ok(Answer { is_good: report.errors.is_empty(), ..Answer::new(lines.join("\n"), json) })
 }
 
+/// The file, or standard input for `-`. No document that is read here may be longer than a policy.
 fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-    if file == Path::new("-") {
-        let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes).map_err(Failure::during("standard input"))?;
-        return Ok(bytes);
+    let (name, mut input): (_, Box<dyn Read>) = if file == Path::new("-") {
+        ("standard input".to_owned(), Box::new(std::io::stdin()))
+    } else {
+        let name = file.display().to_string();
+        let file = fs::File::open(file).map_err(Failure::during(format_args!("{name} cannot be read")))?;
+        (name, Box::new(file))
+    };
+    let limit = MAX_DOCUMENT_LENGTH.saturating_add(1).try_into().unwrap_or(u64::MAX);
+    let mut bytes = Vec::new();
+    input.by_ref().take(limit).read_to_end(&mut bytes).map_err(Failure::during(format_args!("{name} cannot be read")))?;
+    if bytes.len() > MAX_DOCUMENT_LENGTH {
+        return Err(Failure::new(format!("{name} is longer than {MAX_DOCUMENT_LENGTH} bytes, and gateways take at most that")));
     }
-    fs::read(file).map_err(Failure::during(format_args!("{} cannot be read", file.display())))
+    Ok(bytes)
 }
 
 fn read_json(file: &Path) -> Result<Value, Failure> {

@@ -17,11 +17,13 @@ use hyper::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, Hea
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, http};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use subtle::ConstantTimeEq;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+use tokio_io_timeout::TimeoutStream;
 
 use crate::database::{self, Database};
 use crate::document;
@@ -34,6 +36,13 @@ const LOOK: Duration = Duration::from_millis(50);
 const MAX_WAIT: Duration = Duration::from_secs(300);
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer heads are refused: those of gateways stay below 1 KiB.
+const MAX_HEAD_LENGTH: usize = 16 << 10;
+/// How long a client may read nothing of what is sent: whoever never reads must not hold a connection for ever.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections at a time; each gateway keeps one. Others wait until one ends, in the operating system's queue, at the
+/// price of no memory here.
+const MAX_CONNECTIONS: usize = 4096;
 /// How long a stop waits for answers that are under way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -86,7 +95,9 @@ pub fn run(
     runtime.block_on(async {
         let listener = TcpListener::bind(address).await.map_err(Failure::during(format_args!("cannot listen on {address}")))?;
         listening(listener.local_addr().map_err(Failure::during(address))?);
-        serve(listener, token, policy, counts).await
+        let (stop, stopping) = watch::channel(false);
+        let service = Service { token, policy, stopping, counts };
+        serve(listener, service, stop, MAX_CONNECTIONS).await
     })
 }
 
@@ -162,19 +173,23 @@ impl Watcher {
 
 async fn serve(
     listener: TcpListener,
-    token: String,
-    policy: watch::Receiver<Arc<Published>>,
-    counts: Arc<Counts>,
+    service: Service,
+    stop: watch::Sender<bool>,
+    max_connections: usize,
 ) -> Result<(), Failure> {
-    let (stop, stopping) = watch::channel(false);
-    let service = Arc::new(Service { token, policy, stopping, counts });
+    let service = Arc::new(service);
+    let places = Arc::new(Semaphore::new(max_connections));
     let connections = GracefulShutdown::new();
     let signals = |kind| signal(kind).map_err(Failure::during("signals"));
     let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    let accept = async || {
+        let place = Arc::clone(&places).acquire_owned().await;
+        listener.accept().await.map(|(stream, _)| (stream, place))
+    };
     loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+        let (stream, place) = tokio::select! {
+            accepted = accept() => match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, mostly: others end meanwhile.
                     log(format_args!("a connection was not accepted: {error}"));
@@ -185,24 +200,36 @@ async fn serve(
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         };
-        let service = Arc::clone(&service);
-        let answer = service_fn(move |request| {
-            let service = Arc::clone(&service);
-            async move { Ok::<_, Infallible>(service.answer(&request).await) }
+        let connection = connections.watch(connection(stream, Arc::clone(&service)));
+        tokio::spawn(async move {
+            // A client that hangs up is its own business.
+            connection.await.ok();
+            drop(place);
         });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), answer);
-        let connection = connections.watch(connection);
-        // A client that hangs up is its own business.
-        tokio::spawn(async move { connection.await.ok() });
     }
     drop(listener);
     log("stopping");
     stop.send_replace(true);
     tokio::time::timeout(STOP_TIMEOUT, connections.shutdown()).await.ok();
     Ok(())
+}
+
+/// One connection, bounded in all that a client can do to it.
+fn connection<S>(stream: S, service: Arc<Service>) -> impl GracefulConnection<Error = hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + 'static,
+{
+    let answer = service_fn(move |request| {
+        let service = Arc::clone(&service);
+        async move { Ok::<_, Infallible>(service.answer(&request).await) }
+    });
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_LENGTH)
+        .serve_connection(TokioIo::new(Box::pin(stream)), answer)
 }
 
 impl Service {
@@ -326,4 +353,122 @@ fn with(mut response: Response<Full<Bytes>>, name: http::HeaderName, value: Head
 #[expect(clippy::print_stderr, reason = "the log of a service")]
 fn log(line: impl std::fmt::Display) {
     eprintln!("apexmcp serve: {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::net::TcpStream;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const TOKEN: &str = "a-token-of-gateways";
+
+    /// A service with a policy of this length, and those who could change and stop it.
+    fn service(length: usize) -> (Service, watch::Sender<Arc<Published>>, watch::Sender<bool>) {
+        let published = Published { version: 1, etag: HeaderValue::from_static("\"1\""), body: vec![b' '; length].into() };
+        let (publisher, policy) = watch::channel(Arc::new(published));
+        let (stop, stopping) = watch::channel(false);
+        (Service { token: TOKEN.to_owned(), policy, stopping, counts: Arc::default() }, publisher, stop)
+    }
+
+    fn request(path: &str, padding: usize) -> String {
+        let padding = "x".repeat(padding);
+        format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\nx-padding: {padding}\r\n\r\n")
+    }
+
+    /// A connection that is served, and when it ended.
+    fn served(length: usize) -> (DuplexStream, tokio::task::JoinHandle<Duration>) {
+        let (client, server) = duplex(4096);
+        let began = Instant::now();
+        let connection = connection(server, Arc::new(service(length).0));
+        let ended = async move {
+            connection.await.ok();
+            began.elapsed()
+        };
+        (client, tokio::spawn(ended))
+    }
+
+    #[test]
+    fn waits_are_cut() {
+        for (query, wait_for) in [("", 0), ("?wait=300s", 300), ("?wait=301s", 300), ("?wait=299s", 299)] {
+            assert_eq!(wait(&format!("/v1/policy{query}").parse().unwrap()), Ok(Duration::from_secs(wait_for)), "{query}");
+        }
+    }
+
+    // The clock stands still, and goes on where all wait for it.
+    #[tokio::test(start_paused = true)]
+    async fn who_never_reads_or_never_sends_a_head_is_hung_up_on() {
+        let (mut client, ended) = served(1 << 20);
+        client.write_all(request("/v1/policy", 0).as_bytes()).await.unwrap();
+        assert_eq!(ended.await.unwrap(), Duration::from_secs(30));
+        drop(client);
+        let (mut client, ended) = served(1);
+        client.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+        assert_eq!(ended.await.unwrap(), Duration::from_secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_slowly_gets_all() {
+        let (mut client, ended) = served(1 << 16);
+        client.write_all(request("/v1/policy", 0).as_bytes()).await.unwrap();
+        let mut read = 0;
+        while read < 1 << 16 {
+            tokio::time::sleep(Duration::from_secs(29)).await;
+            read += client.read(&mut [0; 4096]).await.unwrap();
+        }
+        drop(client);
+        // Ten times as long as it may read nothing.
+        assert!(ended.await.unwrap() > Duration::from_secs(300));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn longer_heads_are_refused() {
+        let around = request("/healthz", 0).len();
+        for (length, status) in [(16_384, "200"), (16_385, "431")] {
+            let (mut client, _ended) = served(1);
+            let head = request("/healthz", length - around);
+            assert_eq!(head.len(), length);
+            // The last byte may come too late to be taken.
+            client.write_all(head.as_bytes()).await.ok();
+            let mut line = [0; 12];
+            client.read_exact(&mut line).await.unwrap();
+            assert_eq!(std::str::from_utf8(&line).unwrap(), format!("HTTP/1.1 {status}"), "{length}");
+        }
+    }
+
+    #[tokio::test]
+    async fn so_many_connections_and_no_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (service, _publisher, stop) = service(1);
+        tokio::spawn(serve(listener, service, stop, 2));
+        let ask = async |stream: &mut TcpStream| {
+            stream.write_all(request("/healthz", 0).as_bytes()).await.unwrap();
+            let mut answer = vec![0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            let mut rest = Vec::new();
+            while !rest.ends_with(b"ok\n") {
+                rest.push(stream.read_u8().await.unwrap());
+            }
+            assert_eq!(answer, b"HTTP/1.1 200");
+        };
+        let (mut first, mut second) = (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
+        ask(&mut first).await;
+        ask(&mut second).await;
+        let mut third = TcpStream::connect(address).await.unwrap();
+        let answered = ask(&mut third);
+        tokio::pin!(answered);
+        // Were it served, it would be answered within as many answers to another one.
+        for _ in 0..100 {
+            tokio::select! {
+                biased;
+                () = &mut answered => panic!("a third connection is served"),
+                () = ask(&mut first) => {}
+            }
+        }
+        drop(second);
+        answered.await;
+    }
 }

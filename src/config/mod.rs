@@ -205,7 +205,8 @@ fn check(raw: RawConfig, environment: &Environment<'_>, problems: &mut Problems)
     let policy = problems.required("policy", raw.policy).and_then(|source| match (source.inline, source.remote) {
         (Some(inline), None) => {
             let separator = gateway.as_ref().map_or(DEFAULT_SEPARATOR, |gateway| &gateway.connector_separator);
-            let surroundings = Surroundings { clusters: &clusters, environment, separator };
+            let origin = gateway.as_ref().map(|gateway| gateway.origin.as_str());
+            let surroundings = Surroundings { clusters: &clusters, environment, separator, origin };
             Some((Policy::check(inline, "policy.inline", &surroundings, problems), None))
         }
         (None, Some(remote)) => Some((Policy::default(), Some(check_remote(remote, environment, problems)?))),
@@ -244,7 +245,8 @@ fn check_gateway(raw: RawGateway, problems: &mut Problems) -> Option<GatewaySett
     let template = raw.mcp_path.as_deref().unwrap_or("/mcp/{org}");
     let mcp_path = problems.checked("gateway.mcp_path", McpPath::parse(template));
     let token_path = raw.token_path.unwrap_or_else(|| "/oauth/token".to_owned());
-    if token_path.parse::<Uri>().is_err() || !token_path.starts_with('/') || token_path.contains(['?', '#', '%']) {
+    let is_visible = token_path.bytes().all(|byte| byte.is_ascii_graphic());
+    if token_path.parse::<Uri>().is_err() || !token_path.starts_with('/') || token_path.contains(['?', '#', '%']) || !is_visible {
         problems.add("gateway.token_path", "must be a path such as /oauth/token");
     }
     let connector_separator = raw.connector_separator.unwrap_or_else(|| DEFAULT_SEPARATOR.to_owned());
@@ -462,6 +464,26 @@ mod tests {
     }
 
     #[test]
+    fn no_identity_provider_is_the_gateway_itself() {
+        let keys = "https://gw.example/.well-known/jwks.json";
+        for (issuer, is_revoked, is_refused) in [
+            ("https://gw.example", false, true),
+            ("https://gw.example", true, false),
+            ("https://gw.example/", false, false),
+            ("https://idp.example", false, false),
+        ] {
+            let mut config = minimal();
+            config["jwks"] = json!({"https_cluster": "c"});
+            let provider = json!({"issuer": issuer, "jwks_uri": keys, "audience": "a", "revoked": is_revoked});
+            config["policy"]["inline"]["orgs"]["acme"] = json!({"identity_providers": [provider]});
+            let problems = problems_of(&config);
+            let expected = "policy.inline.orgs.acme.identity_providers[0].issuer: is gateway.origin";
+            let is_as_expected = problems.len() == usize::from(is_refused) && problems.iter().all(|it| it.starts_with(expected));
+            assert!(is_as_expected, "{issuer}: {problems:?}");
+        }
+    }
+
+    #[test]
     fn limits_are_checked() {
         for (store, expected) in [
             (json!({"store": "redis"}), "limits.store: is of another type or value"),
@@ -484,7 +506,8 @@ mod tests {
             (json!({"rate": {"per": "minute"}}), "rate.requests: is required"),
             (json!({"rate": {"requests": 1}}), "rate.per: is required"),
             (json!({"rate": {"requests": 1, "per": "day", "burst": 0}}), "rate.burst: must be from 1"),
-            (json!({"monthly_quota": 5_000_000_000_u64}), "monthly_quota: must be from 1"),
+            (json!({"monthly_quota": 4_294_967_296_u64}), "monthly_quota: must be from 1"),
+            (json!({"rate": {"requests": 4_294_967_296_u64, "per": "day"}}), "rate.requests: must be from 1"),
             (json!({"daily_quota": 5}), "daily_quota: unknown field"),
         ] {
             for path in ["orgs.acme.limits", "orgs.acme.api_keys[0].limits"] {
@@ -524,7 +547,7 @@ mod tests {
                         "jwks_uri": "https://your-company.okta.com/oauth2/default/v1/keys",
                         "audience": "apexmcp", "default_scopes": ["mcp:call"],
                     }],
-                    "limits": {"rate": {"requests": 600, "per": "minute", "burst": 60}, "monthly_quota": 1_000_000},
+                    "limits": {"rate": {"requests": 600, "per": "minute", "burst": 1}, "monthly_quota": 4_294_967_295_u32},
                     "revoked_tokens": {"jti": ["j"], "issued_before": {"apx_client_4b7d9e21": "2026-11-23T00:00:00Z"}},
                 }},
             }},
@@ -568,6 +591,57 @@ mod tests {
     }
 
     #[test]
+    fn names_neither_break_a_line_nor_deceive_its_reader() {
+        for mark in ["\n", "\r", "\u{1b}[2K", "\u{7f}", "\u{202e}", "\u{2066}", "\u{200b}", "\u{2028}", "\u{feff}"] {
+            let policy = json!({
+                "signing_keys": [{"kid": format!("k{mark}"), "private_key_pem": "x"}],
+                "orgs": {
+                    format!("zz{mark}"): {},
+                    "acme": {
+                        "api_keys": [{"id": format!("k{mark}"), "name": format!("n{mark}"), "sha256": "0".repeat(64)}],
+                        "oauth_clients": [
+                            {"client_id": format!("c{mark}"), "name": format!("n{mark}"), "secret_sha256": ["0".repeat(64)], "scopes": []},
+                        ],
+                        "identity_providers": [
+                            {"issuer": format!("https://idp/{mark}"), "jwks_uri": format!("https://idp/{mark}"), "audience": "a"},
+                        ],
+                        "revoked_tokens": {"issued_before": {format!("c{mark}"): "never"}},
+                        format!("f{mark}"): 1,
+                    },
+                },
+            });
+            let mut config = minimal();
+            config["policy"]["inline"] = policy;
+            config["gateway"]["token_path"] = json!(format!("/t{mark}"));
+            config["jwks"] = json!({"https_cluster": "c"});
+            let problems = problems_of(&config);
+            for path in [
+                "gateway.token_path",
+                "signing_keys[0].kid",
+                "orgs.zz",
+                "orgs.acme.api_keys[0].id",
+                "orgs.acme.api_keys[0].name",
+                "orgs.acme.oauth_clients[0].client_id",
+                "orgs.acme.oauth_clients[0].name",
+                "orgs.acme.identity_providers[0].issuer",
+                "orgs.acme.identity_providers[0].jwks_uri",
+                "orgs.acme.revoked_tokens.issued_before.c",
+                "orgs.acme.f",
+            ] {
+                let is_at = |problem: &String| problem.trim_start_matches("policy.inline.").starts_with(path);
+                assert_eq!(problems.iter().filter(|problem| is_at(problem)).count(), 1, "{mark:?} {path}: {problems:#?}");
+            }
+            assert!(problems.iter().flat_map(|problem| problem.chars()).all(crate::names::is_plain), "{problems:#?}");
+        }
+        let kid = |length: usize| json!([{"kid": "k".repeat(length), "private_key_pem": crate::testing::signing_key_pem()}]);
+        for (length, is_refused) in [(256, false), (257, true)] {
+            let mut config = minimal();
+            config["policy"]["inline"]["signing_keys"] = kid(length);
+            assert_eq!(problems_of(&config).len(), usize::from(is_refused), "{length}");
+        }
+    }
+
+    #[test]
     fn wrong_types_and_missing_parts_are_located() {
         for (config, path) in [
             (json!({}), "gateway: is required"),
@@ -594,14 +668,50 @@ mod tests {
             ("gateway", "connector_separator", json!("")),
             ("gateway", "connector_separator", json!("a b")),
         ] {
-            let mut config = minimal();
-            if config[section].is_null() {
-                config[section] = json!({});
-            }
-            config[section][key] = value;
-            let problems = problems_of(&config);
+            let problems = problems_with(section, key, &value);
             assert!(problems.iter().all(|problem| problem.starts_with(&format!("{section}.{key}: "))), "{problems:?}");
             assert_eq!(problems.len(), 1, "{section}.{key}");
+        }
+    }
+
+    /// The problems of the smallest configuration with this member.
+    fn problems_with(section: &str, key: &str, value: &Value) -> Vec<String> {
+        let mut config = minimal();
+        let object = section.split('.').fold(&mut config, |object, name| &mut object[name]);
+        if object.is_null() {
+            *object = json!({});
+        }
+        object[key] = value.clone();
+        if section == "policy.remote" {
+            config["policy"].as_object_mut().unwrap().remove("inline");
+            config["policy"]["remote"]["cluster"] = json!("c");
+        }
+        if section == "limits.rate_limit_service" {
+            config["limits"]["rate_limit_service"]["cluster"] = json!("c");
+        }
+        problems_of(&config)
+    }
+
+    #[test]
+    fn ranges_end_where_they_are_said_to() {
+        for (section, key, good, bad) in [
+            ("jwks", "timeout", json!("1ms"), json!("999us")),
+            ("jwks", "timeout", json!("60s"), json!("60s 1ms")),
+            ("jwks", "refresh_interval", json!("1s"), json!("999ms")),
+            ("jwks", "refetch_cooldown", json!("1ms"), json!("999us")),
+            ("jwks", "max_stale", json!("5m"), json!("4m 59s")),
+            ("tokens", "clock_skew", json!("10m"), json!("10m 1s")),
+            ("tokens", "ttl", json!("1s"), json!("999ms")),
+            ("tokens", "ttl", json!("1d"), json!("1d 1s")),
+            ("tokens", "cache_size", json!(1_000_000), json!(1_000_001)),
+            ("gateway", "connector_separator", json!("_".repeat(16)), json!("_".repeat(17))),
+            ("policy.remote", "timeout", json!("1ms"), json!("999us")),
+            ("policy.remote", "interval", json!("100ms"), json!("99ms")),
+            ("limits.rate_limit_service", "timeout", json!("1ms"), json!("999us")),
+        ] {
+            assert_eq!(problems_with(section, key, &good), Vec::<String>::new(), "{section}.{key} {good}");
+            let problems = problems_with(section, key, &bad);
+            assert!(matches!(&problems[..], [only] if only.starts_with(&format!("{section}.{key}: "))), "{bad}: {problems:?}");
         }
     }
 

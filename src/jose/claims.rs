@@ -151,6 +151,8 @@ mod tests {
             (json!({"exp": "2000"}), Err(Reason::TokenMalformed)),
             (json!({"exp": -1}), Err(Reason::TokenMalformed)),
             (json!({"exp": 1e300}), Err(Reason::TokenMalformed)),
+            (json!({"exp": 253_402_300_799_u64}), Ok(UnixTime::from_secs(253_402_300_809))),
+            (json!({"exp": 253_402_300_800_u64}), Err(Reason::TokenMalformed)),
             (json!({"exp": u64::MAX}), Err(Reason::TokenMalformed)),
             (json!({"exp": 2000, "nbf": 1010}), Ok(UnixTime::from_secs(2010))),
             (json!({"exp": 2000, "nbf": 1011}), Err(Reason::TokenNotYetValid)),

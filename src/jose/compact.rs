@@ -8,7 +8,7 @@ use crate::denial::Reason;
 use crate::json;
 
 /// A longer `kid` or `typ` is refused.
-const MAX_HEADER_VALUE_LENGTH: usize = 256;
+pub(crate) const MAX_HEADER_VALUE_LENGTH: usize = 256;
 
 /// A token that has the right form. Nothing in it is proven.
 #[derive(Debug)]
@@ -157,8 +157,15 @@ mod tests {
         ] {
             assert_eq!(refusal(&token(header, "{}")), expected, "{header}");
         }
-        let long = format!(r#"{{"alg":"RS256","kid":"{}"}}"#, "k".repeat(MAX_HEADER_VALUE_LENGTH + 1));
-        assert_eq!(refusal(&token(&long, "{}")), Some(Reason::TokenMalformed));
+        for (name, length, expected) in [
+            ("kid", 256, None),
+            ("kid", 257, Some(Reason::TokenMalformed)),
+            ("typ", 256, None),
+            ("typ", 257, Some(Reason::TokenMalformed)),
+        ] {
+            let header = format!(r#"{{"alg":"RS256","{name}":"{}"}}"#, "k".repeat(length));
+            assert_eq!(refusal(&token(&header, "{}")), expected, "{name} {length}");
+        }
     }
 
     #[test]

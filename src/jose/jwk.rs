@@ -247,16 +247,35 @@ mod tests {
     }
 
     #[test]
+    fn sizes_of_keys() {
+        let modulus = |bits: usize| {
+            let mut bytes = vec![0xff; bits.div_ceil(8)];
+            bytes[0] >>= bytes.len() * 8 - bits;
+            bytes
+        };
+        for (bits, is_good) in [(2047, false), (2048, true), (8192, true), (8193, false)] {
+            assert_eq!(RsaPublicKey::from_components(&modulus(bits), &[1, 0, 1]).is_some(), is_good, "{bits} bits");
+        }
+        for (exponent, is_good) in [(&[3][..], true), (&[1], false), (&[0xff; 4], true), (&[1, 0, 0, 0, 1], false)] {
+            assert_eq!(RsaPublicKey::from_components(&modulus(2048), exponent).is_some(), is_good, "{exponent:?}");
+        }
+    }
+
+    #[test]
     fn documents() {
         let key = json!({"kty": "RSA", "n": number(2048), "e": "AQAB"});
         let parse = |document: &Value| JwkSet::parse(document.to_string().as_bytes());
-        assert_eq!(parse(&json!({"keys": vec![key.clone(); MAX_KEYS]})).unwrap().len(), MAX_KEYS);
-        assert_eq!(parse(&json!({"keys": vec![key; MAX_KEYS + 1]})), Err(JwkSetError::TooManyKeys));
+        assert_eq!(parse(&json!({"keys": vec![key.clone(); 100]})).unwrap().len(), 100);
+        assert_eq!(parse(&json!({"keys": vec![key.clone(); 101]})), Err(JwkSetError::TooManyKeys));
         assert_eq!(parse(&json!({"keys": []})), Err(JwkSetError::NoUsableKey));
         assert_eq!(parse(&json!({"keys": {}})), Err(JwkSetError::Malformed));
         assert_eq!(parse(&json!({})), Err(JwkSetError::Malformed));
         assert_eq!(JwkSet::parse(b"<html>"), Err(JwkSetError::Malformed));
-        assert_eq!(JwkSet::parse(&vec![b' '; MAX_DOCUMENT_LENGTH + 1]), Err(JwkSetError::TooLong));
+        for (length, expected) in [(262_144, None), (262_145, Some(JwkSetError::TooLong))] {
+            let mut document = json!({"keys": [key]}).to_string();
+            document.push_str(&" ".repeat(length - document.len()));
+            assert_eq!((document.len(), JwkSet::parse(document.as_bytes()).err()), (length, expected));
+        }
     }
 
     #[test]

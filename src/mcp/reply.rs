@@ -204,10 +204,15 @@ mod tests {
         assert!(is_error(event.strip_prefix("data: ").unwrap()), "compressed");
         assert!(is_error(&pass(begin("application/json", ""), &LIST.as_bytes()[..40], &[10])), "cut off");
         assert!(is_error(&pass(begin("application/json", ""), &[0xff; 10], &[10])), "not UTF-8");
-        let long = vec![b' '; MAX_LENGTH + 1];
-        assert!(is_error(&pass(begin("application/json", ""), &long, &[1 << 16])), "long");
-        let event = pass(begin("text/event-stream", ""), &long, &[1 << 16]);
-        assert!(is_error(event.strip_prefix("data: ").unwrap()), "long");
+        for (length, is_too_long) in [(4_194_304, false), (4_194_305, true)] {
+            let body = format!("{LIST}{}", " ".repeat(length - LIST.len()));
+            let passed = pass(begin("application/json", ""), body.as_bytes(), &[1 << 16]);
+            assert_eq!((is_error(&passed), passed.starts_with(CUT)), (is_too_long, !is_too_long), "{length}");
+            let event = format!("data: {LIST}{}", " ".repeat(length - LIST.len() - "data: ".len()));
+            let passed = pass(begin("text/event-stream", ""), event.as_bytes(), &[1 << 16]);
+            let passed = passed.strip_prefix("data: ").unwrap();
+            assert_eq!((is_error(passed), passed.starts_with(CUT)), (is_too_long, !is_too_long), "an event of {length}");
+        }
         let event = pass(begin("text/event-stream", ""), b"data: {\"result\":{\"tools\":7}}\n\ndata: {}\n\n", &[10]);
         let (first, second) = event.split_once("\n\n").unwrap();
         assert!(is_error(first.strip_prefix("data: ").unwrap()) && second == "data: {}\n\n", "{event}");

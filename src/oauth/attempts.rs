@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn ten_are_free_and_then_one_in_six_seconds() {
         let mut attempts = Attempts::default();
-        for _ in 0..FREE {
+        for _ in 0..10 {
             assert_eq!(attempts.wait("a", at(0)), None);
             attempts.failed("a", at(0));
         }
@@ -89,5 +89,16 @@ mod tests {
         }
         assert_eq!(attempts.wait("a", at(0)), Some(REFILL));
         assert_eq!(attempts.wait("a", at(6)), None);
+    }
+
+    #[test]
+    fn so_many_ids_are_remembered() {
+        let mut attempts = Attempts::default();
+        (0..10).for_each(|_| attempts.failed("a", at(0)));
+        (0..4095).for_each(|number| attempts.failed(&format!("made-up-{number}"), at(0)));
+        assert_eq!(attempts.0.len(), 4096);
+        assert_eq!(attempts.0.peek("a").map(|failures| failures.count), Some(10));
+        attempts.failed("one more", at(0));
+        assert_eq!((attempts.0.len(), attempts.wait("a", at(0))), (4096, None));
     }
 }

@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_full_list_answers_no() {
         let mut list = Vec::new();
-        for index in 0..MAX_IN_LIST {
+        for index in 0..4096 {
             list = usage(&index.to_string(), 1).note_in(&list).unwrap();
         }
         assert_eq!(usage("one more", 1).note_in(&list), None);

@@ -522,7 +522,12 @@ mod tests {
         assert!(world.post_to("/oauth/token", &[json], &with_secret(CLIENT, "")).is_err_and(invalid));
         let charset = ("content-type", "Application/X-WWW-Form-Urlencoded; charset=UTF-8");
         assert!(world.post_to("/oauth/token", &[charset], &with_secret(CLIENT, "")).is_ok());
-        assert_eq!(world.post(&"a".repeat(MAX_BODY_LENGTH + 1)), Err(TokenError::BodyTooLong));
+        let mut padded = |length: usize| {
+            let body = with_secret(CLIENT, "&x=");
+            world.post(&format!("{body}{}", "x".repeat(length - body.len())))
+        };
+        assert!(padded(16_384).is_ok());
+        assert_eq!(padded(16_385), Err(TokenError::BodyTooLong));
         for value in ["Basic", "Basic !", "Basic YQ==", "Bearer a.b.c", "Basic \u{e4}"] {
             let answer = world.post_to("/oauth/token", &[FORM, ("authorization", value)], "grant_type=client_credentials");
             assert_eq!(answer, Err(TokenError::InvalidClient { basic: true }), "{value}");
@@ -568,6 +573,16 @@ mod tests {
             assert_eq!(world.post(&body(&testing::sign(&header, &claims))), refused, "{claims}");
             world.attempts = Attempts::default();
         }
+        // Ten minutes, and a minute of skew at each end.
+        for (exp, is_good) in [(1_800_000_660, true), (1_800_000_661, false)] {
+            let mut claims = with("exp", json!(exp));
+            claims.as_object_mut().unwrap().remove("iat");
+            claims["jti"] = json!(format!("ends {exp}"));
+            assert_eq!(world.post(&body(&testing::sign(&header, &claims))).is_ok(), is_good, "{exp}");
+            world.attempts = Attempts::default();
+        }
+        let still = with("iat", json!(1_799_999_341));
+        assert!(world.post(&body(&testing::sign(&header, &still))).is_ok());
         let far = with("exp", json!(1_800_003_600));
         assert!(world.post(&body(&testing::sign(&header, &far))).is_ok(), "it ends by its iat");
         let mut far_without_iat = with("exp", json!(1_800_003_600));

@@ -13,10 +13,11 @@ use http::Uri;
 
 use crate::api_key::KeyDigest;
 use crate::denial::Reason;
+use crate::jose::compact::MAX_HEADER_VALUE_LENGTH;
 use crate::jose::jwk::JwkSet;
 use crate::jwks::{Clusters, JwksUri};
 use crate::limits::Subjects;
-use crate::names::{ConnectorId, OrgName, is_record_id};
+use crate::names::{ConnectorId, OrgName, is_plain, is_record_id};
 use crate::oauth::client::OauthClient;
 use crate::oauth::signing_key::SigningKey;
 use crate::principal::Principal;
@@ -36,12 +37,14 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) environment: &'a Environment<'a>,
     /// `gateway.connector_separator`
     pub(crate) separator: &'a str,
+    /// `gateway.origin`, where it is known.
+    pub(crate) origin: Option<&'a str>,
 }
 
 /// A checked policy document.
 #[derive(Debug, Default)]
 pub struct Policy {
-    /// Opaque; shown in the log.
+    /// Opaque; shown in the log, and as a metric where it is a number.
     pub version: String,
     /// The key sets that its identity providers name, each once.
     pub key_sets: Vec<JwksUri>,
@@ -49,6 +52,11 @@ pub struct Policy {
     api_keys: HashMap<KeyDigest, ApiKey>,
     signing_keys: Rc<[SigningKey]>,
     oauth_clients: HashMap<Box<str>, Rc<OauthClient>>,
+}
+
+/// A document's version as a number, where it is a decimal one, for a gauge.
+pub fn version_number(version: &str) -> Option<u64> {
+    version.bytes().all(|byte| byte.is_ascii_digit()).then(|| version.parse().ok())?
 }
 
 /// What an org has besides keys.
@@ -220,6 +228,7 @@ impl Checker<'_> {
         }
         let id = self.problems.required(format_args!("{path}.id"), raw.id);
         let id = id.and_then(|id| self.identifier(&format!("{path}.id"), is_record_id(&id).then_some(id)));
+        self.name(path, raw.name.as_deref());
         let sha256 = self.problems.required(format_args!("{path}.sha256"), raw.sha256);
         let digest = sha256.and_then(|hex| {
             let digest = KeyDigest::from_hex(&hex).ok_or("must be the SHA-256 of the whole key as 64 hexadecimal digits");
@@ -253,6 +262,14 @@ impl Checker<'_> {
         if kid.is_empty() || keys.iter().any(|key| key.kid() == kid) {
             self.problems.add(format_args!("{path}.kid"), "must not be empty, nor stand twice");
         }
+        if kid.len() > MAX_HEADER_VALUE_LENGTH || !kid.chars().all(is_plain) {
+            // A longer one would be refused in the gateway's own tokens.
+            let wrong = format!(
+                "must be at most {MAX_HEADER_VALUE_LENGTH} bytes, without control characters and marks that are not seen"
+            );
+            self.problems.add(format_args!("{path}.kid"), wrong);
+            return None;
+        }
         let (path, pem) = match (raw.private_key_env, raw.private_key_pem) {
             (Some(name), None) => {
                 let path = format!("{path}.private_key_env");
@@ -285,6 +302,7 @@ impl Checker<'_> {
         }
         let id = self.problems.required(format_args!("{path}.client_id"), raw.client_id);
         let id = id.and_then(|id| self.identifier(&format!("{path}.client_id"), is_record_id(&id).then_some(id)));
+        self.name(path, raw.name.as_deref());
         let secrets: Vec<Option<[u8; 32]>> = raw
             .secret_sha256
             .iter()
@@ -335,6 +353,11 @@ impl Checker<'_> {
     fn identity_provider(&mut self, path: &str, raw: RawIdentityProvider) -> Option<IdentityProvider> {
         let issuer = self.problems.required(format_args!("{path}.issuer"), raw.issuer);
         let issuer = issuer.and_then(|issuer| self.problems.checked(format_args!("{path}.issuer"), check_issuer(issuer)));
+        if issuer.is_some() && issuer.as_deref() == self.surroundings.origin {
+            let wrong =
+                "is gateway.origin: whatever names this issuer is judged as the gateway's own token, never as this provider's";
+            self.problems.add(format_args!("{path}.issuer"), wrong);
+        }
         let jwks_uri = self.problems.required(format_args!("{path}.jwks_uri"), raw.jwks_uri);
         let jwks_uri = jwks_uri.and_then(|uri| {
             let parsed = JwksUri::parse(&uri).and_then(|uri| self.surroundings.clusters.of(&uri).map(|_| uri));
@@ -371,6 +394,13 @@ impl Checker<'_> {
         scopes.into_iter().collect()
     }
 
+    /// What people call a record. It is for those who read the document, of whom some read it in a terminal.
+    fn name(&mut self, path: &str, name: Option<&str>) {
+        if !name.unwrap_or_default().chars().all(is_plain) {
+            self.problems.add(format_args!("{path}.name"), "must be without control characters and marks that are not seen");
+        }
+    }
+
     fn identifier<T>(&mut self, path: &str, parsed: Option<T>) -> Option<T> {
         self.problems.checked(path, parsed.ok_or("must be 1 to 128 of A-Z a-z 0-9 . _ ~ -"))
     }
@@ -384,6 +414,23 @@ fn check_issuer(issuer: String) -> Result<String, &'static str> {
             && uri.authority().is_some()
             && uri.query().is_none()
             && !issuer.contains('#')
+            // RFC 3986 §2: `Uri` lets other characters pass in a path.
+            && issuer.bytes().all(|byte| byte.is_ascii_graphic())
     });
     if good { Ok(issuer) } else { Err("must be the issuer's URL, letter by letter as in the iss claim of its tokens") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version_number;
+
+    #[test]
+    fn versions_that_are_numbers() {
+        for (version, number) in [("17", Some(17)), ("0", Some(0)), ("18446744073709551615", Some(u64::MAX))] {
+            assert_eq!(version_number(version), number, "{version}");
+        }
+        for version in ["", "+17", "-1", "1.0", "0x1", "2026-11", "18446744073709551616", "\u{661}"] {
+            assert_eq!(version_number(version), None, "{version}");
+        }
+    }
 }

@@ -40,8 +40,7 @@ pub(super) struct RawSigningKey {
 #[derive(Debug, Deserialize)]
 pub(super) struct RawOauthClient {
     pub(super) client_id: Option<String>,
-    #[serde(rename = "name")]
-    pub(super) _name: Option<String>,
+    pub(super) name: Option<String>,
     #[serde(default)]
     pub(super) secret_sha256: Vec<String>,
     pub(super) jwks: Option<serde_json::Value>,
@@ -61,8 +60,7 @@ pub(super) struct RawRevokedTokens {
 #[derive(Debug, Deserialize)]
 pub(super) struct RawApiKey {
     pub(super) id: Option<String>,
-    #[serde(rename = "name")]
-    pub(super) _name: Option<String>,
+    pub(super) name: Option<String>,
     pub(super) sha256: Option<String>,
     pub(super) connectors: Option<Vec<String>>,
     pub(super) expires_at: Option<String>,

@@ -35,8 +35,8 @@ const KEYS_IN_PART: usize = 64;
 /// Parts that a thread remembers. What is forgotten is read again.
 const MAX_PARTS: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
 
-/// Longer documents are refused. One with 10,000 orgs and 100,000 keys has 20 MB.
-pub const MAX_DOCUMENT_LENGTH: usize = 64 << 20;
+/// Longer documents are refused: Envoy takes no longer answer to a callout. One with 10,000 orgs and 100,000 keys has 20 MB.
+pub const MAX_DOCUMENT_LENGTH: usize = 32 << 20;
 
 const HEAD: &str = "head";
 const MANIFEST: &str = "manifest";
@@ -132,12 +132,12 @@ struct DocumentKey {
 }
 
 impl Publication {
-    /// Checks `document` whole, and cuts it.
+    /// Checks `document` whole, and cuts it. `origin` is that of the gateway that will use it, where it is known.
     ///
     /// # Errors
     /// Everything that is wrong with it, each with its JSON path.
-    pub fn of(document: &[u8], clusters: &Clusters, separator: &str) -> Result<Self, Vec<Problem>> {
-        let surroundings = &Surroundings { clusters, environment: &NO_ENVIRONMENT, separator };
+    pub fn of(document: &[u8], clusters: &Clusters, separator: &str, origin: Option<&str>) -> Result<Self, Vec<Problem>> {
+        let surroundings = &Surroundings { clusters, environment: &NO_ENVIRONMENT, separator, origin };
         let mut problems = Problems::default();
         let checked = problem::read::<RawPolicy>(document, &mut problems)
             .map(|raw| Policy::check(raw, "policy", surroundings, &mut problems));
@@ -356,7 +356,14 @@ impl RemotePolicy {
             Some((number, text)) if name.starts_with("org/") => (number.parse().unwrap_or(0), text),
             _ => (0, text),
         };
-        let surroundings = Surroundings { clusters: &self.clusters, environment: &NO_ENVIRONMENT, separator: &self.separator };
+        let surroundings = Surroundings {
+            clusters: &self.clusters,
+            environment: &NO_ENVIRONMENT,
+            separator: &self.separator,
+            // A configuration with another origin may use what was published under this one: then one provider is never
+            // asked, and the org's other credentials go on.
+            origin: None,
+        };
         let mut problems = Problems::default();
         let policy = problem::read::<RawPolicy>(text.as_bytes(), &mut problems)
             .map(|raw| Policy::check_part(raw, name, &surroundings, &mut problems));
@@ -405,7 +412,7 @@ mod tests {
 
         fn publish(&self, orgs: &Value) -> Option<String> {
             let document = json!({"version": "1", "orgs": orgs}).to_string();
-            Publication::of(document.as_bytes(), &clusters(), "__").unwrap().publish(&place(), &self.host);
+            Publication::of(document.as_bytes(), &clusters(), "__", None).unwrap().publish(&place(), &self.host);
             self.thread.sync(&self.host)
         }
 
@@ -431,7 +438,7 @@ mod tests {
             "acme": {"api_keys": (0..200).map(key).collect::<Vec<_>>(), "oauth_clients": [client]},
             "other": {"api_keys": [key(1000)], "identity_providers": [{"issuer": "https://idp", "jwks_uri": "https://idp/keys", "audience": "a"}]},
         }});
-        let publication = Publication::of(document.to_string().as_bytes(), &clusters(), "__").unwrap();
+        let publication = Publication::of(document.to_string().as_bytes(), &clusters(), "__", None).unwrap();
         publication.publish(&place(), &world.host);
         assert_eq!(world.thread.sync(&world.host).as_deref(), Some("7"));
         assert_eq!(world.thread.sync(&world.host), None, "nothing new");
@@ -481,7 +488,7 @@ mod tests {
         assert!(world.principal("acme", 0).is_some());
         // Another number of parts; this thread has not looked yet.
         let document = json!({"version": "2", "orgs": keys(300)}).to_string();
-        Publication::of(document.as_bytes(), &clusters(), "__").unwrap().publish(&place(), &world.host);
+        Publication::of(document.as_bytes(), &clusters(), "__", None).unwrap().publish(&place(), &world.host);
         for number in 0..100 {
             assert!(world.principal("acme", number).is_some(), "{number}");
         }
@@ -497,6 +504,20 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_bounded_in_length_and_in_number() {
+        let world = World::new();
+        let is_there = |part: &str| world.host.shared(&place().name(part)).is_some_and(|shared| !shared.bytes.is_empty());
+        for (keys, parts) in [(64, 1), (65, 2)] {
+            world.publish(&json!({"acme": {"api_keys": (0..keys).map(key).collect::<Vec<_>>()}}));
+            assert!(is_there(&format!("keys/acme/{parts}/0")) && !is_there(&format!("keys/acme/{}/0", parts + 1)), "{keys}");
+        }
+        for number in 0..16_385 {
+            assert!(world.org(&format!("nobody-{number}")).is_none());
+            assert_eq!(world.thread.parts.borrow().len(), 16_384.min(number + 1));
+        }
+    }
+
+    #[test]
     fn a_bad_document_changes_nothing() {
         let world = World::new();
         world.publish(&json!({"acme": {"api_keys": [key(1)]}}));
@@ -507,10 +528,18 @@ mod tests {
             r#"{"orgs":{"acme":{"colour":1}}}"#,
             r#"{"orgs":{"a":{},"a":{}}}"#,
         ] {
-            assert!(Publication::of(document.as_bytes(), &clusters(), "__").is_err(), "{document}");
+            assert!(Publication::of(document.as_bytes(), &clusters(), "__", None).is_err(), "{document}");
         }
         let environment = r#"{"signing_keys":[{"kid":"a","private_key_env":"HOME"}]}"#;
-        assert!(Publication::of(environment.as_bytes(), &clusters(), "__").is_err(), "this Envoy's environment is not theirs");
+        assert!(
+            Publication::of(environment.as_bytes(), &clusters(), "__", None).is_err(),
+            "this Envoy's environment is not theirs"
+        );
+        let itself =
+            r#"{"orgs":{"acme":{"identity_providers":[{"issuer":"https://gw","jwks_uri":"https://gw/k","audience":"a"}]}}}"#;
+        let of = |origin| Publication::of(itself.as_bytes(), &clusters(), "__", Some(origin)).err().unwrap_or_default();
+        assert_eq!(of("https://other"), []);
+        assert!(matches!(&of("https://gw")[..], [only] if only.path == "policy.orgs.acme.identity_providers[0].issuer"));
         assert_eq!(world.thread.sync(&world.host), None);
         assert!(world.principal("acme", 1).is_some());
     }

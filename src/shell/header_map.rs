@@ -13,9 +13,18 @@ unsafe extern "C" {
 
 /// The headers of the current stream's request as the host serializes them; nothing where it has none to give.
 pub(super) fn request_headers() -> Vec<u8> {
+    pairs(MapType::HttpRequestHeaders)
+}
+
+/// The same of its trailers, within their callback.
+pub(super) fn request_trailers() -> Vec<u8> {
+    pairs(MapType::HttpRequestTrailers)
+}
+
+fn pairs(map: MapType) -> Vec<u8> {
     let (mut data, mut size) = (ptr::null_mut(), 0);
     // SAFETY: both pointers are to places of the right types, which live until the call has returned.
-    let status = unsafe { proxy_get_header_map_pairs(MapType::HttpRequestHeaders, &raw mut data, &raw mut size) };
+    let status = unsafe { proxy_get_header_map_pairs(map, &raw mut data, &raw mut size) };
     if status != 0 || data.is_null() {
         return Vec::new();
     }

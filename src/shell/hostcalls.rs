@@ -10,7 +10,7 @@ use super::header_map;
 use crate::config::{RemoteSettings, Secret};
 use crate::denial::LocalReply;
 use crate::jwks::JwksUri;
-use crate::request::RequestHead;
+use crate::request::{RequestHead, RequestTrailers};
 use crate::serialized_map::SerializedMap;
 use crate::time::UnixTime;
 
@@ -38,6 +38,16 @@ pub(super) fn request_head() -> Option<RequestHead> {
 /// Removes each occurrence of a request header.
 pub(super) fn remove_request_header(name: &str) -> bool {
     hostcalls::remove_map_value(MapType::HttpRequestHeaders, name).is_ok()
+}
+
+/// The trailers of the current stream's request, within their callback.
+pub(super) fn request_trailers() -> Option<RequestTrailers> {
+    RequestTrailers::new(SerializedMap::parse(header_map::request_trailers())?)
+}
+
+/// Removes each occurrence of a request trailer, within their callback.
+pub(super) fn remove_request_trailer(name: &str) -> bool {
+    hostcalls::remove_map_value(MapType::HttpRequestTrailers, name).is_ok()
 }
 
 /// Adds a request header.

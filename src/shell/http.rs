@@ -117,6 +117,8 @@ struct Flow {
     /// How much of the body has come and is paused.
     body_length: Cell<usize>,
     body_is_whole: Cell<bool>,
+    /// Whether the request is none of this filter's.
+    passes: Cell<bool>,
     /// How the response is to be cut, before it begins.
     lists: RefCell<Option<ListRequest>>,
     /// Whether this filter gave the response.
@@ -204,6 +206,13 @@ impl HttpContext for Stream {
     }
 
     fn on_http_request_trailers(&mut self, _num_trailers: usize) -> Action {
+        // Here, and not where the request is decided: only now can they be edited.
+        if !self.flow.passes.get() && !self.flow.is_answered.get() && !self.plugin.strip_trailers() {
+            log::error!("the request's trailers could not be edited");
+            self.flow.is_answered.set(true);
+            hostcalls::send_local_reply(&Denial::from(Reason::PolicyUnavailable).reply(None));
+            return Action::Pause;
+        }
         self.body_arrived(self.flow.body_length.get(), true);
         self.flow.body_action()
     }
@@ -272,7 +281,10 @@ impl Plugin {
     /// Does what `step` says to the current stream.
     fn apply(&self, step: Step, id: u32, flow: &Rc<Flow>) {
         match step {
-            Step::Pass => flow.gate.set(Gate::Open),
+            Step::Pass => {
+                flow.passes.set(true);
+                flow.gate.set(Gate::Open);
+            }
             Step::AwaitPolicy(exchange) => self.hold(id, flow, Awaiting::Policy(exchange)),
             Step::Await(exchange) => self.hold(id, flow, Awaiting::KeySet(exchange)),
             Step::ReadBody(exchange) => self.hold(id, flow, Awaiting::Body(exchange)),
@@ -381,6 +393,19 @@ impl Plugin {
             hostcalls::send_local_reply(&Denial::from(Reason::PolicyUnavailable).reply(None));
         }
         is_edited
+    }
+
+    /// Removes from the current stream's trailers what they must not assert; false where the host did not.
+    fn strip_trailers(&self) -> bool {
+        self.gateway.borrow().as_ref().zip(hostcalls::request_trailers()).is_some_and(|(gateway, trailers)| {
+            trailers.forged(&gateway.config.forward.header_prefix).all(hostcalls::remove_request_trailer)
+        })
+    }
+
+    /// Tells log and metrics which policy is in force in this thread.
+    pub(super) fn note_version(&self, version: &str) {
+        log::info!("policy version {version:?} is in force");
+        self.metrics.borrow_mut().policy_in_force(version);
     }
 
     /// Counts a decided request and hands what is known of it to access logs.

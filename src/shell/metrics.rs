@@ -9,6 +9,7 @@ use super::hostcalls;
 use crate::denial::{OK, Reason};
 use crate::exchange::{Record, ServiceOutcome};
 use crate::gateway::CacheOutcome;
+use crate::policy::version_number;
 use crate::principal::Method;
 use crate::time::UnixTime;
 
@@ -25,13 +26,14 @@ enum Metric {
     JwksFetches(bool),
     PolicyFetches(&'static str),
     PolicyConfirmedAt,
+    PolicyVersion,
     JwksKeys,
 }
 
 impl Metric {
     fn kind(self) -> MetricType {
         match self {
-            Self::PolicyConfirmedAt | Self::JwksKeys => MetricType::Gauge,
+            Self::PolicyConfirmedAt | Self::PolicyVersion | Self::JwksKeys => MetricType::Gauge,
             _ => MetricType::Counter,
         }
     }
@@ -64,6 +66,7 @@ impl Metric {
             }
             Self::PolicyFetches(outcome) => format!("outcome=.={outcome};.;apexmcp_policy_fetches"),
             Self::PolicyConfirmedAt => "apexmcp_policy_confirmed_at_seconds".to_owned(),
+            Self::PolicyVersion => "apexmcp_policy_version".to_owned(),
             Self::JwksKeys => "apexmcp_jwks_keys".to_owned(),
         }
     }
@@ -105,6 +108,11 @@ impl Metrics {
     /// When the policy was last known to be the one in force, in seconds since the epoch.
     pub(super) fn policy_confirmed(&mut self, at: UnixTime) {
         self.record(Metric::PolicyConfirmedAt, at.as_secs());
+    }
+
+    /// Which policy is in force. Zero stands for a version that is no number: the one before is not in force any more.
+    pub(super) fn policy_in_force(&mut self, version: &str) {
+        self.record(Metric::PolicyVersion, version_number(version).unwrap_or_default());
     }
 
     /// How many keys this Envoy knows now.

@@ -84,7 +84,7 @@ impl RootContext for Root {
         match Config::parse(&hostcalls::plugin_configuration(), &|name| std::env::var(name).ok()) {
             Ok((config, policy)) => {
                 match &config.remote {
-                    None => log::info!("policy version {:?} is in force", policy.version),
+                    None => self.plugin.note_version(&policy.version),
                     Some(remote) => log::info!("the policy comes from cluster {:?}", remote.cluster),
                 }
                 log::info!("{}", self.plugin.envoy.describe());
@@ -135,7 +135,7 @@ impl Root {
         let gateway = self.plugin.gateway.borrow();
         let Some(PolicySource::Remote(remote)) = gateway.as_ref().map(|gateway| &gateway.policy) else { return };
         if let Some(version) = remote.sync(&self.plugin.envoy) {
-            log::info!("policy version {version:?} is in force");
+            self.plugin.note_version(&version);
         }
     }
 
@@ -215,7 +215,7 @@ impl Root {
                 Some(200) => self.poll_failed(settings, "the document is too long", now),
                 Some(504) => self.poll_failed(settings, "no answer in time (or 504)", now),
                 Some(status) => self.poll_failed(settings, &format!("the answer was {status}"), now),
-                None => self.poll_failed(settings, "the connection failed", now),
+                None => self.poll_failed(settings, "the connection failed, or the document is longer than Envoy takes", now),
             }
         }
         self.sync_policy();

@@ -39,6 +39,7 @@ pub struct Setup {
     workers: usize,
     routes: Option<Value>,
     holds_headers_alone: bool,
+    passes_trailers: bool,
     clusters: Vec<Value>,
     environment: Vec<(&'static str, String)>,
     filter_file: Option<PathBuf>,
@@ -78,6 +79,7 @@ impl Setup {
             workers: 1,
             routes: None,
             holds_headers_alone: true,
+            passes_trailers: false,
             clusters: Vec::new(),
             environment: Vec::new(),
             filter_file: None,
@@ -106,6 +108,11 @@ impl Setup {
     /// As hosts are that cannot go on with a body while the headers are held: without `allow_on_headers_stop_iteration`.
     pub fn holding_bodies(self) -> Self {
         Self { holds_headers_alone: false, ..self }
+    }
+
+    /// With the trailers of HTTP/1.1 on, as those of HTTP/2 are anyway.
+    pub fn passing_trailers(self) -> Self {
+        Self { passes_trailers: true, ..self }
     }
 
     /// With a cluster `ratelimit` that leads to this port.
@@ -192,6 +199,7 @@ impl Setup {
         let connection_manager = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "gateway",
+            "http_protocol_options": {"enable_trailers": self.passes_trailers},
             "route_config": {"virtual_hosts": [{
                 "name": "all", "domains": ["*"], "routes": self.routes.as_ref().unwrap_or(&any),
             }]},
@@ -225,7 +233,10 @@ impl Setup {
                 },
             }],
         });
-        let clusters: Vec<Value> = [cluster_of(upstream), jwks_cluster()].into_iter().chain(self.clusters.clone()).collect();
+        let mut to_upstream = local_cluster("upstream", upstream.port());
+        to_upstream["typed_extension_protocol_options"] =
+            http_options(&json!({"http_protocol_options": {"enable_trailers": self.passes_trailers}}));
+        let clusters: Vec<Value> = [to_upstream, jwks_cluster()].into_iter().chain(self.clusters.clone()).collect();
         json!({
             "node": {"id": "gateway", "cluster": "gateway"},
             "admin": {"address": address(0)},
@@ -250,10 +261,6 @@ fn address(port: u16) -> Value {
     json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
 }
 
-fn cluster_of(upstream: &Server) -> Value {
-    local_cluster("upstream", upstream.port())
-}
-
 /// A cluster of one endpoint, at this port.
 pub fn local_cluster(name: &str, port: u16) -> Value {
     json!({
@@ -267,11 +274,15 @@ pub fn local_cluster(name: &str, port: u16) -> Value {
 
 /// The cluster, spoken to by HTTP/2.
 pub fn http2(mut cluster: Value) -> Value {
-    cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": {"http2_protocol_options": {}},
-    }});
+    cluster["typed_extension_protocol_options"] = http_options(&json!({"http2_protocol_options": {}}));
     cluster
+}
+
+fn http_options(explicit: &Value) -> Value {
+    json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": explicit,
+    }})
 }
 
 fn jwks_cluster() -> Value {

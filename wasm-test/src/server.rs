@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -15,6 +15,10 @@ use tokio::task::JoinHandle;
 
 /// An answer; `None` breaks the connection instead.
 pub type Answer = Option<Response<Full<Bytes>>>;
+
+/// The trailers of a request, in its extensions.
+#[derive(Clone, Debug)]
+pub struct Trailers(pub HeaderMap);
 
 /// The server. It ends with this value, its connections with the runtime of its test.
 #[derive(Debug)]
@@ -57,8 +61,10 @@ impl Server {
                     counted.fetch_add(1, Ordering::Relaxed);
                     let handler = Arc::clone(&handler);
                     async move {
-                        let (head, body) = request.into_parts();
-                        let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
+                        let (mut head, body) = request.into_parts();
+                        let body = body.collect().await.map_err(|_| Broken)?;
+                        head.extensions.insert(Trailers(body.trailers().cloned().unwrap_or_default()));
+                        let body = body.to_bytes();
                         handler(Request::from_parts(head, body)).await.ok_or(Broken)
                     }
                 });

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::{Request, Response};
+use hyper::{HeaderMap, Request, Response};
 use serde_json::{Value, json};
 
 use crate::http::Reply;
-use crate::server::{Answer, Server};
+use crate::server::{Answer, Server, Trailers};
 
 /// Tells its answers from Envoy's own.
 const MARK: &str = "x-upstream";
@@ -19,14 +19,13 @@ pub async fn start() -> Server {
 }
 
 fn answer(request: &Request<Bytes>) -> Answer {
-    let headers: Vec<(&str, String)> = request
-        .headers()
-        .iter()
-        .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
-        .collect();
+    let texts = |map: &HeaderMap| -> Vec<(String, String)> {
+        map.iter().map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())).collect()
+    };
     let arrived = json!({
         "path": request.uri().to_string(),
-        "headers": headers,
+        "headers": texts(request.headers()),
+        "trailers": request.extensions().get().map(|Trailers(trailers)| texts(trailers)),
         "body": String::from_utf8_lossy(request.body()),
     });
     Response::builder().header(MARK, "1").body(Full::from(arrived.to_string())).ok()

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use wasm_test::gateway::{Setup, plugin};
 use wasm_test::http::Request;
 use wasm_test::issuer::{Behaviour, Issuer};
-use wasm_test::policy::merged;
+use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::token::{Algorithm, Key, base64url, now};
 use wasm_test::upstream;
 
@@ -231,5 +231,37 @@ async fn headers_that_are_no_text_are_refused() {
         to().header("x-api-key", format!("apx_live_sk_{}", "x".repeat(50_000))),
     ] {
         assert_eq!(gateway.refuses("no text", &request).await.reason, "credential_malformed", "{request:?}");
+    }
+}
+
+/// In HTTP/1.1 Envoy drops trailers unless it is told otherwise; in HTTP/2 it does not.
+#[tokio::test]
+async fn no_identity_comes_in_a_trailer() {
+    const TRAILERS: [&str; 5] = ["x-apexmcp-org", "x_apexmcp_scope", "authorization", "x-api-key", "x-checksum"];
+    let upstream = upstream::start().await;
+    let keys = json!([api_key_record("key_all"), merged(api_key_record("key_notes"), &json!({"connectors": ["notes"]}))]);
+    let mut config = plugin(&json!({"acme": {"api_keys": keys}}));
+    config["gateway"]["unmatched_paths"] = json!("allow");
+    let gateway = Setup::new(config).passing_trailers().start(&upstream).await;
+    let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"notes__read"}}"#;
+    let trailers: String = TRAILERS.iter().map(|name| format!("{name}: forged\r\n")).collect();
+    for (path, key, expected) in [
+        ("/mcp/acme", "key_all", &TRAILERS[4..]),
+        // Whose message is read, and who is decided when all has come.
+        ("/mcp/acme", "key_notes", &TRAILERS[4..]),
+        ("/elsewhere", "key_all", &TRAILERS),
+    ] {
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-api-key: {}\r\ncontent-type: application/json\r\n\
+             transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n{trailers}\r\n",
+            api_key(key),
+            body.len(),
+        );
+        let reply = gateway.client().send_bytes(request.as_bytes()).await;
+        let arrived: Value = serde_json::from_str(reply.split("\r\n\r\n").nth(1).expect("a body")).expect("what arrived");
+        assert_eq!(arrived["body"], body, "{reply}");
+        let names: Vec<&str> =
+            arrived["trailers"].as_array().expect("trailers").iter().filter_map(|one| one[0].as_str()).collect();
+        assert_eq!(names, expected, "{path} {key}: {reply}");
     }
 }

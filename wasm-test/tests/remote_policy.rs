@@ -78,6 +78,32 @@ async fn before_the_first_policy_requests_wait_and_then_get_503() {
     eventually("the hasty one too", async || (hasty.send(&call("key_stays")).await.status == 200).then_some(())).await;
 }
 
+#[tokio::test]
+async fn the_longest_document_is_taken_and_a_longer_one_is_not() {
+    const LONGEST: usize = 32 << 20;
+    let upstream = upstream::start().await;
+    let settings = Settings::start().await;
+    let padded = |key: &str, length: usize| {
+        let document = with_keys(&[key]).to_string();
+        format!("{document}{}", " ".repeat(length - document.len()))
+    };
+    settings.publish_text(padded("key_longest", LONGEST));
+    let gateway = gateway(&settings, &upstream).await;
+    gateway.until_everywhere(&call("key_longest"), 200).await;
+    settings.publish_text(padded("key_longer", LONGEST + 1));
+    let is_told = async || gateway.metric("apexmcp_policy_fetches", &[("outcome", "failure")]).await > 0;
+    eventually("it is told", async || is_told().await.then_some(())).await;
+    assert_eq!(gateway.send(&call("key_longer")).await.status, 401);
+    assert_eq!(gateway.send(&call("key_longest")).await.status, 200);
+    // Of many problems the first are told.
+    let key = |number: usize| json!({"id": format!("k{number}"), "sha256": "no hash"});
+    settings.publish(&document(&json!({"acme": {"api_keys": (0..21).map(key).collect::<Vec<_>>()}})));
+    let told = async || gateway.log().matches("invalid policy: ").count();
+    let is_refused = async || gateway.metric("apexmcp_policy_fetches", &[("outcome", "invalid")]).await > 0;
+    eventually("it is refused", async || is_refused().await.then_some(())).await;
+    assert_eq!(told().await, 20);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_policy_changes_without_holding_requests_up() {
     const ORGS: usize = 10_000;

@@ -143,6 +143,9 @@ async fn without_settings_the_last_policy_stays() {
     assert_eq!(gateway.send(&call(&meanwhile)).await.status, 401);
     settings.serve().await;
     gateway.until_everywhere(&call(&meanwhile), 200).await;
+    let version: u64 = settings.run("policy export")["version"].as_str().and_then(|text| text.parse().ok()).expect("a number");
+    let is_shown = async || gateway.metric("apexmcp_policy_version", &[]).await == version;
+    eventually("the version in force is shown", async || is_shown().await.then_some(())).await;
 }
 
 /// The request for changes that is under way ends with the configuration that began it.

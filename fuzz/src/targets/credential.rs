@@ -20,11 +20,14 @@ pub fn check(data: &[u8]) {
         Credential::Bearer(token) => {
             assert_eq!(name, "authorization");
             let value = std::str::from_utf8(value).expect("a token is text");
-            let words: Vec<&str> = value.split_ascii_whitespace().collect();
             if credential::check_token(token).is_err() {
                 return;
             }
+            // As split at any white space, and as split at spaces alone: both find this token and nothing else.
+            let words: Vec<&str> = value.split_whitespace().collect();
             assert!(matches!(words[..], [scheme, only] if scheme.eq_ignore_ascii_case("bearer") && only == token), "{value:?}");
+            let spaces = value.get("bearer".len()..value.len() - token.len()).unwrap_or_default();
+            assert!(!spaces.is_empty() && spaces.bytes().all(|byte| byte == b' '), "{value:?}");
             assert!(token.len() <= 16 * 1024 && !token.contains(','));
         }
     }

@@ -9,7 +9,7 @@ pub mod provider;
 pub mod revocation;
 pub mod signing_key;
 
-use apexmcp_auth::names::ConnectorId;
+use apexmcp_auth::names::{ConnectorId, is_plain};
 use apexmcp_auth::scope::Scope;
 use rusqlite::{Connection, Params, Row};
 use serde::de::DeserializeOwned;
@@ -45,8 +45,8 @@ pub(crate) fn json<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite
 }
 
 fn check_name(name: &str) -> Result<(), Failure> {
-    if name.trim().is_empty() || name.chars().count() > MAX_NAME || name.chars().any(char::is_control) {
-        return Err(Failure::new(format!("--name must be 1 to {MAX_NAME} visible characters")));
+    if name.trim().is_empty() || name.chars().count() > MAX_NAME || !name.chars().all(is_plain) {
+        return Err(Failure::new(format!("--name must be 1 to {MAX_NAME} visible characters, without marks that are not seen")));
     }
     Ok(())
 }

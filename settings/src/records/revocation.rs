@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use apexmcp_auth::names::is_plain;
 use rusqlite::params;
 use serde_json::json;
 
@@ -22,7 +23,7 @@ const MAX_JTI_LENGTH: usize = 256;
 /// Where there is no such org.
 pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Result<(), Failure> {
     org::require(change, org)?;
-    if jti.is_empty() || jti.len() > MAX_JTI_LENGTH || jti.chars().any(char::is_control) {
+    if jti.is_empty() || jti.len() > MAX_JTI_LENGTH || !jti.chars().all(is_plain) {
         return Err(Failure::new(format!("--jti must be the jti claim of a token, at most {MAX_JTI_LENGTH} bytes")));
     }
     change.execute("DELETE FROM revoked_tokens WHERE revoked_at < ?", [actor.now.minus(LONGEST_LIFE).to_string()])?;

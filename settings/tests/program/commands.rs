@@ -159,11 +159,14 @@ fn what_cannot_be_is_refused_in_one_line() {
         (&["org", "delete", "nobody", "--yes"], "no org"),
         (&["key", "create", "--org", "nobody", "--name", "k"], "no org"),
         (&["key", "create", "--org", "acme", "--name", ""], "--name"),
+        (&["key", "create", "--org", "acme", "--name", "two\nlines"], "--name"),
+        (&["key", "create", "--org", "acme", "--name", "revoked \u{202e}"], "--name"),
         (&["key", "create", "--org", "acme", "--name", "k", "--connector", "a/b"], "--connector"),
         (&["key", "create", "--org", "acme", "--name", "k", "--expires", "100000000y"], "too far"),
         (&["key", "list", "--org", "nobody"], "no org"),
         (&["key", "revoke", "key_none"], "no key"),
         (&["client", "create", "--org", "acme", "--name", "k", "--scope", "all"], "--scope"),
+        (&["client", "create", "--org", "acme", "--name", "\u{200b}k", "--scope", "mcp:call"], "--name"),
         (&["client", "create", "--org", "acme", "--name", "k", "--jwks", "absent.json"], "cannot be read"),
         (&["client", "revoke", "apx_client_none"], "no client"),
         (&["sso", "remove", "--org", "acme", "--issuer", "https://x"], "letter by letter"),
@@ -174,17 +177,77 @@ fn what_cannot_be_is_refused_in_one_line() {
         (&["signing-key", "use", "none"], "no signing key"),
         (&["token", "revoke", "--org", "acme", "--client", "apx_client_none"], "no client"),
         (&["token", "revoke", "--org", "acme", "--jti", ""], "--jti"),
+        (&["token", "revoke", "--org", "acme", "--jti", "\u{2066}"], "--jti"),
         (&["policy", "check", "absent.json"], "cannot be read"),
         (&["ecds", "write"], "ecds enable"),
         (&["ecds", "disable"], "ecds enable"),
         (&["serve"], "APEXMCP_SETTINGS_TOKEN"),
         (&["plugin-config", "--format", "envoy", "--origin", "gateway"], "--origin"),
         (&["--actor", " ", "org", "list"], "--actor"),
+        (&["--actor", "al\u{202d}ice", "org", "list"], "--actor"),
     ] {
         let line = settings.failure(arguments);
         assert!(line.contains(part), "{arguments:?}: {line}");
     }
     assert_eq!(settings.json(&["audit", "list"]).as_array().unwrap().len(), 2, "and nothing is changed");
+}
+
+#[test]
+fn values_end_where_they_are_said_to() {
+    let settings = Settings::new();
+    let sso = |audiences: &[String], path: usize| {
+        let url = format!("http://127.0.0.1:1/{}", "x".repeat(path - "http://127.0.0.1:1/".len()));
+        let options =
+            ["sso", "configure", "--org", "acme", "--issuer", &url, "--jwks-uri", &url, "--force", "--allow-private-address"];
+        let audiences = audiences.iter().flat_map(|audience| ["--audience".to_owned(), audience.clone()]);
+        options.into_iter().map(str::to_owned).chain(audiences).collect::<Vec<_>>()
+    };
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let many = |count: usize, length: usize| (0..count).map(|number| format!("{number:0>length$}")).collect::<Vec<_>>();
+    for (good, bad, part) in [
+        (
+            words(&format!("key create --org acme --name {}", "\u{e4}".repeat(200))),
+            words(&format!("key create --org acme --name {}", "\u{e4}".repeat(201))),
+            "1 to 200",
+        ),
+        (
+            words(&format!("token revoke --org acme --jti {}", "j".repeat(256))),
+            words(&format!("token revoke --org acme --jti {}", "j".repeat(257))),
+            "at most 256",
+        ),
+        (words(&format!("org create {}", "o".repeat(128))), words(&format!("org create {}", "o".repeat(129))), "1 to 128"),
+        (sso(&many(16, 512), 100), sso(&many(17, 5), 100), "at most 16"),
+        (sso(&many(1, 512), 2048), sso(&many(1, 513), 100), "at most 512"),
+        (sso(&many(1, 1), 2048), sso(&many(1, 1), 2049), "at most 2048"),
+    ] {
+        let line = settings.failure(&bad.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(line.contains(part), "{bad:?}: {line}");
+        settings.text(&good.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    let key = json!({"kty": "RSA", "n": format!("gA{}", "A".repeat(339)) + "Q", "e": "AQAB"});
+    for (length, is_read) in [(262_144, true), (262_145, false)] {
+        let document = json!({"keys": [key]}).to_string();
+        let document = format!("{document}{}", " ".repeat(length - document.len()));
+        let origin = website(vec![("/keys", 200, document)]);
+        let (issuer, keys) = (&origin, format!("{origin}/keys"));
+        let arguments = [
+            "sso",
+            "configure",
+            "--org",
+            "acme",
+            "--issuer",
+            issuer,
+            "--jwks-uri",
+            &keys,
+            "--audience",
+            "a",
+            "--force",
+            "--allow-private-address",
+        ];
+        let found = settings.json(&arguments)["findings"].to_string();
+        assert_eq!(found.contains("usable RS256 keys"), is_read, "{length}: {found}");
+        assert_eq!(found.contains("cannot be read"), !is_read, "{length}: {found}");
+    }
 }
 
 #[test]
@@ -404,6 +467,15 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
             assert!(all, "{document}: {kind} {found:?}");
         }
         assert_eq!(output.status.code(), Some(i32::from(!errors.is_empty())), "{document}");
+    }
+    // Longest, and one byte more. What is in them is no JSON from the second byte on.
+    for (length, part) in [(32_u64 << 20, "32.json"), ((32 << 20) + 1, "longer than 33554432 bytes")] {
+        let long = settings.write("32.json", "{");
+        std::fs::File::options().write(true).open(&long).unwrap().set_len(length).unwrap();
+        let output = settings.run(&["policy", "check", &long]);
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        assert!(output.status.code() == Some(1) && said.contains(part), "{length}: {said}");
+        assert_eq!(said.contains("1 errors"), part == "32.json", "{length}: {said}");
     }
     let twice = settings.write("twice.json", r#"{"orgs": {"a": {}, "a": {}}}"#);
     assert_eq!(settings.run(&["policy", "check", &twice]).status.code(), Some(1), "a name that stands twice");

@@ -69,7 +69,11 @@ fn each_method_has_its_target() {
 #[test]
 fn what_could_be_read_in_two_ways_is_refused() {
     let call = |params: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#);
-    let deep = format!("{}{}", "[".repeat(70), "]".repeat(70));
+    // Below the message and its params.
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth - 2), "]".repeat(depth - 2));
+    let with = |arguments: String| call(&format!(r#"{{"name":"notes__a","arguments":{arguments}}}"#));
+    assert!(read(&with(nested(64))).is_ok());
+    let deep = nested(65);
     for (text, expected) in [
         (call(r#"{"name":"notes__a","name":"clock__b"}"#), DUPLICATE),
         (call(r#"{"name":"notes__a","\u006eame":"clock__b"}"#), DUPLICATE),
@@ -89,7 +93,7 @@ fn what_could_be_read_in_two_ways_is_refused() {
         (call(r#"{"uri":"notes+note:\/\/a","name":"notes__a"}"#), ESCAPED),
         (r#"{"jsonrpc":"2.0","id":1,"method":"tools\/call"}"#.into(), ESCAPED),
         (r#"{"jsonrpc":"2.0","id":"clock\u005f_1","result":{}}"#.into(), ESCAPED),
-        (call(&format!(r#"{{"name":"notes__a","arguments":{deep}}}"#)), TOO_DEEP),
+        (with(deep), TOO_DEEP),
     ] {
         assert_eq!(read(&text), Err(MessageError::Ambiguous(expected)), "{text}");
     }
