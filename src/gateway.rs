@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::config::{Config, GatewaySettings, LimitStore, RemoteSettings};
+use crate::config::{Config, LimitStore, RemoteSettings};
 use crate::credential::{self, Credential};
 use crate::denial::{Denial, LocalReply, Reason};
 use crate::host::Host;
@@ -131,8 +131,7 @@ impl Gateway {
     /// # Errors
     /// Everything that is wrong with it; then nothing changes.
     pub fn publish(&self, document: &[u8], settings: &RemoteSettings, host: &dyn Host) -> Result<Publication, Vec<Problem>> {
-        let GatewaySettings { connector_separator, origin, .. } = &self.config.gateway;
-        let publication = Publication::of(document, &self.config.clusters, connector_separator, Some(origin))?;
+        let publication = Publication::of(document, &self.config.clusters, &self.config.gateway.connector_separator)?;
         publication.publish(&settings.place(), host);
         Ok(publication)
     }

@@ -55,7 +55,7 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
     {
         let clusters = Clusters { https: Some(String::new()), http: Some(String::new()) };
         // The bytes as they are: reading them once already has merged members that stand twice.
-        match Publication::of(bytes, &clusters, DEFAULT_SEPARATOR, None) {
+        match Publication::of(bytes, &clusters, DEFAULT_SEPARATOR) {
             Ok(publication) => report.warnings.extend_from_slice(publication.warnings()),
             Err(problems) => report.take(problems),
         }

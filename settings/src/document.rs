@@ -104,7 +104,7 @@ pub fn verify(connection: &Connection, org: &str) -> Result<(), Failure> {
     let document = of_orgs(connection, Some(org))?;
     // Which clusters a gateway has is its operator's business.
     let clusters = Clusters { https: Some(String::new()), http: Some(String::new()) };
-    let checked = Publication::of(document.as_bytes(), &clusters, DEFAULT_SEPARATOR, None);
+    let checked = Publication::of(document.as_bytes(), &clusters, DEFAULT_SEPARATOR);
     let problems = checked.err().unwrap_or_default();
     match problems.first() {
         Some(problem) => Err(Failure::new(format!("the gateway would refuse {problem}"))),

@@ -37,7 +37,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) environment: &'a Environment<'a>,
     /// `gateway.connector_separator`
     pub(crate) separator: &'a str,
-    /// `gateway.origin`, where it is known.
+    /// `gateway.origin`, where a provider of that name is an error.
     pub(crate) origin: Option<&'a str>,
 }
 

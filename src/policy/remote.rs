@@ -132,12 +132,13 @@ struct DocumentKey {
 }
 
 impl Publication {
-    /// Checks `document` whole, and cuts it. `origin` is that of the gateway that will use it, where it is known.
+    /// Checks `document` whole, and cuts it.
     ///
     /// # Errors
     /// Everything that is wrong with it, each with its JSON path.
-    pub fn of(document: &[u8], clusters: &Clusters, separator: &str, origin: Option<&str>) -> Result<Self, Vec<Problem>> {
-        let surroundings = &Surroundings { clusters, environment: &NO_ENVIRONMENT, separator, origin };
+    pub fn of(document: &[u8], clusters: &Clusters, separator: &str) -> Result<Self, Vec<Problem>> {
+        // A provider that is the gateway itself never matches. One org must not hold up the policy of all by it.
+        let surroundings = &Surroundings { clusters, environment: &NO_ENVIRONMENT, separator, origin: None };
         let mut problems = Problems::default();
         let checked = problem::read::<RawPolicy>(document, &mut problems)
             .map(|raw| Policy::check(raw, "policy", surroundings, &mut problems));
@@ -356,14 +357,8 @@ impl RemotePolicy {
             Some((number, text)) if name.starts_with("org/") => (number.parse().unwrap_or(0), text),
             _ => (0, text),
         };
-        let surroundings = Surroundings {
-            clusters: &self.clusters,
-            environment: &NO_ENVIRONMENT,
-            separator: &self.separator,
-            // A configuration with another origin may use what was published under this one: then one provider is never
-            // asked, and the org's other credentials go on.
-            origin: None,
-        };
+        let surroundings =
+            Surroundings { clusters: &self.clusters, environment: &NO_ENVIRONMENT, separator: &self.separator, origin: None };
         let mut problems = Problems::default();
         let policy = problem::read::<RawPolicy>(text.as_bytes(), &mut problems)
             .map(|raw| Policy::check_part(raw, name, &surroundings, &mut problems));
@@ -412,7 +407,7 @@ mod tests {
 
         fn publish(&self, orgs: &Value) -> Option<String> {
             let document = json!({"version": "1", "orgs": orgs}).to_string();
-            Publication::of(document.as_bytes(), &clusters(), "__", None).unwrap().publish(&place(), &self.host);
+            Publication::of(document.as_bytes(), &clusters(), "__").unwrap().publish(&place(), &self.host);
             self.thread.sync(&self.host)
         }
 
@@ -438,7 +433,7 @@ mod tests {
             "acme": {"api_keys": (0..200).map(key).collect::<Vec<_>>(), "oauth_clients": [client]},
             "other": {"api_keys": [key(1000)], "identity_providers": [{"issuer": "https://idp", "jwks_uri": "https://idp/keys", "audience": "a"}]},
         }});
-        let publication = Publication::of(document.to_string().as_bytes(), &clusters(), "__", None).unwrap();
+        let publication = Publication::of(document.to_string().as_bytes(), &clusters(), "__").unwrap();
         publication.publish(&place(), &world.host);
         assert_eq!(world.thread.sync(&world.host).as_deref(), Some("7"));
         assert_eq!(world.thread.sync(&world.host), None, "nothing new");
@@ -488,7 +483,7 @@ mod tests {
         assert!(world.principal("acme", 0).is_some());
         // Another number of parts; this thread has not looked yet.
         let document = json!({"version": "2", "orgs": keys(300)}).to_string();
-        Publication::of(document.as_bytes(), &clusters(), "__", None).unwrap().publish(&place(), &world.host);
+        Publication::of(document.as_bytes(), &clusters(), "__").unwrap().publish(&place(), &world.host);
         for number in 0..100 {
             assert!(world.principal("acme", number).is_some(), "{number}");
         }
@@ -528,18 +523,10 @@ mod tests {
             r#"{"orgs":{"acme":{"colour":1}}}"#,
             r#"{"orgs":{"a":{},"a":{}}}"#,
         ] {
-            assert!(Publication::of(document.as_bytes(), &clusters(), "__", None).is_err(), "{document}");
+            assert!(Publication::of(document.as_bytes(), &clusters(), "__").is_err(), "{document}");
         }
         let environment = r#"{"signing_keys":[{"kid":"a","private_key_env":"HOME"}]}"#;
-        assert!(
-            Publication::of(environment.as_bytes(), &clusters(), "__", None).is_err(),
-            "this Envoy's environment is not theirs"
-        );
-        let itself =
-            r#"{"orgs":{"acme":{"identity_providers":[{"issuer":"https://gw","jwks_uri":"https://gw/k","audience":"a"}]}}}"#;
-        let of = |origin| Publication::of(itself.as_bytes(), &clusters(), "__", Some(origin)).err().unwrap_or_default();
-        assert_eq!(of("https://other"), []);
-        assert!(matches!(&of("https://gw")[..], [only] if only.path == "policy.orgs.acme.identity_providers[0].issuer"));
+        assert!(Publication::of(environment.as_bytes(), &clusters(), "__").is_err(), "this Envoy's environment is not theirs");
         assert_eq!(world.thread.sync(&world.host), None);
         assert!(world.principal("acme", 1).is_some());
     }

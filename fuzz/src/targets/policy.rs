@@ -26,7 +26,7 @@ pub fn check(data: &[u8]) {
     for document in text.split("\n---\n").take(3) {
         names.note(document);
         let whole = whole(document);
-        let Ok(publication) = Publication::of(document.as_bytes(), &clusters, "__", None) else {
+        let Ok(publication) = Publication::of(document.as_bytes(), &clusters, "__") else {
             assert!(whole.is_none(), "refused in parts and not as a whole");
             continue;
         };

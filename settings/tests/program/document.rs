@@ -110,7 +110,7 @@ proptest! {
         let done = steps.iter().filter(|step| take(&mut database, &actor, step)).count();
         let document = database.read(document::render).unwrap();
         let clusters = Clusters { https: Some("a".to_owned()), http: Some("b".to_owned()) };
-        let read = Publication::of(document.as_bytes(), &clusters, "__", None);
+        let read = Publication::of(document.as_bytes(), &clusters, "__");
         prop_assert!(read.is_ok(), "{done} steps done: {:?}\n{document}", read.err());
         prop_assert!(document == database.read(document::render).unwrap(), "the same state is the same text");
     }
