@@ -55,7 +55,7 @@ lint: setup ## format, clippy (native and wasm), dependency audit
 	scripts/wasm clippy
 	scripts/audit
 
-setup: $(TOOLS) $(NODE_MODULES)
+setup: $(TOOLS) $(NODE_MODULES) ## Envoy, Node and Python packages, below .tools
 
 prerequisites:
 	@scripts/prerequisites

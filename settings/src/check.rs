@@ -8,6 +8,7 @@ use apexmcp_auth::policy::remote::Publication;
 use apexmcp_auth::problem::Problem;
 use serde_json::Value;
 
+use crate::chain;
 use crate::clock::Moment;
 use crate::failure::Failure;
 
@@ -29,8 +30,8 @@ pub struct Surroundings {
     pub connectors: BTreeSet<String>,
 }
 
-/// Checks a policy document, a plugin configuration, or any file with such a configuration in it: of Envoy, whose clusters
-/// and connectors are then known, of Istio or of Envoy Gateway.
+/// Checks a policy document, a plugin configuration, or any file with such a configuration in it: of Envoy, whose chains of
+/// filters are looked at too, and whose clusters and connectors are then known, of Istio or of Envoy Gateway.
 ///
 /// # Errors
 /// Where it is none of them.
@@ -62,11 +63,12 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
         Lint { report: &mut report, surroundings: &surroundings, now }.policy("policy", policy);
         return Ok(report);
     }
-    let mut plugins = Vec::new();
-    documents.iter().for_each(|document| find_plugins(document, &mut plugins));
-    if plugins.is_empty() {
+    let chains: usize = documents.iter().map(|document| chain::check(document, &mut report)).sum();
+    let plugins: Vec<Value> = documents.iter().flat_map(plugins_in).collect();
+    if plugins.is_empty() && chains == 0 {
         return Err(Failure::new(
-            "there is neither a policy document (version, signing_keys, orgs) nor a plugin configuration (gateway, policy) in it",
+            "there is neither a policy document (version, signing_keys, orgs) nor a plugin configuration (gateway, policy) in it, \
+             nor the filter in a chain of Envoy's; of ECDS, check the file that `ecds enable` names, not its template",
         ));
     }
     let is_the_file = plugins.first() == documents.first();
@@ -111,7 +113,8 @@ impl Surroundings {
 }
 
 /// All plugin configurations in `value`, as objects or as JSON in a text.
-fn find_plugins(value: &Value, plugins: &mut Vec<Value>) {
+pub(crate) fn plugins_in(value: &Value) -> Vec<Value> {
+    let mut plugins = Vec::new();
     each_object(value, &mut |object| {
         let text = || serde_json::from_str::<Value>(object.get("value")?.as_str()?).ok();
         let is_plugin = |value: &Value| value.get("gateway").is_some() && value.get("policy").is_some();
@@ -121,9 +124,10 @@ fn find_plugins(value: &Value, plugins: &mut Vec<Value>) {
             plugins.push(plugin);
         }
     });
+    plugins
 }
 
-fn each_object(value: &Value, visit: &mut dyn FnMut(&serde_json::Map<String, Value>)) {
+pub(crate) fn each_object(value: &Value, visit: &mut dyn FnMut(&serde_json::Map<String, Value>)) {
     match value {
         Value::Object(object) => {
             visit(object);
@@ -235,7 +239,7 @@ impl Lint<'_> {
     }
 }
 
-fn list<'a>(value: &'a Value, member: &str) -> impl Iterator<Item = (usize, &'a Value)> {
+pub(crate) fn list<'a>(value: &'a Value, member: &str) -> impl Iterator<Item = (usize, &'a Value)> {
     value.get(member).and_then(Value::as_array).into_iter().flatten().enumerate()
 }
 

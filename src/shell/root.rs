@@ -213,8 +213,7 @@ impl Root {
                     }
                 }
                 Some(200) => self.poll_failed(settings, "the document is too long", now),
-                Some(504) => self.poll_failed(settings, "no answer in time (or 504)", now),
-                Some(status) => self.poll_failed(settings, &format!("the answer was {status}"), now),
+                Some(status) => self.poll_failed(settings, &unexpected(status), now),
                 None => self.poll_failed(settings, "the connection failed, or the document is longer than Envoy takes", now),
             }
         }
@@ -330,13 +329,21 @@ fn shared_record(uri: &JwksUri) -> (Record, hostcalls::Cas) {
     (value.as_deref().and_then(Record::from_bytes).unwrap_or_default(), cas)
 }
 
+/// What an answer with this status means; two of them Envoy gives itself.
+fn unexpected(status: u16) -> String {
+    match status {
+        503 => "no host of the cluster answered (or 503)".to_owned(),
+        504 => "no answer in time (or 504)".to_owned(),
+        _ => format!("the answer was {status}"),
+    }
+}
+
 /// The key set in the answer that came.
 fn read_key_set(num_headers: usize, body_size: usize) -> Result<JwkSet, String> {
     match hostcalls::response_status(num_headers) {
         None => Err("the connection failed".to_owned()),
-        Some(504) => Err("no answer in time (or 504)".to_owned()),
         // Redirects are not followed: the policy names where keys are.
-        Some(status) if status != 200 => Err(format!("the answer was {status}")),
+        Some(status) if status != 200 => Err(unexpected(status)),
         Some(_) if body_size > jwk::MAX_DOCUMENT_LENGTH => Err(JwkSetError::TooLong.to_string()),
         Some(_) => JwkSet::parse(&hostcalls::response_body(body_size)).map_err(|error| error.to_string()),
     }

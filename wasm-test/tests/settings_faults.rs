@@ -45,7 +45,7 @@ async fn useless() -> Vec<(&'static str, Way)> {
     let policy = json!({"version": "bad", "orgs": {"acme": {"api_keys": [api_key_record("key_bad")]}}}).to_string();
     let (whole, etag) = (policy.as_bytes(), "etag: \"bad\"\r\n");
     let zipped = gzip(&policy).await;
-    let padded = format!("{policy}{}", " ".repeat(64 << 20));
+    let padded = format!("{policy}{}", " ".repeat(32 << 20));
     let cut_off = answer("200 OK", etag, whole);
     let cut_off = cut_off.get(..cut_off.len() - 1).expect("a byte less").to_vec();
     let with = |status: &str, headers: &str, body: &[u8]| Way::answer(answer(status, headers, body));
@@ -57,7 +57,7 @@ async fn useless() -> Vec<(&'static str, Way)> {
         ("206", with("206 Partial Content", etag, whole)),
         ("HTML", with("200 OK", "content-type: text/html\r\netag: \"html\"\r\n", b"<html>Log in</html>")),
         ("gzip", with("200 OK", "content-encoding: gzip\r\n", &zipped)),
-        ("over 64 MiB", with("200 OK", etag, padded.as_bytes())),
+        ("over 32 MiB", with("200 OK", etag, padded.as_bytes())),
         ("a byte a second", Way::Answer { bytes: answer("200 OK", etag, whole), pause: Duration::from_secs(1) }),
         ("cut off", Way::answer(cut_off)),
         ("empty", with("200 OK", etag, b"")),

@@ -485,6 +485,10 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
     assert!(settings.failure(&["policy", "check", &nothing]).contains("neither a policy document"));
     let gateway = concat!(env!("CARGO_MANIFEST_DIR"), "/../envoy/envoy.yaml");
     assert!(settings.text(&["policy", "check", gateway]).ends_with("0 errors, 0 warnings\n"));
+    for file in ["routes/disabled", "routes/filter-chain", "routes/metadata", "fleet-limits", "tls", "ecds/envoy"] {
+        let file = format!("{}/../envoy/{file}.yaml", env!("CARGO_MANIFEST_DIR"));
+        assert_eq!(settings.json(&["policy", "check", &file])["errors"], json!([]), "{file}");
+    }
     let exported = settings.write("exported.json", &settings.text(&["policy", "export"]));
     assert!(settings.text(&["policy", "check", &exported]).ends_with("0 errors, 0 warnings\n"));
 }
