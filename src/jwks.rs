@@ -239,7 +239,6 @@ pub struct KeySet {
     synced_at: UnixTime,
     is_used: Cell<bool>,
     wants_unknown_kid: bool,
-    /// Its clones are held by those who wait for this set.
     /// Of those who wait for this set: one issuer's outage takes no place from another's.
     waiters: Places,
 }

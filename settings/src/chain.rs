@@ -90,7 +90,7 @@ impl Chain<'_> {
             }
         }
         if filter.get("disabled") == Some(&Value::Bool(true)) && !is_switched_on {
-            self.say_who_switches_it_on(&strangers, report);
+            self.say_who_switches_it_on(&strangers, filter, report);
         }
         for (setting, is_right) in SPELLING {
             let value = match setting.split_once('.') {
@@ -111,7 +111,7 @@ impl Chain<'_> {
         settings
     }
 
-    fn say_who_switches_it_on(&self, strangers: &[&str], report: &mut Report) {
+    fn say_who_switches_it_on(&self, strangers: &[&str], filter: &Value, report: &mut Report) {
         let path = format!("{}.disabled", self.path);
         if !self.manager.contains_key("route_config") {
             let message = "it is off where no route switches it on, and the routes are not in this file";
@@ -124,7 +124,9 @@ impl Chain<'_> {
         let hint = typo.map(|name| format!("; {name:?} is no filter of this chain")).unwrap_or_default();
         let message =
             format!("no route switches {:?} on by a typed_per_filter_config of that name, so everybody passes{hint}", self.name);
-        report.errors.push(Problem { path, message });
+        // One that comes by ECDS may be somebody else's.
+        let problems = if filter.get("config_discovery").is_some() { &mut report.warnings } else { &mut report.errors };
+        problems.push(Problem { path, message });
     }
 }
 
@@ -231,6 +233,8 @@ mod tests {
             },
         });
         let on = json!({"ours": {"@type": FILTER_CONFIG, "config": {}}});
+        let (errors, warnings) = found(&with(manager(&json!({})), "/http_filters/0", discovered.clone()));
+        assert!(errors.is_empty() && warnings.len() == 2, "it may be somebody else's: {errors:?} {warnings:?}");
         let (errors, warnings) = found(&with(manager(&on), "/http_filters/0", discovered));
         assert!(errors.is_empty() && warnings.len() == 1 && warnings[0].contains("dist/filter.json"), "{errors:?} {warnings:?}");
         assert_eq!(check(&json!({"http_filters": [{"name": "router"}]}), &mut Report::default()), 0, "it is not in there");

@@ -32,6 +32,9 @@ use crate::secret::sha256;
 
 /// How often the database is asked whether somebody changed it: a microsecond each time.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How long after a failure, which may have taken all that a look can cost.
+const LOOK_AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Longest wait for a change: whoever is between must not take the connection for dead.
 const MAX_WAIT: Duration = Duration::from_secs(300);
 /// How long a client may take to send a request's head.
@@ -133,10 +136,11 @@ impl Watcher {
     fn run(mut self) {
         let mut seen = None;
         loop {
-            match self.look(seen) {
+            let pause = match self.look(seen) {
                 Ok(now) => {
                     seen = Some(now);
                     self.counts.failing.store(0, Ordering::Relaxed);
+                    LOOK
                 }
                 Err(failure) => {
                     seen = None;
@@ -144,9 +148,10 @@ impl Watcher {
                     if self.counts.failing.fetch_add(1, Ordering::Relaxed) == 0 {
                         log(format_args!("{}: {failure}; the last policy is served on", self.path.display()));
                     }
+                    LOOK_AFTER_FAILURE
                 }
-            }
-            thread::sleep(LOOK);
+            };
+            thread::sleep(pause);
         }
     }
 

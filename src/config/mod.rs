@@ -466,7 +466,7 @@ mod tests {
     #[test]
     fn no_identity_provider_is_the_gateway_itself() {
         let keys = "https://gw.example/.well-known/jwks.json";
-        for (issuer, is_revoked, is_refused) in [
+        for (issuer, is_revoked, is_told) in [
             ("https://gw.example", false, true),
             ("https://gw.example", true, false),
             ("https://gw.example/", false, false),
@@ -476,10 +476,11 @@ mod tests {
             config["jwks"] = json!({"https_cluster": "c"});
             let provider = json!({"issuer": issuer, "jwks_uri": keys, "audience": "a", "revoked": is_revoked});
             config["policy"]["inline"]["orgs"]["acme"] = json!({"identity_providers": [provider]});
-            let problems = problems_of(&config);
+            let warnings = Config::parse(config.to_string().as_bytes(), &|_| None).expect("no error").0.warnings;
+            let told: Vec<String> = warnings.iter().map(Problem::to_string).collect();
             let expected = "policy.inline.orgs.acme.identity_providers[0].issuer: is gateway.origin";
-            let is_as_expected = problems.len() == usize::from(is_refused) && problems.iter().all(|it| it.starts_with(expected));
-            assert!(is_as_expected, "{issuer}: {problems:?}");
+            let is_as_expected = told.len() == usize::from(is_told) && told.iter().all(|it| it.starts_with(expected));
+            assert!(is_as_expected, "{issuer}: {told:?}");
         }
     }
 
@@ -620,9 +621,7 @@ mod tests {
                 "signing_keys[0].kid",
                 "orgs.zz",
                 "orgs.acme.api_keys[0].id",
-                "orgs.acme.api_keys[0].name",
                 "orgs.acme.oauth_clients[0].client_id",
-                "orgs.acme.oauth_clients[0].name",
                 "orgs.acme.identity_providers[0].issuer",
                 "orgs.acme.identity_providers[0].jwks_uri",
                 "orgs.acme.revoked_tokens.issued_before.c",

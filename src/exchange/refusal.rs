@@ -11,8 +11,9 @@ use crate::places::Place;
 use crate::request::RequestHead;
 use crate::time::UnixTime;
 
-/// As long a body is awaited: messages are shorter, and a listener's buffer is larger.
-const MAX_REST_LENGTH: usize = 64 * 1024;
+/// As long a body is awaited: messages are shorter, and so is no listener's buffer (Envoy advises 32 KiB at the edge), which
+/// would make a 413 of the refusal.
+const MAX_REST_LENGTH: usize = 16 * 1024;
 
 /// How long it is awaited. It is on its way: clients send it with the head.
 const REST_TIMEOUT: Duration = Duration::from_millis(250);

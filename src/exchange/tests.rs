@@ -231,8 +231,8 @@ fn a_refusal_waits_for_the_rest_of_a_short_request() {
         (None, "credential_missing"),
         (Some("0"), "credential_missing"),
         (Some("1"), "await rest"),
-        (Some("65536"), "await rest"),
-        (Some("65537"), "credential_missing"),
+        (Some("16384"), "await rest"),
+        (Some("16385"), "credential_missing"),
         (Some("-1"), "credential_missing"),
         (Some("99999999999999999999"), "credential_missing"),
     ] {

@@ -37,7 +37,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) environment: &'a Environment<'a>,
     /// `gateway.connector_separator`
     pub(crate) separator: &'a str,
-    /// `gateway.origin`, where a provider of that name is an error.
+    /// `gateway.origin`, where it is known.
     pub(crate) origin: Option<&'a str>,
 }
 
@@ -354,9 +354,10 @@ impl Checker<'_> {
         let issuer = self.problems.required(format_args!("{path}.issuer"), raw.issuer);
         let issuer = issuer.and_then(|issuer| self.problems.checked(format_args!("{path}.issuer"), check_issuer(issuer)));
         if issuer.is_some() && issuer.as_deref() == self.surroundings.origin {
-            let wrong =
+            // No error: one org's provider must not hold up the policy of all, and this one never matches.
+            let useless =
                 "is gateway.origin: whatever names this issuer is judged as the gateway's own token, never as this provider's";
-            self.problems.add(format_args!("{path}.issuer"), wrong);
+            self.problems.warn(format_args!("{path}.issuer"), useless);
         }
         let jwks_uri = self.problems.required(format_args!("{path}.jwks_uri"), raw.jwks_uri);
         let jwks_uri = jwks_uri.and_then(|uri| {
@@ -394,10 +395,12 @@ impl Checker<'_> {
         scopes.into_iter().collect()
     }
 
-    /// What people call a record. It is for those who read the document, of whom some read it in a terminal.
+    /// What people call a record. It is for those who read the document, of whom some read it in a terminal; nothing else
+    /// depends on it, so it is no reason to refuse all of them.
     fn name(&mut self, path: &str, name: Option<&str>) {
         if !name.unwrap_or_default().chars().all(is_plain) {
-            self.problems.add(format_args!("{path}.name"), "must be without control characters and marks that are not seen");
+            self.problems
+                .warn(format_args!("{path}.name"), "has control characters or marks that are not seen, which deceive its reader");
         }
     }
 

@@ -137,7 +137,6 @@ impl Publication {
     /// # Errors
     /// Everything that is wrong with it, each with its JSON path.
     pub fn of(document: &[u8], clusters: &Clusters, separator: &str) -> Result<Self, Vec<Problem>> {
-        // A provider that is the gateway itself never matches. One org must not hold up the policy of all by it.
         let surroundings = &Surroundings { clusters, environment: &NO_ENVIRONMENT, separator, origin: None };
         let mut problems = Problems::default();
         let checked = problem::read::<RawPolicy>(document, &mut problems)

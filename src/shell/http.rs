@@ -205,9 +205,10 @@ impl HttpContext for Stream {
         self.flow.body_action()
     }
 
-    fn on_http_request_trailers(&mut self, _num_trailers: usize) -> Action {
+    fn on_http_request_trailers(&mut self, num_trailers: usize) -> Action {
         // Here, and not where the request is decided: only now can they be edited.
-        if !self.flow.passes.get() && !self.flow.is_answered.get() && !self.plugin.strip_trailers() {
+        let are_edited = num_trailers > 0 && !self.flow.passes.get() && !self.flow.is_answered.get();
+        if are_edited && !self.plugin.strip_trailers() {
             log::error!("the request's trailers could not be edited");
             self.flow.is_answered.set(true);
             hostcalls::send_local_reply(&Denial::from(Reason::PolicyUnavailable).reply(None));

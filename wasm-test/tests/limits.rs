@@ -9,7 +9,7 @@ use wasm_test::http::{Reply, Request};
 use wasm_test::issuer::{Behaviour, Issuer};
 use wasm_test::policy::{api_key, api_key_record, merged, sha256};
 use wasm_test::rate_limit::RateLimitService;
-use wasm_test::token::Key;
+use wasm_test::token::{Key, now};
 use wasm_test::upstream::{self, Arrived};
 use wasm_test::{eventually, oauth};
 
@@ -211,6 +211,7 @@ async fn a_client_may_not_take_tokens_without_end() {
     let gateway = Setup::new(issuing).workers(2).start(&upstream).await;
     let form = format!("grant_type=client_credentials&client_id={}&client_secret={}", oauth::WITH_SECRET, oauth::SECRET);
     let request = Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(form);
+    let begin = now();
     let replies = {
         let mut clients = JoinSet::new();
         for _ in 0..8 {
@@ -226,8 +227,10 @@ async fn a_client_may_not_take_tokens_without_end() {
         clients.join_all().await.concat()
     };
     let issued = replies.iter().filter(|reply| reply.status == 200).count();
-    let refused = replies.iter().find(|reply| reply.status != 200).expect("a refusal");
-    assert!(issued >= 300, "{issued}");
+    let allowed = 300 + 10 * usize::try_from(now() - begin + 1).expect("a clock that goes on");
+    assert!((300..=allowed).contains(&issued), "{issued} of {allowed}");
+    // An Envoy that signs more slowly than ten a second refuses none.
+    let Some(refused) = replies.iter().find(|reply| reply.status != 200) else { return };
     assert_eq!((refused.status, &refused.json()["reason"]), (429, &json!("rate_limit")), "{refused:?}");
     assert!(refused.header("retry-after").is_some() && refused.header("cache-control") == Some("no-store"), "{refused:?}");
 }
