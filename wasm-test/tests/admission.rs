@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use wasm_test::eventually;
 use wasm_test::gateway::{Setup, plugin};
 use wasm_test::http::Request;
 use wasm_test::issuer::Issuer;
@@ -126,7 +127,9 @@ async fn tokens_of_identity_providers() {
         gateway.admits(spelling, &Request::tools_list("/mcp/acme").header("authorization", value)).await;
     }
     assert_eq!((issuer.requests(), modest.requests()), (1, 1), "one fetch each");
-    assert_eq!(gateway.metric("apexmcp_jwks_keys", &[]).await, 3);
+    // Each thread tells what it has, and the last one to have all three tells so last.
+    let are_all_told = async || gateway.metric("apexmcp_jwks_keys", &[]).await == 3;
+    eventually("all three keys are told", async || are_all_told().await.then_some(())).await;
 }
 
 #[tokio::test]
