@@ -5,9 +5,6 @@ time for each request: it is steadier than requests each second, which stand bes
 """
 
 import argparse
-import os
-import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import report  # noqa: E402
 from load import Fault  # noqa: E402
 from measure import Bench, Samples, median_rps  # noqa: E402
 from rows import Parties, Row, rows  # noqa: E402
+from start import begin, positive  # noqa: E402
 from upstream import Upstream  # noqa: E402
 
 OUT = ROOT / "target" / "bench"
@@ -39,13 +37,6 @@ def arguments(names: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=positive, default=2, help="how long each time (default: 2)")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="only these rows, and their twins")
     return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def with_twins(wanted: set[str], every: list[Row]) -> list[Row]:
@@ -99,15 +90,7 @@ def main() -> None:
     upstream.jwks = parties.idp.jwks()
     every = rows(parties)
     options = arguments(names(every))
-    if not shutil.which("wrk"):
-        sys.exit("make bench: wrk is missing (Debian: apt-get install wrk)")
-    if (os.cpu_count() or 1) < 2:
-        sys.exit("make bench: Envoy and wrk need a core each")
-    # Requests hold credentials, and those of large rows are large.
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True, mode=0o700)
-    # What was started is ended then too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("make bench: terminated"))
+    begin("make bench", OUT)
     try:
         summary = run(options, every, parties, upstream)
     except Fault as fault:

@@ -6,8 +6,6 @@ of the same kind. A figure is the worker's CPU time for each request, as in `mak
 
 import argparse
 import json
-import shutil
-import signal
 import statistics
 import sys
 from collections.abc import Callable
@@ -18,12 +16,12 @@ from urllib.parse import urlencode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
-from bench import positive  # noqa: E402
 from credentials import base64url, garbage_token, new_api_key, sha256  # noqa: E402
 from envoy_config import Listener, module  # noqa: E402
 from load import Fault  # noqa: E402
 from measure import Bench, Samples  # noqa: E402
 from rows import CALL_BYTES, CLIENTS, COLD_CACHE, COLD_TOKENS, ORG, Parties, Row, plugin, tool_list, with_key, with_token  # noqa: E402
+from start import begin, positive  # noqa: E402
 from upstream import Upstream  # noqa: E402
 from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, list_request, mcp_call, token_request, tool_call  # noqa: E402
 
@@ -363,13 +361,7 @@ def main() -> None:
     world = World(parties)
     hostiles = world.hostiles()
     options = arguments([hostile.row.name for hostile in hostiles])
-    if not shutil.which("wrk"):
-        sys.exit("make hostile: wrk is missing (Debian: apt-get install wrk)")
-    # Requests hold credentials.
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True, mode=0o700)
-    # What was started is ended then too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("make hostile: terminated"))
+    begin("make hostile", OUT)
     chosen = [hostile for hostile in hostiles if not options.only or hostile.row.name in options.only]
     try:
         entries = measure(options, world, chosen, upstream)

@@ -12,8 +12,6 @@ It fails where a good request was refused, a bad one was admitted, an answer of 
 import argparse
 import json
 import random
-import shutil
-import signal
 import statistics
 import sys
 import time
@@ -23,7 +21,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
-from bench import positive  # noqa: E402
 from credentials import Issuer, base64url  # noqa: E402
 from envoy_config import Listener, bootstrap, cluster, listener_config, module  # noqa: E402
 from envoy_process import Envoy  # noqa: E402
@@ -31,6 +28,7 @@ from load import WRK_CORE, Fault, Requests, Wrk  # noqa: E402
 from plot import chart  # noqa: E402
 from rows import ORG, ORIGIN, with_key, with_token  # noqa: E402
 from settings import CLUSTER, TOKEN_ENV, Settings  # noqa: E402
+from start import begin, positive  # noqa: E402
 from upstream import Upstream  # noqa: E402
 from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, send, token_request  # noqa: E402
 
@@ -301,13 +299,7 @@ def draw(result: dict, path: Path) -> None:
 
 def main() -> None:
     options = arguments()
-    if not shutil.which("wrk"):
-        sys.exit("make soak: wrk is missing (Debian: apt-get install wrk)")
-    # Requests hold credentials.
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True, mode=0o700)
-    # What was started is ended then too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("make soak: terminated"))
+    begin("make soak", OUT)
     upstream = Upstream()
     try:
         result = run(options, upstream)
