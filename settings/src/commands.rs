@@ -125,7 +125,12 @@ impl Session<'_> {
         answer: impl FnOnce(T) -> Answer,
     ) -> Result<Answer, Failure> {
         let mut database = self.open()?;
-        let made = database.change(|change| action(change, &self.actor))?;
+        let made = database.change(|change| {
+            let made = action(change, &self.actor)?;
+            // What gateways would not take would hold up every later change too, revocations with them.
+            document::render(change)?;
+            Ok(made)
+        })?;
         let answer = answer(made);
         Ok(match ecds::write(&mut database) {
             Ok(_) => answer,

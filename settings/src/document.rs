@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use apexmcp_auth::config::DEFAULT_SEPARATOR;
 use apexmcp_auth::jwks::Clusters;
-use apexmcp_auth::policy::remote::Publication;
+use apexmcp_auth::policy::remote::{MAX_DOCUMENT_LENGTH, Publication};
 use rusqlite::{Connection, Row};
 use serde::Serialize;
 use serde_json::Value;
@@ -91,9 +91,16 @@ impl RevokedTokens {
 /// The document of everything in force. It holds the private signing keys.
 ///
 /// # Errors
-/// What hinders the database.
+/// Where it is longer than gateways take, and what hinders the database.
 pub fn render(connection: &Connection) -> Result<String, Failure> {
-    of_orgs(connection, None)
+    let document = of_orgs(connection, None)?;
+    let length = document.len();
+    if length > MAX_DOCUMENT_LENGTH {
+        return Err(Failure::new(format!(
+            "the policy has {length} bytes, and gateways take at most {MAX_DOCUMENT_LENGTH}: revoke keys and clients, or delete orgs, that are no longer needed"
+        )));
+    }
+    Ok(document)
 }
 
 /// What the gateway would refuse of `org`, as a failure that says where it is wrong.

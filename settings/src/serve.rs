@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use apexmcp_auth::policy::remote::MAX_DOCUMENT_LENGTH;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, WWW_AUTHENTICATE};
@@ -106,10 +105,6 @@ pub fn run(
 
 fn publish(database: &mut Database) -> Result<Published, Failure> {
     let (version, document) = database.read(|connection| Ok((database::version(connection)?, document::render(connection)?)))?;
-    if document.len() > MAX_DOCUMENT_LENGTH {
-        let length = document.len();
-        return Err(Failure::new(format!("the policy has {length} bytes, and gateways take at most {MAX_DOCUMENT_LENGTH}")));
-    }
     let etag = format!("\"{}\"", sha256(&document));
     let etag = HeaderValue::from_str(&etag).map_err(Failure::during("the ETag"))?;
     Ok(Published { version, etag, body: document.into() })

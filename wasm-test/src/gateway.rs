@@ -40,6 +40,7 @@ pub struct Setup {
     routes: Option<Value>,
     holds_headers_alone: bool,
     passes_trailers: bool,
+    request_timeout: &'static str,
     clusters: Vec<Value>,
     environment: Vec<(&'static str, String)>,
     filter_file: Option<PathBuf>,
@@ -80,6 +81,7 @@ impl Setup {
             routes: None,
             holds_headers_alone: true,
             passes_trailers: false,
+            request_timeout: "0s",
             clusters: Vec::new(),
             environment: Vec::new(),
             filter_file: None,
@@ -113,6 +115,11 @@ impl Setup {
     /// With the trailers of HTTP/1.1 on, as those of HTTP/2 are anyway.
     pub fn passing_trailers(self) -> Self {
         Self { passes_trailers: true, ..self }
+    }
+
+    /// With this time for a request to pass the filters; without, it has any.
+    pub fn request_timeout(self, request_timeout: &'static str) -> Self {
+        Self { request_timeout, ..self }
     }
 
     /// With a cluster `ratelimit` that leads to this port.
@@ -200,6 +207,7 @@ impl Setup {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "gateway",
             "http_protocol_options": {"enable_trailers": self.passes_trailers},
+            "request_timeout": self.request_timeout,
             "route_config": {"virtual_hosts": [{
                 "name": "all", "domains": ["*"], "routes": self.routes.as_ref().unwrap_or(&any),
             }]},

@@ -192,49 +192,89 @@ fn trapping_at(callback: &str) -> Vec<u8> {
     module.emit_wasm()
 }
 
+/// Gives the gateway such a module, from a folder that is to outlive it.
+async fn load_trapping(gateway: &Gateway, callback: &str) -> Folder {
+    gateway.may_trap();
+    let modules = Folder::new().expect("a folder");
+    std::fs::write(modules.file("trapping.wasm"), trapping_at(callback)).expect("a module");
+    assert!(gateway.load_module(Some(&modules.file("trapping.wasm"))).await);
+    modules
+}
+
 async fn until_back(gateway: &Gateway, request: &Request) {
     eventually("the module is back", async || Arrived::of(&gateway.send(request).await)).await;
 }
 
 #[tokio::test]
 async fn a_module_that_traps_refuses_and_comes_back() {
+    const TRAPS: usize = 5;
+    let (key, other) = (Key::first("a"), Key::second("a"));
+    let issuer = Issuer::start(&[&key]).await;
     let upstream = upstream::start().await;
-    let gateway = Setup::new(plugin(&json!({"acme": {"api_keys": [api_key_record("key_all")]}}))).start(&upstream).await;
-    gateway.may_trap();
-    let modules = Folder::new().expect("a folder");
-    std::fs::write(modules.file("trapping.wasm"), trapping_at("proxy_on_request_body")).expect("a module");
-    assert!(gateway.load_module(Some(&modules.file("trapping.wasm"))).await);
+    let acme = json!({"api_keys": [api_key_record("key_all")], "identity_providers": [issuer.record()]});
+    let gateway = Setup::new(plugin(&json!({ "acme": acme }))).workers(2).start(&upstream).await;
+    let _modules = load_trapping(&gateway, "proxy_on_request_body").await;
 
     // A body traps, after its head was judged; without one, all is as ever.
-    let good = Request::get("/mcp/acme").api_key(&api_key("key_all"));
-    let bad = Request::get("/mcp/acme").api_key(&api_key("key_none"));
+    let get = || Request::get("/mcp/acme");
+    let good = vec![get().api_key(&api_key("key_all")), get().bearer(&key.token(&issuer.claims()))];
+    let bad = vec![get(), get().api_key(&api_key("key_none")), get().bearer(&other.token(&issuer.claims()))];
     let fatal = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
-    until_back(&gateway, &good).await;
-    for _ in 0..3 {
+    let until_served = async || {
+        for request in &good {
+            gateway.until_everywhere(request, 200).await;
+        }
+    };
+    until_served().await;
+    let (admitted, refused) = (Load::start(gateway.client(), good.clone()), Load::expecting(401, gateway.client(), bad));
+    for _ in 0..TRAPS {
+        admitted.until_sent(100).await;
         assert_eq!(gateway.send(&fatal).await.status, 503);
-        // Refused while there is no module, and by the module that is there again.
-        let status = gateway.send(&bad).await.status;
-        assert!(status == 401 || status == 503, "{status}");
-        until_back(&gateway, &good).await;
-        assert_eq!(gateway.send(&bad).await.status, 401);
+        until_served().await;
     }
+    let ((sent, others), (unwanted, no_refusals)) = (admitted.stop().await, refused.stop().await);
+    let gone = others.len() + no_refusals.len();
+    println!("{TRAPS} traps under {sent} requests to be admitted, {unwanted} to be refused: {gone} had 503 meanwhile");
+    // Nobody is judged while there is no module, and rightly before and after.
+    assert!(others.iter().chain(&no_refusals).all(|reply| reply.status == 503), "{others:?} {no_refusals:?}");
     assert!(gateway.load_module(None).await);
     eventually("the right module", async || Arrived::of(&gateway.send(&fatal).await)).await;
-    let reloads = gateway.admin().send(&Request::get("/stats?filter=vm_reload_success")).await;
-    let reloads = String::from_utf8_lossy(&reloads.body).into_owned();
-    assert!(reloads.lines().any(|line| line.ends_with(": 3")), "{reloads}");
+    assert_eq!(gateway.stat("wasm.apexmcp.vm_reload_success").await, TRAPS as u64);
+}
+
+#[tokio::test]
+async fn who_waits_in_a_module_that_traps_is_let_go_by_envoy() {
+    let (key, upstream) = (Key::first("a"), upstream::start().await);
+    let issuer = Issuer::start(&[&key]).await;
+    issuer.behave(Behaviour::Hang);
+    let acme = json!({"api_keys": [api_key_record("key_all")], "identity_providers": [issuer.record()]});
+    let jwks = json!({"jwks": {"http_cluster": "jwks_http", "timeout": "60s"}});
+    let setup = Setup::new(merged(plugin(&json!({ "acme": acme })), &jwks)).request_timeout("3s");
+    let gateway = setup.start(&upstream).await;
+    let _modules = load_trapping(&gateway, "proxy_on_request_body").await;
+    until_back(&gateway, &Request::get("/mcp/acme").api_key(&api_key("key_all"))).await;
+
+    let waiting = tokio::spawn({
+        let (client, request) = (gateway.client().clone(), Request::get("/mcp/acme").bearer(&key.token(&issuer.claims())));
+        async move { client.send(&request).await }
+    });
+    let active = async || gateway.stat("http.gateway.downstream_rq_active").await;
+    eventually("it waits", async || (active().await == 1).then_some(())).await;
+    assert_eq!(gateway.send(&Request::tools_list("/mcp/acme").api_key(&api_key("key_all"))).await.status, 503);
+    // Envoy tells a VM that is gone nothing, and streams that paused in it nothing of that.
+    let reply = waiting.await.expect("an answer");
+    assert!(Arrived::of(&reply).is_none() && [408, 503].contains(&reply.status), "{reply:?}");
+    assert_eq!(gateway.logged(&reply).await["principal"], Value::Null);
+    assert_eq!(gateway.stat("http.gateway.downstream_rq_timeout").await, 1);
 }
 
 #[tokio::test]
 async fn a_module_that_always_traps_lets_nobody_in() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin(&json!({"acme": {"api_keys": [api_key_record("key_all")]}}))).start(&upstream).await;
-    gateway.may_trap();
-    let modules = Folder::new().expect("a folder");
-    std::fs::write(modules.file("trapping.wasm"), trapping_at("proxy_on_request_headers")).expect("a module");
     let good = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
     until_back(&gateway, &good).await;
-    assert!(gateway.load_module(Some(&modules.file("trapping.wasm"))).await);
+    let _modules = load_trapping(&gateway, "proxy_on_request_headers").await;
     eventually("the worker has it", async || (gateway.send(&good).await.status == 503).then_some(())).await;
     let arrived = upstream.requests();
     for request in [&good, &Request::get("/mcp/acme"), &Request::get("/"), &Request::post("/oauth/token")].repeat(5) {

@@ -300,6 +300,29 @@ fn other_files_are_left_alone() {
 }
 
 #[test]
+fn a_change_after_which_gateways_would_take_no_policy_is_not_made() {
+    let settings = Settings::new();
+    let key = settings.json(&["key", "create", "--org", "acme", "--name", "k"]);
+    settings.json(&["org", "create", "large"]);
+    // As many as there is room for. Each takes its own length, two quotes and a comma.
+    let room = (32 << 20) - settings.text(&["policy", "export"]).len() - r#","revoked_tokens":{"jti":[]}"#.len();
+    let fill = "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?)
+        INSERT INTO revoked_tokens SELECT 'large', format('%0256d', n), '2026-01-01T00:00:00Z' FROM number";
+    rusqlite::Connection::open(settings.file("test.db")).unwrap().execute(fill, [u32::try_from(room / 259).unwrap()]).unwrap();
+
+    let (name, connector) = ("n".repeat(200), "c".repeat(128));
+    let create = ["key", "create", "--org", "acme", "--name", &name, "--connector", &connector];
+    let line = settings.failure(&create);
+    assert!(line.contains("gateways take at most 33554432") && line.contains("no longer needed"), "{line}");
+    assert_eq!(settings.json(&["key", "list", "--org", "acme"]).as_array().map(Vec::len), Some(1), "nothing was made");
+    let id = key["id"].as_str().unwrap();
+    settings.json(&["key", "revoke", id]);
+    assert!(!settings.text(&["policy", "export"]).contains(id), "what ends something is still in force");
+    settings.json(&["org", "delete", "large", "--yes"]);
+    settings.json(&create);
+}
+
+#[test]
 fn an_identity_provider_is_looked_at_before_it_is_trusted() {
     let keys = json!({"keys": [public_jwk()]}).to_string();
     let good = json!({"issuer": "ORIGIN", "jwks_uri": "ORIGIN/keys"}).to_string();
