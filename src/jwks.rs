@@ -5,7 +5,7 @@
 //! time; each thread works with its own copy of the record, a [`KeySet`].
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -131,8 +131,8 @@ impl JwksUri {
     }
 }
 
-/// Which of the policy's key sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Which of the key sets. None gets the id of one that was forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeySetId(usize);
 
 #[cfg(test)]
@@ -183,6 +183,11 @@ impl Record {
     /// Whether a fetch runs or is about to, so that waiting makes sense.
     fn is_pending(&self, now: UnixTime, timing: &Timing) -> bool {
         self.is_claimed(now, timing) || self.is_due(now, timing)
+    }
+
+    /// Whether its keys are too old for any thread to judge by.
+    pub fn is_stale(&self, now: UnixTime, timing: &Timing) -> bool {
+        now >= self.fetched_at.plus(timing.max_stale)
     }
 
     fn may_fetch_unknown_kid(&self, now: UnixTime, timing: &Timing) -> bool {
@@ -237,7 +242,12 @@ pub struct KeySet {
     version: u64,
     revision: u64,
     synced_at: UnixTime,
+    /// Since it was last synced.
     is_used: Cell<bool>,
+    /// When it was last synced as one that is in use.
+    used_at: UnixTime,
+    /// Whether it is kept fresh also while nobody uses it.
+    is_permanent: bool,
     wants_unknown_kid: bool,
     /// Of those who wait for this set: one issuer's outage takes no place from another's.
     waiters: Places,
@@ -254,6 +264,8 @@ impl KeySet {
             revision: 0,
             synced_at: UnixTime::default(),
             is_used: Cell::new(false),
+            used_at: UnixTime::default(),
+            is_permanent: false,
             wants_unknown_kid: false,
             waiters: Places::default(),
         }
@@ -296,7 +308,7 @@ impl KeySet {
     }
 
     fn usable(&self, now: UnixTime, timing: &Timing) -> Option<&JwkSet> {
-        self.keys.as_ref().filter(|_| now < self.record.fetched_at.plus(timing.max_stale))
+        self.keys.as_ref().filter(|_| !self.record.is_stale(now, timing))
     }
 
     /// Asks for a fetch on behalf of a `kid` that the set lacks. Where the answer is no, the set has just been fetched
@@ -323,8 +335,13 @@ impl KeySet {
     pub fn is_sync_due(&self, now: UnixTime, timing: &Timing) -> bool {
         self.waiters.is_any_taken()
             || self.wants_unknown_kid
-            || (self.record.is_due(now, timing) && !self.record.is_claimed(now, timing))
+            || (self.is_kept(now, timing) && self.record.is_due(now, timing) && !self.record.is_claimed(now, timing))
             || (self.is_used.get() && !self.synced_at.plus(SYNC_INTERVAL).is_ahead(now, SYNC_INTERVAL))
+    }
+
+    /// Whether it is to be fetched again in time. The policy may have dropped its provider since anybody used it.
+    fn is_kept(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.is_permanent || self.is_used.get() || now < self.used_at.plus(timing.max_stale)
     }
 
     /// Takes over the shared record.
@@ -333,7 +350,9 @@ impl KeySet {
     /// Where its keys can't be read; the copy stays as it was.
     pub fn sync(&mut self, record: Record, now: UnixTime, timing: &Timing) -> Result<(), JwkSetError> {
         self.synced_at = now;
-        self.is_used.set(false);
+        if self.is_used.take() {
+            self.used_at = now;
+        }
         if record != self.record {
             self.revision = self.revision.saturating_add(1);
         }
@@ -362,20 +381,23 @@ impl KeySet {
     }
 }
 
-/// The key sets of a policy.
+/// The key sets of identity providers.
 #[derive(Debug, Default)]
 pub struct KeySets {
-    sets: Vec<KeySet>,
+    sets: BTreeMap<KeySetId, KeySet>,
     by_uri: HashMap<Box<str>, KeySetId>,
+    /// How many there ever were.
+    count: usize,
 }
 
 impl KeySets {
-    /// Sets at these places.
+    /// Sets at these places, which are never forgotten.
     pub fn new(uris: &[JwksUri]) -> Self {
         let mut sets = Self::default();
         for uri in uris {
             sets.at(uri);
         }
+        sets.sets.values_mut().for_each(|set| set.is_permanent = true);
         sets
     }
 
@@ -384,30 +406,43 @@ impl KeySets {
         if let Some(known) = self.by_uri.get(&uri.text) {
             return *known;
         }
-        let id = KeySetId(self.sets.len());
-        self.sets.push(KeySet::new(uri.clone()));
+        let id = KeySetId(self.count);
+        self.count = self.count.saturating_add(1);
+        self.sets.insert(id, KeySet::new(uri.clone()));
         self.by_uri.insert(uri.text.clone(), id);
         id
     }
 
-    /// The set of this id. An id comes from the policy of which these are the sets, so it has one.
+    /// The set of this id, unless it was forgotten.
     pub fn get(&self, id: KeySetId) -> Option<&KeySet> {
-        self.sets.get(id.0)
+        self.sets.get(&id)
     }
 
     /// As [`KeySets::get`].
     pub fn get_mut(&mut self, id: KeySetId) -> Option<&mut KeySet> {
-        self.sets.get_mut(id.0)
+        self.sets.get_mut(&id)
     }
 
     /// Those to be compared with their shared records.
     pub fn sync_due(&self, now: UnixTime, timing: &Timing) -> Vec<KeySetId> {
-        self.sets.iter().enumerate().filter(|(_, set)| set.is_sync_due(now, timing)).map(|(index, _)| KeySetId(index)).collect()
+        self.sets.iter().filter(|(_, set)| set.is_sync_due(now, timing)).map(|(id, _)| *id).collect()
+    }
+
+    /// Forgets those that nobody has used for so long that their keys became too old, and says where they were
+    /// published: what providers came and went does not add up.
+    pub fn forget_unused(&mut self, now: UnixTime, timing: &Timing) -> Vec<JwksUri> {
+        let is_over =
+            |set: &mut KeySet| !set.is_kept(now, timing) && set.record.is_stale(now, timing) && !set.waiters.is_any_taken();
+        let forgotten: Vec<JwksUri> = self.sets.extract_if(.., |_, set| is_over(set)).map(|(_, set)| set.uri).collect();
+        for uri in &forgotten {
+            self.by_uri.remove(&uri.text);
+        }
+        forgotten
     }
 
     /// All keys of all sets.
     pub fn key_count(&self) -> usize {
-        self.sets.iter().map(KeySet::len).sum()
+        self.sets.values().map(KeySet::len).sum()
     }
 }
 
@@ -437,7 +472,8 @@ mod tests {
     impl Threads {
         fn new(count: usize) -> Self {
             let uri = JwksUri::parse("https://idp/keys").unwrap();
-            Self { shared: Record::default(), sets: (0..count).map(|_| KeySet::new(uri.clone())).collect() }
+            let set = |_| KeySet { is_permanent: true, ..KeySet::new(uri.clone()) };
+            Self { shared: Record::default(), sets: (0..count).map(set).collect() }
         }
 
         /// All threads tick; how many began a fetch?
@@ -619,6 +655,37 @@ mod tests {
         threads.answer(&["b"], at(2));
         threads.sets[0].sync(threads.shared.clone(), at(2), &TIMING).unwrap();
         assert_eq!(version(&threads), before + 1);
+    }
+
+    #[test]
+    fn a_set_that_nobody_uses_any_more_is_fetched_no_more_and_forgotten() {
+        let uri = |name: &str| JwksUri::parse(&format!("https://idp/{name}")).unwrap();
+        let mut sets = KeySets::new(&[uri("configured")]);
+        let [configured, used, dropped] = [uri("configured"), uri("used"), uri("dropped")].map(|uri| sets.at(&uri));
+        let record = |now| Record::default().succeeded(&testing::jwk_set(&["a"]), now, &TIMING);
+        for id in [configured, used, dropped] {
+            let set = sets.get_mut(id).unwrap();
+            set.lookup(START, &TIMING);
+            assert!(set.is_sync_due(START, &TIMING));
+            set.sync(record(START), START, &TIMING).unwrap();
+        }
+        // The last refresh is due just before an hour without use is over; after it, there is none.
+        assert_eq!(sets.sync_due(at(3599), &TIMING), [configured, used, dropped]);
+        for id in [used, dropped] {
+            sets.get_mut(id).unwrap().sync(record(at(3599)), at(3599), &TIMING).unwrap();
+        }
+        sets.get(used).unwrap().version(at(3600), &TIMING);
+        assert_eq!(sets.sync_due(at(3900), &TIMING), [configured, used]);
+        sets.get_mut(used).unwrap().sync(record(at(3900)), at(3900), &TIMING).unwrap();
+        assert_eq!(sets.forget_unused(at(7198), &TIMING), [], "its keys might still serve");
+        assert!(matches!(sets.get(dropped).unwrap().lookup(at(7198), &TIMING), Lookup::Keys(..)));
+        sets.get_mut(dropped).unwrap().is_used.set(false);
+        let waiting = sets.get(dropped).unwrap().wait();
+        assert_eq!(sets.forget_unused(at(7199), &TIMING), [], "somebody waits for it");
+        drop(waiting);
+        assert_eq!(sets.forget_unused(at(7199), &TIMING), [uri("dropped")]);
+        assert!(sets.get(dropped).is_none() && sets.get(used).is_some() && sets.get(configured).is_some());
+        assert_ne!(sets.at(&uri("dropped")), dropped, "what is remembered of the one before is not of this one");
     }
 
     #[test]

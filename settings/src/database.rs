@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,14 +70,15 @@ impl Database {
     /// # Errors
     /// Where there is one already, or the file cannot be made.
     pub fn create(path: &Path, first: impl FnOnce(&Change<'_>) -> Result<(), Failure>) -> Result<Self, Failure> {
-        match OpenOptions::new().write(true).create_new(true).open(path) {
+        // Private keys will be in it: it is nobody else's to read. SQLite gives the files beside it the same mode.
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(failed_to_open(path, error)),
             _ => {}
         }
         let mut database = Self::connect(path)?;
         match database.stage(path)? {
             Stage::Empty => {
-                // Private keys will be in it: it is nobody else's to read. SQLite gives the files beside it the same mode.
+                // An empty one may have been there.
                 std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|error| failed_to_open(path, error))?;
                 database.migrate(path, first)?;
             }

@@ -21,10 +21,24 @@ const WORK: Duration = Duration::from_secs(60);
 /// How long a thread that serves requests leaves it to one that doesn't, Envoy's main thread, to ask: parsing takes long.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// What came of a request for the policy.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// The document that is known is still the one.
+    NotModified,
+    /// A document with this `ETag`, which was taken over.
+    Taken(Option<String>),
+    /// One that was refused.
+    Refused(Option<String>),
+}
+
 /// What all threads know of the requests for the policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Poll {
     etag: Option<String>,
+    /// By what the document of `etag` was judged: another configuration may take what this one refused.
+    judged_by: String,
+    is_refused: bool,
     started_at: UnixTime,
     claimed_until: UnixTime,
     next_at: UnixTime,
@@ -45,9 +59,14 @@ impl Poll {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// What is in force, for `If-None-Match`.
-    pub fn etag(&self) -> Option<&str> {
-        self.etag.as_deref()
+    /// The last document that came, for `If-None-Match`, where it was judged by the same as here.
+    pub fn etag(&self, judged_by: &str) -> Option<&str> {
+        self.etag.as_deref().filter(|_| self.judged_by == judged_by)
+    }
+
+    /// Whether the last document that came was refused, and so another one is in force.
+    pub fn is_refused(&self) -> bool {
+        self.is_refused
     }
 
     /// The record with this thread's claim to ask, where that is due and nobody else has claimed it.
@@ -85,35 +104,38 @@ impl Poll {
     }
 
     /// After a document came to a thread that by now serves requests: another one may ask for it, once.
-    pub fn give_way(&self, now: UnixTime) -> Option<Self> {
-        (!self.has_given_way).then(|| Self {
+    pub fn give_way(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
+        self.hold(started_at, UnixTime::default()).filter(|_| !self.has_given_way).map(|poll| Self {
             next_at: now,
-            claimed_until: UnixTime::default(),
             has_given_way: true,
-            ..self.clone()
+            ..poll
         })
     }
 
-    /// After a document was taken over, or, without one, was said to be in force still. The next request follows at
-    /// once where this one had something new to tell, or waited for that.
-    pub fn succeeded(self, document: Option<Option<String>>, now: UnixTime, settings: &RemoteSettings) -> Self {
-        let is_new = document.as_ref().is_some_and(|etag| etag.is_some() && *etag != self.etag);
-        let next_at = if is_new { now } else { self.started_at.plus(settings.interval).max(now) };
-        Self {
-            etag: document.unwrap_or(self.etag),
-            next_at,
-            claimed_until: UnixTime::default(),
-            failures: 0,
-            has_given_way: false,
-            ..self
-        }
+    /// After an answer. The next request follows at once where this one had something new to tell, or waited for that.
+    pub fn succeeded(
+        &self,
+        started_at: UnixTime,
+        answer: Answer,
+        judged_by: &str,
+        now: UnixTime,
+        settings: &RemoteSettings,
+    ) -> Option<Self> {
+        let poll = self.hold(started_at, UnixTime::default())?;
+        let (etag, is_refused, is_new) = match answer {
+            Answer::NotModified => (poll.etag, poll.is_refused, false),
+            Answer::Taken(etag) => (etag.clone(), false, etag.is_some() && etag != poll.etag),
+            Answer::Refused(etag) => (etag.clone(), true, etag.is_some() && etag != poll.etag),
+        };
+        let next_at = if is_new { now } else { started_at.plus(settings.interval).max(now) };
+        Some(Self { etag, judged_by: judged_by.to_owned(), is_refused, next_at, failures: 0, has_given_way: false, ..poll })
     }
 
     /// After no answer, or one that is of no use: what is in force stays.
-    pub fn failed(self, now: UnixTime) -> Self {
+    pub fn failed(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
         let backoff = FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures)).min(MAX_BACKOFF);
         let failures = self.failures.saturating_add(1);
-        Self { next_at: now.plus(backoff), claimed_until: UnixTime::default(), failures, ..self }
+        self.hold(started_at, UnixTime::default()).map(|poll| Self { next_at: now.plus(backoff), failures, ..poll })
     }
 }
 
@@ -133,6 +155,12 @@ mod tests {
         }
     }
 
+    const JUDGE: &str = "this one";
+
+    fn succeeded(claimed: &Poll, answer: Answer, millis: u64) -> Poll {
+        claimed.succeeded(claimed.started_at(), answer, JUDGE, at(millis), &settings()).unwrap()
+    }
+
     fn at(millis: u64) -> UnixTime {
         UnixTime::from_secs(1_000_000).plus(Duration::from_millis(millis))
     }
@@ -142,7 +170,7 @@ mod tests {
         let claimed = Poll::default().claim(at(0), false, &settings()).unwrap();
         assert_eq!(claimed.claim(at(2_999), false, &settings()), None);
         assert!(claimed.claim(at(3_000), false, &settings()).is_some(), "a thread that died loses its claim");
-        let answered = claimed.succeeded(Some(Some("\"1\"".into())), at(100), &settings());
+        let answered = succeeded(&claimed, Answer::Taken(Some("\"1\"".into())), 100);
         assert_eq!(answered.claim(at(599), true, &settings()), None);
         assert!(answered.claim(at(100), false, &settings()).is_some());
         assert!(answered.claim(at(600), true, &settings()).is_some());
@@ -159,30 +187,47 @@ mod tests {
         let other = released.claim(at(3_000), false, &settings()).unwrap();
         let late = claimed.started_at();
         assert_eq!((other.renew(late, at(3_001)), other.work(late, at(3_001)), other.release(late)), (None, None, None));
+        // Nor does what it learned, late, end the other's claim, or take the place of what the other learns.
+        assert_eq!((other.failed(late, at(3_001)), other.give_way(late, at(3_001))), (None, None));
+        assert_eq!(other.succeeded(late, Answer::Taken(Some("\"old\"".into())), JUDGE, at(3_001), &settings()), None);
     }
 
     #[test]
     fn news_are_followed_at_once_and_nothing_else_is() {
-        let claimed = Poll { etag: Some("\"1\"".into()), ..Poll::default() }.claim(at(0), false, &settings()).unwrap();
-        let next_at = |document, now| claimed.clone().succeeded(document, at(now), &settings()).next_at;
-        assert_eq!(next_at(Some(Some("\"2\"".into())), 100), at(100));
-        assert_eq!(next_at(Some(Some("\"1\"".into())), 100), at(2_000));
-        assert_eq!(next_at(Some(None), 100), at(2_000), "a service without ETag");
-        assert_eq!(next_at(None, 100), at(2_000), "a service that does not wait");
-        assert_eq!(next_at(None, 30_000), at(30_000));
-        assert_eq!(claimed.clone().succeeded(None, at(100), &settings()).etag(), Some("\"1\""));
+        let known = Poll { etag: Some("\"1\"".into()), judged_by: JUDGE.into(), ..Poll::default() };
+        let claimed = known.claim(at(0), false, &settings()).unwrap();
+        let next_at = |answer, now| succeeded(&claimed, answer, now).next_at;
+        for answer in [Answer::Taken, Answer::Refused] {
+            assert_eq!(next_at(answer(Some("\"2\"".into())), 100), at(100));
+            assert_eq!(next_at(answer(Some("\"1\"".into())), 100), at(2_000));
+            assert_eq!(next_at(answer(None), 100), at(2_000), "a service without ETag");
+        }
+        assert_eq!(next_at(Answer::NotModified, 100), at(2_000), "a service that does not wait");
+        assert_eq!(next_at(Answer::NotModified, 30_000), at(30_000));
+        assert_eq!(succeeded(&claimed, Answer::NotModified, 100).etag(JUDGE), Some("\"1\""));
+    }
+
+    #[test]
+    fn what_one_configuration_refused_is_fetched_again_by_another() {
+        let claimed = Poll::default().claim(at(0), false, &settings()).unwrap();
+        let refused = succeeded(&claimed, Answer::Refused(Some("\"1\"".into())), 100);
+        assert!(refused.is_refused());
+        assert_eq!((refused.etag(JUDGE), refused.etag("another")), (Some("\"1\""), None));
+        let claimed = refused.claim(at(100), false, &settings()).unwrap();
+        assert!(succeeded(&claimed, Answer::NotModified, 200).is_refused(), "what is in force is not confirmed");
+        assert!(!succeeded(&claimed, Answer::Taken(Some("\"1\"".into())), 200).is_refused());
     }
 
     #[test]
     fn a_thread_that_serves_requests_leaves_a_document_to_others_once() {
         let claimed = Poll::default().claim(at(0), false, &settings()).unwrap();
-        let given = claimed.give_way(at(100)).unwrap();
+        let given = claimed.give_way(at(0), at(100)).unwrap();
         assert!(given.claim(at(100), false, &settings()).is_some());
         assert_eq!(given.claim(at(599), true, &settings()), None);
         let again = given.claim(at(600), true, &settings()).unwrap();
-        assert_eq!(again.give_way(at(700)), None, "there is no other one");
-        let done = again.succeeded(Some(Some("\"1\"".into())), at(700), &settings());
-        assert!(done.give_way(at(800)).is_some());
+        assert_eq!(again.give_way(at(600), at(700)), None, "there is no other one");
+        let done = succeeded(&again, Answer::Taken(Some("\"1\"".into())), 700);
+        assert!(done.give_way(at(600), at(800)).is_some());
     }
 
     #[test]
@@ -190,9 +235,9 @@ mod tests {
         let ahead = at(3_600_000);
         let claimed = Poll::default().claim(ahead, false, &settings()).unwrap();
         assert!(claimed.claim(at(0), false, &settings()).is_some());
-        let failed = claimed.failed(ahead);
+        let failed = claimed.failed(ahead, ahead).unwrap();
         assert!(failed.claim(at(0), true, &settings()).is_some());
-        let succeeded = failed.succeeded(None, ahead, &settings());
+        let succeeded = succeeded(&claimed, Answer::NotModified, 3_600_000);
         assert!(succeeded.claim(at(0), true, &settings()).is_some());
     }
 
@@ -200,9 +245,9 @@ mod tests {
     fn failures_back_off() {
         let mut poll = Poll::default();
         for seconds in [1, 2, 4, 8, 10, 10] {
-            poll = poll.failed(at(0));
+            poll = poll.failed(UnixTime::default(), at(0)).unwrap();
             assert_eq!(poll.next_at, at(0).plus(Duration::from_secs(seconds)));
         }
-        assert_eq!(poll.succeeded(None, at(0), &settings()).failures, 0);
+        assert_eq!(succeeded(&poll, Answer::NotModified, 0).failures, 0);
     }
 }

@@ -124,6 +124,8 @@ struct DocumentOrg<'a> {
 #[derive(Deserialize)]
 struct DocumentClient {
     client_id: Option<String>,
+    #[serde(default)]
+    revoked: bool,
 }
 
 #[derive(Deserialize)]
@@ -225,7 +227,9 @@ fn cut(document: &[u8]) -> Result<Cut, serde_json::Error> {
         let members: Vec<String> = members.into_iter().flatten().collect();
         orgs.push((org_part(name), format!("{parts}\n{{\"orgs\":{{{quoted}:{{{}}}}}}}", members.join(","))));
         let of_org: Vec<DocumentClient> = org.oauth_clients.map_or(Ok(Vec::new()), |list| serde_json::from_str(list.get()))?;
-        clients.extend(of_org.into_iter().filter_map(|client| client.client_id).map(|id| (client_part(&id), name.clone())));
+        // A revoked record is the same as none, and its id was not checked.
+        let ids = of_org.into_iter().filter(|client| !client.revoked).filter_map(|client| client.client_id);
+        clients.extend(ids.map(|id| (client_part(&id), name.clone())));
     }
     let mut signing = String::from("{");
     if let Some(list) = document.signing_keys {

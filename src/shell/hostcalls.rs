@@ -60,9 +60,10 @@ pub(super) fn set_filter_state(name: &str, value: &str) {
     let _ = hostcalls::set_property(vec![name], Some(value.as_bytes()));
 }
 
-/// The metadata of the current stream's route below `namespace`, as Envoy serializes a map of strings.
-pub(super) fn route_metadata(namespace: &str) -> Option<Vec<u8>> {
-    hostcalls::get_property(vec!["xds", "route_metadata", "filter_metadata", namespace]).ok().flatten()
+/// The metadata of the current stream's route below `namespace`, as Envoy serializes a map of strings; an error where it
+/// cannot: a null is in it, such as YAML's empty value.
+pub(super) fn route_metadata(namespace: &str) -> Result<Option<Vec<u8>>, Status> {
+    hostcalls::get_property(vec!["xds", "route_metadata", "filter_metadata", namespace])
 }
 
 /// The first `size` bytes of the current stream's request body, as far as it has come.

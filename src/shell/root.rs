@@ -15,7 +15,7 @@ use crate::gateway::Gateway;
 use crate::host::{Host, Update};
 use crate::jose::jwk::{self, JwkSet, JwkSetError};
 use crate::jwks::{JwksUri, KeySet, KeySetId, Record, Timing};
-use crate::policy::poll::{Poll, RENEWAL};
+use crate::policy::poll::{Answer, Poll, RENEWAL};
 use crate::policy::remote;
 use crate::policy::source::PolicySource;
 use crate::time::UnixTime;
@@ -117,6 +117,7 @@ impl RootContext for Root {
         for id in due {
             self.sync(id, now);
         }
+        self.forget_unused(now);
         self.wake(now);
     }
 
@@ -142,7 +143,8 @@ impl Root {
     /// Asks for changes of the policy, where that is due and no other thread does.
     fn start_poll(&mut self, now: UnixTime) {
         let gateway = self.plugin.gateway.borrow();
-        let Some(settings) = gateway.as_ref().and_then(|gateway| gateway.config.remote.as_ref()) else { return };
+        let Some(gateway) = gateway.as_ref() else { return };
+        let Some(settings) = &gateway.config.remote else { return };
         if let Some(polling) = &mut self.poll {
             if !polling.renew_at.is_ahead(now, RENEWAL) {
                 polling.renew_at = now.plus(RENEWAL);
@@ -154,32 +156,34 @@ impl Root {
         let name = poll_key(settings);
         let (value, cas) = hostcalls::shared_data(&name);
         let poll = Poll::from_bytes(&value.unwrap_or_default());
+        let judge = gateway.judge();
         let Some(claimed) = poll.claim(now, self.plugin.serves_requests.get(), settings) else { return };
         if !hostcalls::set_shared_data(&name, &claimed.to_bytes(), cas) {
             return; // Another thread was faster.
         }
-        match hostcalls::get_policy(settings, claimed.etag()) {
+        let etag = claimed.etag(&judge);
+        match hostcalls::get_policy(settings, etag) {
             Ok(token) => {
                 self.poll = Some(Polling {
                     token,
                     started_at: claimed.started_at(),
-                    is_conditional: claimed.etag().is_some(),
+                    is_conditional: etag.is_some(),
                     renew_at: now.plus(RENEWAL),
                 });
             }
             Err(status) => {
                 let problem = format!("Envoy refused the callout to cluster {:?} ({status:?}); does it exist?", settings.cluster);
-                self.poll_failed(settings, &problem, now);
+                self.poll_failed(settings, claimed.started_at(), &problem, now);
             }
         }
     }
 
-    /// Changes the claim of this thread's request, as long as it is this thread's.
-    fn hold_claim(&self, change: impl Fn(Poll) -> Option<Poll>) {
+    /// Changes the claim of this thread's request, as long as it is this thread's; tells whether it was.
+    fn hold_claim(&self, change: impl Fn(Poll) -> Option<Poll>) -> bool {
         let gateway = self.plugin.gateway.borrow();
-        let Some(settings) = gateway.as_ref().and_then(|gateway| gateway.config.remote.as_ref()) else { return };
+        let Some(settings) = gateway.as_ref().and_then(|gateway| gateway.config.remote.as_ref()) else { return false };
         let change = &mut |bytes: &[u8]| change(Poll::from_bytes(bytes)).map(|poll| poll.to_bytes());
-        self.plugin.envoy.update(&poll_key(settings), change);
+        self.plugin.envoy.update(&poll_key(settings), change) == Update::Changed
     }
 
     /// The Settings service answered, or will not any more.
@@ -189,32 +193,43 @@ impl Root {
             let gateway = self.plugin.gateway.borrow();
             let Some(gateway) = gateway.as_ref() else { return };
             let Some(settings) = &gateway.config.remote else { return };
+            let started_at = polling.started_at;
             match hostcalls::response_status(num_headers) {
-                Some(304) if polling.is_conditional => self.poll_succeeded(settings, None, "not_modified", now),
-                Some(200) if self.gives_way(settings, now) => {}
+                Some(304) if polling.is_conditional => {
+                    self.poll_succeeded(gateway, settings, started_at, Answer::NotModified, now)
+                }
+                Some(200) if self.gives_way(started_at, now) => {}
                 Some(200) if body_size <= remote::MAX_DOCUMENT_LENGTH => {
                     let etag = hostcalls::response_etag();
-                    self.hold_claim(|poll| poll.work(polling.started_at, now));
-                    match gateway.publish(&hostcalls::response_body(body_size), settings, &self.plugin.envoy) {
+                    // Another thread may have asked since, and know better: two must not publish at once.
+                    if !self.hold_claim(|poll| poll.work(started_at, now)) {
+                        log::warn!("a policy came too late, and is asked for again");
+                        return;
+                    }
+                    let answer = match gateway.publish(&hostcalls::response_body(body_size), settings, &self.plugin.envoy) {
                         Ok(publication) => {
                             log::info!("policy version {:?} came, {body_size} bytes, and is published", publication.version());
                             for warning in publication.warnings() {
                                 log::warn!("{warning}");
                             }
-                            self.poll_succeeded(settings, Some(etag), "success", now);
+                            Answer::Taken(etag)
                         }
                         Err(problems) => {
                             for problem in problems.iter().take(MAX_PROBLEMS) {
                                 log::error!("invalid policy: {problem}");
                             }
                             // The same document would be refused again: another one is awaited.
-                            self.poll_succeeded(settings, Some(etag), "invalid", now);
+                            Answer::Refused(etag)
                         }
-                    }
+                    };
+                    self.poll_succeeded(gateway, settings, started_at, answer, now);
                 }
-                Some(200) => self.poll_failed(settings, "the document is too long", now),
-                Some(status) => self.poll_failed(settings, &unexpected(status), now),
-                None => self.poll_failed(settings, "the connection failed, or the document is longer than Envoy takes", now),
+                Some(200) => self.poll_failed(settings, started_at, "the document is too long", now),
+                Some(status) => self.poll_failed(settings, started_at, &unexpected(status), now),
+                None => {
+                    let problem = "the connection failed, or the document is longer than Envoy takes";
+                    self.poll_failed(settings, started_at, problem, now);
+                }
             }
         }
         self.sync_policy();
@@ -222,25 +237,34 @@ impl Root {
     }
 
     /// Leaves a document to a thread that serves no requests, where there may be one.
-    fn gives_way(&self, settings: &RemoteSettings, now: UnixTime) -> bool {
-        let leave = &mut |bytes: &[u8]| Poll::from_bytes(bytes).give_way(now).map(|poll| poll.to_bytes());
-        self.plugin.serves_requests.get() && self.plugin.envoy.update(&poll_key(settings), leave) == Update::Changed
+    fn gives_way(&self, started_at: UnixTime, now: UnixTime) -> bool {
+        self.plugin.serves_requests.get() && self.hold_claim(|poll| poll.give_way(started_at, now))
     }
 
-    fn poll_succeeded(&self, settings: &RemoteSettings, document: Option<Option<String>>, outcome: &'static str, now: UnixTime) {
+    fn poll_succeeded(&self, gateway: &Gateway, settings: &RemoteSettings, started_at: UnixTime, answer: Answer, now: UnixTime) {
+        let outcome = match answer {
+            Answer::NotModified => "not_modified",
+            Answer::Taken(_) => "success",
+            Answer::Refused(_) => "invalid",
+        };
+        let mut is_confirmed = false;
         self.plugin.envoy.update(&poll_key(settings), &mut |bytes| {
-            Some(Poll::from_bytes(bytes).succeeded(document.clone(), now, settings).to_bytes())
+            let poll = Poll::from_bytes(bytes).succeeded(started_at, answer.clone(), &gateway.judge(), now, settings)?;
+            is_confirmed = !poll.is_refused();
+            Some(poll.to_bytes())
         });
         let mut metrics = self.plugin.metrics.borrow_mut();
         metrics.policy_fetched(outcome);
-        if outcome != "invalid" {
+        if is_confirmed {
             metrics.policy_confirmed(now);
         }
     }
 
-    fn poll_failed(&self, settings: &RemoteSettings, problem: &str, now: UnixTime) {
+    fn poll_failed(&self, settings: &RemoteSettings, started_at: UnixTime, problem: &str, now: UnixTime) {
         log::warn!("the policy could not be fetched: {problem}");
-        self.plugin.envoy.update(&poll_key(settings), &mut |bytes| Some(Poll::from_bytes(bytes).failed(now).to_bytes()));
+        self.plugin.envoy.update(&poll_key(settings), &mut |bytes| {
+            Poll::from_bytes(bytes).failed(started_at, now).map(|poll| poll.to_bytes())
+        });
         self.plugin.metrics.borrow_mut().policy_fetched("failure");
     }
 
@@ -267,6 +291,23 @@ impl Root {
                 self.fetches.insert(token, id);
             }
             Err(problem) => self.finish(id, Err(problem), now),
+        }
+    }
+
+    /// Lets go of key sets that this thread no longer uses; of the keys in shared data, where no thread does.
+    fn forget_unused(&self, now: UnixTime) {
+        let mut gateway = self.plugin.gateway.borrow_mut();
+        let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { return };
+        let forgotten = key_sets.forget_unused(now, &config.jwks);
+        for uri in &forgotten {
+            let (record, cas) = shared_record(uri);
+            if record.is_stale(now, &config.jwks) {
+                // Should another thread have begun to use it since, this fails, and the record stays.
+                hostcalls::set_shared_data(&shared_key(uri), &Record::default().to_bytes(), cas);
+            }
+        }
+        if !forgotten.is_empty() {
+            self.plugin.metrics.borrow_mut().jwks_keys(key_sets.key_count());
         }
     }
 

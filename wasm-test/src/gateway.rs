@@ -90,6 +90,11 @@ impl Setup {
         }
     }
 
+    /// The plugin configuration.
+    pub fn plugin(&self) -> &Value {
+        &self.plugin
+    }
+
     /// With so many workers.
     pub fn workers(self, workers: usize) -> Self {
         Self { workers, ..self }

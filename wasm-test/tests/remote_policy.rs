@@ -5,17 +5,25 @@ use tokio::time::Instant;
 use wasm_test::eventually;
 use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::Request;
+use wasm_test::issuer::Issuer;
 use wasm_test::load::Load;
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::server::Server;
 use wasm_test::settings::{Settings, TOKEN};
+use wasm_test::token::Key;
 use wasm_test::upstream;
 
 const WORKERS: usize = 4;
 
+/// With changes to `policy.remote`.
 fn setup(settings: &Settings, changes: &Value) -> Setup {
+    of_plugin(settings, changes, &json!({}))
+}
+
+/// With changes to the plugin's configuration, too.
+fn of_plugin(settings: &Settings, changes: &Value, more: &Value) -> Setup {
     let remote = json!({"cluster": "settings", "token_env": "APEXMCP_SETTINGS_TOKEN", "timeout": "60s"});
-    let mut plugin = plugin(&json!({}));
+    let mut plugin = merged(plugin(&json!({})), more);
     plugin["policy"] = json!({ "remote": merged(remote, changes) });
     Setup::new(plugin).workers(WORKERS).settings(settings.port(), TOKEN)
 }
@@ -76,6 +84,58 @@ async fn before_the_first_policy_requests_wait_and_then_get_503() {
     settings.publish(&with_keys(&["key_stays"]));
     assert_eq!(waiting.await.expect("a reply").status, 200);
     eventually("the hasty one too", async || (hasty.send(&call("key_stays")).await.status == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_one_configuration_refuses_the_next_one_may_take() {
+    let (upstream, settings) = (upstream::start().await, Settings::start().await);
+    settings.publish(&with_keys(&["key_old"]));
+    let plugin = |more| of_plugin(&settings, &json!({}), &more);
+    let gateway = plugin(json!({"jwks": {"http_cluster": null}})).start(&upstream).await;
+    gateway.until_everywhere(&call("key_old"), 200).await;
+    let mut document = with_keys(&["key_new"]);
+    document["orgs"]["acme"]["identity_providers"] = json!([Issuer::start(&[]).await.record()]);
+    settings.publish(&document);
+    let invalid = async || gateway.metric("apexmcp_policy_fetches", &[("outcome", "invalid")]).await;
+    eventually("it is refused", async || (invalid().await == 1).then_some(())).await;
+    assert_eq!(gateway.send(&call("key_new")).await.status, 401);
+    // It is not fetched again by this one, and what is in force is not confirmed by that.
+    assert!(gateway.reconfigure(plugin(json!({"jwks": {"http_cluster": "jwks_http"}})).plugin()).await);
+    gateway.until_everywhere(&call("key_new"), 200).await;
+    gateway.until_everywhere(&call("key_old"), 401).await;
+}
+
+#[tokio::test]
+async fn the_keys_of_a_provider_that_was_removed_are_let_go() {
+    let (upstream, settings) = (upstream::start().await, Settings::start().await);
+    let key = Key::first("a");
+    let (stays, leaves) = (Issuer::start(&[&key]).await, Issuer::start(&[&key]).await);
+    let trusting = |issuers: &[&Issuer]| {
+        document(&json!({"acme": {"identity_providers": issuers.iter().map(|issuer| issuer.record()).collect::<Vec<_>>()}}))
+    };
+    settings.publish(&trusting(&[&stays, &leaves]));
+    let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refresh_interval": "1s", "max_stale": "2s"}});
+    let gateway = of_plugin(&settings, &json!({}), &jwks).start(&upstream).await;
+    let call = |issuer: &Issuer| Request::tools_list("/mcp/acme").bearer(&key.token(&issuer.claims()));
+    for issuer in [&stays, &leaves] {
+        gateway.until_everywhere(&call(issuer), 200).await;
+    }
+
+    settings.publish(&trusting(&[&stays]));
+    gateway.until_everywhere(&call(&leaves), 401).await;
+    // Each worker lets go of them by itself. Those that are used go on being fetched.
+    eventually("nobody asks for them any more", async || {
+        let asked = (stays.requests(), leaves.requests());
+        eventually("further fetches", async || {
+            assert_eq!(gateway.send(&call(&stays)).await.status, 200);
+            (stays.requests() > asked.0 + 2).then_some(())
+        })
+        .await;
+        (leaves.requests() == asked.1).then_some(())
+    })
+    .await;
+    settings.publish(&trusting(&[&leaves]));
+    gateway.until_everywhere(&call(&leaves), 200).await;
 }
 
 #[tokio::test]

@@ -43,6 +43,10 @@ pub fn of_client(change: &Change<'_>, actor: &Actor, org: &str, client_id: &str,
     if client::show(change, client_id)?.org != org {
         return Err(Failure::new(format!("{client_id} is no client of {org}: see 'apexmcp client list --org {org}'")));
     }
+    // Tokens of this second are meant, too. What is later would refuse those that are yet to be made, and for good.
+    if issued_before > actor.now.plus(Duration::from_secs(1))? {
+        return Err(Failure::new("--issued-before must not be in the future: 'apexmcp client revoke' ends a client for good"));
+    }
     change.execute("DELETE FROM revoked_clients WHERE issued_before < ?", [actor.now.minus(LONGEST_LIFE).to_string()])?;
     change.execute(
         "INSERT INTO revoked_clients (org, client_id, issued_before) VALUES (?1, ?2, ?3)

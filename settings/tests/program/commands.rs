@@ -57,6 +57,8 @@ fn a_client_and_its_secrets() {
     assert_eq!(revoked["jti"], json!(["a-jti"]));
     let since = revoked["issued_before"][id].as_str().unwrap().to_owned();
     settings.json(&["token", "revoke", "--org", "acme", "--client", id, "--issued-before", "2026-01-01T00:00:00Z"]);
+    let future = ["token", "revoke", "--org", "acme", "--client", id, "--issued-before", "2999-01-01T00:00:00Z"];
+    assert!(settings.failure(&future).contains("must not be in the future"), "it would refuse what is not made yet, for good");
     let still = settings.policy()["orgs"]["acme"]["revoked_tokens"]["issued_before"][id].clone();
     assert_eq!(still, since, "an earlier moment gives nothing back");
     settings.json(&["client", "revoke", id]);
