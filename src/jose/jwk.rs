@@ -256,6 +256,9 @@ mod tests {
         for (bits, is_good) in [(2047, false), (2048, true), (8192, true), (8193, false)] {
             assert_eq!(RsaPublicKey::from_components(&modulus(bits), &[1, 0, 1]).is_some(), is_good, "{bits} bits");
         }
+        let mut even = modulus(2048);
+        even[255] = 0xfe;
+        assert!(RsaPublicKey::from_components(&even, &[1, 0, 1]).is_none(), "an even modulus");
         for (exponent, is_good) in [(&[3][..], true), (&[1], false), (&[0xff; 4], true), (&[1, 0, 0, 0, 1], false)] {
             assert_eq!(RsaPublicKey::from_components(&modulus(2048), exponent).is_some(), is_good, "{exponent:?}");
         }

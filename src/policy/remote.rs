@@ -397,6 +397,22 @@ mod tests {
         Place::of("settings", "settings", "/v1/policy")
     }
 
+    #[test]
+    fn no_org_takes_what_is_anothers() {
+        let client = json!({"client_id": "apx_client_1", "secret_sha256": [digest_of(1)], "scopes": ["mcp:call"]});
+        for (member, record, problem) in
+            [("api_keys", key(1), "another key"), ("oauth_clients", client, "stands twice in this policy")]
+        {
+            let org = json!({ member: [record] });
+            let refused = |orgs: Value| {
+                Publication::of(json!({ "orgs": orgs }).to_string().as_bytes(), &clusters(), "__").map(|_| ()).unwrap_err()
+            };
+            let problems = refused(json!({"acme": org, "other": org}));
+            let is_it = |found: &Problem| found.path.starts_with("policy.orgs.other.") && found.message.contains(problem);
+            assert!(problems.iter().any(is_it), "{problems:?}");
+        }
+    }
+
     /// A host to which policies are published, and a thread that looks things up.
     struct World {
         host: TestHost,

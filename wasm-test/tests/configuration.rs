@@ -151,14 +151,16 @@ async fn another_module_under_load_refuses_no_valid_request() {
     std::fs::write(modules.file("other.wasm"), [built.as_slice(), b"\x00\x02\x01x"].concat()).expect("a module");
     let gateway = setup.start(&upstream).await;
     let load = Load::start(gateway.client(), vec![Request::tools_list("/mcp/acme").api_key(&api_key("key_all"))]);
+    let strangers = vec![Request::tools_list("/mcp/acme"), Request::tools_list("/mcp/acme").api_key(&api_key("key_none"))];
+    let bad = Load::expecting(401, gateway.client(), strangers);
     for module in [Some(modules.file("other.wasm")), None] {
         load.until_sent(100).await;
         assert!(gateway.load_module(module.as_deref()).await);
         load.until_sent(100).await;
     }
-    let (sent, refused) = load.stop().await;
-    println!("two modules under {sent} requests: {} refused", refused.len());
-    assert!(refused.is_empty(), "{refused:?}");
+    let ((sent, refused), (sent_bad, admitted)) = (load.stop().await, bad.stop().await);
+    println!("two modules under {sent} requests to be admitted, {sent_bad} to be refused");
+    assert!(refused.is_empty() && admitted.is_empty(), "{refused:?} {admitted:?}");
     // On the main thread and both workers, once with each.
     assert!(gateway.log().matches("signatures are verified by").count() >= 6, "{}", gateway.log());
 }

@@ -85,6 +85,8 @@ async fn two_keys_of_one_id_are_both_tried() {
     }
     let refusal = gateway.refuses("no key of this id", &call(&third.token(&issuer.claims()))).await;
     assert_eq!(refusal.reason, "key_unknown");
+    let of_neither = first.token_signed_by(&issuer.claims(), |_, _| vec![1; 256]);
+    assert_eq!(gateway.refuses("signed by neither", &call(&of_neither)).await.reason, "signature_invalid");
 }
 
 /// A key set's document in answers: as it is, and packed by gzip.
@@ -217,7 +219,8 @@ async fn a_module_that_traps_refuses_and_comes_back() {
 
     // A body traps, after its head was judged; without one, all is as ever.
     let get = || Request::get("/mcp/acme");
-    let good = vec![get().api_key(&api_key("key_all")), get().bearer(&key.token(&issuer.claims()))];
+    let token = key.token(&issuer.claims());
+    let good = vec![get().api_key(&api_key("key_all")), get().bearer(&token)];
     let bad = vec![get(), get().api_key(&api_key("key_none")), get().bearer(&other.token(&issuer.claims()))];
     let fatal = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
     let until_served = async || {
@@ -240,6 +243,12 @@ async fn a_module_that_traps_refuses_and_comes_back() {
     assert!(gateway.load_module(None).await);
     eventually("the right module", async || Arrived::of(&gateway.send(&fatal).await)).await;
     assert_eq!(gateway.stat("wasm.apexmcp.vm_reload_success").await, TRAPS as u64);
+    let log = gateway.log();
+    assert!(log.contains("in-VM backtrace"), "{log}");
+    assert!(
+        ![api_key("key_all"), api_key("key_none"), token].iter().any(|secret| log.contains(secret)),
+        "a trap tells no secret"
+    );
 }
 
 #[tokio::test]

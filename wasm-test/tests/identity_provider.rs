@@ -13,6 +13,12 @@ fn call(token: &str) -> Request {
     Request::tools_list("/mcp/acme").bearer(token)
 }
 
+/// The token with another signature, of the same length.
+fn forged(token: &str) -> String {
+    let (signed, signature) = token.rsplit_once('.').expect("a signature");
+    format!("{signed}.{}", "A".repeat(signature.len()))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotated_keys_refuse_no_valid_request() {
     const ROTATIONS: usize = 5;
@@ -44,7 +50,9 @@ async fn a_killed_provider_stops_nobody_whose_key_is_known() {
     let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refresh_interval": "1s", "refetch_cooldown": "10ms"}});
     let gateway = Setup::new(merged(plugin(&orgs), &jwks)).workers(2).start(&upstream).await;
 
-    let load = Load::start(gateway.client(), vec![call(&provider.token("scope=mcp:call").await)]);
+    let known = provider.token("scope=mcp:call").await;
+    let load = Load::start(gateway.client(), vec![call(&known)]);
+    let bad = Load::expecting(401, gateway.client(), vec![Request::tools_list("/mcp/acme"), call(&forged(&known))]);
     let unused = provider.token("scope=mcp:call").await;
     load.until_sent(500).await;
     provider.kill();
@@ -58,9 +66,14 @@ async fn a_killed_provider_stops_nobody_whose_key_is_known() {
     gateway.admits("the key made since", &call(&token)).await;
     load.add(call(&token));
     load.until_sent(500).await;
-    let (sent, refused) = load.stop().await;
-    println!("killed and revived under {sent} requests: {} refused", refused.len());
+    let ((sent, refused), (sent_bad, admitted)) = (load.stop().await, bad.stop().await);
+    println!(
+        "killed and revived under {sent} requests to be admitted, {sent_bad} to be refused: {} and {} were not",
+        refused.len(),
+        admitted.len()
+    );
     assert!(refused.is_empty(), "{} refused, first {:?}", refused.len(), refused.first());
+    assert!(admitted.is_empty(), "{:?}", admitted.first());
 }
 
 #[tokio::test]

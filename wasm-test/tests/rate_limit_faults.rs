@@ -1,6 +1,8 @@
 //! The rate limit service breaks while the gateway works: what is no answer of it counts as none, and the operator's
 //! `on_error` decides.
 
+use std::time::Duration;
+
 use serde_json::json;
 use wasm_test::eventually;
 use wasm_test::front::{Front, Way};
@@ -45,6 +47,11 @@ fn grpc(message: &[u8], status: &str) -> Way {
     http2(&[(":status", "200"), ("content-type", "application/grpc")], &body, &[("grpc-status", status)])
 }
 
+fn dripping(way: Way) -> Way {
+    let Way::Answer { bytes, .. } = way else { panic!("an answer") };
+    Way::Answer { bytes, pause: Duration::from_secs(1) }
+}
+
 /// A `RateLimitResponse` that says OK.
 const OK: [u8; 2] = [8, 1];
 
@@ -64,6 +71,19 @@ fn useless() -> Vec<(&'static str, Way)> {
         ("OK, and status INTERNAL", grpc(&OK, "13")),
         ("OK, and a status that is no number", grpc(&OK, "fine")),
         ("OK, compressed as it says", http2(&grpc_head, &[1, 0, 0, 0, 2, 8, 1], &[("grpc-status", "0")])),
+        (
+            "OK, in gzip as it says",
+            http2(
+                &[grpc_head[0], grpc_head[1], ("content-encoding", "gzip"), ("grpc-encoding", "gzip")],
+                &[1, 0, 0, 0, 2, 8, 1],
+                &[("grpc-status", "0")],
+            ),
+        ),
+        (
+            "redirecting, with OK",
+            http2(&[(":status", "302"), ("location", "/"), grpc_head[1]], &[0, 0, 0, 0, 2, 8, 1], &[("grpc-status", "0")]),
+        ),
+        ("a byte a second", dripping(grpc(&OK, "0"))),
         ("OK, cut off", http2(&grpc_head, &[0, 0, 0, 0, 9, 8, 1], &[("grpc-status", "0")])),
         ("no message", http2(&grpc_head, &[], &[("grpc-status", "0")])),
         ("empty", grpc(&[], "0")),

@@ -1,6 +1,8 @@
 //! Whatever is written by the filter, and by Envoy of it, holds no secret: at the highest level of logging, in refusals,
 //! metrics and the dump of Envoy's configuration.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 use wasm_test::apexmcp::Apexmcp;
 use wasm_test::eventually;
@@ -37,6 +39,8 @@ async fn nothing_that_is_written_holds_a_secret() {
     let changed = |secret: &str| format!("{}{}", &secret[..secret.len() - 1], if secret.ends_with('A') { "Q" } else { "A" });
     let (wrong_key, wrong_secret, forged) = (changed(&key), changed(&client_secret), changed(&token));
 
+    let wrong_basic = BASE64_STANDARD.encode(format!("{client_id}:{wrong_secret}"));
+
     let mut written = Vec::new();
     for request in [
         call().api_key(&wrong_key),
@@ -48,6 +52,10 @@ async fn nothing_that_is_written_holds_a_secret() {
         Request::post("/mcp/other").bearer(&token),
         token_request(&wrong_secret),
         token_request(&key),
+        Request::post("/oauth/token")
+            .header("content-type", "application/x-www-form-urlencoded")
+            .header("authorization", format!("Basic {wrong_basic}"))
+            .body("grant_type=client_credentials".to_owned()),
     ] {
         let reply = gateway.send(&request).await;
         assert!(reply.status >= 400, "{reply:?}");
@@ -68,7 +76,7 @@ async fn nothing_that_is_written_holds_a_secret() {
 
     let signature = token.rsplit('.').next().expect("a part");
     let lines = private_key.lines().filter(|line| line.len() == 64);
-    let secrets = [&key, &client_secret, &token, &wrong_key, &wrong_secret, &forged].map(String::as_str);
+    let secrets = [&key, &client_secret, &token, &wrong_key, &wrong_secret, &wrong_basic, &forged].map(String::as_str);
     for secret in secrets.into_iter().chain([signature, TOKEN]).chain(lines) {
         for (what, text) in &written {
             // This test, not an operator, writes that token into the VM's environment: README has `host_env_keys`.
