@@ -190,6 +190,11 @@ impl Record {
         now >= self.fetched_at.plus(timing.max_stale)
     }
 
+    /// The record without its keys: when to ask for them again holds on.
+    pub fn without_keys(self) -> Self {
+        Self { keys: None, ..self }
+    }
+
     fn may_fetch_unknown_kid(&self, now: UnixTime, timing: &Timing) -> bool {
         !self.unknown_kid_fetch_at.is_ahead(now, timing.refetch_cooldown)
     }

@@ -17,7 +17,7 @@ pub use libfuzzer_sys;
 #[macro_export]
 macro_rules! engine {
     ($target:ident) => {
-        // Once before the clock of an input runs: the first one makes keys, which takes seconds where the machine is busy.
+        // Once before the clock of an input runs: the first one makes keys, which may take seconds.
         $crate::libfuzzer_sys::fuzz_target!(init: $crate::targets::$target::check(&[]), |data: &[u8]| {
             $crate::targets::$target::check(data)
         });

@@ -34,6 +34,7 @@ pub enum Answer {
 
 /// What all threads know of the requests for the policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)] // An older module may have written it.
 pub struct Poll {
     etag: Option<String>,
     /// By what the document of `etag` was judged: another configuration may take what this one refused.
@@ -59,9 +60,9 @@ impl Poll {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// The last document that came, for `If-None-Match`, where it was judged by the same as here.
+    /// The last document that came, for `If-None-Match`, unless others refused it.
     pub fn etag(&self, judged_by: &str) -> Option<&str> {
-        self.etag.as_deref().filter(|_| self.judged_by == judged_by)
+        self.etag.as_deref().filter(|_| !self.is_refused || self.judged_by == judged_by)
     }
 
     /// Whether the last document that came was refused, and so another one is in force.
@@ -215,7 +216,8 @@ mod tests {
         assert_eq!((refused.etag(JUDGE), refused.etag("another")), (Some("\"1\""), None));
         let claimed = refused.claim(at(100), false, &settings()).unwrap();
         assert!(succeeded(&claimed, Answer::NotModified, 200).is_refused(), "what is in force is not confirmed");
-        assert!(!succeeded(&claimed, Answer::Taken(Some("\"1\"".into())), 200).is_refused());
+        let taken = succeeded(&claimed, Answer::Taken(Some("\"1\"".into())), 200);
+        assert_eq!((taken.is_refused(), taken.etag("another")), (false, Some("\"1\"")), "it is in force for all");
     }
 
     #[test]

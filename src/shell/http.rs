@@ -135,7 +135,7 @@ impl Flow {
     /// Lets the current stream, whose it is, go on as far as it may now and could not before.
     fn resume(&self, before: Gate) {
         // Where a part of the body has come, the callback of the next part lets go of all: Envoy up to 1.38 loses that part
-        // where it was let go of before.
+        // where it was let go of before. (A client that waits for an answer before it sends the rest waits longer.)
         let goes_with_the_next = self.gate.get() == Gate::Open && self.body_length.get() > 0 && !self.body_is_whole.get();
         if self.gate.get() != before && !goes_with_the_next {
             hostcalls::resume_request();

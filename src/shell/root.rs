@@ -156,11 +156,11 @@ impl Root {
         let name = poll_key(settings);
         let (value, cas) = hostcalls::shared_data(&name);
         let poll = Poll::from_bytes(&value.unwrap_or_default());
-        let judge = gateway.judge();
         let Some(claimed) = poll.claim(now, self.plugin.serves_requests.get(), settings) else { return };
         if !hostcalls::set_shared_data(&name, &claimed.to_bytes(), cas) {
             return; // Another thread was faster.
         }
+        let judge = gateway.judge();
         let etag = claimed.etag(&judge);
         match hostcalls::get_policy(settings, etag) {
             Ok(token) => {
@@ -294,7 +294,7 @@ impl Root {
         }
     }
 
-    /// Lets go of key sets that this thread no longer uses; of the keys in shared data, where no thread does.
+    /// Lets go of key sets that this thread no longer uses, and of their keys in shared data, where nobody may use them.
     fn forget_unused(&self, now: UnixTime) {
         let mut gateway = self.plugin.gateway.borrow_mut();
         let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { return };
@@ -302,8 +302,8 @@ impl Root {
         for uri in &forgotten {
             let (record, cas) = shared_record(uri);
             if record.is_stale(now, &config.jwks) {
-                // Should another thread have begun to use it since, this fails, and the record stays.
-                hostcalls::set_shared_data(&shared_key(uri), &Record::default().to_bytes(), cas);
+                // Where another thread has fetched them anew meanwhile, this fails, and they stay.
+                hostcalls::set_shared_data(&shared_key(uri), &record.without_keys().to_bytes(), cas);
             }
         }
         if !forgotten.is_empty() {

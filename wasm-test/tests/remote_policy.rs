@@ -99,7 +99,6 @@ async fn what_one_configuration_refuses_the_next_one_may_take() {
     let invalid = async || gateway.metric("apexmcp_policy_fetches", &[("outcome", "invalid")]).await;
     eventually("it is refused", async || (invalid().await == 1).then_some(())).await;
     assert_eq!(gateway.send(&call("key_new")).await.status, 401);
-    // It is not fetched again by this one, and what is in force is not confirmed by that.
     assert!(gateway.reconfigure(plugin(json!({"jwks": {"http_cluster": "jwks_http"}})).plugin()).await);
     gateway.until_everywhere(&call("key_new"), 200).await;
     gateway.until_everywhere(&call("key_old"), 401).await;
@@ -132,6 +131,12 @@ async fn the_keys_of_a_provider_that_was_removed_are_let_go() {
         })
         .await;
         (leaves.requests() == asked.1).then_some(())
+    })
+    .await;
+    let keys = async || gateway.metric("apexmcp_jwks_keys", &[]).await;
+    eventually("one set is left", async || {
+        gateway.send(&call(&stays)).await;
+        (keys().await == 1).then_some(())
     })
     .await;
     settings.publish(&trusting(&[&leaves]));
