@@ -171,15 +171,17 @@ async fn a_provider_that_cannot_be_understood_or_found_is_503() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(merged(plugin(&json!({"acme": {"identity_providers": records}})), &jwks)).start(&upstream).await;
     let any = Issuer::start(&[]).await;
-    for (what, uri) in &uris {
-        let request = call(&key.token(&any.claims_with(&json!({"iss": uri}))));
-        if *what == "good" {
-            gateway.admits(what, &request).await;
-        } else {
-            let refusal = gateway.refuses(what, &request).await;
-            assert_eq!((refusal.status, &*refusal.reason), (503, "jwks_unavailable"), "{what}");
-        }
+    let of = |uri: &str| call(&key.token(&any.claims_with(&json!({"iss": uri}))));
+    let [broken @ .., (what, good)] = &uris;
+    gateway.admits(what, &of(good)).await;
+    let load = Load::start(gateway.client(), vec![of(good)]);
+    for (what, uri) in broken {
+        let refusal = gateway.refuses(what, &of(uri)).await;
+        assert_eq!((refusal.status, &*refusal.reason), (503, "jwks_unavailable"), "{what}");
     }
+    let (sent, refused) = load.stop().await;
+    println!("{} providers without keys under {sent} requests: {} refused", broken.len(), refused.len());
+    assert!(refused.is_empty(), "{refused:?}");
 }
 
 /// The module, but with a trap in the place of this callback of `(i32, i32, i32) -> i32`.
