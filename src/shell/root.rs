@@ -173,13 +173,13 @@ impl Root {
             }
             Err(status) => {
                 let problem = format!("Envoy refused the callout to cluster {:?} ({status:?}); does it exist?", settings.cluster);
-                self.poll_failed(settings, claimed.started_at(), &problem, now);
+                self.poll_failed(claimed.started_at(), &problem, now);
             }
         }
     }
 
     /// Changes the claim of this thread's request, as long as it is this thread's; tells whether it was.
-    fn hold_claim(&self, change: impl Fn(Poll) -> Option<Poll>) -> bool {
+    fn hold_claim(&self, mut change: impl FnMut(Poll) -> Option<Poll>) -> bool {
         let gateway = self.plugin.gateway.borrow();
         let Some(settings) = gateway.as_ref().and_then(|gateway| gateway.config.remote.as_ref()) else { return false };
         let change = &mut |bytes: &[u8]| change(Poll::from_bytes(bytes)).map(|poll| poll.to_bytes());
@@ -224,11 +224,11 @@ impl Root {
                     };
                     self.poll_succeeded(gateway, settings, started_at, answer, now);
                 }
-                Some(200) => self.poll_failed(settings, started_at, "the document is too long", now),
-                Some(status) => self.poll_failed(settings, started_at, &unexpected(status), now),
+                Some(200) => self.poll_failed(started_at, "the document is too long", now),
+                Some(status) => self.poll_failed(started_at, &unexpected(status), now),
                 None => {
                     let problem = "the connection failed, or the document is longer than Envoy takes";
-                    self.poll_failed(settings, started_at, problem, now);
+                    self.poll_failed(started_at, problem, now);
                 }
             }
         }
@@ -247,24 +247,23 @@ impl Root {
             Answer::Taken(_) => "success",
             Answer::Refused(_) => "invalid",
         };
-        let mut is_confirmed = false;
-        self.plugin.envoy.update(&poll_key(settings), &mut |bytes| {
-            let poll = Poll::from_bytes(bytes).succeeded(started_at, answer.clone(), &gateway.judge(), now, settings)?;
-            is_confirmed = !poll.is_refused();
-            Some(poll.to_bytes())
+        let judge = gateway.judge();
+        let mut is_refused = false;
+        let is_held = self.hold_claim(|poll| {
+            let poll = poll.succeeded(started_at, answer.clone(), &judge, now, settings)?;
+            is_refused = poll.is_refused();
+            Some(poll)
         });
         let mut metrics = self.plugin.metrics.borrow_mut();
         metrics.policy_fetched(outcome);
-        if is_confirmed {
+        if is_held && !is_refused {
             metrics.policy_confirmed(now);
         }
     }
 
-    fn poll_failed(&self, settings: &RemoteSettings, started_at: UnixTime, problem: &str, now: UnixTime) {
+    fn poll_failed(&self, started_at: UnixTime, problem: &str, now: UnixTime) {
         log::warn!("the policy could not be fetched: {problem}");
-        self.plugin.envoy.update(&poll_key(settings), &mut |bytes| {
-            Poll::from_bytes(bytes).failed(started_at, now).map(|poll| poll.to_bytes())
-        });
+        self.hold_claim(|poll| poll.failed(started_at, now));
         self.plugin.metrics.borrow_mut().policy_fetched("failure");
     }
 

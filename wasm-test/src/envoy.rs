@@ -173,6 +173,12 @@ impl Envoy {
         stats.find(|stat| stat["name"] == name).and_then(|stat| stat["value"].as_u64()).unwrap_or(0)
     }
 
+    /// Awaits that so many requests are under way at the gateway.
+    pub async fn until_active(&self, requests: u64) {
+        let are_active = async || self.stat("http.gateway.downstream_rq_active").await == requests;
+        eventually("so many requests under way", async || are_active().await.then_some(())).await;
+    }
+
     /// A counter or gauge of the filter, as Prometheus sees it; 0 where there is none with these labels yet.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         let page = self.admin.send(&Request::get("/stats/prometheus?filter=wasmcustom")).await.body;

@@ -32,6 +32,14 @@ impl Way {
     pub fn answer(bytes: impl Into<Vec<u8>>) -> Self {
         Self::Answer { bytes: bytes.into(), pause: Duration::ZERO }
     }
+
+    /// The same, one byte a second, where this is to somebody who says something.
+    pub fn dripping(self) -> Self {
+        match self {
+            Self::Answer { bytes, .. } => Self::Answer { bytes, pause: Duration::from_secs(1) },
+            other => other,
+        }
+    }
 }
 
 /// The front. It ends with this value.

@@ -163,8 +163,7 @@ async fn what_was_recorded_ahead_holds_nothing_up() {
         let (client, request) = (gateway.client().clone(), by_token(&token(&key, &late, EVER)));
         tokio::spawn(async move { client.send(&request).await })
     };
-    let is_held = async || gateway.stat("http.gateway.downstream_rq_active").await == 1;
-    eventually("the request is held", async || is_held().await.then_some(())).await;
+    gateway.until_active(1).await;
     clock.set(0);
 
     let refused = waiting.await.expect("a reply");

@@ -3,8 +3,6 @@
 //! in `key_sets.rs`; a real provider killed in `identity_provider.rs`; Settings in `settings_faults.rs`, the rate limit service in
 //! `rate_limit_faults.rs`; clocks in `clocks.rs`; what operators do to Envoy in `operations.rs` and `configuration.rs`.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use walrus::{FunctionBuilder, Module, ValType};
 use wasm_test::front::{Front, Way};
@@ -100,11 +98,6 @@ async fn answers(set: &str) -> [Vec<u8>; 2] {
     [plain, [head("content-encoding: gzip\r\n", zipped.len()), zipped].concat()]
 }
 
-/// One byte of an answer a second.
-fn dripping(bytes: Vec<u8>) -> Way {
-    Way::Answer { bytes, pause: Duration::from_secs(1) }
-}
-
 #[tokio::test]
 async fn an_answer_that_breaks_later_stops_nobody_whose_key_is_known() {
     let (key, other) = (Key::first("a"), Key::second("a"));
@@ -114,7 +107,7 @@ async fn an_answer_that_breaks_later_stops_nobody_whose_key_is_known() {
     let mut fronts = Vec::new();
     for (what, fault) in [
         ("gzip", Way::answer(zipped)),
-        ("a byte a second", dripping(plain)),
+        ("a byte a second", Way::answer(plain).dripping()),
         ("cut off", Way::answer(cut_off)),
         ("no HTTP", Way::answer("{}")),
     ] {
@@ -156,7 +149,7 @@ async fn a_provider_that_cannot_be_understood_or_found_is_503() {
     let [plain, zipped] = answers(&set).await;
     let (gzip, drip, good) = (Front::of(0).await, Front::of(0).await, Front::of(0).await);
     gzip.lead(Way::answer(zipped));
-    drip.lead(dripping(plain.clone()));
+    drip.lead(Way::answer(plain.clone()).dripping());
     good.lead(Way::answer(plain));
 
     let uris = [
@@ -269,8 +262,7 @@ async fn who_waits_in_a_module_that_traps_is_let_go_by_envoy() {
         let (client, request) = (gateway.client().clone(), Request::get("/mcp/acme").bearer(&key.token(&issuer.claims())));
         async move { client.send(&request).await }
     });
-    let active = async || gateway.stat("http.gateway.downstream_rq_active").await;
-    eventually("it waits", async || (active().await == 1).then_some(())).await;
+    gateway.until_active(1).await;
     assert_eq!(gateway.send(&Request::tools_list("/mcp/acme").api_key(&api_key("key_all"))).await.status, 503);
     // Envoy tells a VM that is gone nothing, and streams that paused in it nothing of that.
     let reply = waiting.await.expect("an answer");

@@ -44,11 +44,6 @@ fn send_all(gateway: &Gateway, requests: impl IntoIterator<Item = Request>) -> J
     sent
 }
 
-async fn until_active(gateway: &Gateway, requests: u64) {
-    let are_active = async || gateway.stat("http.gateway.downstream_rq_active").await == requests;
-    eventually("so many requests under way", async || are_active().await.then_some(())).await;
-}
-
 #[tokio::test]
 async fn requests_wait_for_the_first_fetch_which_one_worker_does_for_all() {
     let upstream = upstream::start().await;
@@ -64,7 +59,7 @@ async fn requests_wait_for_the_first_fetch_which_one_worker_does_for_all() {
         let requests: Vec<Request> = (0..12).map(|index| fresh(&issuer, &key).body(body(index))).collect();
         let forged = call(&Key::second("a").token(&issuer.claims()));
         let waiting = send_all(&gateway, requests.into_iter().chain([forged]));
-        until_active(&gateway, 13).await;
+        gateway.until_active(13).await;
         gateway.admits("what needs no key set", &Request::post("/mcp/acme").api_key(&api_key("key_all"))).await;
         let expired = call(&key.token(&issuer.claims_with(&json!({"exp": 1}))));
         assert_eq!(gateway.refuses("what needs none either", &expired).await.reason, "token_expired");
@@ -112,7 +107,7 @@ async fn waiting_is_bounded_in_number() {
         let reply = waiting.join_next().await.expect("a reply").expect("no panic");
         assert_eq!((reply.status, reply.json()["reason"].as_str()), (503, Some("jwks_unavailable")));
     }
-    until_active(&gateway, MOST as u64).await;
+    gateway.until_active(MOST as u64).await;
     issuer.publish(&[&key]);
     assert!(waiting.join_all().await.iter().all(|reply| reply.status == 200), "the others passed");
 }
@@ -126,11 +121,11 @@ async fn clients_may_hang_up_while_they_wait() {
     let gateway = trusting(&issuer, &json!({"timeout": "60s"})).workers(2).start(&upstream).await;
     let token = call(&key.token(&issuer.claims()));
     let mut leaving = send_all(&gateway, vec![token.clone(); 20]);
-    until_active(&gateway, 20).await;
+    gateway.until_active(20).await;
     let staying = send_all(&gateway, vec![token.clone(); 5]);
-    until_active(&gateway, 25).await;
+    gateway.until_active(25).await;
     leaving.shutdown().await;
-    until_active(&gateway, 5).await;
+    gateway.until_active(5).await;
     issuer.publish(&[&key]);
     assert!(staying.join_all().await.iter().all(|reply| reply.status == 200));
     gateway.admits("afterwards", &token).await;

@@ -190,8 +190,7 @@ async fn what_waited_for_keys_or_was_read_is_counted_too() {
                 tokio::spawn(async move { client.send(&request).await })
             })
             .into();
-        let are_held = async || gateway.stat("http.gateway.downstream_rq_active").await == 2;
-        eventually("the requests are held", async || are_held().await.then_some(())).await;
+        gateway.until_active(2).await;
         issuer.publish(&[&key]);
         let mut verdicts = Vec::new();
         for reply in waiting {

@@ -1,8 +1,6 @@
 //! The rate limit service breaks while the gateway works: what is no answer of it counts as none, and the operator's
 //! `on_error` decides.
 
-use std::time::Duration;
-
 use serde_json::json;
 use wasm_test::eventually;
 use wasm_test::front::{Front, Way};
@@ -47,11 +45,6 @@ fn grpc(message: &[u8], status: &str) -> Way {
     http2(&[(":status", "200"), ("content-type", "application/grpc")], &body, &[("grpc-status", status)])
 }
 
-fn dripping(way: Way) -> Way {
-    let Way::Answer { bytes, .. } = way else { panic!("an answer") };
-    Way::Answer { bytes, pause: Duration::from_secs(1) }
-}
-
 /// A `RateLimitResponse` that says OK.
 const OK: [u8; 2] = [8, 1];
 
@@ -83,7 +76,7 @@ fn useless() -> Vec<(&'static str, Way)> {
             "redirecting, with OK",
             http2(&[(":status", "302"), ("location", "/"), grpc_head[1]], &[0, 0, 0, 0, 2, 8, 1], &[("grpc-status", "0")]),
         ),
-        ("a byte a second", dripping(grpc(&OK, "0"))),
+        ("a byte a second", grpc(&OK, "0").dripping()),
         ("OK, cut off", http2(&grpc_head, &[0, 0, 0, 0, 9, 8, 1], &[("grpc-status", "0")])),
         ("no message", http2(&grpc_head, &[], &[("grpc-status", "0")])),
         ("empty", grpc(&[], "0")),

@@ -79,8 +79,7 @@ async fn before_the_first_policy_requests_wait_and_then_get_503() {
         let client = patient.client().clone();
         tokio::spawn(async move { client.send(&call("key_stays")).await })
     };
-    let is_held = async || patient.stat("http.gateway.downstream_rq_active").await == 1;
-    eventually("the request is held", async || is_held().await.then_some(())).await;
+    patient.until_active(1).await;
     settings.publish(&with_keys(&["key_stays"]));
     assert_eq!(waiting.await.expect("a reply").status, 200);
     eventually("the hasty one too", async || (hasty.send(&call("key_stays")).await.status == 200).then_some(())).await;

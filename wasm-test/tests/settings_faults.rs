@@ -1,7 +1,5 @@
 //! Settings breaks while the gateway works: the last good policy holds, whatever comes in the place of the next one.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use wasm_test::apexmcp::Apexmcp;
 use wasm_test::eventually;
@@ -58,7 +56,7 @@ async fn useless() -> Vec<(&'static str, Way)> {
         ("HTML", with("200 OK", "content-type: text/html\r\netag: \"html\"\r\n", b"<html>Log in</html>")),
         ("gzip", with("200 OK", "content-encoding: gzip\r\n", &zipped)),
         ("over 32 MiB", with("200 OK", etag, padded.as_bytes())),
-        ("a byte a second", Way::Answer { bytes: answer("200 OK", etag, whole), pause: Duration::from_secs(1) }),
+        ("a byte a second", Way::answer(answer("200 OK", etag, whole)).dripping()),
         ("cut off", Way::answer(cut_off)),
         ("empty", with("200 OK", etag, b"")),
         ("a policy and more", with("200 OK", etag, format!("{policy}{policy}").as_bytes())),
