@@ -7,6 +7,7 @@
 pub mod host;
 pub mod reader;
 pub mod targets;
+pub mod token;
 pub mod world;
 
 #[cfg(fuzzing)]

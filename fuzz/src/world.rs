@@ -19,13 +19,28 @@ pub const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 pub const ORIGIN: &str = "https://gw.example";
 /// The API key of acme, good for the connectors notes and files.
 pub const API_KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
-/// The secret of each client.
+/// The secret of each client that has no key.
 pub const SECRET: &str = "apx_secret_0123456789abcdefghijABCD";
-/// The clients, with their orgs and scopes.
-pub const CLIENTS: [(&str, &str, &str); 3] = [
-    ("apx_client_acme0000", "acme", "mcp:call"),
-    ("apx_client_scoped00", "acme", "mcp:call:files mcp:call:notes"),
-    ("apx_client_other000", "other", "mcp:call"),
+
+/// A client of the gateway's own authorization server.
+pub struct Client {
+    /// Its `client_id`.
+    pub id: &'static str,
+    /// Its org.
+    pub org: &'static str,
+    /// Its scopes.
+    pub scopes: &'static str,
+    /// The letter of its key, where it proves itself by `private_key_jwt`.
+    pub key: Option<u8>,
+}
+
+/// The clients.
+pub const CLIENTS: [Client; 5] = [
+    Client { id: "apx_client_acme0000", org: "acme", scopes: "mcp:call", key: None },
+    Client { id: "apx_client_scoped00", org: "acme", scopes: "mcp:call:files mcp:call:notes", key: None },
+    Client { id: "apx_client_other000", org: "other", scopes: "mcp:call", key: None },
+    Client { id: "apx_client_keyed000", org: "acme", scopes: "mcp:call:files mcp:call:notes", key: Some(b'k') },
+    Client { id: "apx_client_otherkey", org: "other", scopes: "mcp:call", key: Some(b'o') },
 ];
 /// The identity providers: org, issuer, and the letter of the key.
 pub const PROVIDERS: [(&str, &str, u8); 2] = [("acme", "https://idp.example/a", b'a'), ("other", "https://idp.example/b", b'b')];
@@ -39,11 +54,14 @@ pub fn key_of(letter: u8) -> RsaPublicKey {
 
 /// The set that publishes the key of a letter under that id.
 pub fn jwk_set(letter: u8) -> JwkSet {
+    JwkSet::parse(jwks(letter).to_string().as_bytes()).expect("a set")
+}
+
+fn jwks(letter: u8) -> Value {
     let key = key_of(letter);
     let number = |bytes| BASE64_URL_SAFE_NO_PAD.encode(bytes);
     let kid = char::from(letter).to_string();
-    let set = json!({"keys": [{"kty": "RSA", "kid": kid, "n": number(key.modulus()), "e": number(key.exponent())}]});
-    JwkSet::parse(set.to_string().as_bytes()).expect("a set")
+    json!({"keys": [{"kty": "RSA", "kid": kid, "n": number(key.modulus()), "e": number(key.exponent())}]})
 }
 
 /// The configuration and the policy.
@@ -54,8 +72,9 @@ pub fn config() -> (Config, Policy) {
     });
     let sha256 = |secret: &str| hex::encode(Sha256::digest(secret));
     let org = |name: &str| {
-        let clients = CLIENTS.iter().filter(|(_, org, _)| *org == name).map(|(id, _, scopes)| {
-            json!({"client_id": id, "secret_sha256": [sha256(SECRET)], "scopes": scopes.split(' ').collect::<Vec<_>>()})
+        let clients = CLIENTS.iter().filter(|client| client.org == name).map(|client| {
+            let (proof, value) = client.key.map_or_else(|| ("secret_sha256", json!([sha256(SECRET)])), |key| ("jwks", jwks(key)));
+            json!({"client_id": client.id, proof: value, "scopes": client.scopes.split(' ').collect::<Vec<_>>()})
         });
         let providers = PROVIDERS.iter().filter(|(org, ..)| *org == name).map(|(_, issuer, letter)| {
             json!({"issuer": issuer, "jwks_uri": format!("{issuer}/{}", char::from(*letter)), "audience": "apexmcp", "default_scopes": ["mcp:call:notes"]})

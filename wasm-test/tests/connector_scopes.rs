@@ -369,6 +369,7 @@ impl Watched {
 async fn our_idea_of_the_connector_is_that_of_mcp_router() {
     const PLAIN: usize = 10_000;
     const HOSTILE: usize = 10_000;
+    const ATTEMPTS: usize = 3;
     let watched = Arc::new(Watched::start().await);
     let seed = fastrand::u64(..);
     println!("seed {seed}");
@@ -378,8 +379,25 @@ async fn our_idea_of_the_connector_is_that_of_mcp_router() {
 
     let mut tally = BTreeMap::<String, usize>::new();
     for (kind, bodies) in [("plain", plain), ("hostile", hostile)] {
-        for (body, (status, reached), (scoped_status, reached_by_scoped)) in watched.send_all(bodies).await {
+        for (body, (status, mut reached), (scoped_status, mut reached_by_scoped)) in watched.send_all(bodies).await {
             let ours = Body::parse(body.as_bytes(), "__");
+            let served = |connector: &str| kind == "plain" && ["notes", "clock"].contains(&connector);
+            // The router joins what answers, so a call that is lost on the way looks like one that was never made. What it
+            // reads in a message is the same each time.
+            for _ in 0..ATTEMPTS {
+                let lacks_one = match ours.as_ref().map(|body| body.messages.as_slice()) {
+                    Ok([Message { target: Target::Connector(connector), .. }]) => {
+                        served(connector.as_str()) && reached.is_empty()
+                    }
+                    Ok(_) => reached.len() == 1 || reached_by_scoped.len() == 1,
+                    Err(_) => false,
+                };
+                if lacks_one {
+                    *tally.entry(format!("{kind}: sent again")).or_default() += 1;
+                    reached.append(&mut watched.reached_by("key_all", &body).await.1);
+                    reached_by_scoped.append(&mut watched.reached_by("key_notes", &body).await.1);
+                }
+            }
             let what = format!(
                 "{body}\nours: {ours:?}\nreached: {status} {reached:?}, by the scoped key: {scoped_status} {reached_by_scoped:?}"
             );
@@ -387,8 +405,7 @@ async fn our_idea_of_the_connector_is_that_of_mcp_router() {
             let verdict = match ours.as_ref().map(|body| body.messages.as_slice()) {
                 Ok([Message { target: Target::Connector(connector), .. }]) => {
                     assert!(reached.is_empty() || one == Some(connector.as_str()), "another connector: {what}");
-                    let may_be_refused = kind == "hostile" || !["notes", "clock"].contains(&connector.as_str());
-                    assert!(may_be_refused || one.is_some(), "none: {what}");
+                    assert!(!served(connector.as_str()) || one.is_some(), "none: {what}");
                     if one.is_some() { "one connector, the same" } else { "one connector, not served" }
                 }
                 Ok([Message { target: Target::Nothing | Target::Lists, .. }]) => {

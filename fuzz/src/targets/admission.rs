@@ -8,11 +8,10 @@ use apexmcp_auth::jose::jwk::RsaPublicKey;
 use apexmcp_auth::jwks::{JwksUri, Record};
 use apexmcp_auth::principal::{Method, Principal};
 use apexmcp_auth::route::RouteSettings;
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
-use crate::host::{FuzzHost, signature};
+use crate::host::FuzzHost;
 use crate::reader::{self, Json};
+use crate::token::Token;
 use crate::world::{self, API_KEY, CLIENTS, NOW, ORIGIN, PROVIDERS, key_of};
 
 thread_local! {
@@ -43,32 +42,19 @@ impl Worker {
     }
 }
 
-/// A token that the input describes, and who signed it.
-struct Token {
-    signer: u8,
-    header: String,
-    claims: String,
-}
-
 /// `data` is a signer (`a`, `b`, `g` for the gateway, `-` for nobody), the texts of a token's header and claims, each a
 /// line, then a head and a body. Where the head has the word `<token>`, that token stands.
 pub fn check(data: &[u8]) {
-    let mut lines = data.splitn(4, |byte| *byte == b'\n');
-    let mut line = || lines.next().unwrap_or_default();
-    let (signer, header, claims, request) = (line(), line(), line(), line());
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let token = Token { signer: signer.first().copied().unwrap_or(b'-'), header: text(header), claims: text(claims) };
+    let (token, request) = Token::read(data);
     WORKER.with_borrow_mut(|worker| judge(worker, &token, request));
 }
 
 fn judge(worker: &mut Worker, token: &Token, request: &[u8]) {
-    let input = [&token.header, &token.claims].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".");
-    let signed = match token.signer {
-        letter @ (b'a' | b'b') => signature(&key_of(letter), &input),
-        b'g' => signature(&worker.gateway_key, &input),
-        _ => [0; 32],
+    let key = match token.signer {
+        b'g' => Some(worker.gateway_key.clone()),
+        letter => PROVIDERS.iter().any(|(.., known)| *known == letter).then(|| key_of(letter)),
     };
-    let written = format!("{input}.{}", BASE64_URL_SAFE_NO_PAD.encode(signed));
+    let written = token.written(key.as_ref());
     let (mut headers, body) = reader::head_and_body(request);
     for (_, value) in &mut headers {
         if let Some(at) = value.windows(7).position(|word| word == b"<token>") {
@@ -182,9 +168,9 @@ fn check_admitted(
         assert_eq!((token.signer, text("iss")), (b'g', ORIGIN));
         let whole = format!("{ORIGIN}/mcp/{org}");
         assert!(audiences.iter().any(|audience| *audience == whole || *audience == format!("{ORIGIN}{}", path_of(headers))));
-        let (_, of, holds) = CLIENTS.iter().find(|(id, ..)| *id == text("sub")).expect("a client");
-        assert_eq!(*of, org);
-        let holds: Vec<&str> = holds.split(' ').collect();
+        let client = CLIENTS.iter().find(|client| client.id == text("sub")).expect("a client");
+        assert_eq!(client.org, org);
+        let holds: Vec<&str> = client.scopes.split(' ').collect();
         for word in words(principal).iter().filter(|word| !word.is_empty()) {
             assert!(holds.contains(&"mcp:call") || holds.contains(&word.as_str()), "{word} is not the client's");
             assert!(claimed.contains(&"mcp:call") || claimed.contains(&word.as_str()), "{word} was not granted");

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use apexmcp_auth::config::Config;
+use apexmcp_auth::policy::source::PolicySource;
 use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value as ProtoValue};
 use serde_json::Value;
+
+use super::policy::Names;
+use crate::host::FuzzHost;
 
 const SECRET: &str = "secret-of-the-environment";
 
@@ -34,8 +38,19 @@ pub fn check(data: &[u8]) {
     let bytes = structure(&members).encode_to_vec();
     let as_text = Config::parse(text.as_bytes(), &environment);
     let as_struct = Config::parse(&bytes, &environment);
+    let inline = members.get("policy").and_then(|policy| policy.get("inline")).cloned().unwrap_or_default();
     if !has_inexact_number(&Value::Object(members)) {
-        assert_eq!(as_text.is_ok(), as_struct.is_ok(), "{:?}", as_struct.err());
+        match (as_text, as_struct) {
+            (Ok((config, policy)), Ok((other_config, other_policy))) => {
+                assert_eq!(format!("{config:?}"), format!("{other_config:?}"));
+                let mut names = Names::default();
+                names.note(&inline.to_string());
+                names.assert_same(&PolicySource::Inline(policy), &PolicySource::Inline(other_policy), &FuzzHost::default());
+            }
+            // What is found first may differ: the members of a `Struct` have no order.
+            (Err(_), Err(_)) => {}
+            (as_text, as_struct) => panic!("{:?} {:?}", as_text.err(), as_struct.err()),
+        }
     }
 }
 

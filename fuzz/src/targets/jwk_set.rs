@@ -8,7 +8,7 @@ use rsa::pkcs8::SubjectPublicKeyInfoRef;
 
 use crate::reader::Json;
 
-/// `data` is a document. As long numbers as RSA has are written `<2048>`: a fuzzer would never guess their length.
+/// `data` is a document. As long numbers as RSA has are written `<2048>`, or `<2048 even>`: a fuzzer would never guess their length.
 pub fn check(data: &[u8]) {
     let document = expanded(data);
     let Ok(set) = JwkSet::parse(&document) else { return };
@@ -37,6 +37,7 @@ pub fn check(data: &[u8]) {
             assert!(published.iter().any(|key| is_it(&key)), "published as such: {kid:?}");
             let bits = key.modulus().len() * 8 - key.modulus().first().map_or(0, |byte| byte.leading_zeros() as usize);
             assert!((2048..=8192).contains(&bits) && key.exponent() != [1], "{bits}");
+            assert!(key.modulus().last().is_some_and(|last| last % 2 == 1), "no product of two primes is even");
             let spki = SubjectPublicKeyInfoRef::try_from(key.spki()).expect("DER");
             let der = RsaPublicKey::try_from(spki.subject_public_key.raw_bytes()).expect("DER");
             assert_eq!((der.modulus.as_bytes(), der.public_exponent.as_bytes()), (key.modulus(), key.exponent()));
@@ -48,14 +49,13 @@ fn expanded(data: &[u8]) -> Vec<u8> {
     let Ok(text) = std::str::from_utf8(data) else { return data.to_vec() };
     let mut text = text.to_owned();
     for bits in [1024, 2047, 2048, 4096, 8192, 8200_usize] {
-        let number = || {
-            let mut bytes = vec![0xff; bits.div_ceil(8)];
-            bytes[0] >>= (8 - bits % 8) % 8;
-            BASE64_URL_SAFE_NO_PAD.encode(bytes)
-        };
-        let short = format!("<{bits}>");
-        if text.contains(&short) {
-            text = text.replace(&short, &number());
+        for (short, last) in [(format!("<{bits}>"), 0xff), (format!("<{bits} even>"), 0xfe)] {
+            if text.contains(&short) {
+                let mut bytes = vec![0xff; bits.div_ceil(8) - 1];
+                bytes.push(last);
+                bytes[0] >>= (8 - bits % 8) % 8;
+                text = text.replace(&short, &BASE64_URL_SAFE_NO_PAD.encode(bytes));
+            }
         }
     }
     text.into_bytes()

@@ -1,6 +1,7 @@
 //! JSON-RPC messages: whichever way a reader behind reads them, it finds no other connector than was judged.
 
 use apexmcp_auth::mcp::message::{Body, Target};
+use apexmcp_auth::names::ConnectorId;
 use apexmcp_auth::scope::parse_words;
 use serde_json::Value;
 
@@ -20,6 +21,7 @@ pub fn check(data: &[u8]) {
             _ => None,
         };
         let params = || reading.all("params");
+        let references = || params().flat_map(|params| params.all("ref"));
         let before = |text: &str, separator| text.split_once(separator).map(|(connector, _)| connector.to_owned());
         let of_name = |name: &Json| before(name.text().expect("text"), "__");
         let of_uri = |uri: &Json| before(before(uri.text().expect("text"), "://")?.as_str(), "+");
@@ -27,6 +29,24 @@ pub fn check(data: &[u8]) {
             Some("tools/call" | "prompts/get") => params().flat_map(|params| params.all("name")).map(of_name).collect(),
             Some("resources/read" | "resources/subscribe" | "resources/unsubscribe") => {
                 params().flat_map(|params| params.all("uri")).map(of_uri).collect()
+            }
+            Some("completion/complete") => {
+                let kinds: Vec<_> = references().flat_map(|one| one.all("type")).map(Json::text).collect();
+                match kinds.as_slice() {
+                    [Some("ref/prompt")] => references().flat_map(|one| one.all("name")).map(of_name).collect(),
+                    [Some("ref/resource")] => references().flat_map(|one| one.all("uri")).map(of_uri).collect(),
+                    [_] => vec![None],
+                    _ => panic!("one kind: {message:?}"),
+                }
+            }
+            None => {
+                let ids: Vec<_> = reading.all("id").filter_map(Json::text).map(|id| before(id, "__")).collect();
+                // An answer without a connector's name in its id goes to none.
+                if ids.iter().flatten().all(|name| ConnectorId::parse(name).is_none()) {
+                    assert_eq!(message.target, Target::Nothing);
+                    continue;
+                }
+                ids
             }
             _ => continue,
         };

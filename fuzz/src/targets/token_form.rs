@@ -8,7 +8,11 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 
 use crate::host::FuzzHost;
 use crate::reader::{self, Json};
-use crate::world::{self, CLIENTS, NOW, ORIGIN, SECRET};
+use crate::token::Token;
+use crate::world::{self, CLIENTS, Client, NOW, ORIGIN, SECRET};
+
+/// [`NOW`], as JSON has it.
+const PRESENT: f64 = 1.8e9;
 
 thread_local! {
     static WORLD: (apexmcp_auth::config::Config, PolicySource) = {
@@ -17,8 +21,10 @@ thread_local! {
     };
 }
 
-/// `data` is a head and a form. Where the head has the word `<basic>`, what follows it in the line is encoded.
+/// `data` is a head and a form. Where the head has the word `<basic>`, what follows it in the line is encoded. Before the
+/// head there may be an assertion, as in [`Token::read`], that stands where the form has the word `<assertion>`.
 pub fn check(data: &[u8]) {
+    let (token, data) = if data.get(1) == Some(&b'\n') { Token::read(data) } else { (Token::default(), data) };
     let (mut headers, body) = reader::head_and_body(data);
     for (_, value) in &mut headers {
         if let Some(at) = value.windows(7).position(|word| word == b"<basic>") {
@@ -26,12 +32,21 @@ pub fn check(data: &[u8]) {
             value.splice(at.., encoded.bytes());
         }
     }
+    let signs = CLIENTS.iter().any(|client| client.key == Some(token.signer));
+    let written = token.written(signs.then(|| world::key_of(token.signer)).as_ref());
+    let mut body = body.to_vec();
+    if let Some(at) = body.windows(11).position(|word| word == b"<assertion>") {
+        body.splice(at..at + 11, written.bytes());
+    }
+
     let Some(head) = reader::request_head(&headers) else { return };
     let host = FuzzHost::default();
-    let issued = WORLD.with(|(config, policy)| {
-        TokenEndpoint { config, policy, attempts: &mut Attempts::default(), host: &host, now: NOW }.issue(&head, body)
-    });
-    let reply = match issued {
+    let issue = || {
+        WORLD.with(|(config, policy)| {
+            TokenEndpoint { config, policy, attempts: &mut Attempts::default(), host: &host, now: NOW }.issue(&head, &body)
+        })
+    };
+    let reply = match issue() {
         Ok(reply) => reply,
         Err(error) => {
             let reply = error.reply();
@@ -41,41 +56,44 @@ pub fn check(data: &[u8]) {
         }
     };
 
-    let form = reader::form(body);
+    let form = reader::form(&body);
     let all = |name: &str| form.iter().filter(|(field, _)| field == name).map(|(_, value)| value.as_str()).collect::<Vec<_>>();
     assert!(form.iter().all(|(name, _)| all(name).len() == 1), "a parameter is repeated");
     let one = |name: &str| all(name).first().copied().filter(|value| !value.is_empty());
     assert_eq!(one("grant_type"), Some("client_credentials"));
     let basic: Vec<_> = headers.iter().filter(|(name, _)| name == "authorization").map(|(_, value)| value).collect();
-    assert!(one("client_assertion").is_none(), "no client has a key");
-    let (id, secret) = match (basic.as_slice(), one("client_secret")) {
-        ([], Some(secret)) => (one("client_id").expect("an id").to_owned(), secret.to_owned()),
-        ([value], None) => {
+    let client = match (basic.as_slice(), one("client_secret"), one("client_assertion")) {
+        ([], None, Some(assertion)) => {
+            assert_eq!(one("client_assertion_type"), Some("urn:ietf:params:oauth:client-assertion-type:jwt-bearer"));
+            assert_eq!(assertion, written, "the only assertion that anybody signed");
+            assert!(matches!(issue(), Err(TokenError::InvalidClient { .. })), "an assertion serves once");
+            prover(&token)
+        }
+        ([], Some(secret), None) => holder(one("client_id").expect("an id"), secret),
+        ([value], None, None) => {
             let decoded = BASE64_STANDARD.decode(value[6..].trim_ascii()).expect("base64");
             let plain = |text: &[u8]| String::from_utf8(reader::percent_decoded(text)).expect("text");
             let mut halves = decoded.splitn(2, |byte| *byte == b':');
-            (plain(halves.next().unwrap_or_default()), plain(halves.next().unwrap_or_default()))
+            holder(&plain(halves.next().unwrap_or_default()), &plain(halves.next().unwrap_or_default()))
         }
         both => panic!("one way to prove itself: {both:?}"),
     };
-    assert_eq!(secret, SECRET);
-    let (_, org, holds) = CLIENTS.iter().find(|(known, ..)| *known == id).expect("a client");
-    assert!(one("client_id").is_none_or(|named| named == id));
+    assert!(one("client_id").is_none_or(|named| named == client.id));
     let path = headers.iter().find(|(name, _)| name == ":path").map(|(_, path)| path.as_slice()).unwrap_or_default();
     let query = path.split(|byte| *byte == b'#').next().and_then(|path| path.splitn(2, |byte| *byte == b'?').nth(1));
     assert!(query.is_none_or(<[u8]>::is_empty), "credentials may stand in the query");
 
     let answer = Json::read(reply.body.as_bytes()).expect("JSON");
-    let said = |json: &Json, name: &str| json.exactly(name).next().and_then(Json::text).unwrap_or_default().to_owned();
-    let token = said(&answer, "access_token");
-    let claims = token.split('.').nth(1).and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok()).expect("claims");
+    let access_token = said(&answer, "access_token");
+    let claims = access_token.split('.').nth(1).and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok()).expect("claims");
     let claims = Json::read(&claims).expect("JSON");
-    assert_eq!((said(&claims, "sub"), said(&claims, "client_id"), said(&claims, "iss")), (id.clone(), id, ORIGIN.to_owned()));
-    let (audience, whole) = (said(&claims, "aud"), format!("{ORIGIN}/mcp/{org}"));
+    assert_eq!((said(&claims, "sub"), said(&claims, "client_id"), said(&claims, "iss")), (client.id, client.id, ORIGIN));
+    let (audience, whole) = (said(&claims, "aud"), format!("{ORIGIN}/mcp/{}", client.org));
     assert!(audience == whole || audience.strip_prefix(&whole).is_some_and(|rest| rest.starts_with('/')), "{audience}");
     assert!(one("resource").is_none_or(|resource| resource == audience));
     assert_eq!(said(&claims, "scope"), said(&answer, "scope"));
-    let (holds, asked) = (holds.split(' ').collect::<Vec<_>>(), one("scope").map(|scope| scope.split(' ').collect::<Vec<_>>()));
+    let (holds, asked) =
+        (client.scopes.split(' ').collect::<Vec<_>>(), one("scope").map(|scope| scope.split(' ').collect::<Vec<_>>()));
     for word in said(&answer, "scope").split(' ') {
         assert!(word.starts_with("mcp:call"), "{word}");
         assert!(holds.contains(&"mcp:call") || holds.contains(&word), "{word} is not the client's");
@@ -84,4 +102,34 @@ pub fn check(data: &[u8]) {
             "{word} was not asked for"
         );
     }
+}
+
+fn said<'j>(json: &'j Json, name: &'static str) -> &'j str {
+    json.exactly(name).next().and_then(Json::text).unwrap_or_default()
+}
+
+/// The client of this id, which proved itself by this secret.
+fn holder(id: &str, secret: &str) -> &'static Client {
+    assert_eq!(secret, SECRET);
+    CLIENTS.iter().find(|client| client.id == id && client.key.is_none()).expect("a client with a secret")
+}
+
+/// The client that proved itself by this assertion, RFC 7523 §3.
+fn prover(assertion: &Token) -> &'static Client {
+    let [header, claims] = [&assertion.header, &assertion.claims].map(|part| Json::read(part.as_bytes()).expect("JSON"));
+    let id = said(&claims, "sub");
+    let client = CLIENTS.iter().find(|client| client.id == id && client.key == Some(assertion.signer)).expect("its own key");
+    assert_eq!((said(&claims, "iss"), said(&header, "alg")), (id, "RS256"));
+    assert!(header.exactly("kid").all(|kid| kid.text().is_some_and(|kid| kid.as_bytes() == [assertion.signer])));
+    let endpoint = format!("{ORIGIN}/oauth/token");
+    let names_us = |audience: &Json| audience.text().is_some_and(|audience| audience == ORIGIN || audience == endpoint);
+    assert!(claims.exactly("aud").flat_map(Json::elements).any(names_us));
+    assert!(!said(&claims, "jti").is_empty());
+    let number = |name| claims.exactly(name).next().and_then(Json::number);
+    let (skew, lifetime) = (60.001, 600.0);
+    let expires_at = number("exp").expect("exp");
+    assert!(expires_at + skew > PRESENT);
+    assert!(["nbf", "iat"].into_iter().filter_map(number).all(|moment| moment <= PRESENT + skew));
+    assert!(number("iat").map_or(expires_at <= PRESENT + lifetime + 2.0 * skew, |iat| iat + lifetime + skew > PRESENT));
+    client
 }
