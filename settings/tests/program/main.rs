@@ -12,6 +12,7 @@
 )]
 
 mod commands;
+mod crowd;
 mod document;
 mod killed;
 mod serve;

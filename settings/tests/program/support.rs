@@ -126,6 +126,14 @@ impl Server {
         self.get(&format!("/v1/policy?wait={wait}"), &[("authorization", &authorization), ("if-none-match", etag)])
     }
 
+    /// A connection on which a gateway that knows this policy waits for another.
+    pub fn waiting(&self, etag: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address()).unwrap();
+        let head = format!("host: x\r\nauthorization: Bearer {TOKEN}\r\nif-none-match: {etag}");
+        stream.write_all(format!("GET /v1/policy?wait=300s HTTP/1.1\r\n{head}\r\n\r\n").as_bytes()).unwrap();
+        stream
+    }
+
     pub fn metric(&self, name: &str) -> u64 {
         let text = self.get("/metrics", &[]).body;
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("apexmcp_settings_{name} ")));
