@@ -15,6 +15,9 @@ pub const SERVICE: &str = "envoy.service.ratelimit.v3.RateLimitService";
 /// Its method.
 pub const METHOD: &str = "ShouldRateLimit";
 
+/// A longer answer is none: it tells the state of a handful of limits, in less than 1 KiB, and would be read in the worker.
+pub const MAX_ANSWER_LENGTH: usize = 64 * 1024;
+
 const OK: i32 = 1;
 const OVER_LIMIT: i32 = 2;
 /// `envoy.type.v3.RateLimitUnit`

@@ -356,7 +356,7 @@ impl Plugin {
 
     /// The rate limit service answered, or will not any more.
     pub(super) fn counted(&self, token: u32, status: u32, size: usize) {
-        let answer = (status == 0).then(|| hostcalls::grpc_response(size));
+        let answer = (status == 0 && size <= service::MAX_ANSWER_LENGTH).then(|| hostcalls::grpc_response(size));
         let Some(id) = self.counts.borrow_mut().remove(&token) else { return };
         let held = self.held.borrow_mut().remove(&id);
         let Some(Held { flow, awaiting: Awaiting::Count(exchange, _) }) = held else { return };

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::ContextType;
+use proxy_wasm::types::{ContextType, Status};
 use sha2::{Digest, Sha256};
 
 use super::hostcalls::{self, CAS_ATTEMPTS};
@@ -172,8 +172,7 @@ impl Root {
                 });
             }
             Err(status) => {
-                let problem = format!("Envoy refused the callout to cluster {:?} ({status:?}); does it exist?", settings.cluster);
-                self.poll_failed(claimed.started_at(), &problem, now);
+                self.poll_failed(claimed.started_at(), &refused_callout(&settings.cluster, status), now);
             }
         }
     }
@@ -280,8 +279,9 @@ impl Root {
         }
         take_over(set, claimed, now, &config.jwks);
         let fetch = match config.clusters.of(set.uri()) {
-            Ok(cluster) => hostcalls::get(cluster, set.uri(), config.jwks.timeout)
-                .map_err(|status| format!("Envoy refused the callout to cluster {cluster:?} ({status:?}); does it exist?")),
+            Ok(cluster) => {
+                hostcalls::get(cluster, set.uri(), config.jwks.timeout).map_err(|status| refused_callout(cluster, status))
+            }
             Err(problem) => Err(problem.to_owned()),
         };
         drop(gateway);
@@ -367,6 +367,11 @@ fn shared_key(uri: &JwksUri) -> String {
 fn shared_record(uri: &JwksUri) -> (Record, hostcalls::Cas) {
     let (value, cas) = hostcalls::shared_data(&shared_key(uri));
     (value.as_deref().and_then(Record::from_bytes).unwrap_or_default(), cas)
+}
+
+/// What it means that a request was not even begun.
+fn refused_callout(cluster: &str, status: Status) -> String {
+    format!("Envoy refused the callout to cluster {cluster:?} ({status:?}): does it exist, and is the host's name found?")
 }
 
 /// What an answer with this status means; two of them Envoy gives itself.

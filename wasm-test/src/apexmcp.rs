@@ -77,6 +77,11 @@ impl Apexmcp {
         self.port
     }
 
+    /// What the server printed, its log too.
+    pub fn output(&self) -> String {
+        self.folder.read("stdout") + &self.folder.read("stderr")
+    }
+
     /// Kills what serves, without a chance to say so.
     pub fn kill(&mut self) {
         self.serving = None;

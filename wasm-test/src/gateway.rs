@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::dns::NameServer;
 use crate::envoy::{Envoy, GATEWAY_LISTENER, complete_gateway};
 use crate::http::{CASE_HEADER, Client, Reply, Request};
+use crate::policy::merged;
 use crate::process::{Folder, free_port};
 use crate::server::Server;
 use crate::upstream::Arrived;
@@ -41,6 +43,7 @@ pub struct Setup {
     holds_headers_alone: bool,
     passes_trailers: bool,
     request_timeout: &'static str,
+    names: Value,
     clusters: Vec<Value>,
     environment: Vec<(&'static str, String)>,
     filter_file: Option<PathBuf>,
@@ -82,6 +85,7 @@ impl Setup {
             holds_headers_alone: true,
             passes_trailers: false,
             request_timeout: "0s",
+            names: json!({}),
             clusters: Vec::new(),
             environment: Vec::new(),
             filter_file: None,
@@ -125,6 +129,27 @@ impl Setup {
     /// With this time for a request to pass the filters; without, it has any.
     pub fn request_timeout(self, request_timeout: &'static str) -> Self {
         Self { request_timeout, ..self }
+    }
+
+    /// With this name server for the names of identity providers. A name is looked up again within seconds: where it is not
+    /// found any more, its address is forgotten.
+    pub fn name_server(self, name_server: &NameServer) -> Self {
+        let resolver = json!({
+            "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+            "resolvers": [address(name_server.port())],
+            "dns_resolver_options": {"no_default_search_domain": true},
+            "query_timeout_seconds": 1,
+            "query_tries": 1,
+        });
+        let names = json!({
+            "typed_dns_resolver_config": {"name": "envoy.network.dns_resolver.cares", "typed_config": resolver},
+            "dns_refresh_rate": "1s",
+            "dns_min_refresh_rate": "1s",
+            "dns_failure_refresh_rate": {"base_interval": "1s", "max_interval": "1s"},
+            // Envoy keeps an address that it can't find again for as long as it is used.
+            "host_ttl": "0.001s",
+        });
+        Self { names, ..self }
     }
 
     /// With a cluster `ratelimit` that leads to this port.
@@ -249,7 +274,7 @@ impl Setup {
         let mut to_upstream = local_cluster("upstream", upstream.port());
         to_upstream["typed_extension_protocol_options"] =
             http_options(&json!({"http_protocol_options": {"enable_trailers": self.passes_trailers}}));
-        let clusters: Vec<Value> = [to_upstream, jwks_cluster()].into_iter().chain(self.clusters.clone()).collect();
+        let clusters: Vec<Value> = [to_upstream, jwks_cluster(&self.names)].into_iter().chain(self.clusters.clone()).collect();
         json!({
             "node": {"id": "gateway", "cluster": "gateway"},
             "admin": {"address": address(0)},
@@ -298,7 +323,8 @@ fn http_options(explicit: &Value) -> Value {
     }})
 }
 
-fn jwks_cluster() -> Value {
+/// The cluster of identity providers, whose names are looked up like this.
+fn jwks_cluster(names: &Value) -> Value {
     json!({
         "name": "jwks_http",
         "lb_policy": "CLUSTER_PROVIDED",
@@ -306,7 +332,7 @@ fn jwks_cluster() -> Value {
             "name": "envoy.clusters.dynamic_forward_proxy",
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig",
-                "dns_cache_config": {"name": "jwks", "dns_lookup_family": "V4_ONLY"},
+                "dns_cache_config": merged(json!({"name": "jwks", "dns_lookup_family": "V4_ONLY"}), names),
             },
         },
     })

@@ -1,14 +1,16 @@
 //! What the end-to-end tests share: real Envoy with the built module, and those around it.
 //!
 //! [`gateway`] starts [`envoy`] with the filter; [`upstream`] stands behind it and tells what arrived there; [`issuer`]
-//! is an identity provider that does as a test says, [`provider`] a real one; [`token`] makes tokens, broken ones too;
-//! [`front`] breaks the way to a service, [`clock`] is wrong; [`http`] sends requests, and [`load`] many. Everything
-//! listens on free ports of 127.0.0.1 and ends with the value that stands for it.
+//! is an identity provider that does as a test says, [`provider`] a real one, and a person may [`sign_in`] at another;
+//! [`token`] makes tokens, broken ones too; [`front`] breaks the way to a service, [`dns`] loses its name, [`clock`] is
+//! wrong; [`http`] sends requests, and [`load`] many. Everything listens on free ports of 127.0.0.1 and ends with the value
+//! that stands for it.
 
 pub mod apexmcp;
 pub mod clock;
 pub mod connector;
 pub mod demo;
+pub mod dns;
 pub mod envoy;
 pub mod front;
 pub mod gateway;
@@ -23,6 +25,7 @@ pub mod provider;
 pub mod rate_limit;
 pub mod server;
 pub mod settings;
+pub mod sign_in;
 pub mod token;
 pub mod upstream;
 

@@ -9,7 +9,8 @@ use tokio::task::JoinSet;
 use crate::eventually;
 use crate::http::{Client, Reply, Request};
 
-const CLIENTS: usize = 8;
+/// So many clients send at once.
+pub const CLIENTS: usize = 8;
 
 /// Clients that send requests in turn, one after the other, until they are stopped.
 #[derive(Debug)]
@@ -88,5 +89,44 @@ impl Load {
         self.is_over.store(true, Ordering::Relaxed);
         let others = self.clients.join_all().await.concat();
         (self.sent.load(Ordering::Relaxed), others, self.unanswered.load(Ordering::Relaxed))
+    }
+}
+
+/// Requests of both kinds.
+#[derive(Debug)]
+pub struct Loads {
+    good: Load,
+    bad: Load,
+}
+
+impl Loads {
+    /// Starts to send `good`, which are to pass, and `bad`, which are to be answered with 401.
+    pub fn start(client: &Client, good: Vec<Request>, bad: Vec<Request>) -> Self {
+        Self { good: Load::start(client, good), bad: Load::expecting(401, client, bad) }
+    }
+
+    /// How many were sent by now.
+    pub fn sent(&self) -> usize {
+        self.good.sent() + self.bad.sent()
+    }
+
+    /// Awaits that so many more of either kind were sent.
+    pub async fn until_sent(&self, more: usize) {
+        self.good.until_sent(more).await;
+        self.bad.until_sent(more).await;
+    }
+
+    /// No request was answered wrongly, which is told of `what`. Returns how many were not answered.
+    ///
+    /// # Panics
+    /// Where one was.
+    pub async fn stop(self, what: &str) -> usize {
+        let (sent, wrong, unanswered) = self.good.stop_broken().await;
+        assert!(wrong.is_empty(), "{} of {sent}: {:?}", wrong.len(), wrong.first());
+        let (sent_bad, wrong, unanswered_bad) = self.bad.stop_broken().await;
+        assert!(wrong.is_empty(), "{} of {sent_bad}: {:?}", wrong.len(), wrong.first());
+        let unanswered = unanswered + unanswered_bad;
+        println!("{what}: {} requests, 0 wrong decisions, {unanswered} without a connection", sent + sent_bad);
+        unanswered
     }
 }

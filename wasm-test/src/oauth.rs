@@ -237,7 +237,23 @@ fn with_policy(filter: &Value, origin: &str, policy: &Value) -> String {
 
 /// A request for a token by client credentials, for the client that has a secret.
 pub fn token_request(secret: &str) -> Request {
-    let form = format!("grant_type=client_credentials&client_id={WITH_SECRET}&client_secret={secret}");
+    token_request_of(WITH_SECRET, secret)
+}
+
+/// The same for any client that has one.
+pub fn token_request_of(client_id: &str, secret: &str) -> Request {
+    token_form(&format!("client_id={client_id}&client_secret={secret}"))
+}
+
+/// The same for the client that this assertion proves (RFC 7523 §2.2).
+pub fn assertion_request(assertion: &str) -> Request {
+    let kind = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+    token_form(&format!("client_assertion_type={kind}&client_assertion={assertion}"))
+}
+
+/// A request for a token by client credentials, which these parameters prove.
+fn token_form(parameters: &str) -> Request {
+    let form = format!("grant_type=client_credentials&{parameters}");
     Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(form)
 }
 

@@ -132,6 +132,52 @@ async fn tokens_of_identity_providers() {
     eventually("all three keys are told", async || are_all_told().await.then_some(())).await;
 }
 
+/// A signature says nothing of its issuer but by the key set of the record of the org that is addressed.
+#[tokio::test]
+async fn a_provider_signs_for_its_own_issuer_and_org_alone() {
+    let upstream = upstream::start().await;
+    // Both under one `kid`, so that it does not tell them apart.
+    let (ours, theirs, their_second) = (Key::first("a"), Key::second("a"), Key::second("b"));
+    let (of_acme, of_other) = (Issuer::start(&[&ours]).await, Issuer::start(&[&theirs, &their_second]).await);
+    let gateway = Setup::new(plugin(&json!({
+        "acme": {"identity_providers": [of_acme.record()]},
+        "other": {"identity_providers": [of_other.record()]},
+        // Whoever administers this org takes acme's issuer for his own, with keys that are.
+        "mimic": {"identity_providers": [merged(of_acme.record(), &json!({"jwks_uri": of_other.jwks_uri()}))]},
+    })))
+    .start(&upstream)
+    .await;
+
+    let (at_acme, at_other, at_mimic) = ("/mcp/acme", "/mcp/other", "/mcp/mimic");
+    let (our_own, their_own) = (ours.token(&of_acme.claims()), theirs.token(&of_other.claims()));
+    let (as_acme, as_other) = (theirs.token(&of_acme.claims()), ours.token(&of_other.claims()));
+    let without_kid = |key: &Key, claims| key.token_with(&json!({"alg": "RS256"}), &claims);
+    let refused = [
+        ("the provider of other for acme's issuer", at_acme, as_acme.clone(), "signature_invalid"),
+        ("the same at a connector", "/mcp/acme/notes", as_acme.clone(), "signature_invalid"),
+        ("the same at its own org", at_other, as_acme.clone(), "issuer_unknown"),
+        ("with a kid that acme's has not", at_acme, their_second.token(&of_acme.claims()), "key_unknown"),
+        ("without kid", at_acme, without_kid(&theirs, of_acme.claims()), "signature_invalid"),
+        ("without kid at its own org", at_other, without_kid(&theirs, of_acme.claims()), "issuer_unknown"),
+        ("the provider of acme for other's issuer", at_other, as_other.clone(), "signature_invalid"),
+        ("that at its own org", at_acme, as_other, "issuer_unknown"),
+        ("what is good at acme", at_other, our_own.clone(), "issuer_unknown"),
+        ("what is good at other", at_acme, their_own.clone(), "issuer_unknown"),
+        ("what acme's issuer really signed", at_mimic, our_own.clone(), "signature_invalid"),
+    ];
+    // Twice: what was admitted is remembered then, also the token that is good at one of two orgs with its issuer.
+    for _ in 0..2 {
+        for (path, token) in [(at_acme, &our_own), (at_other, &their_own), (at_mimic, &as_acme)] {
+            let arrived = gateway.admits(path, &Request::tools_list(path).bearer(token)).await;
+            assert_eq!(Some(&*arrived.headers_below(PREFIX)["org"]), path.split('/').nth(2), "{path}");
+        }
+        for (what, path, token, reason) in &refused {
+            let refusal = gateway.refuses(what, &Request::tools_list(path).bearer(token)).await;
+            assert_eq!((refusal.status, &*refusal.reason), (401, *reason), "{what}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn identities_are_exact_and_logged() {
     let upstream = upstream::start().await;

@@ -1,10 +1,13 @@
 //! Tokens that must not pass, each of which passes somewhere.
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use wasm_test::gateway::{Setup, plugin};
 use wasm_test::http::Request;
 use wasm_test::issuer::{Behaviour, Issuer};
 use wasm_test::policy::{api_key, api_key_record, merged};
+use wasm_test::sign_in::SignIn;
 use wasm_test::token::{Algorithm, Key, base64url, now};
 use wasm_test::upstream;
 
@@ -110,6 +113,9 @@ async fn no_forged_or_deformed_token_passes() {
         ("aud in capitals", "audience_mismatch", with(json!({"aud": "ApexMCP"}))),
         ("aud of others", "audience_mismatch", with(json!({"aud": ["account", "apex"]}))),
         ("aud empty", "audience_mismatch", with(json!({"aud": []}))),
+        ("aud of the client that it was issued to", "audience_mismatch", {
+            with(json!({"aud": "portal", "azp": "apexmcp", "client_id": "apexmcp", "nonce": "n", "at_hash": "h"}))
+        }),
         ("aud absent", "claim_missing", with(json!({"aud": null}))),
         ("aud a number", MALFORMED, with(json!({"aud": 7}))),
         ("aud an object", MALFORMED, with(json!({"aud": {"apexmcp": true}}))),
@@ -164,6 +170,49 @@ async fn no_forged_or_deformed_token_passes() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     gateway.admits("shallow claims", &request(&text(&header, &deep(10)))).await;
+}
+
+/// It is signed with the same key as the access token that came with it, and has the form of one (RFC 8725 §2.8): nothing but
+/// its audience, the client's id, tells what it is for.
+#[tokio::test]
+async fn an_id_token_passes_nowhere_but_where_its_audience_is_configured() {
+    let upstream = upstream::start().await;
+    let person = SignIn::new().await;
+    let for_the_client = merged(person.record(person.client_id()), &json!({"default_scopes": ["mcp:call:notes"]}));
+    let gateway = Setup::new(plugin(&json!({
+        "acme": {"identity_providers": [person.record("apexmcp")]},
+        "portal": {"identity_providers": [for_the_client]},
+    })))
+    .start(&upstream)
+    .await;
+    let claims = claims_of(person.id_token());
+    assert_eq!((&claims["aud"], &claims["sub"]), (&json!(person.client_id()), &json!(person.subject())), "{claims}");
+    assert!(claims["nonce"].is_string() && claims.get("scope").is_none(), "{claims}");
+
+    let at = |path: &str, token: &str| Request::tools_list(path).bearer(token);
+    // Twice: whichever was admitted is remembered then.
+    for _ in 0..2 {
+        gateway.admits("the access token", &at("/mcp/acme", person.access_token())).await;
+        let arrived = gateway.admits("the ID token at its audience", &at("/mcp/portal/notes", person.id_token())).await;
+        let identity = arrived.headers_below("x-apexmcp-");
+        assert_eq!(identity["principal"], format!("portal/idp/{}#{}", person.issuer(), person.subject()));
+        assert_eq!(identity["scope"], "mcp:call:notes", "it has none of its own");
+        for (what, path, token, status, reason) in [
+            ("the ID token", "/mcp/acme", person.id_token(), 401, "audience_mismatch"),
+            ("the ID token at a connector", "/mcp/acme/notes", person.id_token(), 401, "audience_mismatch"),
+            ("the access token where ID tokens pass", "/mcp/portal/notes", person.access_token(), 401, "audience_mismatch"),
+            ("the ID token beyond the default", "/mcp/portal/clock", person.id_token(), 403, "scope_insufficient"),
+        ] {
+            let refusal = gateway.refuses(what, &at(path, token)).await;
+            assert_eq!((refusal.status, &*refusal.reason), (status, reason), "{what}");
+        }
+    }
+}
+
+/// What a token says, whoever signed it.
+fn claims_of(token: &str) -> Value {
+    let claims = token.split('.').nth(1).and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok()).expect("base64url");
+    serde_json::from_slice(&claims).expect("JSON")
 }
 
 #[tokio::test]

@@ -39,10 +39,7 @@ fn assertion(key: &Key, id: &str, iat: i64, life: i64) -> Request {
     let claims = json!({
         "iss": oauth::WITH_KEY, "sub": oauth::WITH_KEY, "aud": ORIGIN, "jti": id, "iat": iat, "exp": iat + life,
     });
-    let assertion = key.token(&claims);
-    let kind = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
-    let form = format!("grant_type=client_credentials&client_assertion_type={kind}&client_assertion={assertion}");
-    Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(form)
+    oauth::assertion_request(&key.token(&claims))
 }
 
 /// Each worker answers with this status and, where it refuses, this reason.

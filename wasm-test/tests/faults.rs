@@ -1,15 +1,17 @@
 //! What is around the filter breaks while it works: nobody is admitted who should not be, and nobody refused whose keys are
-//! known. What else breaks is elsewhere: answers of many kinds that are no key set, providers that are down, clients that hang up
-//! in `key_sets.rs`; a real provider killed in `identity_provider.rs`; Settings in `settings_faults.rs`, the rate limit service in
-//! `rate_limit_faults.rs`; clocks in `clocks.rs`; what operators do to Envoy in `operations.rs` and `configuration.rs`.
+//! known. What else breaks is elsewhere: answers of many kinds that are no key set, and providers that are down, in `key_sets.rs`;
+//! clients that hang up in `hang_ups.rs`; a real provider killed in `identity_provider.rs`; Settings in `settings_faults.rs`, the
+//! rate limit service in `rate_limit_faults.rs`; clocks in `clocks.rs`; what operators do to Envoy in `operations.rs` and
+//! `configuration.rs`.
 
 use serde_json::{Value, json};
 use walrus::{FunctionBuilder, Module, ValType};
+use wasm_test::dns::{Failure, NameServer};
 use wasm_test::front::{Front, Way};
 use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::Request;
 use wasm_test::issuer::{Behaviour, Issuer};
-use wasm_test::load::Load;
+use wasm_test::load::{Load, Loads};
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::process::{Folder, argument, run};
 use wasm_test::token::Key;
@@ -22,6 +24,11 @@ fn call(token: &str) -> Request {
 
 fn document(body: &Value) -> Behaviour {
     Behaviour::Document { status: 200, body: body.to_string() }
+}
+
+/// The record of the provider at this URL.
+fn provider(url: &str) -> Value {
+    json!({"issuer": url, "jwks_uri": format!("{url}/keys"), "audience": "apexmcp"})
 }
 
 #[tokio::test]
@@ -114,8 +121,7 @@ async fn an_answer_that_breaks_later_stops_nobody_whose_key_is_known() {
         fronts.push((what, fault, Front::of(issuer.port()).await));
     }
     let url = |front: &Front| format!("http://127.0.0.1:{}", front.port());
-    let record = |front: &Front| json!({"issuer": url(front), "jwks_uri": format!("{}/keys", url(front)), "audience": "apexmcp"});
-    let records: Vec<Value> = fronts.iter().map(|(.., front)| record(front)).collect();
+    let records: Vec<Value> = fronts.iter().map(|(.., front)| provider(&url(front))).collect();
     let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refresh_interval": "1s", "timeout": "1s"}});
     let upstream = upstream::start().await;
     let configuration = merged(plugin(&json!({"acme": {"identity_providers": records}})), &jwks);
@@ -175,6 +181,51 @@ async fn a_provider_that_cannot_be_understood_or_found_is_503() {
     let (sent, refused) = load.stop().await;
     println!("{} providers without keys under {sent} requests: {} refused", broken.len(), refused.len());
     assert!(refused.is_empty(), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_whose_name_is_lost_later_stops_nobody_whose_key_is_known() {
+    let (key, other, new) = (Key::first("a"), Key::second("a"), Key::second("new"));
+    let issuer = Issuer::start(&[&key]).await;
+    let faults = [
+        ("no-name.test", Failure::NoName),
+        ("no-address.test", Failure::NoAddress),
+        ("broken.test", Failure::Broken),
+        ("refusing.test", Failure::Refusing),
+        ("garbage.test", Failure::Garbage),
+        ("silent.test", Failure::Silent),
+    ];
+    let url = |name: &str| format!("http://{name}:{}", issuer.port());
+    let records: Vec<Value> = faults.iter().map(|(name, _)| provider(&url(name))).collect();
+    let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refresh_interval": "1s", "timeout": "1s"}});
+    let (upstream, name_server) = (upstream::start().await, NameServer::start().await);
+    let configuration = merged(plugin(&json!({"acme": {"identity_providers": records}})), &jwks);
+    let gateway = Setup::new(configuration).workers(2).name_server(&name_server).start(&upstream).await;
+    let of = |key: &Key, name: &str, sub: &str| call(&key.token(&issuer.claims_with(&json!({"iss": url(name), "sub": sub}))));
+    let by = |key: &Key, name: &str| of(key, name, "agent-7");
+    for (name, _) in faults {
+        gateway.until_everywhere(&by(&key, name), 200).await;
+    }
+
+    let good = faults.map(|(name, _)| by(&key, name)).to_vec();
+    let bad = faults.map(|(name, _)| by(&other, name)).into_iter().chain([Request::tools_list("/mcp/acme")]).collect();
+    let loads = Loads::start(gateway.client(), good, bad);
+    for (name, failure) in faults {
+        name_server.fail(name, failure);
+    }
+    let failures = |name: &str| gateway.log().matches(&format!("key set {}/keys could not be fetched", url(name))).count();
+    for (name, _) in faults {
+        eventually(name, async || (failures(name) >= 2).then_some(())).await;
+        assert!(Arrived::of(&gateway.send(&of(&key, name, "not seen before")).await).is_some(), "{name}");
+        let refusal = gateway.send(&by(&new, name)).await;
+        assert_eq!((refusal.status, &refusal.json()["reason"]), (503, &json!("jwks_unavailable")), "{name}");
+    }
+    issuer.publish(&[&key, &new]);
+    name_server.recover();
+    for (name, _) in faults {
+        eventually(name, async || Arrived::of(&gateway.send(&by(&new, name)).await)).await;
+    }
+    assert_eq!(loads.stop("names lost in six ways and found again").await, 0);
 }
 
 /// The module, but with a trap in the place of this callback of `(i32, i32, i32) -> i32`.

@@ -7,7 +7,7 @@ use wasm_test::eventually;
 use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::{Client, Request};
 use wasm_test::issuer::Issuer;
-use wasm_test::load::Load;
+use wasm_test::load::Loads;
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::token::Key;
 use wasm_test::upstream;
@@ -22,35 +22,11 @@ fn configuration(issuer: &Issuer, version: usize) -> Value {
     merged(plugin(&json!({"acme": {"api_keys": keys, "identity_providers": [issuer.record()]}})), &jwks)
 }
 
-/// Requests that are to pass, and such that are not.
-struct Loads {
-    good: Load,
-    bad: Load,
-}
-
-impl Loads {
-    fn start(gateway: &Gateway, key: &Key, issuer: &Issuer) -> Self {
-        let token = |key: &Key| Request::tools_list("/mcp/acme").bearer(&key.token(&issuer.claims()));
-        let good = vec![by_key("key_all"), token(key)];
-        let bad = vec![Request::tools_list("/mcp/acme"), by_key("key_none"), token(&Key::second(&key.kid))];
-        Self { good: Load::start(gateway.client(), good), bad: Load::expecting(401, gateway.client(), bad) }
-    }
-
-    async fn until_sent(&self, more: usize) {
-        self.good.until_sent(more).await;
-        self.bad.until_sent(more).await;
-    }
-
-    /// No request was answered wrongly. Returns how many were not answered.
-    async fn stop(self, what: &str) -> usize {
-        let (sent, wrong, unanswered) = self.good.stop_broken().await;
-        assert!(wrong.is_empty(), "{} of {sent}: {:?}", wrong.len(), wrong.first());
-        let (sent_bad, wrong, unanswered_bad) = self.bad.stop_broken().await;
-        assert!(wrong.is_empty(), "{} of {sent_bad}: {:?}", wrong.len(), wrong.first());
-        let unanswered = unanswered + unanswered_bad;
-        println!("{what}: {} requests, 0 wrong decisions, {unanswered} without a connection", sent + sent_bad);
-        unanswered
-    }
+fn start_loads(gateway: &Gateway, key: &Key, issuer: &Issuer) -> Loads {
+    let token = |key: &Key| Request::tools_list("/mcp/acme").bearer(&key.token(&issuer.claims()));
+    let good = vec![by_key("key_all"), token(key)];
+    let bad = vec![Request::tools_list("/mcp/acme"), by_key("key_none"), token(&Key::second(&key.kid))];
+    Loads::start(gateway.client(), good, bad)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,7 +34,7 @@ async fn an_envoy_that_is_drained_answers_as_ever() {
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let issuer = Issuer::start(&[&key]).await;
     let gateway = Setup::new(configuration(&issuer, 0)).workers(2).start(&upstream).await;
-    let loads = Loads::start(&gateway, &key, &issuer);
+    let loads = start_loads(&gateway, &key, &issuer);
     for path in ["/healthcheck/fail", "/healthcheck/ok"] {
         loads.until_sent(500).await;
         assert_eq!(gateway.admin().send(&Request::post(path)).await.status, 200);
@@ -66,7 +42,7 @@ async fn an_envoy_that_is_drained_answers_as_ever() {
     loads.until_sent(500).await;
     assert_eq!(loads.stop("health check failed and mended").await, 0);
 
-    let loads = Loads::start(&gateway, &key, &issuer);
+    let loads = start_loads(&gateway, &key, &issuer);
     loads.until_sent(500).await;
     assert_eq!(gateway.admin().send(&Request::post("/drain_listeners?graceful")).await.status, 200);
     loads.until_sent(500).await;
@@ -84,7 +60,7 @@ async fn a_hot_restart_under_load_decides_nothing_wrongly() {
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let issuer = Issuer::start(&[&key]).await;
     let mut parent = Setup::new(configuration(&issuer, 0)).workers(2).restartable().start(&upstream).await;
-    let loads = Loads::start(&parent, &key, &issuer);
+    let loads = start_loads(&parent, &key, &issuer);
     loads.until_sent(500).await;
     let child = parent.restart(&upstream).await;
     assert_eq!(child.client().authority(), parent.client().authority());
@@ -102,7 +78,7 @@ async fn one_configuration_after_the_other_refuses_no_valid_request() {
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let issuer = Issuer::start(&[&key]).await;
     let gateway = Setup::new(configuration(&issuer, 0)).workers(2).start(&upstream).await;
-    let loads = Loads::start(&gateway, &key, &issuer);
+    let loads = start_loads(&gateway, &key, &issuer);
     loads.until_sent(500).await;
     let mut memory = vec![gateway.memory_kb()];
     let changes: usize = count.unwrap_or(20);

@@ -6,7 +6,7 @@ use wasm_test::eventually;
 use wasm_test::front::{Front, Way};
 use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::Request;
-use wasm_test::load::Load;
+use wasm_test::load::{Load, Loads};
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::rate_limit::RateLimitService;
 use wasm_test::upstream;
@@ -28,12 +28,20 @@ fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
 }
 
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
 const END_HEADERS: u8 = 4;
 const END_STREAM: u8 = 1;
+/// The flag of settings that say that the peer's were taken. Before, the peer takes no more than 64 KiB of an answer.
+const ACK: u8 = 1;
+
+/// So long a frame's payload is at most, unless the peer says otherwise (RFC 9113 §6.5.2).
+const MAX_FRAME_SIZE: usize = 16_384;
 
 /// An answer by HTTP/2 to a connection's first request.
 fn http2(head: &[(&str, &str)], body: &[u8], trailers: &[(&str, &str)]) -> Way {
-    let mut bytes = [frame(4, 0, 0, &[]), frame(HEADERS, END_HEADERS, 1, &fields(head)), frame(0, 0, 1, body)].concat();
+    let mut bytes = [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])].concat();
+    bytes.extend(frame(HEADERS, END_HEADERS, 1, &fields(head)));
+    bytes.extend(body.chunks(MAX_FRAME_SIZE).flat_map(|part| frame(0, 0, 1, part)));
     bytes.extend(frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(trailers)));
     Way::answer(bytes)
 }
@@ -132,7 +140,7 @@ async fn what_is_no_answer_is_an_error() {
     let front = Front::of(service.port()).await;
     let orgs = json!({"acme": {"api_keys": [api_key_record("key_all")], "limits": {"monthly_quota": 1_000_000_000}}});
     let setup = |on_error| {
-        let service = json!({"cluster": "ratelimit", "timeout": "500ms", "on_error": on_error});
+        let service = json!({"cluster": "ratelimit", "timeout": "250ms", "on_error": on_error});
         let limits = json!({"limits": {"store": "rate_limit_service", "rate_limit_service": service}});
         Setup::new(merged(plugin(&orgs), &limits)).workers(2).rate_limit_service(front.port())
     };
@@ -181,4 +189,33 @@ async fn what_is_no_answer_is_an_error() {
         sent += sent_unknown;
     }
     println!("{sent} requests, 0 wrong decisions; {} refused where the operator wants it", refused.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_answer_that_comes_in_time_is_an_error_too() {
+    const LARGE: usize = 50_000_000;
+    let upstream = upstream::start().await;
+    let front = Front::of(0).await;
+    // It says OK, and has a `raw_body` (field 5) of this length.
+    let large = [&OK[..], &[0x2a, 0x80, 0xe1, 0xeb, 0x17], &vec![b'<'; LARGE]].concat();
+    front.lead(grpc(&large, "0"));
+    let limited = json!({"api_keys": [api_key_record("key_all")], "limits": {"monthly_quota": 1_000_000_000}});
+    let orgs = json!({"acme": limited, "other": {"api_keys": [api_key_record("key_other")]}});
+    let at_other = |key: &str| Request::tools_list("/mcp/other").api_key(&api_key(key));
+    for (on_error, status) in [("allow", 200), ("deny", 503)] {
+        let service = json!({"cluster": "ratelimit", "timeout": "60s", "on_error": on_error});
+        let limits = json!({"limits": {"store": "rate_limit_service", "rate_limit_service": service}});
+        let setup = Setup::new(merged(plugin(&orgs), &limits)).workers(2).rate_limit_service(front.port());
+        let gateway = setup.start(&upstream).await;
+        let bad = vec![Request::tools_list("/mcp/acme"), Request::tools_list("/mcp/acme").api_key(&api_key("key_none"))];
+        let loads = Loads::start(gateway.client(), vec![at_other("key_other")], bad);
+        loads.until_sent(50).await;
+        for _ in 0..5 {
+            assert_eq!(gateway.send(&call()).await.status, status);
+        }
+        assert!(gateway.stat("cluster.ratelimit.upstream_cx_rx_bytes_total").await >= LARGE as u64);
+        assert!(gateway.metric("apexmcp_rate_limit_service", &[("outcome", "error")]).await >= 5);
+        loads.until_sent(50).await;
+        assert_eq!(loads.stop(&format!("50 MB for an answer, on_error {on_error}")).await, 0);
+    }
 }

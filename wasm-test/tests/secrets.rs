@@ -1,48 +1,113 @@
-//! Whatever is written by the filter, and by Envoy of it, holds no secret: at the highest level of logging, in refusals,
-//! metrics and the dump of Envoy's configuration.
+//! Whatever is written by the filter, by Envoy of it, and by Settings holds no secret: at the highest level of logging, in
+//! refusals, metrics, the dump of Envoy's configuration, what commands list, and the database, but for the keys that sign.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 use wasm_test::apexmcp::Apexmcp;
 use wasm_test::eventually;
-use wasm_test::gateway::{ORIGIN, Setup};
-use wasm_test::http::Request;
+use wasm_test::gateway::{Gateway, ORIGIN, Setup};
+use wasm_test::http::{Client, Request};
+use wasm_test::issuer::Issuer;
+use wasm_test::oauth::{assertion_request, token_request_of};
+use wasm_test::process::argument;
+use wasm_test::provider::Provider;
 use wasm_test::settings::TOKEN;
+use wasm_test::token::{Key, now};
 use wasm_test::upstream::{self, Arrived};
 
-#[tokio::test]
+/// What was written, and where.
+type Written = Vec<(&'static str, String)>;
+
+fn text(object: &Value, name: &str) -> String {
+    object[name].as_str().unwrap_or_else(|| panic!("no {name}: {object}")).to_owned()
+}
+
+/// The secret with another end, of the same form.
+fn changed(secret: &str) -> String {
+    format!("{}{}", &secret[..secret.len() - 1], if secret.ends_with('A') { "Q" } else { "A" })
+}
+
+/// What must not be told of a JWT: its signature, and with it the whole. What it claims may be, as a subject in the access
+/// log. The beginning stands for the signature, so that what is cut short is found too.
+fn signature(token: &str) -> &str {
+    &token.rsplit('.').next().expect("a part")[..40]
+}
+
+/// Sends what is to be refused.
+async fn refused(client: &Client, what: &'static str, requests: &[Request], written: &mut Written) {
+    for request in requests {
+        let reply = client.send(request).await;
+        assert!(reply.status >= 400, "{request:?}: {reply:?}");
+        written.push((what, format!("{reply:?}")));
+    }
+}
+
+/// Reads what anybody may who reaches the server.
+async fn read(client: &Client, pages: &[&'static str], written: &mut Written) {
+    for page in pages {
+        let reply = client.send(&Request::get(page)).await;
+        written.push((page, String::from_utf8_lossy(&reply.body).into_owned()));
+    }
+}
+
+async fn issued(gateway: &Gateway, request: &Request) -> String {
+    text(&gateway.send(request).await.json(), "access_token")
+}
+
+// While a command runs, the provider in this process answers it.
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_that_is_written_holds_a_secret() {
     let mut settings = Apexmcp::new();
     let (_, key) = settings.create_key();
     let client = settings.run("client create --org acme --name test --scope mcp:call");
-    let text = |name: &str| client[name].as_str().expect("a text").to_owned();
-    let (client_id, client_secret) = (text("client_id"), text("client_secret"));
-    let policy = settings.run("policy export");
-    let private_key = policy["signing_keys"][0]["private_key_pem"].as_str().expect("a key").to_owned();
+    let (client_id, client_secret) = (text(&client, "client_id"), text(&client, "client_secret"));
+    let (own_key, provider_key) = (Key::first("a"), Key::first("b"));
+    let key_file = settings.file("keys.json");
+    std::fs::write(&key_file, json!({"keys": [own_key.jwk()]}).to_string()).expect("the keys are written");
+    let keyed = settings.run(&format!("client create --org acme --name keyed --jwks {}", argument(&key_file)));
+    let keyed_id = text(&keyed, "client_id");
+    // A real provider issues no token that has expired.
+    let (provider, issuer) = (Provider::start().await, Issuer::start(&[&provider_key]).await);
+    for record in [provider.record(), issuer.record()] {
+        let [issuer, jwks_uri, audience] = ["issuer", "jwks_uri", "audience"].map(|name| text(&record, name));
+        let provider = format!("--issuer {issuer} --jwks-uri {jwks_uri} --audience {audience}");
+        settings.run(&format!("sso configure --org acme {provider} --allow-private-address --force"));
+    }
+    let private_key = text(&settings.run("policy export")["signing_keys"][0], "private_key_pem");
     let upstream = upstream::start().await;
     let remote = json!({"cluster": "settings", "token_env": "APEXMCP_SETTINGS_TOKEN"});
-    let plugin = json!({"gateway": {"origin": ORIGIN}, "policy": {"remote": remote}});
+    let jwks = json!({"http_cluster": "jwks_http"});
+    let plugin = json!({"gateway": {"origin": ORIGIN}, "jwks": jwks, "policy": {"remote": remote}});
     let port = settings.serve().await;
     let gateway = Setup::new(plugin).settings(port, TOKEN).start(&upstream).await;
     gateway.admin().send(&Request::post("/logging?wasm=trace")).await;
 
     let call = || Request::tools_list("/mcp/acme");
     eventually("the policy", async || Arrived::of(&gateway.send(&call().api_key(&key)).await)).await;
-    let token_request = |secret: &str| {
-        let form = format!("grant_type=client_credentials&client_id={client_id}&client_secret={secret}");
-        Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(form)
-    };
-    let issued = gateway.send(&token_request(&client_secret)).await.json();
-    let token = issued["access_token"].as_str().expect("a token").to_owned();
-    gateway.admits("its token", &call().bearer(&token)).await;
-    let changed = |secret: &str| format!("{}{}", &secret[..secret.len() - 1], if secret.ends_with('A') { "Q" } else { "A" });
-    let (wrong_key, wrong_secret, forged) = (changed(&key), changed(&client_secret), changed(&token));
+    let second_secret = text(&settings.run(&format!("client rotate-secret {client_id}")), "client_secret");
+    let (_, late_key) = settings.create_key();
+    eventually("the policy with both", async || Arrived::of(&gateway.send(&call().api_key(&late_key)).await)).await;
 
+    let token = issued(&gateway, &token_request_of(&client_id, &client_secret)).await;
+    let assertion = |jti: &str, aud: &str| {
+        own_key.token(&json!({"iss": keyed_id, "sub": keyed_id, "aud": aud, "jti": jti, "exp": now() + 300}))
+    };
+    let (used, elsewhere) = (assertion("first", ORIGIN), assertion("second", "https://elsewhere.example"));
+    let forged_assertion = changed(&assertion("third", ORIGIN));
+    let token_of_keyed = issued(&gateway, &assertion_request(&used)).await;
+    let provided = provider.token("scope=mcp:call").await;
+    let expired = provider_key.token(&issuer.claims_with(&json!({"exp": now() - 100})));
+    issued(&gateway, &token_request_of(&client_id, &second_secret)).await;
+    for token in [&token, &token_of_keyed, &provided] {
+        gateway.admits("a good token", &call().bearer(token)).await;
+    }
+    let (wrong_key, wrong_secret) = (changed(&key), changed(&client_secret));
+    let (forged, forged_provided) = (changed(&token), changed(&provided));
     let wrong_basic = BASE64_STANDARD.encode(format!("{client_id}:{wrong_secret}"));
 
-    let mut written = Vec::new();
-    for request in [
+    let mut written = Written::new();
+    let at_gateway = [
         call().api_key(&wrong_key),
         call().api_key(&format!(" {key}x")),
         call().api_key(&key).bearer(&token),
@@ -50,39 +115,116 @@ async fn nothing_that_is_written_holds_a_secret() {
         call().bearer(&key),
         call().header("authorization", format!("Basic {token}")),
         Request::post("/mcp/other").bearer(&token),
-        token_request(&wrong_secret),
-        token_request(&key),
+        call().bearer(&expired),
+        call().bearer(&forged_provided),
+        call().bearer(&used),
+        call().bearer(&provided).api_key(&key),
+        Request::post("/mcp/other").bearer(&provided),
+        token_request_of(&client_id, &wrong_secret),
+        token_request_of(&client_id, &key),
         Request::post("/oauth/token")
             .header("content-type", "application/x-www-form-urlencoded")
             .header("authorization", format!("Basic {wrong_basic}"))
             .body("grant_type=client_credentials".to_owned()),
-    ] {
-        let reply = gateway.send(&request).await;
-        assert!(reply.status >= 400, "{reply:?}");
-        written.push(("a refusal", format!("{reply:?}")));
-    }
-    for page in ["/config_dump", "/stats/prometheus", "/stats", "/clusters", "/listeners"] {
-        let reply = gateway.admin().send(&Request::get(page)).await;
-        written.push((page, String::from_utf8_lossy(&reply.body).into_owned()));
-    }
+        assertion_request(&used),
+        assertion_request(&elsewhere),
+        assertion_request(&forged_assertion),
+        assertion_request(&provided),
+    ];
+    refused(gateway.client(), "a refusal", &at_gateway, &mut written).await;
+    let pages = ["/config_dump", "/stats/prometheus", "/stats", "/clusters", "/listeners"];
+    read(gateway.admin(), &pages, &mut written).await;
+
+    let server = Client::new(format!("127.0.0.1:{port}"));
+    let wrong_token = changed(TOKEN);
+    let at_settings = [
+        Request::get("/v1/policy"),
+        Request::get("/v1/policy").bearer(&wrong_token),
+        Request::get("/v1/policy").bearer(TOKEN).bearer(&wrong_token),
+        Request::get("/v1/policy").api_key(&key),
+        Request::get("/v1/policy").bearer(&token),
+        Request::get(&format!("/v1/policy?token={TOKEN}")),
+        Request::get(&format!("/v1/policy?wait={key}")).bearer(TOKEN),
+        Request::post("/v1/policy").bearer(TOKEN).body(client_secret.clone()),
+        Request::get(&format!("/{key}")),
+    ];
+    refused(&server, "a refusal of Settings", &at_settings, &mut written).await;
+    read(&server, &["/metrics", "/healthz"], &mut written).await;
+    let commands = ["key list --org acme", "client list --org acme", "sso list --org acme", "signing-key list", "audit list"];
+    written.extend(commands.map(|words| (words, settings.run(words).to_string())));
+    std::fs::rename(settings.file("settings.db"), settings.file("gone.db")).expect("the database is moved away");
+    let is_missed = async || server.send(&Request::get("/healthz")).await.status == 503;
+    eventually("the database is missed", async || is_missed().await.then_some(())).await;
+
     // A configuration with all of them in wrong places is refused, and said to be wrong. (Envoy's dump shows what an
     // operator gives it, refused or not: hence the pages are from before.)
-    let wrong = json!({"gateway": {"origin": key, "token_path": token}, "policy": {"inline": {"signing_keys": [
-        {"kid": "a", "private_key_pem": private_key.replace("PRIVATE", "SECRET")},
-    ], "orgs": {"acme": {"oauth_clients": [{"client_id": client_secret, "secret_sha256": client_secret}]}}}}});
-    assert!(!gateway.reconfigure(&wrong).await);
+    let wrong_type = json!({"oauth_clients": [{"client_id": client_id, "secret_sha256": client_secret}]});
+    let wrong_values = json!({
+        "api_keys": [{"id": key, "sha256": late_key}],
+        "oauth_clients": [{"client_id": second_secret, "secret_sha256": [client_secret], "scopes": [used]}],
+        "identity_providers": [{"issuer": provided, "jwks_uri": expired, "audience": []}],
+    });
+    for org in [wrong_type, wrong_values] {
+        let wrong = json!({"gateway": {"origin": key, "token_path": token}, "policy": {"inline": {"signing_keys": [
+            {"kid": "a", "private_key_pem": private_key.replace("PRIVATE", "SECRET")},
+        ], "orgs": {"acme": org}}}});
+        assert!(!gateway.reconfigure(&wrong).await);
+    }
     written.push(("the log", gateway.log()));
     written.push(("the access log", gateway.folder().read("stdout")));
+    // It has one level of logging.
+    written.push(("the output of Settings", settings.output()));
+    let kept = ["gone.db", "settings.db-wal"].map(|file| std::fs::read(settings.file(file)).unwrap_or_default()).concat();
+    written.push(("the database", String::from_utf8_lossy(&kept).into_owned()));
 
-    let signature = token.rsplit('.').next().expect("a part");
-    let lines = private_key.lines().filter(|line| line.len() == 64);
-    let secrets = [&key, &client_secret, &token, &wrong_key, &wrong_secret, &wrong_basic, &forged].map(String::as_str);
-    for secret in secrets.into_iter().chain([signature, TOKEN]).chain(lines) {
-        for (what, text) in &written {
-            // This test, not an operator, writes that token into the VM's environment: README has `host_env_keys`.
-            let is_ours = secret == TOKEN && *what == "/config_dump";
-            assert!(is_ours || !text.contains(secret), "a secret of {} characters is in {what}", secret.len());
+    let mut secrets = vec![
+        ("the API key", &*key),
+        ("a later one", &late_key),
+        ("a wrong API key", &wrong_key),
+        ("the client's secret", &client_secret),
+        ("its second secret", &second_secret),
+        ("a wrong secret", &wrong_secret),
+        ("a wrong secret in Basic", &wrong_basic),
+        ("the token of Settings", TOKEN),
+        ("a wrong token of Settings", &wrong_token),
+    ];
+    for (what, token) in [
+        ("the gateway's token", &token),
+        ("a forged one", &forged),
+        ("the gateway's token for an assertion", &token_of_keyed),
+        ("a provider's token", &provided),
+        ("a forged one of a provider", &forged_provided),
+        ("an expired one of a provider", &expired),
+        ("a client's assertion", &used),
+        ("an assertion for another audience", &elsewhere),
+        ("a forged assertion", &forged_assertion),
+    ] {
+        secrets.push((what, signature(token)));
+    }
+    secrets.extend(private_key.lines().filter(|line| line.len() == 64).map(|line| ("the signing key", line)));
+    for (secret, characters) in secrets {
+        for (place, text) in &written {
+            let is_meant = match *place {
+                // This test, not an operator, writes that token into the VM's environment: README has `host_env_keys`.
+                "/config_dump" => characters == TOKEN,
+                "the database" => secret == "the signing key",
+                _ => false,
+            };
+            assert!(is_meant || !text.contains(characters), "{secret} is in: {place}");
         }
     }
-    assert!(written.iter().any(|(what, text)| *what == "the log" && text.contains("[vm->host]")), "the trace was read");
+    for (place, sign) in [
+        ("the log", "[vm->host]"),
+        ("the log", "private_key_pem: "),
+        ("the access log", "token_expired"),
+        ("the access log", "signature_invalid"),
+        ("the access log", "invalid_client"),
+        ("the output of Settings", "listening on"),
+        ("the output of Settings", "policy version"),
+        ("the output of Settings", "the last policy is served on"),
+        ("the database", &key[..16]),
+    ] {
+        let was_read = written.iter().any(|(found, text)| *found == place && text.contains(sign));
+        assert!(was_read, "{place} was not read: {sign}");
+    }
 }

@@ -10,6 +10,7 @@ use wasm_test::eventually;
 use wasm_test::gateway::{Gateway, Setup, local_cluster, plugin};
 use wasm_test::http::Request;
 use wasm_test::load::Load;
+use wasm_test::oauth::token_request_of;
 use wasm_test::process::{Folder, argument};
 use wasm_test::provider::Provider;
 use wasm_test::server::Server;
@@ -105,8 +106,7 @@ async fn clients_take_tokens_and_lose_them() {
     let client = settings.run("client create --org acme --name billing --scope mcp:call");
     let gateway = by_server(&mut settings, &upstream).await;
     let [id, secret] = ["client_id", "client_secret"].map(|name| client[name].as_str().expect("a text").to_owned());
-    let form = format!("grant_type=client_credentials&client_id={id}&client_secret={secret}");
-    let take = || Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(form.clone());
+    let take = || token_request_of(&id, &secret);
     let token = gateway.send(&take()).await.json()["access_token"].as_str().expect("a token").to_owned();
     let request = Request::tools_list("/mcp/acme").bearer(&token);
     gateway.until_everywhere(&request, 200).await;
