@@ -32,7 +32,7 @@ bench: setup build $(RATELIMIT) ## what it costs; prints a table and writes targ
 	$(WRK)
 	@.tools/bin/python bench/bench.py
 
-hostile: setup build $(RATELIMIT) ## what the costliest requests cost; prints a table and writes target/hostile.json
+hostile: setup build $(RATELIMIT) ## what the costliest requests cost, and whether that is too much; prints a table and writes target/hostile.json
 	$(WRK)
 	@.tools/bin/python bench/hostile.py
 

@@ -1,7 +1,8 @@
 """`make hostile`: what the costliest requests of each kind cost the gateway.
 
 Each is measured beside the same bytes without any filter, which Envoy itself has to read too, and beside a good request
-of the same kind. A figure is the worker's CPU time for each request, as in `make bench`, with the same Envoy and load.
+of the same kind. A figure is the worker's CPU time for each request, as in `make bench`, with the same Envoy and load. It
+fails where one costs a larger multiple of the good one than is known and explained in SECURITY.md.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -45,6 +46,12 @@ EVENTS = "text/event-stream"
 SCOPES = 800
 # As long a path is looked at where unmatched ones pass.
 PATH_BYTES = 8 * 1024
+# As many times a good request may one cost, where nothing else is known of it. A slow, shared machine needs some room.
+MULTIPLE = 8
+# The same of the long paths, beside a request of 300 bytes: Envoy's own work, and several decodings of 8 KiB.
+PATH_MULTIPLE = 25
+# The same of a million empty events.
+EVENTS_MULTIPLE = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +60,7 @@ class Hostile:
 
     row: Row
     good: str
+    at_most: float = MULTIPLE
 
     @property
     def bare(self) -> Row:
@@ -80,8 +88,27 @@ def members(size: int) -> str:
     return filled(size, lambda number: f'"{number:x}":0')
 
 
+def call(arguments: str) -> str:
+    return f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{CONNECTOR}__write","arguments":{arguments}}}}}'
+
+
 def nested(depth: int) -> str:
     return "[" * depth + "]" * depth
+
+
+def table(size: int) -> str:
+    """Records as a tool may be given."""
+
+    def record(number: int) -> str:
+        return json.dumps({"id": number, "title": f"Title {number}", "tags": ["a", "b"], "is_done": False, "text": "x" * 40})
+
+    return f"[{filled(size - 2, record)}]"
+
+
+def good_large_list() -> str:
+    real = json.loads(tool_list())["result"]["tools"]
+    tools = filled(LIST_BYTES, lambda number: json.dumps(real[number % len(real)]))
+    return f'{{"jsonrpc":"2.0","id":1,"result":{{"tools":[{tools}]}}}}'
 
 
 def large_list() -> str:
@@ -110,6 +137,7 @@ class World:
         self.cold = self._listener("gateway_cold", tokens={"cache_size": COLD_CACHE})
         self.open = self._listener("open", gateway={"unmatched_paths": "allow"})
         self.lists = self._listener("lists", tool_list)
+        self.good_large_lists = self._listener("good_large_lists", good_large_list)
         self.large_lists = self._listener("large_lists", large_list)
         self.events = self._listener("events", many_events, answer_type=EVENTS)
         scopes = " ".join(f"mcp:call:c{number}" for number in range(SCOPES))
@@ -145,7 +173,19 @@ class World:
                 lambda: [tool_call(ORG, f"{CONNECTOR}__write", MESSAGE_BYTES).with_header(*scoped)],
                 connections=LARGE_AT_A_TIME,
             ),
+            Row(
+                "good_table_call",
+                self.gateway,
+                lambda: [replace(mcp_call(ORG), body=call(f'{{"records":{table(MESSAGE_BYTES)}}}')).with_header(*scoped)],
+                connections=LARGE_AT_A_TIME,
+            ),
             Row("good_list", self.lists, lambda: [list_request(ORG).with_header(*scoped)]),
+            Row(
+                "good_large_list",
+                self.good_large_lists,
+                lambda: [list_request(ORG).with_header(*scoped)],
+                connections=LARGE_AT_A_TIME,
+            ),
             Row("good_token_request", self.gateway, lambda: [token_request(*client) for client in parties.clients], connections=4),
         ]
 
@@ -197,8 +237,10 @@ class World:
         ]
 
     def _heads(self) -> list[Hostile]:
-        def head(name: str, request: Request, status: int, listener: Listener = self.gateway) -> Hostile:
-            return Hostile(Row(name, listener, lambda: [request], status=status), "good_key")
+        def head(
+            name: str, request: Request, status: int, listener: Listener = self.gateway, at_most: float = MULTIPLE
+        ) -> Hostile:
+            return Hostile(Row(name, listener, lambda: [request], status=status), "good_key", at_most)
 
         def with_headers(request: Request, name: str, value: str) -> Request:
             for number in range(HEADERS):
@@ -212,8 +254,8 @@ class World:
                 return mcp_call(ORG).at("/" + filled(size - 1, lambda _: text, ""))
 
             return [
-                head(f"path_56k_{name}", request(HEAD_BYTES - 600), 404),
-                head(f"path_8k_{name}_open", request(PATH_BYTES), 200, self.open),
+                head(f"path_56k_{name}", request(HEAD_BYTES - 600), 404, at_most=PATH_MULTIPLE),
+                head(f"path_8k_{name}_open", request(PATH_BYTES), 200, self.open, PATH_MULTIPLE),
             ]
 
         key_elsewhere = Numbered.of(with_key(self.key, f"org-{LONG_NUMBER}"))
@@ -236,18 +278,17 @@ class World:
 
         def message(name: str, body: str, status: int, credential: tuple[str, str] = scoped) -> Hostile:
             request = Request(f"/mcp/{ORG}", (("Content-Type", "application/json"), credential), body)
-            return Hostile(Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME), "good_large_call")
-
-        def call(arguments: str) -> str:
-            return f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{CONNECTOR}__write","arguments":{arguments}}}}}'
+            return Hostile(Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME), "good_table_call")
 
         def batch(connectors: int) -> str:
             start, end = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"c', '__a"}}'
             return f"[{filled(MESSAGE_BYTES, lambda number: f'{start}{number % connectors}{end}')}]"
 
-        def listing(name: str, listener: Listener, credential: tuple[str, str] = scoped) -> Hostile:
+        def listing(
+            name: str, listener: Listener, credential: tuple[str, str] = scoped, at_most: float = MULTIPLE
+        ) -> Hostile:
             request = list_request(ORG).with_header(*credential)
-            return Hostile(Row(name, listener, lambda: [request], connections=LARGE_AT_A_TIME), "good_list")
+            return Hostile(Row(name, listener, lambda: [request], connections=LARGE_AT_A_TIME), "good_large_list", at_most)
 
         room = MESSAGE_BYTES - len(call("")) - 10
         deep = filled(room, lambda _: nested(MESSAGE_DEPTH))
@@ -261,7 +302,7 @@ class World:
             message("message_1m_broken", flat[:-1], 400),
             listing("list_4m", self.large_lists),
             listing("list_4m_many_scopes", self.large_lists, self.many_scopes),
-            listing("list_4m_events", self.events),
+            listing("list_4m_events", self.events, at_most=EVENTS_MULTIPLE),
         ]
 
     def _forms(self) -> list[Hostile]:
@@ -309,16 +350,17 @@ def summarize(hostiles: list[Hostile], goods: list[Row], samples: Samples) -> li
         size = len(Request.encode(requests()[0]))
         return {"name": name, "bytes": size, "cpu_us": round(median_cpu(samples, name), 1)} | others
 
-    entries = [entry(row.name, row.requests, bare_us=None, of_bare=None, good=None, of_good=None) for row in goods]
+    entries = [entry(row.name, row.requests, bare_us=None, of_bare=None, good=None, of_good=None, at_most=None) for row in goods]
     for hostile in hostiles:
         cpu, bare, good = (median_cpu(samples, name) for name in (hostile.row.name, hostile.bare.name, hostile.good))
         against = {"bare_us": round(bare, 1), "of_bare": round(cpu / bare, 2), "good": hostile.good, "of_good": round(cpu / good, 2)}
+        against["at_most"] = hostile.at_most
         entries.append(entry(hostile.row.name, hostile.row.requests, **against))
     return entries
 
 
-def table(entries: list[dict]) -> str:
-    columns = ("bytes", "cpu_us", "bare_us", "of_bare", "of_good")
+def printed(entries: list[dict]) -> str:
+    columns = ("bytes", "cpu_us", "bare_us", "of_bare", "of_good", "at_most")
     lines = [f"{'name':28}" + "".join(f"{column:>12}" for column in columns) + "  good"]
     for entry in entries:
         cells = "".join(f"{'-' if entry[column] is None else entry[column]:>12}" for column in columns)
@@ -332,7 +374,8 @@ def arguments(names: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__.strip(),
         epilog="columns: bytes of the request; cpu_us with the filter; bare_us the same bytes without any filter;\n"
-        "of_bare and of_good: cpu_us through bare_us and through that of the good request named last\n\n"
+        "of_bare and of_good: cpu_us through bare_us and through that of the good request named last, at_most: how much of\n"
+        "that may be\n\n"
         "names for --only:\n" + "\n".join(f"  {name}" for name in names),
     )
     parser.add_argument("--rounds", type=positive, default=3, help="how often each is measured (default: 3)")
@@ -342,7 +385,8 @@ def arguments(names: list[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, world: World, hostiles: list[Hostile], upstream: Upstream) -> list[dict]:
-    goods = [row for row in world.goods() if row.name in {hostile.good for hostile in hostiles}]
+    compared = {hostile.good for hostile in hostiles}
+    goods = [row for row in world.goods() if not options.only or row.name in compared]
     rows = goods + [row for hostile in hostiles for row in (hostile.bare, hostile.row)]
     with Bench(rows, world.parties, upstream, OUT) as bench:
         print("==> checking how each is answered", flush=True)
@@ -370,7 +414,9 @@ def main() -> None:
     finally:
         upstream.stop()
     RESULT.write_text(json.dumps(entries, indent=2) + "\n")
-    print(f"\n{table(entries)}\n\nwritten to {RESULT.relative_to(ROOT)}")
+    print(f"\n{printed(entries)}\n\nwritten to {RESULT.relative_to(ROOT)}")
+    if costly := [entry["name"] for entry in entries if entry["good"] and entry["of_good"] > entry["at_most"]]:
+        sys.exit(f"make hostile: dearer than they may be: {', '.join(costly)}")
 
 
 if __name__ == "__main__":

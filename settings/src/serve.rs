@@ -112,8 +112,13 @@ pub fn run(
 fn allow_descriptors() {
     let wanted = (MAX_CONNECTIONS + OTHER_DESCRIPTORS) as rlim_t;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard).is_err() || hard < wanted {
-        log(format_args!("too few open files are allowed for {MAX_CONNECTIONS} connections: set the hard limit to {wanted}"));
+    if hard < wanted {
+        log(format_args!("a hard limit of {hard} open files is too low for {MAX_CONNECTIONS} connections: set it to {wanted}"));
+    }
+    if soft < wanted
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard)
+    {
+        log(format_args!("the limit of {soft} open files could not be raised: {error}"));
     }
 }
 

@@ -91,7 +91,7 @@ fn answer(query: &[u8], failures: &Failures) -> Option<Vec<u8>> {
     }
     // The root's empty label, the type, the class.
     let question = query.get(HEADER_LENGTH..query.len() - rest.len() + 5)?;
-    let failure = failures.lock().unwrap_or_else(PoisonError::into_inner).get(&labels.join(".")).copied();
+    let failure = failures.lock().unwrap_or_else(PoisonError::into_inner).get(&labels.join(".").to_ascii_lowercase()).copied();
     let code = match failure {
         None | Some(Failure::NoAddress) => 0,
         Some(Failure::Broken) => 2,

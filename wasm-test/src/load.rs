@@ -105,6 +105,11 @@ impl Loads {
         Self { good: Load::start(client, good), bad: Load::expecting(401, client, bad) }
     }
 
+    /// From now on sends this too, which is to pass.
+    pub fn add(&self, request: Request) {
+        self.good.add(request);
+    }
+
     /// How many were sent by now.
     pub fn sent(&self) -> usize {
         self.good.sent() + self.bad.sent()
@@ -122,9 +127,9 @@ impl Loads {
     /// Where one was.
     pub async fn stop(self, what: &str) -> usize {
         let (sent, wrong, unanswered) = self.good.stop_broken().await;
-        assert!(wrong.is_empty(), "{} of {sent}: {:?}", wrong.len(), wrong.first());
+        assert!(wrong.is_empty(), "{what}: {} of {sent}: {:?}", wrong.len(), wrong.first());
         let (sent_bad, wrong, unanswered_bad) = self.bad.stop_broken().await;
-        assert!(wrong.is_empty(), "{} of {sent_bad}: {:?}", wrong.len(), wrong.first());
+        assert!(wrong.is_empty(), "{what}: {} of {sent_bad}: {:?}", wrong.len(), wrong.first());
         let unanswered = unanswered + unanswered_bad;
         println!("{what}: {} requests, 0 wrong decisions, {unanswered} without a connection", sent + sent_bad);
         unanswered

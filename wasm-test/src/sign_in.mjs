@@ -75,6 +75,7 @@ async function signIn(issuer) {
       resource: RESOURCE.resource,
     }),
   });
+  if (!response.ok) throw new Error(`no tokens: ${response.status} ${await response.text()}`);
   return response.json();
 }
 

@@ -10,6 +10,7 @@ use crate::process::{Folder, Process};
 pub struct SignIn {
     told: Value,
     _process: Process,
+    _folder: Folder,
 }
 
 impl SignIn {
@@ -26,7 +27,7 @@ impl SignIn {
             folder.read("stdout").lines().find_map(|line| serde_json::from_str(line).ok())
         })
         .await;
-        Self { told, _process: process }
+        Self { told, _process: process, _folder: folder }
     }
 
     /// The provider's record in a policy, with this audience.

@@ -1,5 +1,5 @@
 //! What is around the filter breaks while it works: nobody is admitted who should not be, and nobody refused whose keys are
-//! known. What else breaks is elsewhere: answers of many kinds that are no key set, and providers that are down, in `key_sets.rs`;
+//! known. What else breaks is elsewhere: answers that are no key set, and providers that are down, in `key_sets.rs`;
 //! clients that hang up in `hang_ups.rs`; a real provider killed in `identity_provider.rs`; Settings in `settings_faults.rs`, the
 //! rate limit service in `rate_limit_faults.rs`; clocks in `clocks.rs`; what operators do to Envoy in `operations.rs` and
 //! `configuration.rs`.
@@ -210,12 +210,13 @@ async fn a_provider_whose_name_is_lost_later_stops_nobody_whose_key_is_known() {
     let good = faults.map(|(name, _)| by(&key, name)).to_vec();
     let bad = faults.map(|(name, _)| by(&other, name)).into_iter().chain([Request::tools_list("/mcp/acme")]).collect();
     let loads = Loads::start(gateway.client(), good, bad);
+    let failures = |name: &str| gateway.log().matches(&format!("key set {}/keys could not be fetched", url(name))).count();
+    let before = faults.map(|(name, _)| failures(name));
     for (name, failure) in faults {
         name_server.fail(name, failure);
     }
-    let failures = |name: &str| gateway.log().matches(&format!("key set {}/keys could not be fetched", url(name))).count();
-    for (name, _) in faults {
-        eventually(name, async || (failures(name) >= 2).then_some(())).await;
+    for ((name, _), before) in faults.into_iter().zip(before) {
+        eventually(name, async || (failures(name) >= before + 2).then_some(())).await;
         assert!(Arrived::of(&gateway.send(&of(&key, name, "not seen before")).await).is_some(), "{name}");
         let refusal = gateway.send(&by(&new, name)).await;
         assert_eq!((refusal.status, &refusal.json()["reason"]), (503, &json!("jwks_unavailable")), "{name}");

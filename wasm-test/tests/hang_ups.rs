@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
 use wasm_test::apexmcp::Apexmcp;
 use wasm_test::eventually;
@@ -28,6 +29,9 @@ const WAVE: usize = 100;
 /// In so many waves more leave than there are places in all threads, 1,024 in each: if those who left kept theirs, some would be
 /// refused and not held.
 const WAVES: usize = WORKERS * 1_024 / WAVE + 1;
+
+/// One after the other: what is held here is held for a minute at most, in which all have to come and go.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 fn by_key(id: &str) -> Request {
     Request::tools_list("/mcp/acme").api_key(&api_key(id))
@@ -124,6 +128,7 @@ async fn end(gateway: &Gateway, loads: Loads, what: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_they_wait_for_keys() {
+    let _turn = TURN.lock().await;
     let (key, other) = (Key::first("a"), Key::second("a"));
     let (known, silent) = (Issuer::start(&[&key]).await, Issuer::start(&[]).await);
     silent.behave(Behaviour::Hang);
@@ -151,6 +156,7 @@ async fn while_they_wait_for_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_they_wait_for_the_first_policy() {
+    let _turn = TURN.lock().await;
     let mut settings = Apexmcp::new();
     let (_, key) = settings.create_key();
     let front = Front::of(settings.serve().await).await;
@@ -173,6 +179,7 @@ async fn while_they_wait_for_the_first_policy() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_their_bodies_are_awaited() {
+    let _turn = TURN.lock().await;
     let key = Key::first("a");
     let issuer = Issuer::start(&[&key]).await;
     let client = json!({"client_id": oauth::WITH_SECRET, "secret_sha256": [sha256(oauth::SECRET)], "scopes": ["mcp:call"]});
@@ -239,6 +246,7 @@ async fn while_their_bodies_are_awaited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_they_wait_for_the_rate_limit_service() {
+    let _turn = TURN.lock().await;
     let service = RateLimitService::start().await;
     let limited = json!({"api_keys": [api_key_record("key_limited")], "limits": {"monthly_quota": 1_000_000_000}});
     let orgs = json!({"acme": {"api_keys": [api_key_record("key_all")]}, "limited": limited});

@@ -1,6 +1,7 @@
 //! The rate limit service breaks while the gateway works: what is no answer of it counts as none, and the operator's
 //! `on_error` decides.
 
+use apexmcp_auth::limits::service::MAX_ANSWER_LENGTH;
 use serde_json::json;
 use wasm_test::eventually;
 use wasm_test::front::{Front, Way};
@@ -55,6 +56,15 @@ fn grpc(message: &[u8], status: &str) -> Way {
 
 /// A `RateLimitResponse` that says OK.
 const OK: [u8; 2] = [8, 1];
+
+/// A `RateLimitResponse` of this length that says OK, and has a `raw_body` (field 5).
+fn of_length(length: usize) -> Vec<u8> {
+    let mut tag_and_length = vec![0x2a];
+    // Written with four digits, whatever is left out.
+    let body = length - OK.len() - tag_and_length.len() - 4;
+    tag_and_length.extend((0..4).map(|digit| (body >> (7 * digit) & 0x7f) as u8 | if digit < 3 { 0x80 } else { 0 }));
+    [&OK[..], &tag_and_length, &vec![b'<'; body]].concat()
+}
 
 fn useless() -> Vec<(&'static str, Way)> {
     let http1 = |status: &str, body: &str| {
@@ -196,9 +206,7 @@ async fn a_large_answer_that_comes_in_time_is_an_error_too() {
     const LARGE: usize = 50_000_000;
     let upstream = upstream::start().await;
     let front = Front::of(0).await;
-    // It says OK, and has a `raw_body` (field 5) of this length.
-    let large = [&OK[..], &[0x2a, 0x80, 0xe1, 0xeb, 0x17], &vec![b'<'; LARGE]].concat();
-    front.lead(grpc(&large, "0"));
+    front.lead(grpc(&of_length(LARGE), "0"));
     let limited = json!({"api_keys": [api_key_record("key_all")], "limits": {"monthly_quota": 1_000_000_000}});
     let orgs = json!({"acme": limited, "other": {"api_keys": [api_key_record("key_other")]}});
     let at_other = |key: &str| Request::tools_list("/mcp/other").api_key(&api_key(key));
@@ -213,9 +221,14 @@ async fn a_large_answer_that_comes_in_time_is_an_error_too() {
         for _ in 0..5 {
             assert_eq!(gateway.send(&call()).await.status, status);
         }
-        assert!(gateway.stat("cluster.ratelimit.upstream_cx_rx_bytes_total").await >= LARGE as u64);
+        assert!(gateway.stat("cluster.ratelimit.upstream_cx_rx_bytes_total").await >= 5 * LARGE as u64);
         assert!(gateway.metric("apexmcp_rate_limit_service", &[("outcome", "error")]).await >= 5);
         loads.until_sent(50).await;
         assert_eq!(loads.stop(&format!("50 MB for an answer, on_error {on_error}")).await, 0);
+        for (length, status) in [(MAX_ANSWER_LENGTH, 200), (MAX_ANSWER_LENGTH + 1, status)] {
+            front.lead(grpc(&of_length(length), "0"));
+            assert_eq!(gateway.send(&call()).await.status, status, "{length} bytes, {on_error}");
+        }
+        front.lead(grpc(&of_length(LARGE), "0"));
     }
 }

@@ -47,6 +47,7 @@ async fn refused(client: &Client, what: &'static str, requests: &[Request], writ
 async fn read(client: &Client, pages: &[&'static str], written: &mut Written) {
     for page in pages {
         let reply = client.send(&Request::get(page)).await;
+        assert_eq!(reply.status, 200, "{page}");
         written.push((page, String::from_utf8_lossy(&reply.body).into_owned()));
     }
 }

@@ -9,6 +9,7 @@ use apexmcp_auth::policy::remote::{Place, Publication, RemotePolicy};
 use apexmcp_auth::policy::source::PolicySource;
 use apexmcp_auth::time::UnixTime;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 
 use crate::host::FuzzHost;
 use crate::reader::Json;
@@ -28,7 +29,7 @@ pub fn check(data: &[u8]) {
         let whole = whole(document);
         let publication = Publication::of(document.as_bytes(), &clusters, "__");
         // What is nested too deeply for a part of a configuration may do for a document.
-        if serde_json::from_str::<IgnoredAny>(&inline(document)).is_ok() {
+        if serde_json::from_str::<Value>(&inline(document)).is_ok() {
             assert_eq!(whole.is_some(), publication.is_ok(), "{:?}", publication.err());
         }
         let Ok(publication) = publication else { continue };

@@ -3,17 +3,24 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 use crate::support::Settings;
 
 const PLACES: usize = 4_096;
+/// What else the tests of this process have open.
+const OTHERS: usize = 512;
+
+/// Who is not served by then never is.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// This process, and a server that it starts then, may have so many descriptors.
 fn allow_descriptors(count: usize) {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, count as rlim_t, hard).unwrap();
+    let allowed = setrlimit(Resource::RLIMIT_NOFILE, count as rlim_t, hard);
+    allowed.unwrap_or_else(|error| panic!("{count} open files, of {hard} at most: {error}"));
 }
 
 /// Asks on a connection, which stays.
@@ -30,6 +37,7 @@ fn asked(stream: &mut TcpStream, path: &str) -> String {
 /// The next answer on a connection.
 fn answer(stream: &mut TcpStream) -> String {
     let mut answer = String::new();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     while !is_whole(&answer) {
         let mut bytes = [0; 4096];
         let length = stream.read(&mut bytes).unwrap();
@@ -51,16 +59,18 @@ fn so_many_gateways_are_served_and_the_next_one_waits_for_a_place() {
     // As many are usual, and too few: the server takes more for itself.
     allow_descriptors(1_024);
     let server = settings.serve();
-    allow_descriptors(2 * PLACES);
+    allow_descriptors(PLACES + OTHERS);
     let etag = server.policy("", "0s").etag;
     let mut first = TcpStream::connect(server.address()).unwrap();
+    let began = Instant::now();
     let mut gateways = Vec::new();
     while gateways.len() < PLACES - 1 {
-        // As few at once as the operating system lets wait: who finds its queue full tries again a second later.
+        // No more at once than the operating system lets wait: who finds its queue full tries again a second later.
         let more = 100.min(PLACES - 1 - gateways.len());
         gateways.extend((0..more).map(|_| server.waiting(&etag)));
         let all_wait = format!("\napexmcp_settings_waiting_requests {}\n", gateways.len());
         while !asked(&mut first, "/metrics").contains(&all_wait) {
+            assert!(began.elapsed() < PATIENCE, "not all of {} are served", gateways.len());
             thread::yield_now();
         }
     }
