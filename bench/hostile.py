@@ -105,15 +105,17 @@ def table(size: int) -> str:
     return f"[{filled(size - 2, record)}]"
 
 
+def list_of(tool: Callable[[int], str]) -> str:
+    return f'{{"jsonrpc":"2.0","id":1,"result":{{"tools":[{filled(LIST_BYTES, tool)}]}}}}'
+
+
 def good_large_list() -> str:
     real = json.loads(tool_list())["result"]["tools"]
-    tools = filled(LIST_BYTES, lambda number: json.dumps(real[number % len(real)]))
-    return f'{{"jsonrpc":"2.0","id":1,"result":{{"tools":[{tools}]}}}}'
+    return list_of(lambda number: json.dumps(real[number % len(real)]))
 
 
 def large_list() -> str:
-    tools = filled(LIST_BYTES, lambda number: f'{{"name":"{(CONNECTOR, "clock")[number % 2]}__{number}"}}')
-    return f'{{"jsonrpc":"2.0","id":1,"result":{{"tools":[{tools}]}}}}'
+    return list_of(lambda number: f'{{"name":"{(CONNECTOR, "clock")[number % 2]}__{number}"}}')
 
 
 def many_events() -> str:
@@ -353,8 +355,8 @@ def summarize(hostiles: list[Hostile], goods: list[Row], samples: Samples) -> li
     entries = [entry(row.name, row.requests, bare_us=None, of_bare=None, good=None, of_good=None, at_most=None) for row in goods]
     for hostile in hostiles:
         cpu, bare, good = (median_cpu(samples, name) for name in (hostile.row.name, hostile.bare.name, hostile.good))
-        against = {"bare_us": round(bare, 1), "of_bare": round(cpu / bare, 2), "good": hostile.good, "of_good": round(cpu / good, 2)}
-        against["at_most"] = hostile.at_most
+        against = {"bare_us": round(bare, 1), "of_bare": round(cpu / bare, 2)}
+        against |= {"good": hostile.good, "of_good": round(cpu / good, 2), "at_most": hostile.at_most}
         entries.append(entry(hostile.row.name, hostile.row.requests, **against))
     return entries
 

@@ -8,7 +8,7 @@ use wasm_test::demo::in_front_of;
 use wasm_test::envoy::{Envoy, complete_gateway};
 use wasm_test::gateway::local_cluster;
 use wasm_test::http::Request;
-use wasm_test::oauth::{PrivateKey, SECRET, WITH_SECRET};
+use wasm_test::oauth::{PrivateKey, SECRET, WITH_SECRET, token_request};
 use wasm_test::policy::{api_key, api_key_record, merged, sha256};
 use wasm_test::process::{Folder, Process, argument, run};
 use wasm_test::settings::{Settings, TOKEN};
@@ -197,10 +197,7 @@ impl Rendered {
         assert_eq!(arrived.headers_below("x-apexmcp-")["principal"], "acme-corp/key/key_all");
         let refused = envoy.client().send(&call).await;
         assert_eq!((refused.status, &refused.json()["reason"]), (401, &json!("credential_missing")), "{refused:?}");
-        let token = Request::post("/oauth/token")
-            .header("content-type", "application/x-www-form-urlencoded")
-            .body(format!("grant_type=client_credentials&client_id={WITH_SECRET}&client_secret={SECRET}"));
-        assert_eq!(envoy.client().send(&token).await.status, token_status);
+        assert_eq!(envoy.client().send(&token_request(SECRET)).await.status, token_status);
         assert_eq!(envoy.client().send(&Request::get("/.well-known/jwks.json")).await.status, 200);
         assert_eq!(envoy.counted("allowed", "ok", "api_key").await, 1);
     }

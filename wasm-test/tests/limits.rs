@@ -208,8 +208,7 @@ async fn a_client_may_not_take_tokens_without_end() {
     let mut issuing = plugin(&json!({"acme": {"oauth_clients": [client]}}));
     issuing["policy"]["inline"]["signing_keys"] = json!([oauth::PrivateKey::new().record("k")]);
     let gateway = Setup::new(issuing).workers(2).start(&upstream).await;
-    let form = format!("grant_type=client_credentials&client_id={}&client_secret={}", oauth::WITH_SECRET, oauth::SECRET);
-    let request = Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(form);
+    let request = oauth::token_request(oauth::SECRET);
     let begin = now();
     let replies = {
         let mut clients = JoinSet::new();
