@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::chain;
 use crate::clock::Moment;
 use crate::failure::Failure;
+use crate::yaml;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -28,6 +29,8 @@ pub struct Surroundings {
     pub clusters: BTreeSet<String>,
     /// The connectors behind it; empty: not known.
     pub connectors: BTreeSet<String>,
+    /// Whether it takes more clusters from a control plane.
+    pub discovers_clusters: bool,
 }
 
 /// Checks a policy document, a plugin configuration, or any file with such a configuration in it: of Envoy, whose chains of
@@ -37,16 +40,21 @@ pub struct Surroundings {
 /// Where it is none of them.
 pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<Report, Failure> {
     // JSON first: a policy of 20 MB is one, and takes YAML's reader seconds.
-    let documents: Vec<Value> = match serde_json::from_slice(bytes) {
-        Ok(document) => vec![document],
+    let (documents, is_json): (Vec<Value>, bool) = match serde_json::from_slice(bytes) {
+        Ok(document) => (vec![document], true),
         Err(error) if bytes.trim_ascii_start().starts_with(b"{") => {
             let problem = Problem { path: ".".to_owned(), message: error.to_string() };
             return Ok(Report { errors: vec![problem], warnings: Vec::new() });
         }
         Err(_) => {
             let text = str::from_utf8(bytes).map_err(Failure::during("neither JSON nor YAML"))?;
-            serde_saphyr::from_multiple(text).map_err(Failure::during("neither JSON nor YAML"))?
+            (yaml::read(text).map_err(Failure::during("neither JSON nor YAML"))?, false)
         }
+    };
+    // Where it is JSON, the bytes as they are: reading them once already has merged members that stand twice.
+    let as_json = |document: &Value, is_whole: bool| match is_json && is_whole {
+        true => bytes.to_vec(),
+        false => document.to_string().into_bytes(),
     };
     let mut report = Report::default();
     let mut surroundings = surroundings.clone();
@@ -55,8 +63,7 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
         && ["version", "signing_keys", "orgs"].iter().any(|member| policy.get(member).is_some())
     {
         let clusters = Clusters { https: Some(String::new()), http: Some(String::new()) };
-        // The bytes as they are: reading them once already has merged members that stand twice.
-        match Publication::of(bytes, &clusters, DEFAULT_SEPARATOR) {
+        match Publication::of(&as_json(policy, true), &clusters, DEFAULT_SEPARATOR) {
             Ok(publication) => report.warnings.extend_from_slice(publication.warnings()),
             Err(problems) => report.take(problems),
         }
@@ -73,8 +80,7 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
     }
     let is_the_file = plugins.first() == documents.first();
     for plugin in plugins {
-        let text = if is_the_file { bytes.to_vec() } else { plugin.to_string().into_bytes() };
-        match Config::parse(&text, &|name| std::env::var(name).ok()) {
+        match Config::parse(&as_json(&plugin, is_the_file), &|name| std::env::var(name).ok()) {
             Ok((config, _)) => report.warnings.extend(config.warnings),
             Err(problems) => report.take(problems),
         }
@@ -104,6 +110,7 @@ impl Surroundings {
             entries.filter_map(|entry| Some(entry.get("name")?.as_str()?.to_owned())).collect()
         };
         self.clusters.extend(names(document.pointer("/static_resources/clusters")));
+        self.discovers_clusters |= document.pointer("/dynamic_resources/cds_config").is_some();
         each_object(document, &mut |object| {
             if object.get("@type").and_then(Value::as_str).is_some_and(|name| name.ends_with(".McpRouter")) {
                 self.connectors.extend(names(object.get("servers")));
@@ -159,7 +166,10 @@ impl Lint<'_> {
                 && !known.contains(cluster)
             {
                 let path = pointer.trim_start_matches('/').replace('/', ".");
-                self.report.errors.push(Problem { path, message: format!("there is no cluster {cluster:?}") });
+                match self.surroundings.discovers_clusters {
+                    true => self.warn(path, format!("there is no cluster {cluster:?} in this file: cds_config must bring it")),
+                    false => self.report.errors.push(Problem { path, message: format!("there is no cluster {cluster:?}") }),
+                }
             }
         }
         let origin = plugin.pointer("/gateway/origin").and_then(Value::as_str).unwrap_or_default();

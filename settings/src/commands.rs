@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use apexmcp_auth::names::is_plain;
 use apexmcp_auth::policy::remote::MAX_DOCUMENT_LENGTH;
+use apexmcp_auth::problem::Problem;
 use clap::CommandFactory;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -17,11 +18,11 @@ use crate::cli::{
     SigningKeyCommand, SsoCommand, TokenCommand,
 };
 use crate::clock::Moment;
-use crate::database::{Actor, Change, Database};
+use crate::database::{self, Actor, Change, Database};
 use crate::document;
 use crate::ecds;
 use crate::failure::Failure;
-use crate::issuer::{self, Reach};
+use crate::issuer::{self, Finding, Reach};
 use crate::output::{Answer, table};
 use crate::plugin_config;
 use crate::records::api_key::{self, ApiKey, NewKey};
@@ -61,8 +62,8 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
             Ok(Answer::new(document, json))
         }
         Command::Policy(PolicyCommand::Check { file, clusters, connectors }) => {
-            let surroundings =
-                Surroundings { clusters: clusters.into_iter().collect(), connectors: connectors.into_iter().collect() };
+            let (clusters, connectors) = (clusters.into_iter().collect(), connectors.into_iter().collect());
+            let surroundings = Surroundings { clusters, connectors, ..Surroundings::default() };
             policy_check(&file, &surroundings, session.actor.now)
         }
         Command::Ecds(command) => session.ecds(command),
@@ -75,7 +76,8 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
                 )));
             }
             let json = session.json;
-            serve::run(&cli.db, session.open()?, listen, token, |address| {
+            // It tells itself where others can read the database.
+            serve::run(&cli.db, Database::open(&cli.db)?, listen, token, |address| {
                 let line =
                     if json { json!({"listening": address}).to_string() } else { format!("listening on http://{address}") };
                 // Whoever started it may not read.
@@ -115,7 +117,17 @@ struct Session<'a> {
 
 impl Session<'_> {
     fn open(&self) -> Result<Database, Failure> {
-        Database::open(self.path)
+        let database = Database::open(self.path)?;
+        if let Some(exposure) = database::exposure(self.path) {
+            // At once: a command may fail after it, or show something that takes long to read.
+            let _ = writeln!(std::io::stderr(), "apexmcp: warning: {exposure}");
+        }
+        Ok(database)
+    }
+
+    /// An answer whose text is made where it is shown.
+    fn answer(&self, text: impl FnOnce() -> String, json: Value) -> Answer {
+        Answer::new(if self.json { String::new() } else { text() }, json)
     }
 
     /// Makes a change, and then the file of it, if there is one.
@@ -129,6 +141,14 @@ impl Session<'_> {
             let made = action(change, &self.actor)?;
             // What gateways would not take would hold up every later change too, revocations with them.
             document::render(change)?;
+            if let Err(failure) = ecds::check(change)
+                // It was so before, as another connection sees it: what ends something is at least made.
+                && Database::open(self.path)?.read(ecds::check).is_ok()
+            {
+                return Err(Failure::new(format!(
+                    "nothing was changed, because no file could be written for Envoy then: {failure}"
+                )));
+            }
             Ok(made)
         })?;
         let answer = answer(made);
@@ -165,7 +185,7 @@ impl Session<'_> {
             ),
             OrgCommand::List => {
                 let orgs = self.open()?.read(org::list)?;
-                Ok(Answer::new(org_table(&orgs), json!(orgs)))
+                Ok(self.answer(|| org_table(&orgs), json!(orgs)))
             }
             OrgCommand::Show { name } => {
                 let org = self.open()?.read(|connection| org::show(connection, &name))?;
@@ -185,18 +205,19 @@ impl Session<'_> {
                 let new = NewKey { org: &org, name: &name, connectors: &connectors, expires_at };
                 self.change(
                     |change, actor| api_key::create(change, actor, &new),
-                    |(record, key)| {
+                    |(record, key, warnings)| {
                         let text = format!(
                             "{key}\n\nThis is {} of {org}. It is shown this once: put it into a secret manager.",
                             record.id
                         );
-                        Answer::new(text, with(&record, &[("key", &key)]))
+                        let warnings = warnings.iter().map(Problem::to_string).collect();
+                        Answer { warnings, ..Answer::new(text, with(&record, &[("key", &key)])) }
                     },
                 )
             }
             KeyCommand::List { org } => {
                 let keys = self.open()?.read(|connection| api_key::list(connection, &org))?;
-                Ok(Answer::new(key_table(&keys), json!(keys)))
+                Ok(self.answer(|| key_table(&keys), json!(keys)))
             }
             KeyCommand::Show { id } => {
                 let key = self.open()?.read(|connection| api_key::show(connection, &id))?;
@@ -233,7 +254,7 @@ impl Session<'_> {
             }
             ClientCommand::List { org } => {
                 let clients = self.open()?.read(|connection| client::list(connection, &org))?;
-                Ok(Answer::new(client_table(&clients), json!(clients)))
+                Ok(self.answer(|| client_table(&clients), json!(clients)))
             }
             ClientCommand::Show { client_id } => {
                 let client = self.open()?.read(|connection| client::show(connection, &client_id))?;
@@ -258,18 +279,26 @@ impl Session<'_> {
         match command {
             SsoCommand::Configure { org, issuer, jwks_uri, audiences, default_scopes, force, allow_private_address } => {
                 // What nobody would save anyway is not asked for.
-                self.open()?.read(|connection| org::require(connection, &org))?;
+                let sharing = self.open()?.read(|connection| {
+                    org::require(connection, &org)?;
+                    provider::sharing(connection, &org, &issuer, &audiences)
+                })?;
                 let reach = if allow_private_address { Reach::Anywhere } else { Reach::Public };
-                let findings = issuer::inspect(&issuer, &jwks_uri, reach)?;
-                let lines: Vec<String> = findings
-                    .iter()
-                    .map(|finding| format!("{}  {}", if finding.ok { "ok  " } else { "FAIL" }, finding.finding))
-                    .collect();
+                let mut findings = issuer::inspect(&issuer, &jwks_uri, reach)?;
+                findings.extend(sharing.iter().map(|other| {
+                    Finding::warning(format!(
+                        "the org {other} has this issuer with one of these audiences: a token for one of the two is accepted in both"
+                    ))
+                }));
+                let lines: Vec<String> =
+                    findings.iter().map(|finding| format!("{}  {}", finding.mark(), finding.finding)).collect();
                 let lines = lines.join("\n");
-                let is_good = findings.iter().all(|finding| finding.ok);
-                if !is_good && !force {
+                let failed = findings.iter().filter(|finding| !finding.ok).count();
+                if failed > 0 && !force {
                     let text = format!("{lines}\n\nNothing was saved. Mend it, or save it as it is with --force.");
-                    return Ok(Answer { is_good, ..Answer::new(text, json!({"saved": false, "findings": findings})) });
+                    let why = format!("nothing was saved: {failed} of {} findings failed", findings.len());
+                    let answer = Answer::new(text, json!({"saved": false, "findings": findings}));
+                    return Ok(answer.but(Failure::new(why)));
                 }
                 let default_scopes = (!default_scopes.is_empty()).then_some(default_scopes);
                 let configured_at = self.actor.now.to_string();
@@ -291,8 +320,8 @@ impl Session<'_> {
                 };
                 let rows: Vec<_> = providers.iter().map(row).collect();
                 let empty = format!("{org} has no identity provider: see 'apexmcp sso configure --help'");
-                let text = table(["ISSUER", "JWKS URI", "AUDIENCE", "DEFAULT SCOPES"], &rows, &empty);
-                Ok(Answer::new(text, json!(providers)))
+                let text = || table(["ISSUER", "JWKS URI", "AUDIENCE", "DEFAULT SCOPES"], &rows, &empty);
+                Ok(self.answer(text, json!(providers)))
             }
             SsoCommand::Remove { org, issuer } => self.change(
                 |change, actor| provider::remove(change, actor, &org, &issuer),
@@ -401,9 +430,11 @@ impl Session<'_> {
                 details,
             ]
         };
-        let rows: Vec<_> = entries.iter().map(row).collect();
-        let text = table(["VERSION", "AT", "WHO", "WHAT", "ORG", "SUBJECT", "DETAILS"], &rows, "nothing was changed");
-        Ok(Answer::new(text, json!(entries)))
+        let text = || {
+            let rows: Vec<_> = entries.iter().map(row).collect();
+            table(["VERSION", "AT", "WHO", "WHAT", "ORG", "SUBJECT", "DETAILS"], &rows, "nothing was changed")
+        };
+        Ok(self.answer(text, json!(entries)))
     }
 
     fn ecds(&self, command: EcdsCommand) -> Result<Answer, Failure> {
@@ -413,7 +444,8 @@ impl Session<'_> {
         };
         match command {
             EcdsCommand::Enable { template, file } => {
-                self.open()?.change(|change| ecds::enable(change, &self.actor, &template, &file)).and_then(written)
+                let target = ecds::Target::of(&template, &file)?;
+                self.open()?.change(|change| ecds::enable(change, &self.actor, &target)).and_then(written)
             }
             EcdsCommand::Write => ecds::write(&mut self.open()?).and_then(written),
             EcdsCommand::Disable => {
@@ -431,11 +463,15 @@ fn policy_check(file: &Path, surroundings: &Surroundings, now: Moment) -> Result
     let warnings = report.warnings.iter().map(|problem| format!("warning: {problem}"));
     let summary = format!("{name}: {} errors, {} warnings", report.errors.len(), report.warnings.len());
     let lines: Vec<String> = errors.chain(warnings).chain([summary]).collect();
-    let list = |problems: &[apexmcp_auth::problem::Problem]| -> Vec<Value> {
+    let list = |problems: &[Problem]| -> Vec<Value> {
         problems.iter().map(|problem| json!({"path": problem.path, "message": problem.message})).collect()
     };
     let json = json!({"errors": list(&report.errors), "warnings": list(&report.warnings)});
-    Ok(Answer { is_good: report.errors.is_empty(), ..Answer::new(lines.join("\n"), json) })
+    let answer = Answer::new(lines.join("\n"), json);
+    Ok(match report.errors.len() {
+        0 => answer,
+        count => answer.but(Failure::new(format!("{name}: {count} errors"))),
+    })
 }
 
 /// The file, or standard input for `-`. No document that is read here may be longer than a policy.

@@ -1,11 +1,12 @@
 //! The database: one SQLite file, changed in transactions of which each leaves its record.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 use serde_json::Value;
 
@@ -79,7 +80,7 @@ impl Database {
         match database.stage(path)? {
             Stage::Empty => {
                 // An empty one may have been there.
-                std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|error| failed_to_open(path, error))?;
+                fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|error| failed_to_open(path, error))?;
                 database.migrate(path, first)?;
             }
             Stage::Migrated(_) => return Err(exists(path)),
@@ -88,8 +89,9 @@ impl Database {
     }
 
     fn connect(path: &Path) -> Result<Self, Failure> {
-        // SQLite would say no more than that it cannot.
-        File::open(path).map_err(|error| match error.kind() {
+        // SQLite would say no more than that it cannot. The file itself is opened by SQLite alone: whatever else of this
+        // process closes it ends the locks of all its connections, and another process then deletes the -wal under them.
+        fs::metadata(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Failure::new(format!(
                 "there is no database {}: run 'apexmcp init' first, or name another with --db or APEXMCP_DB",
                 path.display()
@@ -97,7 +99,7 @@ impl Database {
             _ => failed_to_open(path, error),
         })?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags)?;
+        let connection = Connection::open_with_flags(path, flags).map_err(|error| failed_to_open(path, error))?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         // With FULL, a change that was acknowledged survives the loss of power too.
@@ -163,6 +165,11 @@ impl Database {
         question(&*self.0.transaction()?)
     }
 
+    /// Ends the connection, and leaves `-wal` and `-shm` where they are: whoever made them anew may have changes in them.
+    pub fn leave(self) {
+        let _ = self.0.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+    }
+
     /// A number that is another one after any other connection has committed.
     ///
     /// # Errors
@@ -225,6 +232,15 @@ fn exists(path: &Path) -> Failure {
     Failure::new(format!("the database {} is there already: use it, or name another with --db", path.display()))
 }
 
-fn failed_to_open(path: &Path, error: std::io::Error) -> Failure {
+/// What to do where others than its owner can read the file at `path`: a copy has the mode that the umask of its maker left.
+pub fn exposure(path: &Path) -> Option<String> {
+    let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    let path = path.display();
+    let line =
+        || format!("others than its owner can read {path} (mode {mode:o}) and the private keys in it: run 'chmod 600 {path}*'");
+    (mode & 0o077 != 0).then(line)
+}
+
+fn failed_to_open(path: &Path, error: impl std::fmt::Display) -> Failure {
     Failure::during(format_args!("{} cannot be opened", path.display()))(error)
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use apexmcp_auth::config::DEFAULT_SEPARATOR;
 use apexmcp_auth::jwks::Clusters;
 use apexmcp_auth::policy::remote::{MAX_DOCUMENT_LENGTH, Publication};
+use apexmcp_auth::problem::Problem;
 use rusqlite::{Connection, Row};
 use serde::Serialize;
 use serde_json::Value;
@@ -13,6 +14,9 @@ use crate::database::version;
 use crate::failure::Failure;
 use crate::records::json;
 use crate::records::limits::Limits;
+
+/// Of one org, with the signing keys: half of what gateways take of all. It has room for 80,000 keys.
+const MAX_ORG_LENGTH: usize = MAX_DOCUMENT_LENGTH / 2;
 
 #[derive(Serialize)]
 struct Document {
@@ -103,20 +107,38 @@ pub fn render(connection: &Connection) -> Result<String, Failure> {
     Ok(document)
 }
 
-/// What the gateway would refuse of `org`, as a failure that says where it is wrong.
+/// What the gateway would warn of in `org`. What it would refuse is a failure that says where it is wrong.
 ///
 /// # Errors
 /// That, and what hinders the database.
-pub fn verify(connection: &Connection, org: &str) -> Result<(), Failure> {
+pub fn verify(connection: &Connection, org: &str) -> Result<Vec<Problem>, Failure> {
+    read(&of_orgs(connection, Some(org))?)
+}
+
+/// The same after something was added to `org`, which must leave room for others.
+///
+/// # Errors
+/// Where it does not, and those of [`verify`].
+pub fn verify_larger(connection: &Connection, org: &str) -> Result<Vec<Problem>, Failure> {
     let document = of_orgs(connection, Some(org))?;
+    let length = document.len();
+    if length > MAX_ORG_LENGTH {
+        return Err(Failure::new(format!(
+            "the policy of {org} alone would have {length} bytes, of at most {MAX_ORG_LENGTH}: revoke keys and clients that are no longer needed"
+        )));
+    }
+    read(&document)
+}
+
+/// A document as the gateway reads it.
+fn read(document: &str) -> Result<Vec<Problem>, Failure> {
     // Which clusters a gateway has is its operator's business.
     let clusters = Clusters { https: Some(String::new()), http: Some(String::new()) };
     let checked = Publication::of(document.as_bytes(), &clusters, DEFAULT_SEPARATOR);
-    let problems = checked.err().unwrap_or_default();
-    match problems.first() {
-        Some(problem) => Err(Failure::new(format!("the gateway would refuse {problem}"))),
-        None => Ok(()),
-    }
+    checked.map(|publication| publication.warnings().to_vec()).map_err(|problems| {
+        let first = problems.first().map(Problem::to_string).unwrap_or_default();
+        Failure::new(format!("the gateway would refuse {first}"))
+    })
 }
 
 /// The document with one org or with all.

@@ -1,19 +1,19 @@
 //! The policy in a file that Envoy watches (ECDS, `ExtensionConfigDiscoveryService` from a path): no server at all.
 
-use std::fs::{self, File, Permissions};
-use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use apexmcp_auth::config::Config;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tempfile::NamedTempFile;
 
 use crate::database::{Actor, Change, Database, Record};
 use crate::document;
 use crate::failure::Failure;
+use crate::yaml;
 
 const STRING: &str = "type.googleapis.com/google.protobuf.StringValue";
 /// Where the plugin configuration is in a filter.
@@ -40,23 +40,38 @@ pub fn target(connection: &Connection) -> Result<Option<Target>, Failure> {
     Ok(connection.query_row("SELECT template, file FROM ecds", [], read).optional()?)
 }
 
-/// Writes `file`, and from now on with each change.
+impl Target {
+    /// These files. To be asked before the database is opened: one of them may be the database, and whoever closes it ends
+    /// the locks that SQLite has on it in this process.
+    ///
+    /// # Errors
+    /// Where the template is none, or `file` is something else.
+    pub fn of(template: &Path, file: &Path) -> Result<Self, Failure> {
+        let absolute = |path: &Path| {
+            let path = std::path::absolute(path).map_err(Failure::during(path.display()))?;
+            let is_text = path.to_str().is_some();
+            is_text.then(|| path.clone()).ok_or_else(|| Failure::new(format!("{} is not in UTF-8", path.display())))
+        };
+        let target = Self { template: absolute(template)?, file: absolute(file)? };
+        let is_ours = |bytes: &[u8]| {
+            let response = serde_json::from_slice::<Value>(bytes).ok();
+            bytes.is_empty() || response.is_some_and(|response| response.pointer(CONFIGURATION).is_some())
+        };
+        if target.template == target.file || fs::read(&target.file).is_ok_and(|bytes| !is_ours(&bytes)) {
+            let file = target.file.display();
+            return Err(Failure::new(format!("{file} is something else already: name another --file, or remove it")));
+        }
+        read_template(&target.template)?;
+        Ok(target)
+    }
+}
+
+/// Writes the file of `target`, and from now on with each change.
 ///
 /// # Errors
 /// Where it cannot be written.
-pub fn enable(change: &Change<'_>, actor: &Actor, template: &Path, file: &Path) -> Result<Option<Target>, Failure> {
-    let absolute = |path: &Path| {
-        let path = std::path::absolute(path).map_err(Failure::during(path.display()))?;
-        path.to_str().map(str::to_owned).ok_or_else(|| Failure::new(format!("{} is not in UTF-8", path.display())))
-    };
-    let (template, file) = (absolute(template)?, absolute(file)?);
-    let is_ours = |bytes: &[u8]| {
-        let response = serde_json::from_slice::<Value>(bytes).ok();
-        bytes.is_empty() || response.is_some_and(|response| response.pointer(CONFIGURATION).is_some())
-    };
-    if template == file || fs::read(&file).is_ok_and(|bytes| !is_ours(&bytes)) {
-        return Err(Failure::new(format!("{file} is something else already: name another --file, or remove it")));
-    }
+pub fn enable(change: &Change<'_>, actor: &Actor, target: &Target) -> Result<Option<Target>, Failure> {
+    let (template, file) = (target.template.display().to_string(), target.file.display().to_string());
     change.execute("INSERT OR REPLACE INTO ecds (only, template, file) VALUES (1, ?, ?)", params![template, file])?;
     change
         .record(actor, &Record { action: "ecds.enable", org: None, subject: &file, details: json!({ "template": template }) })?;
@@ -87,6 +102,17 @@ pub fn write(database: &mut Database) -> Result<Option<Target>, Failure> {
     }
 }
 
+/// Whether the file could be written of what `connection` sees, if there is one to write.
+///
+/// # Errors
+/// Where the template is none, or the gateway would refuse the result.
+pub fn check(connection: &Connection) -> Result<(), Failure> {
+    match target(connection)? {
+        None => Ok(()),
+        Some(target) => fill(&target.template, &document::render(connection)?).map(drop),
+    }
+}
+
 /// While the database is held nobody else changes it or writes the file: an older policy never replaces a newer one.
 fn write_within(change: &Change<'_>) -> Result<Option<Target>, Failure> {
     let Some(target) = target(change)? else { return Ok(None) };
@@ -104,8 +130,7 @@ pub fn not_enabled() -> Failure {
 /// The template with `policy` in it, as Envoy reads it.
 fn fill(template: &Path, policy: &str) -> Result<String, Failure> {
     let at = template.display();
-    let text = fs::read_to_string(template).map_err(Failure::during(format_args!("the template {at} cannot be read")))?;
-    let mut filter: Value = serde_saphyr::from_str(&text).map_err(Failure::during(format_args!("the template {at}")))?;
+    let mut filter = read_template(template)?;
     let configuration = filter
         .pointer_mut(CONFIGURATION)
         .ok_or_else(|| Failure::new(format!("the template {at} has nothing at {CONFIGURATION}: see envoy/ecds/filter.yaml")))?;
@@ -120,6 +145,12 @@ fn fill(template: &Path, policy: &str) -> Result<String, Failure> {
     // As text, it is read in one pass; a Struct of 100,000 keys would take Envoy seconds.
     *configuration = json!({"@type": STRING, "value": plugin});
     Ok(filter.to_string())
+}
+
+fn read_template(template: &Path) -> Result<Value, Failure> {
+    let at = template.display();
+    let text = fs::read_to_string(template).map_err(Failure::during(format_args!("the template {at} cannot be read")))?;
+    yaml::read_one(&text).map_err(Failure::during(format_args!("the template {at}")))
 }
 
 /// The plugin configuration, written out or as text.
@@ -145,15 +176,34 @@ fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
     // Where it is a link, what it leads to is replaced.
     let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let before = fs::metadata(file).ok();
+    // Always of the same name, so that what a killed command left is gone with the next one.
+    let mut name = std::ffi::OsString::from(".");
+    name.push(file.file_name().unwrap_or_default());
+    name.push(".new");
+    let new = folder.join(name);
+    if let Err(error) = fs::remove_file(&new)
+        && error.kind() != ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let written = write_new(&new, file, content).and_then(|()| fs::rename(&new, file));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written?;
+    File::open(folder)?.sync_all()
+}
+
+/// Writes `new`, with the owner and mode of `old` where that is there.
+fn write_new(new: &Path, old: &Path, content: &[u8]) -> std::io::Result<()> {
+    let before = fs::metadata(old).ok();
     let mode = before.as_ref().map_or(0o600, |metadata| metadata.permissions().mode());
-    let mut new = NamedTempFile::new_in(folder)?;
+    // What has this name is never followed or shared: it holds private keys as soon as it is written.
+    let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new)?;
     new.write_all(content)?;
     if let Some(before) = before {
-        fchown(new.as_file(), Some(before.uid()), Some(before.gid()))?;
+        fchown(&new, Some(before.uid()), Some(before.gid()))?;
     }
-    new.as_file().set_permissions(Permissions::from_mode(mode))?;
-    new.as_file().sync_all()?;
-    new.persist(file)?;
-    File::open(folder)?.sync_all()
+    new.set_permissions(Permissions::from_mode(mode))?;
+    new.sync_all()
 }

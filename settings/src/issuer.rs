@@ -1,7 +1,8 @@
 //! What an identity provider says of itself, before the gateway believes its tokens.
 
-use std::net::ToSocketAddrs;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use apexmcp_auth::jose::jwk::JwkSet;
@@ -27,6 +28,9 @@ const MAX_URL_LENGTH: usize = 2048;
 /// Names that mean something within a network alone: RFC 6761, RFC 6762, RFC 8375, and those of clouds and clusters.
 const PRIVATE_SUFFIXES: [&str; 7] = [".localhost", ".local", ".internal", ".home.arpa", ".svc", ".lan", ".corp"];
 
+/// Why such an address is refused.
+const INTO_THE_NETWORK: &str = "an org must not lead the gateway into its operator's network; --allow-private-address allows it";
+
 /// Where answers may come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
@@ -39,15 +43,31 @@ pub enum Reach {
 /// Something that was looked at.
 #[derive(Debug, Serialize)]
 pub struct Finding {
-    /// Whether it is as it should be.
+    /// Whether it can be saved as it is.
     pub ok: bool,
+    /// Whether somebody should look at it all the same.
+    pub warning: bool,
     /// What was found.
     pub finding: String,
 }
 
 impl Finding {
     fn new(ok: bool, finding: impl Into<String>) -> Self {
-        Self { ok, finding: finding.into() }
+        Self { ok, warning: false, finding: finding.into() }
+    }
+
+    /// What is no reason not to save it.
+    pub fn warning(finding: impl Into<String>) -> Self {
+        Self { ok: true, warning: true, finding: finding.into() }
+    }
+
+    /// How it is marked for a person.
+    pub fn mark(&self) -> &'static str {
+        match (self.ok, self.warning) {
+            (false, _) => "FAIL",
+            (true, true) => "warn",
+            (true, false) => "ok  ",
+        }
     }
 }
 
@@ -63,23 +83,29 @@ pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Vec<Finding
         if url.len() > MAX_URL_LENGTH {
             return Err(Failure::new(format!("{option} must have at most {MAX_URL_LENGTH} characters")));
         }
+        port(option, parsed.authority())?;
         match (parsed.scheme(), reach) {
-            // A gateway without jwks.http_cluster refuses a policy with such a URI, and with it the changes of all orgs.
             ("http", Reach::Public) => {
                 return Err(Failure::new(format!(
                     "{option} must be https: whoever is on the way could put keys of his own in; --allow-private-address allows http"
                 )));
             }
-            ("http", Reach::Anywhere) => findings.push(Finding::new(
-                true,
-                format!("{url} is not https: gateways without jwks.http_cluster refuse the whole policy"),
-            )),
-            (_, Reach::Public) => refuse_private(option, &parsed)?,
+            ("http", Reach::Anywhere) => findings.push(Finding::warning(format!(
+                "{url} is not https: gateways without jwks.http_cluster let none of its tokens pass"
+            ))),
+            (_, Reach::Public) => findings.extend(refuse_private(option, &parsed)?),
             (_, Reach::Anywhere) => {}
         }
     }
-    let agent = agent(reach);
-    discover(&agent, issuer, jwks_uri, &mut findings);
+    look(reach, issuer, jwks_uri, &mut findings)?;
+    Ok(findings)
+}
+
+/// What is published there.
+fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>) -> Result<(), Failure> {
+    let was_private = Arc::new(AtomicBool::new(false));
+    let agent = agent(reach, Arc::clone(&was_private));
+    discover(&agent, issuer, jwks_uri, findings);
     findings.push(match fetch(&agent, jwks_uri) {
         Err(why) => Finding::new(false, format!("{jwks_uri} {why}")),
         Ok(body) => match JwkSet::parse(&body) {
@@ -87,7 +113,13 @@ pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Vec<Finding
             Ok(keys) => Finding::new(true, format!("{jwks_uri} has {} usable RS256 keys", keys.len())),
         },
     });
-    Ok(findings)
+    // No finding, which --force would let pass: the names had another address, or none, when they were looked at first.
+    match was_private.load(Ordering::Relaxed) {
+        true => Err(Failure::new(format!(
+            "--issuer or --jwks-uri leads to an address that is not of the public Internet: {INTO_THE_NETWORK}"
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// OpenID Connect Discovery §4, else RFC 8414 §3.
@@ -132,34 +164,44 @@ fn fetch(agent: &Agent, url: &str) -> Result<Vec<u8>, String> {
     answer.body_mut().with_config().limit(MAX_LENGTH).read_to_vec().map_err(|error| format!("cannot be read: {error}"))
 }
 
-fn refuse_private(option: &str, url: &JwksUri) -> Result<(), Failure> {
+/// The host of an authority, RFC 3986 §3.2, and its port where it names one. One that is empty is allowed there; resolvers and
+/// connectors take it for different things.
+fn port<'a>(option: &str, authority: &'a str) -> Result<(&'a str, Option<u16>), Failure> {
+    // An IPv6 address has colons within its brackets.
+    let Some((host, port)) = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) else {
+        return Ok((authority, None));
+    };
+    let number = port.parse().ok().filter(|number| *number > 0 && port.bytes().all(|byte| byte.is_ascii_digit()));
+    let wrong = || Failure::new(format!("{option}: the port of {authority} must be 1 to 65535, or left out with its colon"));
+    number.map(|number| (host, Some(number))).ok_or_else(wrong)
+}
+
+/// Refuses what is not of the public Internet. What may be is a finding.
+fn refuse_private(option: &str, url: &JwksUri) -> Result<Option<Finding>, Failure> {
     let authority = url.authority();
-    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    let host = authority.rsplit_once(':').filter(|_| has_port).map_or(authority, |(host, _)| host);
+    let (host, port) = port(option, authority)?;
     let name = host.trim_end_matches('.').to_ascii_lowercase();
     let is_number = name.starts_with('[') || name.split('.').all(|part| part.starts_with(|first: char| first.is_ascii_digit()));
     let means_nothing = !is_number && (!name.contains('.') || PRIVATE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)));
     // Such a name may have no address where this runs, and a private one where the gateway does.
     if means_nothing || host.contains('%') {
-        return Err(Failure::new(format!(
-            "{option}: {host} is no name of the public Internet: an org must not lead the gateway into its operator's network; \
-             --allow-private-address allows it"
-        )));
+        return Err(Failure::new(format!("{option}: {host} is no name of the public Internet: {INTO_THE_NETWORK}")));
     }
-    let target = if has_port { authority.to_owned() } else { format!("{authority}:443") };
-    // One that has no address is a finding of the fetch.
-    let mut addresses = target.to_socket_addrs().into_iter().flatten();
-    match addresses.find(|address| !is_public(address.ip())) {
+    let target = format!("{host}:{}", port.unwrap_or(443));
+    let addresses: Vec<IpAddr> = target.to_socket_addrs().into_iter().flatten().map(|address| address.ip()).collect();
+    match addresses.iter().find(|address| !is_public(**address)) {
         Some(address) => Err(Failure::new(format!(
-            "{option}: {authority} is {}, which is not an address of the public Internet: an org must not lead the gateway into its \
-             operator's network; --allow-private-address allows it",
-            address.ip()
+            "{option}: {authority} is {address}, which is not an address of the public Internet: {INTO_THE_NETWORK}"
         ))),
-        None => Ok(()),
+        // A provider may be configured before it can be reached, so that --force saves this one.
+        None => Ok(addresses.is_empty().then(|| {
+            let unknown = "has no address here, so that nobody knows whether it leads gateways into their operator's network";
+            Finding::new(false, format!("{host} {unknown}"))
+        })),
     }
 }
 
-fn agent(reach: Reach) -> Agent {
+fn agent(reach: Reach, was_private: Arc<AtomicBool>) -> Agent {
     let tls = TlsConfig::builder()
         // What the operator's system trusts, a company's own authority too.
         .root_certs(RootCerts::PlatformVerifier)
@@ -174,7 +216,7 @@ fn agent(reach: Reach) -> Agent {
         .user_agent(concat!("apexmcp/", env!("CARGO_PKG_VERSION")))
         .tls_config(tls)
         .build();
-    Agent::with_parts(config, DefaultConnector::default(), Guard { inner: DefaultResolver::default(), reach })
+    Agent::with_parts(config, DefaultConnector::default(), Guard { inner: DefaultResolver::default(), reach, was_private })
 }
 
 /// Resolves names to the addresses that are then connected to, so that a second answer of the DNS can't lead elsewhere.
@@ -182,12 +224,15 @@ fn agent(reach: Reach) -> Agent {
 struct Guard {
     inner: DefaultResolver,
     reach: Reach,
+    /// Whether it refused an address.
+    was_private: Arc<AtomicBool>,
 }
 
 impl Resolver for Guard {
     fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let addresses = self.inner.resolve(uri, config, timeout)?;
         if self.reach == Reach::Public && addresses.iter().any(|address| !is_public(address.ip())) {
+            self.was_private.store(true, Ordering::Relaxed);
             return Err(ureq::Error::Other("it has a private address".into()));
         }
         Ok(addresses)
@@ -202,9 +247,30 @@ mod tests {
     #[test]
     fn nothing_private_is_connected_to() {
         for (reach, is_allowed) in [(Reach::Public, false), (Reach::Anywhere, true)] {
-            let guard = Guard { inner: DefaultResolver::default(), reach };
+            let guard = Guard { inner: DefaultResolver::default(), reach, was_private: Arc::default() };
             let addresses = guard.resolve(&Uri::from_static("http://localhost/"), &Config::default(), NextTimeout::default());
             assert_eq!(addresses.is_ok(), is_allowed, "{reach:?}: {addresses:?}");
+            let mut findings = Vec::new();
+            let looked = look(reach, "https://localhost:1", "https://localhost:1/keys", &mut findings);
+            assert_eq!(looked.is_ok(), is_allowed, "{reach:?}: no finding, which would be overruled: {findings:?}");
+        }
+    }
+
+    #[test]
+    fn an_authority_has_a_port_or_no_colon() {
+        for (authority, expected) in [
+            ("idp", Some(("idp", None))),
+            ("idp:1", Some(("idp", Some(1)))),
+            ("idp:65535", Some(("idp", Some(65_535)))),
+            ("[::1]", Some(("[::1]", None))),
+            ("[::1]:443", Some(("[::1]", Some(443)))),
+            ("idp:", None),
+            ("[::1]:", None),
+            ("idp:0", None),
+            ("idp:65536", None),
+            ("idp:+1", None),
+        ] {
+            assert_eq!(port("--issuer", authority).ok(), expected, "{authority}");
         }
     }
 }

@@ -16,3 +16,4 @@ pub mod plugin_config;
 pub mod records;
 pub mod secret;
 pub mod serve;
+mod yaml;

@@ -11,11 +11,17 @@ use serde_json::json;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let is_json = cli.json;
-    let (output, failure, is_good) = match commands::run(cli) {
-        Ok(answer) => (Some(if is_json { answer.json.to_string() } else { answer.text }), answer.failure, answer.is_good),
-        Err(failure) => (is_json.then(|| json!({"error": failure.to_string()}).to_string()), Some(failure), false),
+    let (output, warnings, failure, is_good) = match commands::run(cli) {
+        Ok(answer) => {
+            let output = if is_json { answer.json.to_string() } else { answer.text };
+            (Some(output), answer.warnings, answer.failure, answer.is_good)
+        }
+        Err(failure) => (is_json.then(|| json!({"error": failure.to_string()}).to_string()), Vec::new(), Some(failure), false),
     };
     let written = output.filter(|text| !text.is_empty() && text != "null").map(|text| writeln!(std::io::stdout(), "{text}"));
+    for warning in warnings {
+        let _ = writeln!(std::io::stderr(), "apexmcp: warning: {warning}");
+    }
     if let Some(failure) = failure {
         let _ = writeln!(std::io::stderr(), "apexmcp: {failure}");
     }

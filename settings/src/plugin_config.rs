@@ -7,6 +7,7 @@ use crate::check;
 use crate::clock::Moment;
 use crate::failure::Failure;
 use crate::output::Answer;
+use crate::yaml;
 
 /// Whose form.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -35,6 +36,6 @@ pub fn render(format: Format, origin: &str) -> Result<Answer, Failure> {
     if let Some(problem) = report.errors.first() {
         return Err(Failure::new(format!("--origin: {}", problem.message)));
     }
-    let json = serde_saphyr::from_str(&text).map_err(Failure::during("the template"))?;
+    let json = yaml::read_one(&text).map_err(Failure::during("the template"))?;
     Ok(Answer::new(text.trim_end(), json))
 }

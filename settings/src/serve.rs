@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::fmt::Write;
+use std::fs;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -94,7 +96,7 @@ pub fn run(
     let first = publish(&mut database)?;
     let (publisher, policy) = watch::channel(Arc::new(first));
     let counts = Arc::new(Counts::default());
-    let watcher = Watcher { path: path.to_owned(), database, publisher, counts: Arc::clone(&counts) };
+    let watcher = Watcher { path: path.to_owned(), database: Some(database), publisher, counts: Arc::clone(&counts) };
     // It sleeps between looks, and ends with the process.
     thread::spawn(move || watcher.run());
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::during("no threads"))?;
@@ -129,18 +131,27 @@ fn publish(database: &mut Database) -> Result<Published, Failure> {
     Ok(Published { version, etag, body: document.into() })
 }
 
+/// A file's device and number; none where it is not there.
+type Identity = Option<(u64, u64)>;
+
 /// What was looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Seen {
-    /// The file's device and number.
-    file: (u64, u64),
-    /// Of the connection to it.
+    file: Identity,
+    /// Of `-wal` and `-shm`, which stay as long as the connection knows of them.
+    beside: [Identity; 2],
+    /// Of the connection to them.
     data_version: i64,
+}
+
+fn identity(path: &Path) -> Identity {
+    fs::metadata(path).map(|file| (file.dev(), file.ino())).ok()
 }
 
 struct Watcher {
     path: PathBuf,
-    database: Database,
+    /// None while it cannot be opened.
+    database: Option<Database>,
     publisher: watch::Sender<Arc<Published>>,
     counts: Arc<Counts>,
 }
@@ -171,22 +182,42 @@ impl Watcher {
 
     /// Publishes what changed since `seen`, and returns what was seen now.
     fn look(&mut self, seen: Option<Seen>) -> Result<Seen, Failure> {
-        let file = std::fs::metadata(&self.path).map(|file| (file.dev(), file.ino()));
-        let file = file.map_err(Failure::during("the database is gone"))?;
-        if seen.is_none_or(|seen| seen.file != file) {
-            // A copy may have been put into its place.
-            self.database = Database::open(&self.path)?;
-        }
+        let file = identity(&self.path);
+        // A copy may have been put into its place, or what is beside it deleted and made anew: who stays connected to what
+        // was there sees no change any more. The old connection ends before the new one begins.
+        let is_same = seen.is_some_and(|seen| (seen.file, seen.beside) == (file, self.beside()));
+        let mut database = match self.database.take() {
+            Some(database) if is_same => database,
+            left => {
+                if let Some(left) = left {
+                    left.leave();
+                }
+                Database::open(&self.path)?
+            }
+        };
         // Asked first: what is committed while the document is made is seen the next time.
-        let now = Seen { file, data_version: self.database.data_version()? };
+        let now = Seen { file, beside: self.beside(), data_version: database.data_version()? };
         if seen != Some(now) {
-            let published = publish(&mut self.database)?;
+            let published = publish(&mut database)?;
             if published.etag != self.publisher.borrow().etag {
-                log(format_args!("policy version {}, {} bytes", published.version, published.body.len()));
+                let (version, length) = (published.version, published.body.len());
                 self.publisher.send_replace(Arc::new(published));
+                log(format_args!("policy version {version}, {length} bytes"));
             }
         }
+        if let Some(exposure) = database::exposure(&self.path).filter(|_| !is_same) {
+            log(exposure);
+        }
+        self.database = Some(database);
         Ok(now)
+    }
+
+    fn beside(&self) -> [Identity; 2] {
+        ["-wal", "-shm"].map(|ending| {
+            let mut path = self.path.clone().into_os_string();
+            path.push(ending);
+            identity(Path::new(&path))
+        })
     }
 }
 
@@ -283,7 +314,9 @@ impl Service {
             .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
             .map(<[u8]>::trim_ascii)
             .collect();
-        let is_known = |published: &Published| known.iter().any(|etag| *etag == published.etag.as_bytes() || *etag == b"*");
+        // RFC 9110 §13.1.2: the comparison is weak, for a cache between that marks what it changed.
+        let is_this = |etag: &[u8], published: &Published| etag.strip_prefix(b"W/").unwrap_or(etag) == published.etag.as_bytes();
+        let is_known = |published: &Published| known.iter().any(|etag| is_this(etag, published) || *etag == b"*");
         let (mut policy, mut stopping) = (self.policy.clone(), self.stopping.clone());
         let mut published = Arc::clone(&policy.borrow());
         if is_known(&published) && !wait.is_zero() {
@@ -369,10 +402,9 @@ fn with(mut response: Response<Full<Bytes>>, name: http::HeaderName, value: Head
     response
 }
 
-/// To standard error, where services log.
-#[expect(clippy::print_stderr, reason = "the log of a service")]
+/// To standard error, where services log. Whoever cannot write there serves on.
 fn log(line: impl std::fmt::Display) {
-    eprintln!("apexmcp serve: {line}");
+    let _ = writeln!(std::io::stderr(), "apexmcp serve: {line}");
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Static API keys.
 
+use apexmcp_auth::problem::Problem;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde_json::json;
@@ -71,11 +72,11 @@ pub struct NewKey<'a> {
     pub expires_at: Option<Moment>,
 }
 
-/// Makes one. The key itself is returned and kept nowhere.
+/// Makes one. The key itself is returned and kept nowhere. With it comes what the gateway would warn of in its org.
 ///
 /// # Errors
 /// Where there is no such org, or a value cannot be.
-pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(ApiKey, String), Failure> {
+pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(ApiKey, String, Vec<Problem>), Failure> {
     org::require(change, new.org)?;
     check_name(new.name)?;
     check_connectors(new.connectors)?;
@@ -104,8 +105,8 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
     )?;
     let details = json!({"name": made.name, "connectors": made.connectors, "expires_at": made.expires_at});
     change.record(actor, &Record { action: "key.create", org: Some(&made.org), subject: &made.id, details })?;
-    document::verify(change, &made.org)?;
-    Ok((made, key))
+    let warnings = document::verify_larger(change, &made.org)?;
+    Ok((made, key, warnings))
 }
 
 /// All of an org, the oldest first, revoked ones too.

@@ -1,5 +1,7 @@
 //! OAuth clients and their secrets, of which there are two while one rotates.
 
+use apexmcp_auth::jose::jwk::JwkSet;
+use apexmcp_auth::names::is_plain;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -68,8 +70,32 @@ pub struct NewClient<'a> {
     pub jwks: Option<&'a Value>,
 }
 
+/// Those in use are hashes, UUIDs or URLs.
+const MAX_KID_LENGTH: usize = 256;
+
 /// What of a JWK is secret, RFC 7518 §6.
 const PRIVATE_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+
+/// What is kept of a client's JWK Set: the keys that the gateway reads, and of them what it reads. The rest would make the
+/// policy longer for all, and might hold the private half.
+fn public_keys(jwks: &Value) -> Result<Value, Failure> {
+    let keys = jwks.get("keys").and_then(Value::as_array);
+    if keys.into_iter().flatten().any(|key| PRIVATE_MEMBERS.iter().any(|member| key.get(member).is_some())) {
+        return Err(Failure::new("--jwks holds a private key: give the public half alone, and leave the other to the client"));
+    }
+    let set = JwkSet::parse(jwks.to_string().as_bytes()).map_err(Failure::during("--jwks"))?;
+    let document: Value = serde_json::from_str(&set.to_document()).map_err(Failure::during("--jwks"))?;
+    if kids(&document).iter().any(|kid| kid.len() > MAX_KID_LENGTH || !kid.chars().all(is_plain)) {
+        return Err(Failure::new(format!("--jwks: a kid must be at most {MAX_KID_LENGTH} bytes of visible characters")));
+    }
+    Ok(document)
+}
+
+/// By which the keys of a set are known.
+fn kids(jwks: &Value) -> Vec<&str> {
+    let keys = jwks.get("keys").and_then(Value::as_array);
+    keys.into_iter().flatten().filter_map(|key| key.get("kid")?.as_str()).collect()
+}
 
 /// Makes one, and its first secret where it has one, which is returned and kept nowhere.
 ///
@@ -78,22 +104,19 @@ const PRIVATE_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"]
 pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result<(Client, Option<String>), Failure> {
     org::require(change, new.org)?;
     check_name(new.name)?;
-    check_scopes(new.scopes)?;
-    let keys = new.jwks.and_then(|jwks| jwks.get("keys")).and_then(Value::as_array);
-    if keys.into_iter().flatten().any(|key| PRIVATE_MEMBERS.iter().any(|member| key.get(member).is_some())) {
-        return Err(Failure::new("--jwks holds a private key: give the public half alone, and leave the other to the client"));
-    }
+    check_scopes("--scope", new.scopes)?;
+    let jwks = new.jwks.map(public_keys).transpose()?;
     let taken = |id: &str| is_there(change, "SELECT 1 FROM oauth_clients WHERE client_id = ?", [id]);
     let client_id = secret::unused(|| secret::base62("apx_client_", 8), taken)?;
-    let (scopes, jwks) = (json!(new.scopes).to_string(), new.jwks.map(Value::to_string));
+    let scopes = json!(new.scopes).to_string();
     change.execute(
         "INSERT INTO oauth_clients (client_id, org, name, scopes, jwks, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-        params![client_id, new.org, new.name, scopes, jwks, actor.now.to_string()],
+        params![client_id, new.org, new.name, scopes, jwks.as_ref().map(Value::to_string), actor.now.to_string()],
     )?;
-    let client_secret = if new.jwks.is_none() { Some(add_secret(change, actor, &client_id)?) } else { None };
-    let details = json!({"name": new.name, "scopes": new.scopes, "jwks": new.jwks});
+    let client_secret = if jwks.is_none() { Some(add_secret(change, actor, &client_id)?) } else { None };
+    let details = json!({"name": new.name, "scopes": new.scopes, "kids": jwks.as_ref().map(kids)});
     change.record(actor, &Record { action: "client.create", org: Some(new.org), subject: &client_id, details })?;
-    document::verify(change, new.org)?;
+    document::verify_larger(change, new.org)?;
     Ok((show(change, &client_id)?, client_secret))
 }
 

@@ -87,5 +87,5 @@ pub fn set(change: &Change<'_>, actor: &Actor, holder: Holder<'_>, limits: Optio
     change.execute(&format!("UPDATE {table} SET limits = ? WHERE {column} = ?"), params![text, holder.name()])?;
     let action = if limits.is_some() { "limits.set" } else { "limits.clear" };
     change.record(actor, &Record { action, org: Some(&org), subject: holder.name(), details: json!({ "limits": limits }) })?;
-    document::verify(change, &org)
+    document::verify(change, &org).map(drop)
 }

@@ -16,6 +16,8 @@ use serde::de::DeserializeOwned;
 
 use crate::failure::Failure;
 
+/// Connectors or scopes of one record: it must not make the policy too long for all.
+const MAX_LIST: usize = 256;
 /// Longest name, in characters: it is shown in one line.
 const MAX_NAME: usize = 200;
 
@@ -51,16 +53,25 @@ fn check_name(name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+fn check_count(option: &str, values: &[String]) -> Result<(), Failure> {
+    if values.len() > MAX_LIST {
+        return Err(Failure::new(format!("{option}: at most {MAX_LIST} of one record")));
+    }
+    Ok(())
+}
+
 fn check_connectors(connectors: &[String]) -> Result<(), Failure> {
+    check_count("--connector", connectors)?;
     match connectors.iter().find(|connector| ConnectorId::parse(connector).is_none()) {
         Some(wrong) => Err(Failure::new(format!("--connector {wrong:?} must be 1 to 128 of A-Z a-z 0-9 . _ ~ -"))),
         None => Ok(()),
     }
 }
 
-fn check_scopes(scopes: &[String]) -> Result<(), Failure> {
+fn check_scopes(option: &str, scopes: &[String]) -> Result<(), Failure> {
+    check_count(option, scopes)?;
     match scopes.iter().find(|scope| Scope::parse(scope).is_none()) {
-        Some(wrong) => Err(Failure::new(format!("--scope {wrong:?} must be mcp:call or mcp:call:<connector-id>"))),
+        Some(wrong) => Err(Failure::new(format!("{option} {wrong:?} must be mcp:call or mcp:call:<connector-id>"))),
         None => Ok(()),
     }
 }

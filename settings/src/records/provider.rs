@@ -53,7 +53,7 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
     if provider.audience.len() > MAX_AUDIENCES || provider.audience.iter().any(|audience| audience.len() > MAX_AUDIENCE_LENGTH) {
         return Err(Failure::new(format!("--audience: at most {MAX_AUDIENCES}, of at most {MAX_AUDIENCE_LENGTH} bytes each")));
     }
-    check_scopes(provider.default_scopes.as_deref().unwrap_or_default())?;
+    check_scopes("--default-scope", provider.default_scopes.as_deref().unwrap_or_default())?;
     let default_scopes = provider.default_scopes.as_ref().map(|scopes| json!(scopes).to_string());
     let audience = json!(provider.audience).to_string();
     change.execute(
@@ -64,7 +64,7 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
     let details =
         json!({"jwks_uri": provider.jwks_uri, "audience": provider.audience, "default_scopes": provider.default_scopes});
     change.record(actor, &Record { action: "sso.configure", org: Some(&provider.org), subject: &provider.issuer, details })?;
-    document::verify(change, &provider.org)
+    document::verify_larger(change, &provider.org).map(drop)
 }
 
 /// All of an org, by issuer.
@@ -74,6 +74,17 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
 pub fn list(connection: &Connection, org: &str) -> Result<Vec<Provider>, Failure> {
     org::require(connection, org)?;
     rows(connection, "SELECT * FROM identity_providers WHERE org = ? ORDER BY issuer", [org], Provider::read)
+}
+
+/// The other orgs that accept tokens of this issuer for one of these audiences: one token is good in all of them.
+///
+/// # Errors
+/// What hinders the database.
+pub fn sharing(connection: &Connection, org: &str, issuer: &str, audiences: &[String]) -> Result<Vec<String>, Failure> {
+    let query = "SELECT * FROM identity_providers WHERE issuer = ? AND org <> ? ORDER BY org";
+    let others = rows(connection, query, [issuer, org], Provider::read)?;
+    let is_shared = |provider: &Provider| provider.audience.iter().any(|audience| audiences.contains(audience));
+    Ok(others.into_iter().filter(is_shared).map(|provider| provider.org).collect())
 }
 
 /// Ends one: its tokens are refused from then on.

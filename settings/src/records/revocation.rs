@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use apexmcp_auth::names::is_plain;
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
 use super::{client, org};
@@ -17,6 +17,15 @@ const LONGEST_LIFE: Duration = Duration::from_secs(25 * 60 * 60);
 /// The gateway's own have 32 characters.
 const MAX_JTI_LENGTH: usize = 256;
 
+/// The moment before which no gateway token that still passes was issued. The clock of this machine may be ahead: only the
+/// time that the change before this one noted too has passed for certain.
+fn outlived(change: &Change<'_>, actor: &Actor) -> Result<String, Failure> {
+    let noted: Option<String> =
+        change.query_row("SELECT at FROM audit ORDER BY version DESC LIMIT 1", [], |row| row.get(0)).optional()?;
+    let noted = noted.and_then(|at| Moment::parse(&at).ok()).unwrap_or(actor.now);
+    Ok(noted.min(actor.now).minus(LONGEST_LIFE).to_string())
+}
+
 /// Ends the token with this `jti`.
 ///
 /// # Errors
@@ -26,7 +35,7 @@ pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Res
     if jti.is_empty() || jti.len() > MAX_JTI_LENGTH || !jti.chars().all(is_plain) {
         return Err(Failure::new(format!("--jti must be the jti claim of a token, at most {MAX_JTI_LENGTH} bytes")));
     }
-    change.execute("DELETE FROM revoked_tokens WHERE revoked_at < ?", [actor.now.minus(LONGEST_LIFE).to_string()])?;
+    change.execute("DELETE FROM revoked_tokens WHERE revoked_at < ?", [outlived(change, actor)?])?;
     change.execute(
         "INSERT OR REPLACE INTO revoked_tokens (org, jti, revoked_at) VALUES (?, ?, ?)",
         params![org, jti, actor.now.to_string()],
@@ -47,7 +56,7 @@ pub fn of_client(change: &Change<'_>, actor: &Actor, org: &str, client_id: &str,
     if issued_before > actor.now.plus(Duration::from_secs(1))? {
         return Err(Failure::new("--issued-before must not be in the future: 'apexmcp client revoke' ends a client for good"));
     }
-    change.execute("DELETE FROM revoked_clients WHERE issued_before < ?", [actor.now.minus(LONGEST_LIFE).to_string()])?;
+    change.execute("DELETE FROM revoked_clients WHERE issued_before < ?", [outlived(change, actor)?])?;
     change.execute(
         "INSERT INTO revoked_clients (org, client_id, issued_before) VALUES (?1, ?2, ?3)
             ON CONFLICT DO UPDATE SET issued_before = max(issued_before, ?3)",
@@ -55,4 +64,38 @@ pub fn of_client(change: &Change<'_>, actor: &Actor, org: &str, client_id: &str,
     )?;
     let details = json!({"issued_before": issued_before.to_string()});
     change.record(actor, &Record { action: "token.revoke", org: Some(org), subject: client_id, details })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::Database;
+
+    #[test]
+    fn a_clock_that_is_ahead_ends_no_revocation_that_is_needed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut database = Database::create(&folder.path().join("test.db"), |_| Ok(())).unwrap();
+        let now = Moment::parse("2026-01-01T00:00:00Z").unwrap();
+        let ahead = now.plus(LONGEST_LIFE * 100).unwrap();
+        let mut revoked = |now: Moment, jti: &str| -> Vec<String> {
+            let actor = Actor { name: "test".to_owned(), now };
+            let read = |change: &Change<'_>| {
+                super::super::rows(change, "SELECT jti FROM revoked_tokens ORDER BY jti", [], |row| row.get(0))
+            };
+            database
+                .change(|change| {
+                    if jti == "1" {
+                        org::create(change, &actor, "acme")?;
+                    }
+                    of_token(change, &actor, "acme", jti)?;
+                    read(change)
+                })
+                .unwrap()
+        };
+        assert_eq!(revoked(now, "1"), ["1"]);
+        assert_eq!(revoked(ahead, "2"), ["1", "2"], "no other change was made at such a time");
+        assert_eq!(revoked(now, "3"), ["1", "2", "3"]);
+        assert_eq!(revoked(ahead, "4"), ["1", "2", "3", "4"]);
+        assert_eq!(revoked(ahead, "5"), ["2", "4", "5"], "what is over is forgotten");
+    }
 }

@@ -72,11 +72,18 @@ fn a_client_and_its_secrets() {
 fn a_client_with_keys_of_its_own() {
     let settings = Settings::new();
     let jwk = public_jwk();
-    let keys = settings.write("keys.json", &json!({ "keys": [jwk] }).to_string());
+    let mut published = jwk.clone();
+    published["x5c"] = json!("UNREAD".repeat(1000));
+    let document = json!({"keys": [published, {"kty": "EC", "kid": "UNREAD"}], "private": {"d": "SECRET"}});
+    let keys = settings.write("keys.json", &document.to_string());
     let made = settings.json(&["client", "create", "--org", "acme", "--name", "signs", "--jwks", &keys]);
     assert_eq!(made.get("client_secret"), None);
     let record = &settings.policy()["orgs"]["acme"]["oauth_clients"][0];
-    assert_eq!((&record["jwks"]["keys"][0], record.get("secret_sha256")), (&jwk, None));
+    let kept = ["kty", "kid", "n", "e"].map(|member| (member.to_owned(), jwk[member].clone()));
+    let kept = json!({"keys": [serde_json::Map::from_iter(kept)]});
+    assert_eq!((&record["jwks"], record.get("secret_sha256")), (&kept, None), "what the gateway reads, and no more");
+    let noted = settings.json(&["audit", "list"])[2]["details"].clone();
+    assert_eq!(noted, json!({"name": "signs", "scopes": ["mcp:call"], "kids": ["a"]}));
     let id = made["client_id"].as_str().unwrap();
     assert!(settings.failure(&["client", "rotate-secret", id]).contains("its own keys"));
     let private = settings.write("private.json", r#"{"keys": [{"kty": "RSA", "d": "SECRET"}]}"#);
@@ -84,7 +91,16 @@ fn a_client_with_keys_of_its_own() {
     assert!(line.contains("private key") && !line.contains("SECRET"), "{line}");
     let none = settings.write("none.json", r#"{"keys": []}"#);
     let refused = settings.failure(&["client", "create", "--org", "acme", "--name", "signs", "--jwks", &none]);
-    assert!(refused.contains(".jwks: "), "{refused}");
+    assert!(refused.contains("--jwks: none of its keys"), "{refused}");
+    for (kid, is_good) in
+        [("k".repeat(256), true), ("k".repeat(257), false), ("a\u{202e}".to_owned(), false), ("\n".to_owned(), false)]
+    {
+        let mut jwk = jwk.clone();
+        jwk["kid"] = json!(kid);
+        let keys = settings.write("kid.json", &json!({ "keys": [jwk] }).to_string());
+        let output = settings.run(&["client", "create", "--org", "acme", "--name", "kid", "--jwks", &keys]);
+        assert_eq!(output.status.success(), is_good, "{kid:?}: {output:?}");
+    }
 }
 
 fn public_jwk() -> Value {
@@ -148,6 +164,10 @@ fn everything_is_on_the_record() {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
         assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()), "a key is kept");
     }
+    let long = "INSERT INTO audit VALUES (99, '2026-01-01T00:00:00Z', ?1, 'key.create', ?1, ?1, '{}')";
+    rusqlite::Connection::open(settings.file("test.db")).unwrap().execute(long, ["x".repeat(70_000)]).unwrap();
+    assert_eq!(settings.json(&["audit", "list"]).as_array().map(Vec::len), Some(6), "however long an entry is");
+    assert!(settings.text(&["audit", "list"]).len() > 6 * 3 * 70_000);
 }
 
 #[test]
@@ -167,7 +187,7 @@ fn what_cannot_be_is_refused_in_one_line() {
         (&["key", "create", "--org", "acme", "--name", "k", "--expires", "100000000y"], "too far"),
         (&["key", "list", "--org", "nobody"], "no org"),
         (&["key", "revoke", "key_none"], "no key"),
-        (&["client", "create", "--org", "acme", "--name", "k", "--scope", "all"], "--scope"),
+        (&["client", "create", "--org", "acme", "--name", "k", "--scope", "all"], "--scope \"all\""),
         (&["client", "create", "--org", "acme", "--name", "\u{200b}k", "--scope", "mcp:call"], "--name"),
         (&["client", "create", "--org", "acme", "--name", "k", "--jwks", "absent.json"], "cannot be read"),
         (&["client", "revoke", "apx_client_none"], "no client"),
@@ -206,7 +226,21 @@ fn values_end_where_they_are_said_to() {
     };
     let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let many = |count: usize, length: usize| (0..count).map(|number| format!("{number:0>length$}")).collect::<Vec<_>>();
+    let key = |count: usize, option: &str, value: &str| {
+        let options = many(count, 3).iter().map(|number| format!(" {option} {value}{number}")).collect::<String>();
+        words(&format!("create --org acme --name k{options}"))
+    };
+    let of = |kind: &str, rest: Vec<String>| [vec![kind.to_owned()], rest].concat();
+    let scopes = |count: usize| {
+        let scopes = many(count, 3).into_iter().flat_map(|number| ["--default-scope".to_owned(), format!("mcp:call:{number}")]);
+        [sso(&many(1, 1), 200), scopes.collect()].concat()
+    };
+    let misnamed = [sso(&many(1, 1), 200), words("--default-scope nope")].concat();
     for (good, bad, part) in [
+        (of("key", key(256, "--connector", "c")), of("key", key(257, "--connector", "c")), "--connector: at most 256"),
+        (of("client", key(256, "--scope", "mcp:call:")), of("client", key(257, "--scope", "mcp:call:")), "--scope: at most 256"),
+        (scopes(256), scopes(257), "--default-scope: at most 256"),
+        (scopes(1), misnamed, "--default-scope \"nope\" must be"),
         (
             words(&format!("key create --org acme --name {}", "\u{e4}".repeat(200))),
             words(&format!("key create --org acme --name {}", "\u{e4}".repeat(201))),
@@ -325,6 +359,33 @@ fn a_change_after_which_gateways_would_take_no_policy_is_not_made() {
 }
 
 #[test]
+fn one_org_leaves_room_for_others() {
+    let settings = Settings::new();
+    let create = |name: &str| settings.run(&["key", "create", "--org", "acme", "--name", name]);
+    let length = || settings.text(&["policy", "export"]).trim_end().len();
+    assert!(create("k").status.success());
+    let before = length();
+    assert!(create("k").status.success());
+    let (now, growth) = (length(), length() - before);
+    // All but as much as a key takes whose name has nine characters more. Each takes its own length, two quotes and a comma.
+    let fill = (16 << 20) - growth - 9 - now - r#","revoked_tokens":{"jti":[]}"#.len();
+    let (count, rest) = (fill / 259, fill % 259 + 1 + 259 - 3);
+    let insert = "WITH RECURSIVE number(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM number WHERE n < ?1)
+        INSERT INTO revoked_tokens SELECT 'acme', format('%0256d', n), '2026-01-01T00:00:00Z' FROM number
+        UNION ALL SELECT 'acme', format('%0*d', ?2, 1), '2026-01-01T00:00:00Z'";
+    let database = rusqlite::Connection::open(settings.file("test.db")).unwrap();
+    database.execute(insert, rusqlite::params![u32::try_from(count).unwrap(), u32::try_from(rest).unwrap()]).unwrap();
+    assert_eq!(length() + growth + 9, 16 << 20);
+    let line = settings.failure(&["key", "create", "--org", "acme", "--name", &"k".repeat(11)]);
+    assert!(line.contains("at most 16777216") && line.contains("acme alone"), "{line}");
+    assert!(create(&"k".repeat(10)).status.success());
+    assert_eq!(length(), 16 << 20);
+    settings.json(&["limits", "set", "--org", "acme", "--monthly-quota", "1"]);
+    settings.json(&["org", "create", "other"]);
+    settings.json(&["key", "create", "--org", "other", "--name", "k"]);
+}
+
+#[test]
 fn an_identity_provider_is_looked_at_before_it_is_trusted() {
     let keys = json!({"keys": [public_jwk()]}).to_string();
     let good = json!({"issuer": "ORIGIN", "jwks_uri": "ORIGIN/keys"}).to_string();
@@ -347,6 +408,8 @@ fn an_identity_provider_is_looked_at_before_it_is_trusted() {
         ];
         let output = settings.run(&[&arguments, more].concat());
         let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said.contains("nothing was saved"), printed["saved"] == false, "{said}");
         (output.status.code(), printed)
     };
     for (what, pages, issuer, part) in [
@@ -409,8 +472,36 @@ fn an_identity_provider_is_looked_at_before_it_is_trusted() {
     let record = settings.policy()["orgs"]["acme"]["identity_providers"][0].clone();
     assert_eq!((&record["audience"], &record["default_scopes"]), (&json!(["apexmcp"]), &json!(["mcp:call:a"])));
     assert!(settings.text(&["sso", "list", "--org", "acme"]).contains(record["issuer"].as_str().unwrap()));
+    settings.json(&["org", "create", "other"]);
+    let again = |org: &str, audience: &str| {
+        let (issuer, jwks_uri) = (record["issuer"].as_str().unwrap(), record["jwks_uri"].as_str().unwrap());
+        let provider = ["--issuer", issuer, "--jwks-uri", jwks_uri, "--audience", "another", "--audience", audience];
+        let made =
+            settings.json(&[&["sso", "configure", "--org", org, "--force", "--allow-private-address"][..], &provider].concat());
+        let warned = |finding: &&Value| finding["finding"].as_str().unwrap().contains("accepted in both");
+        let warnings: Vec<Value> = made["findings"].as_array().unwrap().iter().filter(warned).cloned().collect();
+        assert!(warnings.iter().all(|finding| finding["ok"] == true && finding["warning"] == true), "{made}");
+        warnings.len()
+    };
+    assert_eq!((again("acme", "apexmcp"), again("other", "mine")), (0, 1), "the audience \"another\" is in both");
+    settings.json(&["sso", "remove", "--org", "other", "--issuer", record["issuer"].as_str().unwrap()]);
     settings.json(&["sso", "remove", "--org", "acme", "--issuer", record["issuer"].as_str().unwrap()]);
     assert_eq!(settings.policy()["orgs"]["acme"], json!({}));
+}
+
+#[test]
+fn a_provider_without_an_address_is_saved_by_force_alone() {
+    let settings = Settings::new();
+    // RFC 6761 §6.4: no such name has an address.
+    let url = "https://idp.invalid";
+    let arguments = ["sso", "configure", "--org", "acme", "--issuer", url, "--jwks-uri", url, "--audience", "a", "--json"];
+    for (force, code) in [(&[][..], 1), (&["--force"], 0)] {
+        let output = settings.run(&[&arguments, force].concat());
+        let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let unknown = |finding: &Value| finding["ok"] == false && finding["finding"].to_string().contains("has no address here");
+        assert!(printed["findings"].as_array().unwrap().iter().any(unknown), "{printed}");
+        assert_eq!((output.status.code(), &printed["saved"]), (Some(code), &json!(code == 0)), "{printed}");
+    }
 }
 
 #[test]
@@ -421,9 +512,17 @@ fn nobody_is_led_into_the_operators_network() {
         let arguments = ["sso", "configure", "--org", "acme", "--issuer", &url, "--jwks-uri", &url, "--audience", "a", "--force"];
         settings.failure(&arguments);
     }
+    for authority in ["10.0.0.1:", "[::1]:", "10.0.0.1:99999", "10.0.0.1:0", "metadata.google.internal:", "idp.example.com:"] {
+        let url = format!("https://{authority}/");
+        let arguments = ["sso", "configure", "--org", "acme", "--issuer", &url, "--jwks-uri", &url, "--audience", "a", "--force"];
+        for allowed in [&[][..], &["--allow-private-address"]] {
+            let line = settings.failure(&[&arguments, allowed].concat());
+            assert!(line.starts_with("--issuer: the port of") || line.starts_with("--issuer must be"), "{authority}: {line}");
+        }
+    }
     let plain = "http://idp.example.com/";
     let arguments = ["sso", "configure", "--org", "acme", "--issuer", plain, "--jwks-uri", plain, "--audience", "a", "--force"];
-    assert!(settings.failure(&arguments).contains("must be https"), "it would keep every org's changes from the gateways");
+    assert!(settings.failure(&arguments).contains("must be https"), "whoever is on the way could put keys of his own in");
     assert_eq!(settings.json(&["sso", "list", "--org", "acme"]), json!([]));
     for host in
         ["127.0.0.1", "localhost", "[::1]", "[::ffff:10.0.0.1]", "10.0.0.1:8443", "169.254.169.254", "2130706433", "0x7f.1"]
@@ -492,6 +591,29 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
             assert!(all, "{document}: {kind} {found:?}");
         }
         assert_eq!(output.status.code(), Some(i32::from(!errors.is_empty())), "{document}");
+        let why = if errors.is_empty() { String::new() } else { format!("apexmcp: {file}: {} errors\n", errors.len()) };
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), why, "{document}");
+    }
+    let envoy = |dynamic: Value| {
+        json!({
+            "static_resources": {"clusters": [{"name": "known"}], "listeners": [{"value": remote}]}, "dynamic_resources": dynamic,
+        })
+    };
+    for (dynamic, kind) in [(json!({}), "errors"), (json!({"lds_config": {}}), "errors"), (json!({"cds_config": {}}), "warnings")]
+    {
+        let file = settings.write("envoy.json", &envoy(dynamic).to_string());
+        let report: Value = serde_json::from_slice(&settings.run(&["--json", "policy", "check", &file]).stdout).unwrap();
+        assert!(report[kind].to_string().contains("there is no cluster \\\"absent\\\""), "{kind}: {report}");
+    }
+    let yaml = "# ours\nversion: '1'\norgs:\n  acme:\n    api_keys:\n      - { id: k, sha256: HASH, expires_at: '2099-01-01T00:00:00Z' }\n";
+    let yaml = yaml.replace("HASH", &hash);
+    let plugin = "gateway: { origin: https://g }\npolicy: { inline: {} }\n";
+    for text in [yaml.as_str(), plugin] {
+        let file = settings.write("written.yaml", text);
+        assert!(settings.text(&["policy", "check", &file]).ends_with("0 errors, 0 warnings\n"), "{text}");
+        let file = settings.write("written.yaml", &format!("{text}colour: red\n"));
+        let report: Value = serde_json::from_slice(&settings.run(&["--json", "policy", "check", &file]).stdout).unwrap();
+        assert_eq!(report["errors"], json!([{"path": "colour", "message": "unknown field"}]), "{text}");
     }
     // Longest, and one byte more. What is in them is no JSON from the second byte on.
     for (length, part) in [(32_u64 << 20, "32.json"), ((32 << 20) + 1, "longer than 33554432 bytes")] {
@@ -519,6 +641,72 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
 }
 
 #[test]
+fn what_is_wrong_in_a_file_is_told_without_its_secrets() {
+    let settings = Settings::new();
+    let pem = "-----BEGIN PRIVATE KEY-----\nMIIEvQSECRET\n-----END PRIVATE KEY-----\n".replace('\n', "\n        ");
+    for text in [
+        format!("signing_keys:\n  - kid: a\n    private_key_pem: |\n        {pem}\n   orgs: {{}}\n"),
+        "signing_keys:\n  - kid: a\n    private_key_pem: MIIEvQSECRET\n   colour: red\n".to_owned(),
+        "signing_keys:\n  - kid: a\n    private_key_pem: \"MIIEvQSECRET\n".to_owned(),
+        "signing_keys: MIIEvQSECRET\n".to_owned(),
+        "signing_keys:\n  - MIIEvQSECRET\n".to_owned(),
+        r#"{"signing_keys": [{"kid": "a", "private_key_pem": "MIIEvQSECRET" "#.to_owned(),
+        r#"{"signing_keys": "MIIEvQSECRET"}"#.to_owned(),
+    ] {
+        let file = settings.write("secret.yaml", &text);
+        let enable = ["ecds", "enable", "--template", &file, "--file", "filter.json"];
+        for arguments in [&["policy", "check", &file][..], &enable] {
+            for json in [&[][..], &["--json"]] {
+                let output = settings.run(&[arguments, json].concat());
+                let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+                assert_eq!(output.status.code(), Some(1), "{text}: {said}");
+                assert!(!said.contains("SECRET") && !said.contains("PRIVATE KEY"), "{text}: {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_key_for_what_nothing_can_mean_is_told() {
+    let settings = Settings::new();
+    let made = settings.run(&["key", "create", "--org", "acme", "--name", "k", "--connector", "a__b", "--json"]);
+    assert!(serde_json::from_slice::<Value>(&made.stdout).unwrap()["key"].is_string());
+    let said = String::from_utf8(made.stderr).unwrap();
+    assert!(made.status.success() && said.starts_with("apexmcp: warning: ") && said.contains("connector_separator"), "{said}");
+    let settings = Settings::new();
+    assert!(settings.run(&["key", "create", "--org", "acme", "--name", "k", "--connector", "a_b"]).stderr.is_empty());
+}
+
+#[test]
+fn what_the_template_cannot_carry_is_not_made_and_what_ends_something_is() {
+    let settings = Settings::new();
+    let template = concat!(env!("CARGO_MANIFEST_DIR"), "/../envoy/ecds/filter.yaml");
+    let file = settings.file("filter.json");
+    settings.json(&["ecds", "enable", "--template", template, "--file", file.to_str().unwrap()]);
+    let written = || std::fs::read_to_string(&file).unwrap();
+    let keys = ["1", "2"].map(|name| settings.json(&["key", "create", "--org", "acme", "--name", name])["id"].clone());
+    let [first, second] = keys.each_ref().map(|id| id.as_str().unwrap());
+    let before = (written(), settings.policy());
+    // There is no jwks.http_cluster in it.
+    let url = "http://127.0.0.1:1/";
+    let configure = ["sso", "configure", "--org", "acme", "--issuer", url, "--jwks-uri", url, "--audience", "a"];
+    let line = settings.failure(&[&configure[..], &["--force", "--allow-private-address"]].concat());
+    assert!(line.starts_with("nothing was changed") && line.contains("http_cluster"), "{line}");
+    assert_eq!((written(), settings.policy()), before);
+    settings.json(&["key", "revoke", first]);
+    assert!(!written().contains(first));
+
+    let insert = "INSERT INTO identity_providers VALUES ('acme', ?1, ?1, '[\"a\"]', NULL, '2026-01-01T00:00:00Z')";
+    rusqlite::Connection::open(settings.file("test.db")).unwrap().execute(insert, [url]).unwrap();
+    let output = settings.run(&["key", "revoke", second]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("the change is made"), "{said}");
+    assert!(!settings.policy().to_string().contains(second), "what was wrong before holds up no revocation");
+    settings.json(&["sso", "remove", "--org", "acme", "--issuer", url]);
+    assert!(!written().contains(second));
+}
+
+#[test]
 fn configurations_for_each_mesh_are_what_the_filter_reads() {
     let settings = Settings::empty();
     for format in ["envoy", "istio", "envoy-gateway"] {
@@ -540,6 +728,7 @@ fn the_file_that_envoy_watches_follows_every_change() {
     settings.json(&enable);
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    settings.write(".filter.json.new", "what a command left that was killed");
     let written = || -> Value {
         let response: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         let plugin = response["resources"][0]["typed_config"]["config"]["configuration"]["value"].as_str().unwrap().to_owned();
@@ -547,6 +736,9 @@ fn the_file_that_envoy_watches_follows_every_change() {
     };
     settings.json(&["key", "create", "--org", "acme", "--name", "k"]);
     assert_eq!(written(), settings.policy());
+    let names = std::fs::read_dir(&settings.folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let others: Vec<String> = names.filter(|name| !name.starts_with("test.db") && name != "filter.json").collect();
+    assert!(others.is_empty(), "beside it: {others:?}");
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640, "its mode is the operator's");
 
     let copy = settings.write("template.yaml", &std::fs::read_to_string(template).unwrap());

@@ -1,11 +1,15 @@
 //! The policy over HTTP, from the program itself.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
-use crate::support::{Settings, TOKEN};
+use crate::support::{Server, Settings, TOKEN};
 use serde_json::Value;
 
 #[test]
@@ -15,7 +19,7 @@ fn a_change_is_sent_and_what_is_known_is_not() {
     let first = server.policy("", "0s");
     assert_eq!((first.status, serde_json::from_str::<Value>(&first.body).unwrap()), (200, settings.policy()));
     assert!(first.etag.starts_with('"') && first.etag.len() == 66, "a strong ETag: {}", first.etag);
-    for etag in [first.etag.as_str(), &format!("\"other\", {}", first.etag), "*"] {
+    for etag in [first.etag.as_str(), &format!("\"other\", {}", first.etag), "*", &format!("W/{}", first.etag)] {
         let known = server.policy(etag, "0s");
         assert_eq!((known.status, known.body.as_str(), &known.etag), (304, "", &first.etag), "{etag}");
     }
@@ -63,6 +67,76 @@ fn a_restored_copy_is_served_and_a_lost_database_is_told() {
     while server.get("/healthz", &[]).status != 200 {
         thread::yield_now();
     }
+}
+
+/// Makes a change, of which a gateway must hear.
+fn assert_follows(settings: &Settings, server: &Server, org: &str) {
+    let etag = server.policy("", "0s").etag;
+    settings.json(&["org", "create", org]);
+    let reply = server.policy(&etag, "20s");
+    assert!(reply.body.contains(org), "{reply:?}");
+}
+
+/// Python has the machine's SQLite, which is another one than ours: of the program `sqlite3`, this is `.backup`.
+#[test]
+fn a_copy_by_another_sqlite_does_not_cut_serve_off() {
+    let settings = Settings::new();
+    let server = settings.serve();
+    assert_follows(&settings, &server, "before");
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/python");
+    let backup = "import sqlite3, sys
+source, copy = map(sqlite3.connect, sys.argv[1:])
+source.backup(copy)
+copy.close()
+source.close()";
+    let copied = Command::new(if own.exists() { own } else { PathBuf::from("python3") })
+        .args(["-c", backup])
+        .args([settings.file("test.db"), settings.file("copy.db")])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    assert!(settings.file("test.db-wal").exists(), "its locks kept it from being deleted");
+    assert_follows(&settings, &server, "after");
+}
+
+#[test]
+fn what_is_beside_the_database_may_be_made_anew() {
+    let settings = Settings::new();
+    let server = settings.serve();
+    assert_follows(&settings, &server, "before");
+    let database = rusqlite::Connection::open(settings.file("test.db")).unwrap();
+    database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    drop(database);
+    for name in ["test.db-wal", "test.db-shm"] {
+        std::fs::remove_file(settings.file(name)).unwrap();
+    }
+    assert_follows(&settings, &server, "after");
+}
+
+#[test]
+fn who_cannot_log_serves_on() {
+    let settings = Settings::new();
+    let server = settings.serve_with_log(File::options().write(true).open("/dev/full").unwrap());
+    assert_follows(&settings, &server, "first");
+    assert_follows(&settings, &server, "second");
+}
+
+#[test]
+fn a_database_that_others_can_read_is_told() {
+    let settings = Settings::new();
+    let mode = |mode| std::fs::set_permissions(settings.file("test.db"), std::fs::Permissions::from_mode(mode)).unwrap();
+    let told = || String::from_utf8(settings.run(&["org", "list", "--json"]).stderr).unwrap();
+    for (open, is_told) in [(0o600, false), (0o640, true), (0o604, true), (0o700, false)] {
+        mode(open);
+        let line = told();
+        assert_eq!(line.lines().count(), usize::from(is_told), "{open:o}: {line}");
+        assert!(!is_told || line.contains("chmod 600") && line.contains("test.db*"), "{open:o}: {line}");
+    }
+    mode(0o644);
+    let server = settings.serve();
+    assert_follows(&settings, &server, "other");
+    let log = std::fs::read_to_string(settings.file("serve.log")).unwrap();
+    assert!(log.contains("chmod 600"), "{log}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The program in a folder of its own.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -80,8 +81,12 @@ impl Settings {
 
     /// Starts `serve` on a port of its choice.
     pub fn serve(&self) -> Server {
+        self.serve_with_log(File::create(self.file("serve.log")).unwrap())
+    }
+
+    /// The same with this standard error.
+    pub fn serve_with_log(&self, log: File) -> Server {
         let mut command = self.command(&["serve", "--listen", "127.0.0.1:0"]);
-        let log = std::fs::File::create(self.file("serve.log")).unwrap();
         let mut process = command.env("APEXMCP_SETTINGS_TOKEN", TOKEN).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
