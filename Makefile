@@ -18,6 +18,7 @@ run: setup build ## the gateway on 127.0.0.1:10000 with two demo connectors, unt
 	@exec .tools/bin/python demo/run.py
 
 test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) ## every test: unit, property, end to end in real Envoy
+	@scripts/prerequisites test
 	cargo test --workspace --locked
 
 build: prerequisites ## dist/apexmcp_auth.wasm, and Settings: dist/apexmcp

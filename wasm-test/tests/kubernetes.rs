@@ -55,6 +55,39 @@ async fn an_api_server_refuses_what_is_misspelt() {
     }
 }
 
+/// A policy that names no Gateway guards nothing, and a patch that finds no listener mends nothing.
+#[test]
+fn everything_of_envoy_gateway_is_about_its_gateway() {
+    let file = "envoy-gateway/gateway.yaml";
+    let (gateway, policy) = (only("Gateway", file), only("EnvoyExtensionPolicy", file));
+    let printed = std::fs::read_to_string(repository().join("settings/templates/envoy-gateway.yaml")).expect("the template");
+    let printed: Value = serde_saphyr::from_str(&printed).expect("YAML");
+    assert_eq!(printed["metadata"], policy["metadata"], "what is printed takes the place of the file's, or the patches miss it");
+    for policy in [&printed, &policy, &only("ClientTrafficPolicy", file), &only("BackendTrafficPolicy", file)] {
+        let target = json!([{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": gateway["metadata"]["name"]}]);
+        assert_eq!(
+            (&policy["spec"]["targetRefs"], &policy["metadata"]["namespace"]),
+            (&target, &gateway["metadata"]["namespace"])
+        );
+    }
+    let of = |value: &Value| value.as_str().expect("text").to_owned();
+    let listener = [&gateway["metadata"]["namespace"], &gateway["metadata"]["name"], &gateway["spec"]["listeners"][0]["name"]];
+    let patches = only("EnvoyPatchPolicy", "envoy-gateway/patch-policy.yaml");
+    for patch in patches["spec"]["jsonPatches"].as_array().expect("patches") {
+        assert_eq!(of(&patch["name"]), listener.map(of).join("/"));
+    }
+}
+
+/// By default Envoy ends a call after 15 seconds, and an event stream too.
+#[test]
+fn connectors_answer_for_as_long_as_they_like() {
+    let routes = only("HTTPRoute", "envoy-gateway/gateway.yaml");
+    let rules = routes["spec"]["rules"].as_array().expect("rules").iter();
+    let connectors: Vec<&Value> = rules.filter(|rule| rule["backendRefs"].is_array()).collect();
+    assert_eq!(connectors.len(), 2);
+    assert!(connectors.iter().all(|rule| rule["timeouts"]["request"] == "0s"), "{connectors:?}");
+}
+
 #[tokio::test]
 async fn what_the_module_may_call_is_the_same_everywhere() {
     let complete = complete_gateway();

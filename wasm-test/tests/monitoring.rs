@@ -20,6 +20,40 @@ async fn each_alert_fires_for_what_it_is_about() {
     run("promtool", &["test", "rules", "wasm-test/alerts.test.yaml"]).await;
 }
 
+/// Envoy's own metric of a trap has the filter's name in its name, of which control planes make `<namespace>.<name>`.
+#[tokio::test]
+async fn a_trap_is_told_whatever_the_filter_is_called() {
+    let selector = r#"{__name__=~"envoy_wasm_(.+_)?apexmcp(_.+)?_vm_reload"#;
+    assert!(text("envoy/alerts.yaml").contains(selector));
+    assert!(text("envoy/dashboard.json").contains(&selector.replace('"', "\\\"")), "the dashboard looks for the same");
+    for (name, alerts) in
+        [("apexmcp", 1), ("apexmcp_apexmcp", 1), ("apexmcp_apexmcp_waypoint", 1), ("mesh_apexmcp_2", 1), ("other", 0)]
+    {
+        let alert = json!({
+            "exp_labels": {"severity": "critical", "instance": "a"},
+            "exp_annotations": {
+                "summary": "A worker of a lost the module and started it anew",
+                "description":
+                    r#"Its requests were refused meanwhile. The log of Envoy has "in-VM backtrace" and what the module was doing."#,
+            },
+        });
+        let test = json!({
+            "rule_files": [repository().canonicalize().expect("the repository").join("envoy/alerts.yaml")],
+            "evaluation_interval": "1m",
+            "tests": [{
+                "name": name,
+                "interval": "1m",
+                "input_series": [{"series": format!(r#"envoy_wasm_{name}_vm_reload{{instance="a"}}"#), "values": "0x5 1x5"}],
+                "alert_rule_test":
+                    [{"eval_time": "8m", "alertname": "ApexmcpModuleTrapped", "exp_alerts": vec![alert; alerts]}],
+            }],
+        });
+        let folder = Folder::new().expect("a folder");
+        folder.write("test.json", &test.to_string()).expect("the test is written");
+        run("promtool", &["test", "rules", argument(&folder.file("test.json"))]).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_they_ask_for_is_there() {
     let alerts: Value = serde_saphyr::from_str(&text("envoy/alerts.yaml")).expect("YAML");

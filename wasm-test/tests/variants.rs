@@ -66,24 +66,35 @@ fn replace(within: &mut Value, sign: &str, value: &Value) {
     }
 }
 
-/// A certificate for localhost and its key, as the header of `envoy/tls.yaml` makes them.
+/// A certificate for localhost and its key, as the header of `envoy/tls.yaml` makes them, and the secret that names them.
 async fn certificate(folder: &Folder) {
-    let [key, certificate] = ["gateway.key", "gateway.crt"].map(|name| folder.file(name));
+    issue(folder, "gateway").await;
+    let secret = std::fs::read_to_string(repository().join("envoy/tls-certificate.yaml")).expect("the file");
+    folder.write("tls-certificate.yaml", &in_folder(&secret, folder)).expect("the file is written");
+}
+
+/// The same files below this name alone.
+async fn issue(folder: &Folder, name: &str) {
+    let [key, certificate] = ["key", "crt"].map(|kind| folder.file(&format!("{name}.{kind}")));
     let words = "req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost -addext subjectAltName=DNS:localhost";
     let mut arguments: Vec<&str> = words.split(' ').collect();
     arguments.extend(["-keyout", argument(&key), "-out", argument(&certificate)]);
     run("openssl", &arguments).await;
 }
 
-/// Whether the file is what Envoy takes, as it stands. What a reader makes first, by its header, is in `folder`.
+/// The text of a file, with what a reader makes first, by its header, in `folder`.
+fn in_folder(text: &str, folder: &Folder) -> String {
+    let made = |name: &str| argument(&folder.file(name)).to_owned();
+    let text = ["dist/gateway.crt", "dist/gateway.key", "dist/filter.json", "envoy/tls-certificate.yaml"]
+        .iter()
+        .fold(text.to_owned(), |text, file| text.replace(file, &made(file.rsplit('/').next().expect("a name"))));
+    text.replace("{ path: dist }", &format!("{{ path: {} }}", made("")))
+}
+
+/// Whether the file is what Envoy takes, as it stands. What a reader makes first is in `folder`.
 async fn validate(file: &str, folder: &Folder) {
     let text = std::fs::read_to_string(repository().join(file)).expect("the file");
-    let made = |name: &str| argument(&folder.file(name)).to_owned();
-    let text = ["gateway.crt", "gateway.key", "filter.json"]
-        .iter()
-        .fold(text, |text, name| text.replace(&format!("dist/{name}"), &made(name)));
-    let text = text.replace("{ path: dist }", &format!("{{ path: {} }}", made("")));
-    folder.write("valid.yaml", &text).expect("the file is written");
+    folder.write("valid.yaml", &in_folder(&text, folder)).expect("the file is written");
     let envoy = std::env::var("ENVOY_PATH").unwrap_or_else(|_| ".tools/bin/envoy".to_owned());
     run("env", &["APEXMCP_SETTINGS_TOKEN=token", &envoy, "--mode", "validate", "-c", argument(&folder.file("valid.yaml"))]).await;
 }
@@ -103,9 +114,26 @@ async fn envoy_finds_each_file_valid() {
         "envoy/routes/metadata.yaml",
         "envoy/fleet-limits.yaml",
         "envoy/tls.yaml",
+        "envoy/settings-tls.yaml",
     ] {
         validate(file, &folder).await;
     }
+}
+
+/// Envoy's default is a minute: so long would the keys of a provider be out of reach whose name was not found once.
+#[test]
+fn a_name_that_was_not_found_is_looked_up_again_soon() {
+    let folders = ["", "ecds", "envoy-gateway", "istio", "routes"].map(|folder| repository().join("envoy").join(folder));
+    let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).expect("the folder"));
+    let files = entries.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_file());
+    let mut caches = 0;
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("text");
+        let count = text.matches("dns_cache_config:").count();
+        assert_eq!(text.matches("dns_refresh_rate: 10s").count(), count, "{}", file.display());
+        caches += count;
+    }
+    assert!(caches >= 10, "{caches}");
 }
 
 /// The protected route refuses and admits, the other one is left alone.
@@ -169,25 +197,120 @@ async fn a_fleet_shares_its_limits() {
     assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 3, "{statuses:?}");
 }
 
-#[tokio::test]
-async fn over_tls_and_http_2() {
+/// `envoy/tls.yaml` with a certificate in `folder`, and its port.
+async fn with_tls(folder: &Folder) -> (Variant, Envoy, String) {
+    certificate(folder).await;
     let mut variant = Variant::of("envoy/tls.yaml").await;
-    let folder = Folder::new().expect("a folder");
-    certificate(&folder).await;
-    let [key, certificate] = ["gateway.key", "gateway.crt"].map(|name| folder.file(name));
-    let files = json!({"certificate_chain": {"filename": certificate}, "private_key": {"filename": key}});
-    replace(&mut variant.configuration, "watched_directory", &files);
+    let configuration = in_folder(&variant.configuration.to_string(), folder);
+    variant.configuration = serde_json::from_str(&configuration).expect("JSON");
     let envoy = variant.start().await;
     let port = envoy.client().authority().rsplit(':').next().expect("its port").to_owned();
-    let url = format!("https://localhost:{port}/mcp/acme-corp");
-    let host = format!("localhost:{port}:127.0.0.1");
+    (variant, envoy, port)
+}
+
+/// What curl says of a POST of `body` (`@` and a file, or the body itself): the version of HTTP, and the status.
+async fn curl(folder: &Folder, port: &str, options: &[&str], credential: &str, body: &str) -> String {
+    let (url, host) = (format!("https://localhost:{port}/mcp/acme-corp"), format!("localhost:{port}:127.0.0.1"));
+    let certificate = folder.file("gateway.crt");
+    let format = ["--silent", "--output", "/dev/null", "--write-out", "%{http_version} %{http_code}", "--data-binary", body];
+    let target = ["--cacert", argument(&certificate), "--resolve", &host, "--header", credential, &url];
+    run("curl", &[format.as_slice(), options, &target].concat()).await
+}
+
+#[tokio::test]
+async fn over_tls_and_http_2() {
+    let folder = Folder::new().expect("a folder");
+    let (variant, _envoy, port) = with_tls(&folder).await;
     let credential = format!("x-api-key: {}", variant.key);
     for (version, name) in [("--http2", "2"), ("--http1.1", "1.1")] {
         for (header, status) in [("x-other: 1", "401"), (&credential, "200")] {
-            let format = ["--silent", "--output", "/dev/null", "--write-out", "%{http_version} %{http_code}", "--data", "{}"];
-            let target = ["--cacert", argument(&certificate), "--resolve", &host, "--header", header, version, &url];
-            let said = run("curl", &[format.as_slice(), &target].concat()).await;
+            let said = curl(&folder, &port, &[version], header, "{}").await;
             assert_eq!(said, format!("{name} {status}"));
         }
+    }
+}
+
+/// What is held of a stream is no more than its window: with one of 64 KiB, which is often advised, Envoy would answer 413.
+#[tokio::test]
+async fn the_longest_message_is_read_over_http_2_too() {
+    let folder = Folder::new().expect("a folder");
+    let (variant, _envoy, port) = with_tls(&folder).await;
+    let key = variant.settings.run("key create --org acme-corp --name one --connector notes")["key"].clone();
+    let credential = format!("x-api-key: {}", key.as_str().expect("a key"));
+    let message =
+        |length| json!({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"text": "x".repeat(length)}}).to_string();
+    let around = message(0).len();
+    for (length, status) in [(100_000, "200"), (1024 * 1024, "200"), (1024 * 1024 + 1, "413")] {
+        folder.write("message", &message(length - around)).expect("the message is written");
+        let body = format!("@{}", argument(&folder.file("message")));
+        for (version, name) in [("--http2", "2"), ("--http1.1", "1.1")] {
+            let options = [version, "--header", "content-type: application/json", "--header", "expect:"];
+            eventually("the key is known", async || {
+                let said = curl(&folder, &port, &options, &credential, &body).await;
+                (!said.ends_with("401")).then(|| assert_eq!(said, format!("{name} {status}"), "{length}"))
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_taken() {
+    let folder = Folder::new().expect("a folder");
+    let (_variant, envoy, port) = with_tls(&folder).await;
+    let shown = "openssl x509 -noout -fingerprint -sha256";
+    let served = async || {
+        let connect = format!("openssl s_client -connect 127.0.0.1:{port} -servername localhost");
+        run("sh", &["-c", &format!("{connect} </dev/null 2>/dev/null | {shown}")]).await
+    };
+    let of_file = async |name| run("sh", &["-c", &format!("{shown} -in {}", argument(&folder.file(name)))]).await;
+    let first = served().await;
+    assert_eq!(first, of_file("gateway.crt").await);
+
+    issue(&folder, "next").await;
+    let next = of_file("next.crt").await;
+    let rename = |kind| std::fs::rename(folder.file(&format!("next.{kind}")), folder.file(&format!("gateway.{kind}")));
+    rename("key").expect("the key is renamed");
+    // It does not fit yet.
+    eventually("it was looked at", async || envoy.log().contains("KEY_VALUES_MISMATCH").then_some(())).await;
+    assert_eq!(served().await, first);
+    rename("crt").expect("the certificate is renamed");
+    eventually("new connections get it", async || (served().await == next).then_some(())).await;
+}
+
+/// `envoy/settings-tls.yaml` before Settings, and the gateway with what `envoy/envoy-gateway/gateway.yaml` has for its cluster.
+#[tokio::test]
+async fn settings_is_reached_over_tls() {
+    let folder = Folder::new().expect("a folder");
+    certificate(&folder).await;
+    let mut variant = Variant::of("envoy/tls.yaml").await;
+    let text = std::fs::read_to_string(repository().join("envoy/settings-tls.yaml")).expect("the file");
+    let mut before: Value = serde_saphyr::from_str(&in_folder(&text, &folder)).expect("YAML");
+    before["admin"] = variant.configuration["admin"].clone();
+    let listener = &mut before["static_resources"]["listeners"][0];
+    listener["name"] = json!("gateway");
+    listener["address"] = json!({"socket_address": {"address": "127.0.0.1", "port_value": 0}});
+    let clusters = variant.configuration["static_resources"]["clusters"].as_array().expect("clusters");
+    let settings = clusters.iter().find(|cluster| cluster["name"] == "settings").expect("the cluster of Settings");
+    before["static_resources"]["clusters"][0]["load_assignment"] = settings["load_assignment"].clone();
+    let before = Envoy::start(&before, 1, Folder::new().expect("a folder")).await;
+    let port = before.client().authority().rsplit(':').next().and_then(|port| port.parse().ok()).expect("its port");
+
+    let gateway = std::fs::read_to_string(repository().join("envoy/envoy-gateway/gateway.yaml")).expect("the file");
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&gateway).expect("YAML");
+    let bootstrap = documents.iter().find_map(|document| document["spec"]["bootstrap"]["value"].as_str()).expect("a bootstrap");
+    let certificate = folder.file("gateway.crt");
+    for (name, status) in [("localhost", 200), ("other.example", 503)] {
+        let bootstrap = bootstrap.replace("/etc/apexmcp/ca.crt", argument(&certificate));
+        let bootstrap = bootstrap.replace("exact: settings.apexmcp.svc.cluster.local", &format!("exact: {name}"));
+        let bootstrap: Value = serde_saphyr::from_str(&bootstrap).expect("YAML");
+        let mut cluster = local_cluster("settings", port);
+        cluster["transport_socket"] = bootstrap["static_resources"]["clusters"][0]["transport_socket"].clone();
+        variant.cluster(cluster);
+        let chain = variant.configuration.pointer_mut("/static_resources/listeners/0/filter_chains/0").expect("the chain");
+        chain.as_object_mut().expect("an object").remove("transport_socket");
+        let envoy = variant.start().await;
+        let reply = envoy.client().send(&variant.call("/mcp/acme-corp")).await;
+        assert_eq!(reply.status, status, "{name}: {reply:?}\n{}", envoy.log());
     }
 }
