@@ -7,6 +7,7 @@ fails where one costs a larger multiple of the good one than is known and explai
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -35,6 +36,10 @@ HEADERS = 85
 FORM_BYTES = 16 * 1024
 # As much is read of a message, and cut of a list.
 MESSAGE_BYTES, LIST_BYTES = 1_040_000, 4_100_000
+# As many entries of a list are read.
+ENTRIES = 65_536
+# The longest RSA keys that are taken, which an identity provider may publish under one id.
+LARGE_KID, LARGE_KEYS, LARGE_KEY_BYTES = "large", 4, 1024
 # One below the deepest nesting that is read.
 CLAIMS_DEPTH, MESSAGE_DEPTH = 14, 60
 VARIANTS = 64
@@ -52,6 +57,8 @@ MULTIPLE = 8
 PATH_MULTIPLE = 25
 # The same of a million empty events.
 EVENTS_MULTIPLE = 15
+# The same of the costliest keys that are taken.
+KEYS_MULTIPLE = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +74,12 @@ class Hostile:
         """The same bytes, and the same answer, without any filter."""
         listener = BARE_WITH_ANSWER.get(self.row.listener.answer, BARE)
         return Row(f"{self.row.name}_bare", listener, self.row.requests, connections=self.row.connections)
+
+
+def large_key() -> dict:
+    """To verify with it, nobody needs to know its factors."""
+    modulus = bytes([0xFF]) + os.urandom(LARGE_KEY_BYTES - 2) + bytes([0xFF])
+    return {"kty": "RSA", "kid": LARGE_KID, "n": base64url(modulus), "e": base64url(b"\x01\xff\xff")}
 
 
 def part(members: dict) -> str:
@@ -115,17 +128,33 @@ def good_large_list() -> str:
 
 
 def large_list() -> str:
-    return list_of(lambda number: f'{{"name":"{(CONNECTOR, "clock")[number % 2]}__{number}"}}')
+    """As many entries as are read."""
+
+    def tool(number: int) -> str:
+        name = f'{(CONNECTOR, "clock")[number % 2]}__{number}'
+        return f'{{"name":"{name.ljust(LIST_BYTES // ENTRIES - 12, "x")}"}}'
+
+    return list_of(tool)
+
+
+def empty_entries() -> str:
+    return list_of(lambda _: "{}")
 
 
 def many_events() -> str:
     return ":\n\n" * (LIST_BYTES // 3)
 
 
+def events_with_data() -> str:
+    return "data:{}\n\n" * (LIST_BYTES // 9)
+
+
 BARE = Listener("bare")
 BARE_WITH_ANSWER = {
     large_list: Listener("bare_list", answer=large_list),
+    empty_entries: Listener("bare_empty_entries", answer=empty_entries),
     many_events: Listener("bare_events", answer=many_events, answer_type=EVENTS),
+    events_with_data: Listener("bare_events_with_data", answer=events_with_data, answer_type=EVENTS),
 }
 
 
@@ -141,7 +170,9 @@ class World:
         self.lists = self._listener("lists", tool_list)
         self.good_large_lists = self._listener("good_large_lists", good_large_list)
         self.large_lists = self._listener("large_lists", large_list)
+        self.empty_entries = self._listener("empty_entries", empty_entries)
         self.events = self._listener("events", many_events, answer_type=EVENTS)
+        self.events_with_data = self._listener("events_with_data", events_with_data, answer_type=EVENTS)
         scopes = " ".join(f"mcp:call:c{number}" for number in range(SCOPES))
         self.many_scopes = ("Authorization", f"Bearer {parties.idp.token(scope=scopes)}")
 
@@ -198,9 +229,9 @@ class World:
         idp, claims = self.parties.idp, self.parties.idp.claims | {"exp": 4_000_000_000}
         signature = base64url(bytes(1) + bytes(range(255)))
 
-        def hostile(name: str, token: Callable[[int], str]) -> Hostile:
+        def hostile(name: str, token: Callable[[int], str], at_most: float = MULTIPLE) -> Hostile:
             requests = [with_token(token(number)) for number in range(VARIANTS)]
-            return Hostile(Row(name, self.gateway, lambda: requests, status=401), "good_new_token")
+            return Hostile(Row(name, self.gateway, lambda: requests, status=401), "good_new_token", at_most)
 
         def forged(name: str, claims_of: Callable[[int], str], others: dict = claims) -> Hostile:
             """All is right but the signature, the last thing that is looked at, after as many claims as are read."""
@@ -213,9 +244,11 @@ class World:
 
             return hostile(name, token)
 
-        def unknown_kid(number: int) -> str:
-            header = idp.header | {"kid": f"k{number}"}
-            return f"{part(header)}.{part(claims)}.{signature}"
+        def of_kid(kid: str) -> str:
+            return f"{part(idp.header | {'kid': kid})}.{part(claims)}.{signature}"
+
+        def large_signature(number: int) -> str:
+            return f"{of_kid(LARGE_KID).rpartition('.')[0]}.{base64url(bytes([1, number]) + bytes(LARGE_KEY_BYTES - 2))}"
 
         def signed_scopes() -> list[Request]:
             scopes = filled(8_000, lambda number: f"mcp:call:c{number}", " ")
@@ -230,7 +263,8 @@ class World:
             hostile("token_garbage_16k", lambda number: f"{number:04}".ljust(TOKEN_BYTES - 600, "A") + ".AAAA.AAAA"),
             hostile("token_too_long_56k", lambda number: f"{number:04}".ljust(HEAD_BYTES - 600, "A")),
             hostile("token_forged", lambda _: idp.forged_token()),
-            hostile("token_unknown_kid", unknown_kid),
+            hostile("token_unknown_kid", lambda number: of_kid(f"k{number}")),
+            hostile("token_forged_large_keys", large_signature, KEYS_MULTIPLE),
             forged("token_forged_16k", lambda room: f'"text":"{(room - 9) * "x"}"'),
             forged("token_deep_claims_16k", lambda room: f'"deep":[{filled(room - 9, lambda _: nested(CLAIMS_DEPTH))}]'),
             forged("token_many_claims_16k", members),
@@ -304,7 +338,9 @@ class World:
             message("message_1m_broken", flat[:-1], 400),
             listing("list_4m", self.large_lists),
             listing("list_4m_many_scopes", self.large_lists, self.many_scopes),
+            listing("list_4m_empty_entries", self.empty_entries),
             listing("list_4m_events", self.events, at_most=EVENTS_MULTIPLE),
+            listing("list_4m_events_with_data", self.events_with_data, at_most=EVENTS_MULTIPLE),
         ]
 
     def _forms(self) -> list[Hostile]:
@@ -403,7 +439,7 @@ def measure(options: argparse.Namespace, world: World, hostiles: list[Hostile], 
 def main() -> None:
     upstream = Upstream()
     parties = Parties(upstream.jwks_uri)
-    upstream.jwks = parties.idp.jwks()
+    upstream.jwks = {"keys": parties.idp.jwks()["keys"] + [large_key() for _ in range(LARGE_KEYS)]}
     world = World(parties)
     hostiles = world.hostiles()
     options = arguments([hostile.row.name for hostile in hostiles])

@@ -5,7 +5,7 @@ use crate::denial::Reason;
 use crate::request::{CredentialHeader, RequestHead};
 
 /// Longest bearer token that is looked at. Real access tokens with many group claims stay below 8 KiB.
-const MAX_TOKEN_LENGTH: usize = 16 * 1024;
+pub const MAX_TOKEN_LENGTH: usize = 16 * 1024;
 
 /// The one credential that a request carries. Nothing is known of it yet.
 #[derive(Debug)]

@@ -196,7 +196,7 @@ pub struct Denial {
 impl From<Exceeded> for Denial {
     fn from(exceeded: Exceeded) -> Self {
         let Exceeded { kind, retry_after, standing } = exceeded;
-        Self { retry_after: Some(retry_after), standing: Some(Box::new(standing)), ..kind.reason().into() }
+        Self { retry_after: Some(retry_after), standing: standing.told().map(Box::new), ..kind.reason().into() }
     }
 }
 

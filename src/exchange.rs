@@ -349,11 +349,12 @@ fn refuse(
     findings: Findings,
     host: &dyn Host,
 ) -> Step {
+    let principal = findings.principal.clone();
     let record = Record::Resource { refused: Some(denial.reason), findings };
     match mode {
         Mode::Enforce => refusal::step(gateway, Some(head), gateway.reply(&denial, resource, host), record),
-        // Nothing is proven, so nothing is asserted; and nobody else may assert it.
-        Mode::Shadow => Step::Forward(forward(gateway, head, None), record),
+        // What was proven is asserted, and nothing else, by nobody.
+        Mode::Shadow => Step::Forward(forward(gateway, head, principal), record),
     }
 }
 

@@ -136,12 +136,6 @@ impl Gateway {
         Ok(publication)
     }
 
-    /// What it depends on whether [`Gateway::publish`] takes a document.
-    pub fn judge(&self) -> String {
-        let (clusters, separator) = (&self.config.clusters, &self.config.gateway.connector_separator);
-        format!("{} {:?} {:?} {separator}", env!("CARGO_PKG_VERSION"), clusters.https, clusters.http)
-    }
-
     /// A place among those who wait for the first policy, for as long as it is held; `None` where all are taken.
     pub fn wait_for_policy(&self) -> Option<Place> {
         self.waiters.take()

@@ -108,7 +108,10 @@ impl McpPath {
 
     fn is_below(&self, segments: &[&[u8]]) -> bool {
         let mut segments = segments.iter();
-        self.before.iter().all(|literal| segments.next().is_some_and(|segment| segment.eq_ignore_ascii_case(literal.as_bytes())))
+        // Where the template begins with {org}, any path begins as it does.
+        let (org, literals) = if self.before.is_empty() { (1, &self.after) } else { (0, &self.before) };
+        let mut segments = segments.by_ref().skip(org);
+        literals.iter().all(|literal| segments.next().is_some_and(|segment| segment.eq_ignore_ascii_case(literal.as_bytes())))
     }
 
     /// The path of `resource`.
@@ -173,6 +176,10 @@ mod tests {
         let resource = turned.resource(b"/acme/v1/mcp/github").unwrap();
         assert_eq!((resource.org.as_str(), turned.path_of(&resource).as_str()), ("acme", "/acme/v1/mcp/github"));
         assert_eq!(turned.resource(b"/acme/v1"), None);
+        for (path, readable) in [("/healthz", false), ("/acme/v2/mcp", false), ("/a/V1/mcp", true), ("/a/%76%31/./mcp;b/c", true)]
+        {
+            assert_eq!(turned.may_be_read_as_mcp(path.as_bytes()), readable, "{path}");
+        }
     }
 
     #[test]

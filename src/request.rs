@@ -43,6 +43,15 @@ impl RequestHead {
         essence.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes())
     }
 
+    /// Whether the body is said to be JSON, and in no other encoding than UTF-8: there is no other (RFC 8259 §8.1), but a
+    /// server may follow what is said.
+    pub fn is_json(&self) -> bool {
+        let mut values = self.values("content-type");
+        let (Some(value), None) = (values.next(), values.next()) else { return false };
+        let mut parameters = value.split(|byte| *byte == b';').skip(1).map(<[u8]>::trim_ascii);
+        self.has_media_type("application/json") && parameters.all(names_no_other_charset)
+    }
+
     /// The header `authorization`.
     ///
     /// # Errors
@@ -77,6 +86,14 @@ impl RequestHead {
     pub fn names_below(&self, prefix: &str) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|(name, _)| std::str::from_utf8(name).ok()).filter(move |name| is_below(prefix, name))
     }
+}
+
+fn names_no_other_charset(parameter: &[u8]) -> bool {
+    let mut halves = parameter.splitn(2, |byte| *byte == b'=').map(<[u8]>::trim_ascii);
+    let is_charset = halves.next().is_some_and(|name| name.get(..7).is_some_and(|name| name.eq_ignore_ascii_case(b"charset")));
+    let value = halves.next().unwrap_or_default();
+    let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+    !is_charset || value.eq_ignore_ascii_case(b"utf-8") || value.eq_ignore_ascii_case(b"utf8")
 }
 
 /// Whether a server could take the header `name` for one below `prefix`. `_` counts as `-`: CGI and WSGI servers see no
@@ -136,6 +153,26 @@ mod tests {
         assert_eq!(head(&[(":path", "/mcp/a?b=/c#d")]).path(), b"/mcp/a");
         assert_eq!(head(&[(":path", "/mcp/a#d?e")]).path(), b"/mcp/a");
         assert_eq!(head::<&str, &str>(&[]).path(), b"");
+    }
+
+    #[test]
+    fn json_is_in_utf_8() {
+        for (content_type, expected) in [
+            ("application/json", true),
+            ("Application/JSON ; Charset = \"UTF-8\"", true),
+            ("application/json;charset=utf8;x=y", true),
+            ("application/json; charset=utf-7", false),
+            ("application/json; charset=utf-8; charset=utf-16", false),
+            ("application/json; x=\"a;charset=utf-7\"", false),
+            ("application/json; charset*=utf-8''utf-7", false),
+            ("application/json; charset", false),
+            ("application/json, text/plain", false),
+            ("text/plain", false),
+        ] {
+            assert_eq!(head(&[("content-type", content_type)]).is_json(), expected, "{content_type}");
+        }
+        let json = ("content-type", "application/json");
+        assert!(!head(&[json, json]).is_json() && !head::<&str, &str>(&[]).is_json());
     }
 
     #[test]

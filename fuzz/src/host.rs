@@ -1,7 +1,7 @@
 //! A host whose signatures are hashes: a fuzzer makes thousands of tokens in a second, and RSA would make five hundred.
 //! Whoever knows a public key can sign here, so an input says by its `signer` who did, and the targets judge by that.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use apexmcp_auth::host::{Host, Shared, Update};
@@ -19,16 +19,12 @@ pub fn signature(key: &RsaPublicKey, input: &str) -> [u8; 32] {
 /// The host.
 #[derive(Debug, Default)]
 pub struct FuzzHost {
-    /// How many signatures were found good.
-    pub verified: Cell<usize>,
     shared: RefCell<HashMap<String, Shared>>,
 }
 
 impl Host for FuzzHost {
     fn verify(&self, key: &RsaPublicKey, jws: &CompactJws<'_>) -> bool {
-        let is_good = jws.signature() == signature(key, jws.signing_input());
-        self.verified.set(self.verified.get() + usize::from(is_good));
-        is_good
+        jws.signature() == signature(key, jws.signing_input())
     }
 
     fn sign(&self, key: &SigningKey, claims: &AccessTokenClaims<'_>) -> Option<String> {

@@ -19,8 +19,8 @@ pub use libfuzzer_sys;
 macro_rules! engine {
     ($target:ident) => {
         // Once before the clock of an input runs: the first one makes keys, which may take seconds.
-        $crate::libfuzzer_sys::fuzz_target!(init: $crate::targets::$target::check(&[]), |data: &[u8]| {
-            $crate::targets::$target::check(data)
+        $crate::libfuzzer_sys::fuzz_target!(init: { $crate::targets::$target::check(&[]); }, |data: &[u8]| {
+            $crate::targets::$target::check(data);
         });
     };
 }

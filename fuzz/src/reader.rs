@@ -28,6 +28,50 @@ impl Json {
         serde_json::from_slice(text).ok()
     }
 
+    /// Reads the first value in `text` as the most careless of readers would: commas and colons are white space to it, any
+    /// escape and any number is one, and it heeds no depth. `None` where the value does not end.
+    pub fn read_carelessly(text: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(text);
+        let mut rest = text.as_ref();
+        let mut open: Vec<(Json, Option<String>)> = Vec::new();
+        loop {
+            rest = rest.trim_start_matches(|one: char| one.is_ascii_whitespace() || matches!(one, ',' | ':' | '\u{feff}'));
+            let first = rest.chars().next()?;
+            let value = match first {
+                '[' | '{' => {
+                    open.push((if first == '[' { Self::Array(Vec::new()) } else { Self::Object(Vec::new()) }, None));
+                    rest = &rest[1..];
+                    continue;
+                }
+                ']' | '}' => {
+                    rest = &rest[1..];
+                    open.pop()?.0
+                }
+                '"' => {
+                    let (string, after) = careless_string(&rest[1..])?;
+                    rest = after;
+                    Self::Text(string)
+                }
+                _ => {
+                    let end = rest.find(|one: char| one.is_ascii_whitespace() || ",:[]{}\"".contains(one)).unwrap_or(rest.len());
+                    let (word, after) = rest.split_at(end);
+                    rest = after;
+                    if first.is_ascii_alphabetic() { Self::Word } else { Self::Number(word.parse().unwrap_or(f64::NAN)) }
+                }
+            };
+            match open.last_mut() {
+                None => return Some(value),
+                Some((Self::Array(elements), _)) => elements.push(value),
+                Some((Self::Object(members), name @ None)) => match value {
+                    Self::Text(text) => *name = Some(text),
+                    other => members.push((String::new(), other)),
+                },
+                Some((Self::Object(members), name)) => members.push((name.take().unwrap_or_default(), value)),
+                Some(_) => unreachable!("only these are opened"),
+            }
+        }
+    }
+
     /// The values of all members of this name, in any letter case.
     pub fn all<'j>(&'j self, wanted: &'j str) -> impl Iterator<Item = &'j Json> {
         let members = if let Self::Object(members) = self { members.as_slice() } else { &[] };
@@ -53,6 +97,34 @@ impl Json {
     /// The number, where it is one.
     pub fn number(&self) -> Option<f64> {
         if let Self::Number(number) = self { Some(*number) } else { None }
+    }
+}
+
+/// A string from behind its first quote, and what follows it.
+fn careless_string(text: &str) -> Option<(String, &str)> {
+    let (mut string, mut rest) = (String::new(), text);
+    loop {
+        let first = rest.chars().next()?;
+        rest = &rest[first.len_utf8()..];
+        match first {
+            '"' => return Some((string, rest)),
+            '\\' => {
+                let escape = rest.chars().next()?;
+                rest = &rest[escape.len_utf8()..];
+                let digits = rest.get(..4).and_then(|digits| u32::from_str_radix(digits, 16).ok()).filter(|_| escape == 'u');
+                rest = if digits.is_some() { &rest[4..] } else { rest };
+                let named = match escape {
+                    'b' => '\u{8}',
+                    'f' => '\u{c}',
+                    'n' => '\n',
+                    'r' => '\r',
+                    't' => '\t',
+                    other => other,
+                };
+                string.push(digits.map_or(named, |code| char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)));
+            }
+            other => string.push(other),
+        }
     }
 }
 

@@ -206,7 +206,7 @@ fn check(raw: RawConfig, environment: &Environment<'_>, problems: &mut Problems)
         (Some(inline), None) => {
             let separator = gateway.as_ref().map_or(DEFAULT_SEPARATOR, |gateway| &gateway.connector_separator);
             let origin = gateway.as_ref().map(|gateway| gateway.origin.as_str());
-            let surroundings = Surroundings { clusters: &clusters, environment, separator, origin };
+            let surroundings = Surroundings { clusters: &clusters, environment, separator, origin, is_for_many: false };
             Some((Policy::check(inline, "policy.inline", &surroundings, problems), None))
         }
         (None, Some(remote)) => Some((Policy::default(), Some(check_remote(remote, environment, problems)?))),
@@ -264,17 +264,25 @@ fn check_gateway(raw: RawGateway, problems: &mut Problems) -> Option<GatewaySett
     })
 }
 
-/// `scheme://host[:port]`, RFC 6454 §6.2; a trailing slash is dropped.
+/// `scheme://host[:port]` as clients have it, who compare it letter by letter: in lower case and without the scheme's own
+/// port (RFC 6454 §4 and §6.2), whatever was written.
 fn parse_origin(text: &str) -> Result<String, &'static str> {
     let wrong = "must be scheme://host[:port], such as https://gateway.example.com";
     let uri: Uri = text.parse().map_err(|_| wrong)?;
-    let host = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
-    let plain = matches!(uri.scheme_str(), Some("https" | "http"))
-        && uri.path() == "/"
-        && uri.query().is_none()
-        && !host.contains('@')
-        && !text.contains('#');
-    if plain && !host.is_empty() { Ok(text.strip_suffix('/').unwrap_or(text).to_owned()) } else { Err(wrong) }
+    let (scheme, its_port) = match uri.scheme_str() {
+        Some("https") => ("https", 443),
+        Some("http") => ("http", 80),
+        _ => return Err(wrong),
+    };
+    let authority = uri.authority().ok_or(wrong)?;
+    let (host, port) = (authority.host().to_ascii_lowercase(), authority.port_u16());
+    let is_origin = uri.path() == "/" && uri.query().is_none() && !authority.as_str().contains('@') && !text.contains('#');
+    let is_port = port.is_some() || authority.as_str().len() == host.len();
+    if !is_origin || !is_port || host.is_empty() {
+        return Err(wrong);
+    }
+    let port = port.filter(|port| *port != its_port).map(|port| format!(":{port}")).unwrap_or_default();
+    Ok(format!("{scheme}://{host}{port}"))
 }
 
 fn check_remote(raw: RawRemote, environment: &Environment<'_>, problems: &mut Problems) -> Option<RemoteSettings> {
@@ -361,9 +369,17 @@ fn check_tokens(raw: &RawTokens, problems: &mut Problems) -> Option<TokenSetting
     Some(TokenSettings { ttl, clock_skew, cache_size: usize::try_from(cache_size).unwrap_or(usize::MAX) })
 }
 
+/// Envoy is told of a gRPC service by a message as text, in which no byte may have its highest bit. The length of a longer
+/// name would.
+const MAX_GRPC_CLUSTER_LENGTH: usize = 125;
+
 fn check_limits(raw: RawLimits, problems: &mut Problems) -> Option<LimitStore> {
     let service = raw.rate_limit_service.map(|raw| {
-        let cluster = problems.required("limits.rate_limit_service.cluster", raw.cluster);
+        let path = "limits.rate_limit_service.cluster";
+        let cluster = problems.required(path, raw.cluster);
+        if cluster.as_ref().is_some_and(|cluster| cluster.len() > MAX_GRPC_CLUSTER_LENGTH) {
+            problems.add(path, "must be at most 125 bytes: a module cannot tell Envoy a longer one");
+        }
         let path = "limits.rate_limit_service.timeout";
         let timeout = duration(path, &raw.timeout, Duration::from_millis(100), problems);
         if timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
@@ -490,6 +506,10 @@ mod tests {
             (json!({"store": "redis"}), "limits.store: is of another type or value"),
             (json!({"store": "rate_limit_service"}), "limits.rate_limit_service: is required"),
             (json!({"rate_limit_service": {}}), "limits.rate_limit_service.cluster: is required"),
+            (
+                json!({"rate_limit_service": {"cluster": "c".repeat(126)}}),
+                "limits.rate_limit_service.cluster: must be at most 125",
+            ),
             (json!({"rate_limit_service": {"cluster": "c", "timeout": "0s"}}), "limits.rate_limit_service.timeout: must be"),
             (
                 json!({"rate_limit_service": {"cluster": "c", "on_error": "x"}}),
@@ -719,6 +739,12 @@ mod tests {
         for (text, origin) in [
             ("https://gw.example", Some("https://gw.example")),
             ("http://127.0.0.1:10000/", Some("http://127.0.0.1:10000")),
+            ("htTps://GW.Example:443", Some("https://gw.example")),
+            ("http://gw.example:80", Some("http://gw.example")),
+            ("http://[::FFFF]:443/", Some("http://[::ffff]:443")),
+            ("https://gw.example:", None),
+            ("https://gw.example:65536", None),
+            ("https://:443", None),
             ("https://gw.example/path", None),
             ("https://gw.example?q", None),
             ("https://gw.example#f", None),

@@ -83,7 +83,7 @@ impl Admitted {
 
     fn pass(self, standing: Option<Standing>) -> Step {
         let record = Record::Resource { refused: None, findings: self.findings };
-        Step::Forward(Forward { standing: standing.map(Box::new), ..self.forward }, record)
+        Step::Forward(Forward { standing: standing.and_then(Standing::told).map(Box::new), ..self.forward }, record)
     }
 }
 

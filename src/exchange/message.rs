@@ -36,7 +36,7 @@ pub(super) fn check_head(head: &RequestHead) -> Result<Content, Reason> {
         _ => return Err(Reason::MethodNotAllowed),
     }
     let mut codings = head.values("content-encoding");
-    if !head.has_media_type("application/json") || codings.any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
+    if !head.is_json() || codings.any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
         return Err(Reason::MediaTypeUnsupported);
     }
     Ok(Content::Message)

@@ -18,6 +18,10 @@ const MAX_KEYS: usize = 100;
 const MODULUS_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// Keys that one token may be tried with: where it has no `kid`, or several keys have the same.
 const MAX_CANDIDATES: usize = 4;
+/// The bits of their moduli together: four times as long, a modulus takes fourteen times as long.
+const MAX_CANDIDATE_BITS: usize = 16_384;
+/// Real exponents are 65537, or 3. What is longer only takes longer.
+const MAX_EXPONENT_BITS: usize = 17;
 
 /// An RSA public key of acceptable strength.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,15 +33,13 @@ pub struct RsaPublicKey {
 
 impl RsaPublicKey {
     /// The key of these big-endian numbers; `None` where the modulus is too small or too large, or the exponent is
-    /// even, below 3 or over 32 bits.
+    /// even, below 3 or over 17 bits.
     pub fn from_components(modulus: &[u8], exponent: &[u8]) -> Option<Self> {
         let modulus = UintRef::new(modulus).ok()?;
         let exponent = UintRef::new(exponent).ok()?;
-        let leading_zeros = modulus.as_bytes().first()?.leading_zeros();
-        let bits = modulus.as_bytes().len().checked_mul(8)?.checked_sub(usize::try_from(leading_zeros).ok()?)?;
         let is_odd = |number: UintRef<'_>| number.as_bytes().last().is_some_and(|byte| byte & 1 == 1);
-        let sane_exponent = is_odd(exponent) && exponent.as_bytes() != [1] && exponent.as_bytes().len() <= 4;
-        if !MODULUS_BITS.contains(&bits) || !is_odd(modulus) || !sane_exponent {
+        let is_long = !MODULUS_BITS.contains(&bits(modulus.as_bytes())?) || bits(exponent.as_bytes())? > MAX_EXPONENT_BITS;
+        if is_long || !is_odd(modulus) || !is_odd(exponent) || exponent.as_bytes() == [1] {
             return None;
         }
         let key = pkcs1::RsaPublicKey { modulus, public_exponent: exponent }.to_der().ok()?;
@@ -60,6 +62,12 @@ impl RsaPublicKey {
     pub fn spki(&self) -> &[u8] {
         &self.spki
     }
+}
+
+/// How many bits a number has that begins with no zero.
+fn bits(number: &[u8]) -> Option<usize> {
+    let leading_zeros = number.first()?.leading_zeros();
+    number.len().checked_mul(8)?.checked_sub(usize::try_from(leading_zeros).ok()?)
 }
 
 /// A key that can verify RS256.
@@ -104,19 +112,19 @@ impl Jwk {
         Some(Self { kid, key: RsaPublicKey::from_components(&number("n")?, &number("e")?)? })
     }
 
-    /// The key as members of a set, RFC 7517 §4.
+    /// The key as members of a set that says what it is for, RFC 7517 §4.
     pub fn to_value(&self) -> Value {
-        let mut value = serde_json::json!({
-            "kty": "RSA",
-            "use": "sig",
-            "alg": "RS256",
-            "n": BASE64_URL_SAFE_NO_PAD.encode(self.key.modulus()),
-            "e": BASE64_URL_SAFE_NO_PAD.encode(self.key.exponent()),
-        });
-        if let (Some(kid), Some(members)) = (&self.kid, value.as_object_mut()) {
-            members.insert("kid".to_owned(), (**kid).into());
-        }
-        value
+        let mut members = self.to_members();
+        members.extend([("use", "sig"), ("alg", "RS256")].map(|(name, value)| (name.to_owned(), value.into())));
+        members.into()
+    }
+
+    /// The members without which it would not be this key.
+    fn to_members(&self) -> Map<String, Value> {
+        let number = |number: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(number).into();
+        let key = [("kty", "RSA".into()), ("n", number(self.key.modulus())), ("e", number(self.key.exponent()))];
+        let kid = self.kid.as_ref().map(|kid| ("kid", (**kid).into()));
+        key.into_iter().chain(kid).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 
@@ -166,14 +174,23 @@ impl JwkSet {
         if usable.is_empty() { Err(JwkSetError::NoUsableKey) } else { Ok(Self(usable)) }
     }
 
-    /// The set as a document that [`JwkSet::parse`] reads to the same set.
+    /// The set as a document that [`JwkSet::parse`] reads to the same set. It is no longer than the one that was published,
+    /// so that what could be read there can be read here.
     pub fn to_document(&self) -> String {
-        serde_json::json!({ "keys": self.0.iter().map(Jwk::to_value).collect::<Vec<_>>() }).to_string()
+        serde_json::json!({ "keys": self.0.iter().map(Jwk::to_members).collect::<Vec<_>>() }).to_string()
     }
 
-    /// The keys with which a token of this `kid` may be signed: those that bear it, or all where it names none. At most four.
+    /// The keys with which a token of this `kid` may be signed: those that bear it, or all where it names none. At most
+    /// four, and of long ones fewer.
     pub fn candidates(&self, kid: Option<&str>) -> impl Iterator<Item = &RsaPublicKey> {
-        self.0.iter().filter(move |jwk| kid.is_none() || jwk.kid.as_deref() == kid).map(|jwk| &jwk.key).take(MAX_CANDIDATES)
+        let mut left = MAX_CANDIDATE_BITS;
+        let mut is_affordable = move |key: &&RsaPublicKey| {
+            let after = bits(&key.modulus).and_then(|bits| left.checked_sub(bits));
+            left = after.unwrap_or(left);
+            after.is_some()
+        };
+        let named = self.0.iter().filter(move |jwk| kid.is_none() || jwk.kid.as_deref() == kid).map(|jwk| &jwk.key);
+        named.filter(move |key| is_affordable(key)).take(MAX_CANDIDATES)
     }
 
     /// Whether it has a key that `other` lacks.
@@ -259,7 +276,7 @@ mod tests {
         let mut even = modulus(2048);
         even[255] = 0xfe;
         assert!(RsaPublicKey::from_components(&even, &[1, 0, 1]).is_none(), "an even modulus");
-        for (exponent, is_good) in [(&[3][..], true), (&[1], false), (&[0xff; 4], true), (&[1, 0, 0, 0, 1], false)] {
+        for (exponent, is_good) in [(&[3][..], true), (&[1], false), (&[1, 0xff, 0xff], true), (&[2, 0, 1], false)] {
             assert_eq!(RsaPublicKey::from_components(&modulus(2048), exponent).is_some(), is_good, "{exponent:?}");
         }
     }
@@ -289,6 +306,22 @@ mod tests {
         let set = JwkSet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap();
         let count = |kid| set.candidates(kid).count();
         assert_eq!((count(Some("other")), count(Some("same")), count(Some("none")), count(None)), (1, 4, 0, 4));
+
+        let lengths = [8192, 4096, 8192, 2048, 8192].map(|bits| json!({"kty": "RSA", "n": number(bits), "e": "AQAB"}));
+        let set = JwkSet::parse(json!({ "keys": lengths }).to_string().as_bytes()).unwrap();
+        let tried: Vec<usize> = set.candidates(None).map(|key| key.modulus().len() * 8).collect();
+        assert_eq!(tried, [8192, 4096, 2048]);
+    }
+
+    /// What comes of a long document goes through shared data, and is read anew there.
+    #[test]
+    fn what_is_printed_is_no_longer_than_what_was_published() {
+        let key = json!({"kty": "RSA", "n": number(2048), "e": "AQAB", "kid": ""});
+        let length = json!({"keys": [key]}).to_string().len();
+        let long = json!({"kty": "RSA", "n": number(2048), "e": "AQAB", "kid": "k".repeat(MAX_DOCUMENT_LENGTH - length)});
+        let document = json!({"keys": [long]}).to_string();
+        let set = JwkSet::parse(document.as_bytes()).unwrap();
+        assert_eq!((document.len(), JwkSet::parse(set.to_document().as_bytes())), (MAX_DOCUMENT_LENGTH, Ok(set)));
     }
 
     proptest! {

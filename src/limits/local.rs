@@ -12,8 +12,11 @@ use crate::host::{Host, Update};
 use crate::time::UnixTime;
 
 const RECORD_LENGTH: usize = 24;
+/// As far may a thread's look at the clock lie behind what others have written meanwhile: it judged a message or verified a
+/// signature, or decides all who waited for the same.
+const LATENESS: Duration = Duration::from_secs(10);
 /// No calendar month is longer. One that seems to be was written while the clock was wrong.
-const LONGEST_MONTH: Duration = Duration::from_secs(31 * 86_400);
+const LONGEST_MONTH: Duration = Duration::from_secs(31 * 86_400).saturating_add(LATENESS);
 /// When to try again where too many threads write at the same moment.
 const CONTENDED: Duration = Duration::from_secs(1);
 
@@ -168,10 +171,10 @@ impl Bucket {
         Self { interval, capacity: narrow(u128::from(interval).saturating_mul(burst)) }
     }
 
-    /// A bucket is never fuller than full. One that seems emptier than empty was written under another rate, or while
-    /// the clock was ahead: it begins anew.
+    /// A bucket is never fuller than full. One that seems far emptier than empty was written under another rate, or while
+    /// the clock was ahead: it begins anew. Were it to begin anew for less, who comes late would fill it for all.
     fn repaired(self, full_at: u64, now: UnixTime) -> u64 {
-        let latest = nanos(now).saturating_add(self.capacity);
+        let latest = nanos(now.plus(LATENESS)).saturating_add(self.capacity);
         if full_at > latest { nanos(now) } else { full_at.max(nanos(now)) }
     }
 
@@ -253,6 +256,27 @@ mod tests {
         take_one(&subject, NOW.plus(Duration::from_secs(5 * 365 * 86_400)), &host).unwrap();
         take_one(&subject, NOW, &host).unwrap();
         assert!(take_one(&subject, NOW, &host).is_err());
+    }
+
+    /// Else it would find the bucket emptier than empty, and take that for a wrong clock.
+    #[test]
+    fn who_comes_late_fills_nothing() {
+        let (host, subject) = (TestHost::default(), subject("a", Some((100, Unit::Second, 5)), Some(10)));
+        for _ in 0..5 {
+            take_one(&subject, at(60), &host).unwrap();
+        }
+        for late in [59, 30, 0] {
+            assert_eq!(take_one(&subject, at(late), &host).unwrap_err().kind, Kind::Rate, "{late}");
+        }
+        let passed = (0..10).filter(|_| take_one(&subject, at(80), &host).is_ok()).count();
+        assert_eq!(passed, 2, "what flowed in");
+
+        let quota = self::subject("b", None, Some(1));
+        let turn = UnixTime::from_rfc3339("2026-12-01T00:00:00Z").unwrap();
+        let before = UnixTime::from_rfc3339("2026-11-30T23:59:59.990Z").unwrap();
+        take_one(&quota, turn, &host).unwrap();
+        assert!(take_one(&quota, before, &host).is_err(), "a month of 31 days has begun");
+        assert!(take_one(&quota, turn, &host).is_err());
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl Standing {
         Self { rate: tighter(self.rate, other.rate), month: tighter(self.month, other.month) }
     }
 
+    /// The standing where there is one to tell: an empty list is no field (RFC 9651 §3.1).
+    pub fn told(self) -> Option<Self> {
+        Some(self).filter(|standing| *standing != Self::default())
+    }
+
     /// The field `RateLimit-Policy`.
     pub fn policy(&self) -> String {
         self.list(|text, window| {
@@ -89,6 +94,6 @@ mod tests {
         assert_eq!(org.state(), r#""rate";r=59;t=2, "month";r=5;t=2"#);
         assert_eq!(key.and(org).policy(), r#""rate";q=10;w=1, "month";q=1000000"#);
         assert_eq!(org.and(key), key.and(org));
-        assert_eq!(Standing::default().state(), "");
+        assert_eq!((key.told(), Standing::default().told()), (Some(key), None));
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::address;
@@ -20,6 +20,9 @@ pub struct Permitted {
     /// `gateway.connector_separator`.
     pub separator: Box<str>,
 }
+
+/// A list of more entries, or a batch of more messages, is not read: each costs as much as a hundred bytes, and may have two.
+const MAX_ENTRIES: usize = 65_536;
 
 /// A text that no list can be found in with certainty. It is not passed on.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,13 +42,43 @@ struct Outcome<'a>(Option<Lists<'a>>);
 #[serde(rename_all = "camelCase")]
 struct Lists<'a> {
     #[serde(borrow, default)]
-    tools: Option<Vec<&'a RawValue>>,
+    tools: Option<Entries<'a>>,
     #[serde(borrow, default)]
-    prompts: Option<Vec<&'a RawValue>>,
+    prompts: Option<Entries<'a>>,
     #[serde(borrow, default)]
-    resources: Option<Vec<&'a RawValue>>,
+    resources: Option<Entries<'a>>,
     #[serde(borrow, default)]
-    resource_templates: Option<Vec<&'a RawValue>>,
+    resource_templates: Option<Entries<'a>>,
+}
+
+/// At most [`MAX_ENTRIES`] values.
+struct Entries<'a>(Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(EntriesVisitor).map(Self)
+    }
+}
+
+struct EntriesVisitor;
+
+impl<'de> Visitor<'de> for EntriesVisitor {
+    type Value = Vec<&'de RawValue>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("entries")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = elements.next_element()? {
+            if entries.len() >= MAX_ENTRIES {
+                return Err(A::Error::custom("too many entries"));
+            }
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Outcome<'a> {
@@ -96,7 +129,7 @@ impl Permitted {
     pub fn cut<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, Unreadable> {
         let mut cuts = Vec::new();
         if text.trim_ascii_start().starts_with('[') {
-            for message in parse::<Vec<&RawValue>>(text)? {
+            for message in parse::<Entries<'_>>(text)?.0 {
                 self.cut_message(message.get(), &mut cuts)?;
             }
         } else {
@@ -119,10 +152,10 @@ impl Permitted {
 
     fn cut_list<'a>(
         &self,
-        entries: Option<Vec<&'a RawValue>>,
+        entries: Option<Entries<'a>>,
         connector: impl Fn(&Entry<'_>) -> Option<ConnectorId>,
     ) -> Option<Cut<'a>> {
-        let entries = entries?;
+        let Entries(entries) = entries?;
         let is_covered = |entry: &&&RawValue| {
             // An entry that cannot be tied to a connector is nobody's.
             let entry = parse_object::<Entry<'_>>(entry.get()).ok();
@@ -219,6 +252,15 @@ mod tests {
     fn an_entry_with_two_names_is_nobodys() {
         for entry in [r#"{"name":"notes__a","name":"clock__b"}"#, r#"{"name":"notes__a","n\u0061me":"clock__b"}"#] {
             assert_eq!(cut(&format!(r#"{{"result":{{"tools":[{entry}]}}}}"#)).unwrap(), r#"{"result":{"tools":[]}}"#);
+        }
+    }
+
+    #[test]
+    fn so_many_entries_are_read_and_no_more() {
+        for (count, is_read) in [(65_536, true), (65_537, false)] {
+            let list = format!(r#"{{"result":{{"tools":[{}]}}}}"#, vec!["{}"; count].join(","));
+            assert_eq!(cut(&list).ok().as_deref(), is_read.then_some(r#"{"result":{"tools":[]}}"#), "{count}");
+            assert_eq!(cut(&format!("[{}]", vec!["{}"; count].join(","))).is_ok(), is_read, "{count} messages");
         }
     }
 

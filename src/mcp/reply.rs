@@ -1,6 +1,8 @@
 //! The way back of a request for lists: whatever comes, and in whatever chunks, only what the credential covers passes.
 
 use std::borrow::Cow;
+use std::cell::Cell;
+use std::rc::Rc;
 
 use serde_json::{Value, json};
 
@@ -9,6 +11,9 @@ use super::sse::{self, EventSplitter};
 
 /// More of a JSON body, or of one event, is not kept: a thousand tools with long schemas stay below.
 pub const MAX_LENGTH: usize = 4 << 20;
+
+/// More is not kept of all the responses that a thread cuts at a time: its memory is never given back.
+const MAX_KEPT: usize = 64 << 20;
 
 /// JSON-RPC 2.0 §5.1, internal error.
 const INTERNAL_ERROR: i32 = -32603;
@@ -31,11 +36,40 @@ pub struct ResponseHead<'a> {
     pub content_encoding: &'a [u8],
 }
 
+/// How much is kept of the responses that a thread cuts.
+#[derive(Clone, Debug, Default)]
+pub struct Kept(Rc<Cell<usize>>);
+
+/// What one response has of it.
+#[derive(Debug)]
+struct Share {
+    kept: Kept,
+    length: usize,
+}
+
+impl Share {
+    /// Whether this response may keep so much, and what the others keep.
+    fn set(&mut self, length: usize) -> bool {
+        let others = self.kept.0.get().saturating_sub(self.length);
+        let is_affordable = length <= MAX_LENGTH && others.saturating_add(length) <= MAX_KEPT;
+        self.length = if is_affordable { length } else { 0 };
+        self.kept.0.set(others.saturating_add(self.length));
+        is_affordable
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 /// A response as it is cut, chunk by chunk.
 #[derive(Debug)]
 pub struct ListReply {
     request: ListRequest,
     form: Form,
+    share: Share,
 }
 
 #[derive(Debug)]
@@ -54,8 +88,9 @@ impl ListRequest {
         Self { permitted, id }
     }
 
-    /// The response begins; `None` where it passes as it is, for it says that there is no list.
-    pub fn begin(self, head: ResponseHead<'_>) -> Option<ListReply> {
+    /// The response begins, and with it what is `kept` of it; `None` where it passes as it is, for it says that there is no
+    /// list.
+    pub fn begin(self, head: ResponseHead<'_>, kept: &Kept) -> Option<ListReply> {
         if !(200..300).contains(&head.status) {
             return None;
         }
@@ -69,7 +104,7 @@ impl ListRequest {
             (false, true) => Form::Instead(sse::with_data(&[], &self.error())),
             (false, false) => Form::Instead(self.error().into_bytes()),
         };
-        Some(ListReply { request: self, form })
+        Some(ListReply { request: self, form, share: Share { kept: kept.clone(), length: 0 } })
     }
 
     fn error(&self) -> String {
@@ -86,7 +121,7 @@ impl ListReply {
             Form::Instead(passed) => (passed, Form::Ended),
             Form::Json(mut body) => {
                 body.extend_from_slice(chunk);
-                if body.len() > MAX_LENGTH {
+                if !self.share.set(body.len()) {
                     (self.request.error().into_bytes(), Form::Ended)
                 } else if is_last {
                     (self.cut_body(body), Form::Ended)
@@ -99,7 +134,7 @@ impl ListReply {
                 for event in splitter.push(chunk) {
                     passed.append(&mut self.cut_event(event));
                 }
-                if splitter.pending() > MAX_LENGTH {
+                if !self.share.set(splitter.pending()) {
                     passed.extend(sse::with_data(&[], &self.request.error()));
                     (passed, Form::Ended)
                 } else if is_last {
@@ -147,10 +182,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn begin(content_type: &str, content_encoding: &str) -> ListReply {
+        begin_among(&Kept::default(), content_type, content_encoding)
+    }
+
+    fn begin_among(kept: &Kept, content_type: &str, content_encoding: &str) -> ListReply {
         let permitted = Permitted { scopes: Scope::parse("mcp:call:notes").into_iter().collect(), separator: "__".into() };
         let head =
             ResponseHead { status: 200, content_type: content_type.as_bytes(), content_encoding: content_encoding.as_bytes() };
-        ListRequest::new(permitted, json!(7)).begin(head).unwrap()
+        ListRequest::new(permitted, json!(7)).begin(head, kept).unwrap()
     }
 
     /// What passes of a response that comes in chunks of these lengths, again and again.
@@ -189,7 +228,7 @@ mod tests {
         let permitted = || Permitted { scopes: Default::default(), separator: "__".into() };
         for status in [302, 400, 404, 503] {
             let head = ResponseHead { status, content_type: b"application/json", content_encoding: b"gzip" };
-            assert!(ListRequest::new(permitted(), json!(7)).begin(head).is_none(), "{status}");
+            assert!(ListRequest::new(permitted(), json!(7)).begin(head, &Kept::default()).is_none(), "{status}");
         }
     }
 
@@ -216,6 +255,33 @@ mod tests {
         let event = pass(begin("text/event-stream", ""), b"data: {\"result\":{\"tools\":7}}\n\ndata: {}\n\n", &[10]);
         let (first, second) = event.split_once("\n\n").unwrap();
         assert!(is_error(first.strip_prefix("data: ").unwrap()) && second == "data: {}\n\n", "{event}");
+    }
+
+    #[test]
+    fn all_responses_together_are_bounded() {
+        let kept = Kept::default();
+        let begun = |content_type, start: &[u8]| {
+            let mut reply = begin_among(&kept, content_type, "");
+            let mut chunk = start.to_vec();
+            chunk.resize(MAX_LENGTH, b' ');
+            let passed = reply.push(&chunk, false);
+            (reply, passed)
+        };
+        let mut open: Vec<ListReply> = Vec::new();
+        for index in 0..16 {
+            let content_type = if index % 2 == 0 { "application/json" } else { "text/event-stream" };
+            let (reply, passed) = begun(content_type, b"data: ");
+            assert_eq!((passed.len(), kept.0.get()), (0, (index + 1) * 4_194_304));
+            open.push(reply);
+        }
+        let (_, passed) = begun("application/json", b"");
+        assert!(String::from_utf8(passed).unwrap().contains("could not read the list"), "one more");
+        open.pop();
+        let (mut reply, passed) = begun("application/json", LIST.as_bytes());
+        assert_eq!(passed.len(), 0, "there is room again");
+        assert!(reply.push(b"", true).starts_with(CUT.as_bytes()));
+        drop((open, reply));
+        assert_eq!(kept.0.get(), 0);
     }
 
     proptest! {

@@ -14,6 +14,7 @@ use super::attempts::Attempts;
 use super::client::{self, OauthClient};
 use super::replay::Use;
 use crate::config::Config;
+use crate::credential::MAX_TOKEN_LENGTH;
 use crate::denial::{LocalReply, Reason, retry_after};
 use crate::host::Host;
 use crate::jose::claims;
@@ -48,6 +49,8 @@ pub enum TokenError {
     UnsupportedGrantType,
     /// `invalid_scope`
     InvalidScope,
+    /// The same: a token for all of them would be longer than one that is taken.
+    ScopeTooLong,
     /// RFC 8707 §2 `invalid_target`
     InvalidTarget,
     /// This client id failed too often; again after this time.
@@ -71,7 +74,7 @@ impl TokenError {
             Self::InvalidRequest(_) => "invalid_request",
             Self::InvalidClient { .. } => "invalid_client",
             Self::UnsupportedGrantType => "unsupported_grant_type",
-            Self::InvalidScope => "invalid_scope",
+            Self::InvalidScope | Self::ScopeTooLong => "invalid_scope",
             Self::InvalidTarget => "invalid_target",
             Self::TooManyAttempts(_) => "too_many_attempts",
             Self::RateLimit(_) => "rate_limit",
@@ -89,6 +92,7 @@ impl TokenError {
             Self::InvalidClient { .. } => (401, "invalid_client", "The client is unknown or did not prove itself."),
             Self::UnsupportedGrantType => (400, "unsupported_grant_type", "Only client_credentials is granted here."),
             Self::InvalidScope => (400, "invalid_scope", "The client holds none of these scopes."),
+            Self::ScopeTooLong => (400, "invalid_scope", "The client holds so many scopes that it has to ask for some of them."),
             Self::InvalidTarget => (400, "invalid_target", "The resource is not one of this client's org."),
             Self::TooManyAttempts(_) => (429, "rate_limited", "Too many failed attempts of this client. Try again later."),
             Self::RateLimit(_) => (429, "rate_limited", "This client takes tokens too often. Use one until it expires."),
@@ -165,6 +169,9 @@ impl TokenEndpoint<'_> {
             scope: &scope,
         };
         let token = self.host.sign(key, &claims).ok_or(TokenError::SigningFailed)?;
+        if token.len() > MAX_TOKEN_LENGTH {
+            return Err(TokenError::ScopeTooLong);
+        }
         let body =
             serde_json::json!({ "access_token": token, "token_type": "Bearer", "expires_in": ttl.as_secs(), "scope": scope });
         Ok(no_store(200, body))
@@ -337,6 +344,7 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     use super::*;
+    use crate::credential::{Credential, check_token};
     use crate::testing::{self, TestHost};
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
@@ -344,6 +352,7 @@ mod tests {
     const CLIENT: &str = "apx_client_4b7d9e21";
     const SCOPED: &str = "apx_client_scoped00";
     const KEYED: &str = "apx_client_keyed000";
+    const RICH: &str = "apx_client_rich0000";
     const SECRET: &str = "apx_secret_0123456789abcdefghijABCD";
     const NEXT_SECRET: &str = "apx_secret_next56789abcdefghijABCD";
 
@@ -359,6 +368,7 @@ mod tests {
         fn new() -> Self {
             let hash = |secret: &str| hex::encode(Sha256::digest(secret));
             let jwks: Value = serde_json::from_str(&testing::jwk_set(&["c1"]).to_document()).unwrap();
+            let many: Vec<String> = (0..100).map(|index| format!("mcp:call:{index:0>128}")).collect();
             let config = json!({
                 "gateway": {"origin": ORIGIN},
                 "policy": {"inline": {
@@ -368,6 +378,7 @@ mod tests {
                             {"client_id": CLIENT, "secret_sha256": [hash(SECRET), hash(NEXT_SECRET)], "scopes": ["mcp:call"]},
                             {"client_id": SCOPED, "secret_sha256": [hash(SECRET)], "scopes": ["mcp:call:github", "mcp:call:jira"]},
                             {"client_id": KEYED, "jwks": jwks, "scopes": ["mcp:call"]},
+                            {"client_id": RICH, "secret_sha256": [hash(SECRET)], "scopes": many},
                             {"client_id": "apx_client_revoked0", "secret_sha256": [hash(SECRET)], "scopes": ["mcp:call"], "revoked": true},
                         ]},
                         "other": {},
@@ -613,6 +624,18 @@ mod tests {
     }
 
     #[test]
+    fn no_token_is_longer_than_one_that_is_taken() {
+        let mut world = World::new();
+        assert_eq!(world.post(&with_secret(RICH, "")), Err(TokenError::ScopeTooLong));
+        let some: Vec<String> = (0..80).map(|index| format!("mcp:call:{index:0>128}")).collect();
+        let answer = world.post(&with_secret(RICH, &format!("&scope={}", some.join("+")))).unwrap();
+        let token = answer["access_token"].as_str().unwrap();
+        let head = testing::head(&[("authorization", format!("Bearer {token}"))]);
+        let credential = Credential::from_head(&head).unwrap();
+        assert!(matches!(credential, Credential::Bearer(taken) if check_token(taken).is_ok()), "{} bytes", token.len());
+    }
+
+    #[test]
     fn golden_errors() {
         for (error, status, header) in [
             (TokenError::InvalidRequest("x"), 400, None),
@@ -620,6 +643,7 @@ mod tests {
             (TokenError::InvalidClient { basic: false }, 401, None),
             (TokenError::UnsupportedGrantType, 400, None),
             (TokenError::InvalidScope, 400, None),
+            (TokenError::ScopeTooLong, 400, None),
             (TokenError::InvalidTarget, 400, None),
             (TokenError::TooManyAttempts(Duration::from_millis(1500)), 429, Some(("retry-after", "2"))),
             (TokenError::BodyTooLong, 413, None),

@@ -39,6 +39,9 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) separator: &'a str,
     /// `gateway.origin`, where it is known.
     pub(crate) origin: Option<&'a str>,
+    /// Whether the document is for many gateways: a provider whose keys this one cannot fetch is left out, for it must not
+    /// hold up the policy of all.
+    pub(crate) is_for_many: bool,
 }
 
 /// A checked policy document.
@@ -360,9 +363,15 @@ impl Checker<'_> {
             self.problems.warn(format_args!("{path}.issuer"), useless);
         }
         let jwks_uri = self.problems.required(format_args!("{path}.jwks_uri"), raw.jwks_uri);
-        let jwks_uri = jwks_uri.and_then(|uri| {
-            let parsed = JwksUri::parse(&uri).and_then(|uri| self.surroundings.clusters.of(&uri).map(|_| uri));
-            self.problems.checked(format_args!("{path}.jwks_uri"), parsed)
+        let jwks_uri = jwks_uri.and_then(|uri| self.problems.checked(format_args!("{path}.jwks_uri"), JwksUri::parse(&uri)));
+        let jwks_uri = jwks_uri.and_then(|uri| match self.surroundings.clusters.of(&uri) {
+            Ok(_) => Some(uri),
+            Err(problem) if self.surroundings.is_for_many => {
+                self.problems
+                    .warn(format_args!("{path}.jwks_uri"), format_args!("{problem}: no token of this provider passes here"));
+                None
+            }
+            Err(problem) => self.problems.checked(format_args!("{path}.jwks_uri"), Err(problem)),
         });
         let audiences = self.problems.required(format_args!("{path}.audience"), raw.audience)?.into_vec();
         if audiences.is_empty() || audiences.iter().any(String::is_empty) {

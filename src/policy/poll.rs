@@ -37,7 +37,7 @@ pub enum Answer {
 #[serde(default)] // An older module may have written it.
 pub struct Poll {
     etag: Option<String>,
-    /// By what the document of `etag` was judged: another configuration may take what this one refused.
+    /// By which module the document of `etag` was judged: another one may take what this one refused.
     judged_by: String,
     is_refused: bool,
     started_at: UnixTime,
@@ -60,7 +60,7 @@ impl Poll {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// The last document that came, for `If-None-Match`, unless others refused it.
+    /// The last document that came, for `If-None-Match`, unless another module refused it.
     pub fn etag(&self, judged_by: &str) -> Option<&str> {
         self.etag.as_deref().filter(|_| !self.is_refused || self.judged_by == judged_by)
     }
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_configuration_refused_is_fetched_again_by_another() {
+    fn what_one_module_refused_is_fetched_again_by_another() {
         let claimed = Poll::default().claim(at(0), false, &settings()).unwrap();
         let refused = succeeded(&claimed, Answer::Refused(Some("\"1\"".into())), 100);
         assert!(refused.is_refused());

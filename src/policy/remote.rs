@@ -139,7 +139,7 @@ impl Publication {
     /// # Errors
     /// Everything that is wrong with it, each with its JSON path.
     pub fn of(document: &[u8], clusters: &Clusters, separator: &str) -> Result<Self, Vec<Problem>> {
-        let surroundings = &Surroundings { clusters, environment: &NO_ENVIRONMENT, separator, origin: None };
+        let surroundings = &Surroundings { clusters, environment: &NO_ENVIRONMENT, separator, origin: None, is_for_many: true };
         let mut problems = Problems::default();
         let checked = problem::read::<RawPolicy>(document, &mut problems)
             .map(|raw| Policy::check(raw, "policy", surroundings, &mut problems));
@@ -360,8 +360,13 @@ impl RemotePolicy {
             Some((number, text)) if name.starts_with("org/") => (number.parse().unwrap_or(0), text),
             _ => (0, text),
         };
-        let surroundings =
-            Surroundings { clusters: &self.clusters, environment: &NO_ENVIRONMENT, separator: &self.separator, origin: None };
+        let surroundings = Surroundings {
+            clusters: &self.clusters,
+            environment: &NO_ENVIRONMENT,
+            separator: &self.separator,
+            origin: None,
+            is_for_many: true,
+        };
         let mut problems = Problems::default();
         let policy = problem::read::<RawPolicy>(text.as_bytes(), &mut problems)
             .map(|raw| Policy::check_part(raw, name, &surroundings, &mut problems));
@@ -529,6 +534,22 @@ mod tests {
             assert!(world.org(&format!("nobody-{number}")).is_none());
             assert_eq!(world.thread.parts.borrow().len(), 16_384.min(number + 1));
         }
+    }
+
+    #[test]
+    fn a_provider_whose_keys_cannot_be_fetched_here_is_left_out() {
+        let world = World::new();
+        let provider = |scheme: &str| json!({"issuer": format!("{scheme}://idp"), "jwks_uri": format!("{scheme}://idp/keys"), "audience": "a"});
+        let orgs = json!({"acme": {"api_keys": [key(1)], "identity_providers": [provider("http"), provider("https")]}, "other": {"api_keys": [key(2)]}});
+        let document = json!({"orgs": orgs}).to_string();
+        let publication = Publication::of(document.as_bytes(), &clusters(), "__").unwrap();
+        let [warning] = publication.warnings() else { panic!("{:?}", publication.warnings()) };
+        assert_eq!(warning.path, "policy.orgs.acme.identity_providers[0].jwks_uri");
+        publication.publish(&place(), &world.host);
+        world.thread.sync(&world.host);
+        let acme = world.org("acme").unwrap();
+        assert!(acme.identity_provider("http://idp").is_none() && acme.identity_provider("https://idp").is_some());
+        assert!(world.principal("acme", 1).is_some() && world.principal("other", 2).is_some());
     }
 
     #[test]

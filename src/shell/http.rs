@@ -19,7 +19,7 @@ use crate::exchange::{
 use crate::gateway::{Findings, Gateway};
 use crate::limits::service;
 use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
-use crate::mcp::reply::{ListReply, ListRequest, ResponseHead};
+use crate::mcp::reply::{Kept, ListReply, ListRequest, ResponseHead};
 use crate::oauth::token_endpoint::TokenError;
 use crate::principal::{ATTRIBUTES, Principal};
 use crate::route::{RouteInvalid, RouteSettings};
@@ -28,6 +28,9 @@ use crate::time::UnixTime;
 
 /// The namespace of this filter in a route's `filter_metadata`.
 const METADATA_NAMESPACE: &str = "apexmcp";
+
+/// So many held requests are decided in one callback: each may verify signatures, and others wait meanwhile.
+const MAX_WOKEN: usize = 128;
 
 /// So many refusals in a row are hasty.
 const MAX_HASTY: u32 = 63;
@@ -44,6 +47,8 @@ pub(super) struct Plugin {
     pub(super) envoy: Envoy,
     pub(super) metrics: RefCell<Metrics>,
     held: RefCell<HashMap<u32, Held>>,
+    /// What is kept of the responses that are cut.
+    kept: Kept,
     /// The streams for which the rate limit service was asked, by the number under which the answer comes.
     counts: RefCell<HashMap<u32, u32>>,
     /// The root context.
@@ -236,7 +241,7 @@ impl HttpContext for Stream {
         let status = std::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or_default();
         let head = ResponseHead { status, content_type: &content_type, content_encoding: &content_encoding };
         self.reply = match lists {
-            Some(lists) => lists.begin(head).map(Replaced::Lists),
+            Some(lists) => lists.begin(head, &self.plugin.kept).map(Replaced::Lists),
             None => self.plugin.answered_early(self.id, status).map(Replaced::By),
         };
         if self.reply.is_some() {
@@ -508,7 +513,11 @@ impl Plugin {
                 (Awaiting::Policy(exchange), Some(gateway)) => exchange.proceed(gateway, now, &self.envoy),
                 (Awaiting::KeySet(exchange), Some(gateway)) => exchange.proceed(gateway, now, &self.envoy),
                 (Awaiting::Body(exchange), _) => {
-                    log::warn!("a body did not arrive in time; the filter needs allow_on_headers_stop_iteration to read bodies");
+                    if self.pausing.get() != Pausing::Head {
+                        log::warn!(
+                            "a body did not arrive in time; the filter needs allow_on_headers_stop_iteration to read bodies"
+                        );
+                    }
                     exchange.give_up(TokenError::BodyTimeout)
                 }
                 (Awaiting::Rest(exchange), _) => {
@@ -528,14 +537,14 @@ impl Plugin {
     fn take_ready(&self, now: UnixTime) -> Vec<(u32, Held)> {
         let gateway = self.gateway.borrow();
         let Some(gateway) = gateway.as_ref() else { return Vec::new() };
-        let is_ready = |_: &u32, held: &mut Held| match &mut held.awaiting {
+        let is_ready = |held: &mut Held| match &mut held.awaiting {
             Awaiting::Policy(exchange) => exchange.is_ready(gateway, now),
             Awaiting::KeySet(exchange) => exchange.is_ready(gateway, now),
             Awaiting::Body(exchange) => exchange.is_overdue(now),
             Awaiting::Rest(exchange) => exchange.is_overdue(now),
             Awaiting::Message(_) | Awaiting::Count(..) => false,
         };
-        self.held.borrow_mut().extract_if(is_ready).collect()
+        self.held.borrow_mut().extract_if(|_, held| is_ready(held)).take(MAX_WOKEN).collect()
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{ContextType, Status};
+use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 
 use super::hostcalls::{self, CAS_ATTEMPTS};
@@ -19,6 +20,9 @@ use crate::policy::poll::{Answer, Poll, RENEWAL};
 use crate::policy::remote;
 use crate::policy::source::PolicySource;
 use crate::time::UnixTime;
+
+/// On which it depends what documents are taken: another module may take what this one refused.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// How often waiting requests are looked after and due fetches begun. A request that waits for what another thread
 /// fetches waits as much longer; a tick with nothing to do costs a few microseconds.
@@ -160,8 +164,7 @@ impl Root {
         if !hostcalls::set_shared_data(&name, &claimed.to_bytes(), cas) {
             return; // Another thread was faster.
         }
-        let judge = gateway.judge();
-        let etag = claimed.etag(&judge);
+        let etag = claimed.etag(VERSION);
         match hostcalls::get_policy(settings, etag) {
             Ok(token) => {
                 self.poll = Some(Polling {
@@ -194,9 +197,7 @@ impl Root {
             let Some(settings) = &gateway.config.remote else { return };
             let started_at = polling.started_at;
             match hostcalls::response_status(num_headers) {
-                Some(304) if polling.is_conditional => {
-                    self.poll_succeeded(gateway, settings, started_at, Answer::NotModified, now)
-                }
+                Some(304) if polling.is_conditional => self.poll_succeeded(settings, started_at, Answer::NotModified, now),
                 Some(200) if self.gives_way(started_at, now) => {}
                 Some(200) if body_size <= remote::MAX_DOCUMENT_LENGTH => {
                     let etag = hostcalls::response_etag();
@@ -205,7 +206,8 @@ impl Root {
                         log::warn!("a policy came too late, and is asked for again");
                         return;
                     }
-                    let answer = match gateway.publish(&hostcalls::response_body(body_size), settings, &self.plugin.envoy) {
+                    let document = hostcalls::response_body(body_size);
+                    let answer = match gateway.publish(&document, settings, &self.plugin.envoy) {
                         Ok(publication) => {
                             log::info!("policy version {:?} came, {body_size} bytes, and is published", publication.version());
                             for warning in publication.warnings() {
@@ -217,11 +219,12 @@ impl Root {
                             for problem in problems.iter().take(MAX_PROBLEMS) {
                                 log::error!("invalid policy: {problem}");
                             }
-                            // The same document would be refused again: another one is awaited.
-                            Answer::Refused(etag)
+                            // The same document would be refused again, and another one is awaited; but what is no JSON was
+                            // broken on the way.
+                            Answer::Refused(etag.filter(|_| is_json(&document)))
                         }
                     };
-                    self.poll_succeeded(gateway, settings, started_at, answer, now);
+                    self.poll_succeeded(settings, started_at, answer, now);
                 }
                 Some(200) => self.poll_failed(started_at, "the document is too long", now),
                 Some(status) => self.poll_failed(started_at, &unexpected(status), now),
@@ -240,16 +243,15 @@ impl Root {
         self.plugin.serves_requests.get() && self.hold_claim(|poll| poll.give_way(started_at, now))
     }
 
-    fn poll_succeeded(&self, gateway: &Gateway, settings: &RemoteSettings, started_at: UnixTime, answer: Answer, now: UnixTime) {
+    fn poll_succeeded(&self, settings: &RemoteSettings, started_at: UnixTime, answer: Answer, now: UnixTime) {
         let outcome = match answer {
             Answer::NotModified => "not_modified",
             Answer::Taken(_) => "success",
             Answer::Refused(_) => "invalid",
         };
-        let judge = gateway.judge();
         let mut is_refused = false;
         let is_held = self.hold_claim(|poll| {
-            let poll = poll.succeeded(started_at, answer.clone(), &judge, now, settings)?;
+            let poll = poll.succeeded(started_at, answer.clone(), VERSION, now, settings)?;
             is_refused = poll.is_refused();
             Some(poll)
         });
@@ -367,6 +369,10 @@ fn shared_key(uri: &JwksUri) -> String {
 fn shared_record(uri: &JwksUri) -> (Record, hostcalls::Cas) {
     let (value, cas) = hostcalls::shared_data(&shared_key(uri));
     (value.as_deref().and_then(Record::from_bytes).unwrap_or_default(), cas)
+}
+
+fn is_json(document: &[u8]) -> bool {
+    serde_json::from_slice::<IgnoredAny>(document).is_ok()
 }
 
 /// What it means that a request was not even begun.

@@ -1,7 +1,7 @@
 //! The program of Settings, `dist/apexmcp`, with a database of its own.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 
@@ -39,11 +39,24 @@ impl Apexmcp {
     /// # Panics
     /// Where it fails.
     pub fn run(&self, words: &str) -> Value {
+        serde_json::from_slice(&self.output_of(&format!("--json {words}")).stdout).expect("JSON")
+    }
+
+    /// The same as people do: returns what it prints on standard output, and on standard error.
+    ///
+    /// # Panics
+    /// Where it fails.
+    pub fn print(&self, words: &str) -> [String; 2] {
+        let output = self.output_of(words);
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned())
+    }
+
+    fn output_of(&self, words: &str) -> Output {
         let mut command = Command::new(program());
-        command.current_dir(repository()).args(["--json", "--db"]).arg(self.file("settings.db")).args(words.split(' '));
+        command.current_dir(repository()).arg("--db").arg(self.file("settings.db")).args(words.split(' '));
         let output = command.output().expect("dist/apexmcp, made by `make build`");
         assert!(output.status.success(), "{words}: {output:?}");
-        serde_json::from_slice(&output.stdout).expect("JSON")
+        output
     }
 
     /// Makes an API key for `acme`, and returns its id and the key itself.

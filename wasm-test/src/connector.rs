@@ -1,6 +1,5 @@
 //! A connector: an MCP server behind the gateway.
 
-use crate::eventually;
 use crate::process::{Folder, Process, free_port};
 
 /// A connector.
@@ -20,11 +19,7 @@ impl Connector {
         let folder = Folder::new().expect("a folder");
         let port = free_port();
         let mut process = Process::start("python", &[script, "--port", &port.to_string()], &folder).expect("Python starts");
-        eventually(script, async || {
-            assert!(!process.has_ended(), "{script} ended:\n{}", folder.read("stderr"));
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
-        })
-        .await;
+        process.until_listening(script, port, &folder).await;
         Self { port, _process: process, _folder: folder }
     }
 

@@ -46,8 +46,9 @@ pub struct Setup {
     names: Value,
     clusters: Vec<Value>,
     environment: Vec<(&'static str, String)>,
+    /// Those variables that the VM gets.
+    host_env_keys: Vec<&'static str>,
     filter_file: Option<PathBuf>,
-    of_envoy: Vec<(&'static str, String)>,
     restart: Option<Restart>,
 }
 
@@ -88,8 +89,8 @@ impl Setup {
             names: json!({}),
             clusters: Vec::new(),
             environment: Vec::new(),
+            host_env_keys: Vec::new(),
             filter_file: None,
-            of_envoy: Vec::new(),
             restart: None,
         }
     }
@@ -157,10 +158,16 @@ impl Setup {
         self.cluster(http2(local_cluster("ratelimit", port)))
     }
 
-    /// With a cluster `settings` that leads to this port, and the token for what is there in the VM's environment.
-    pub fn settings(mut self, port: u16, token: &str) -> Self {
-        self.environment.push(("APEXMCP_SETTINGS_TOKEN", token.to_owned()));
-        self.cluster(local_cluster("settings", port))
+    /// With a cluster `settings` that leads to this port, and the token for what is there.
+    pub fn settings(self, port: u16, token: &str) -> Self {
+        self.secret("APEXMCP_SETTINGS_TOKEN", token).cluster(local_cluster("settings", port))
+    }
+
+    /// With this in a variable of Envoy's environment, which the VM gets.
+    pub fn secret(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
+        self.host_env_keys.push(name);
+        self
     }
 
     /// With the filter from this file, which somebody else writes.
@@ -174,8 +181,9 @@ impl Setup {
     }
 
     /// With this clock in the place of the machine's.
-    pub fn clock(self, clock: &Clock) -> Self {
-        Self { of_envoy: clock.environment().into(), ..self }
+    pub fn clock(mut self, clock: &Clock) -> Self {
+        self.environment.extend(clock.environment());
+        self
     }
 
     fn cluster(mut self, cluster: Value) -> Self {
@@ -190,7 +198,7 @@ impl Setup {
             folder.write(FILTER, &self.filter(&self.plugin).to_string()).expect("the filter is written");
         }
         let bootstrap = self.bootstrap(upstream, &folder);
-        let environment: Vec<(&str, &str)> = self.of_envoy.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let environment: Vec<(&str, &str)> = self.environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let arguments = match &self.restart {
             None => vec!["--disable-hot-restart".to_owned()],
             Some(Restart { line, epoch }) => ["--base-id", &line.port.to_string(), "--restart-epoch", &epoch.to_string()]
@@ -206,8 +214,6 @@ impl Setup {
 
     /// The filter as Envoy reads it from a file (ECDS). The configuration is handed over as text.
     pub fn filter(&self, plugin: &Value) -> Value {
-        let environment: serde_json::Map<String, Value> =
-            self.environment.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
         let text = plugin.as_str().map_or_else(|| plugin.to_string(), str::to_owned);
         json!({"resources": [{
             "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
@@ -219,7 +225,7 @@ impl Setup {
                     "vm_config": {
                         "vm_id": FILTER_NAME,
                         "runtime": "envoy.wasm.runtime.v8",
-                        "environment_variables": {"key_values": environment},
+                        "environment_variables": {"host_env_keys": self.host_env_keys},
                         "code": {"local": {"filename": repository().join("dist/apexmcp_auth.wasm")}},
                     },
                     "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text},

@@ -19,6 +19,13 @@ pub enum Behaviour {
         /// The body.
         body: String,
     },
+    /// With a document that is said to be elsewhere.
+    Redirect {
+        /// Where.
+        location: String,
+        /// The body.
+        body: String,
+    },
     /// Not until it behaves otherwise.
     Hang,
     /// By closing the connection.
@@ -99,6 +106,9 @@ async fn answer(mut watched: watch::Receiver<Behaviour>) -> Answer {
     let behaviour = watched.wait_for(is_settled).await.ok()?.clone();
     match behaviour {
         Behaviour::Document { status, body } => Response::builder().status(status).body(Full::from(body)).ok(),
+        Behaviour::Redirect { location, body } => {
+            Response::builder().status(302).header("location", location).body(Full::from(body)).ok()
+        }
         Behaviour::Hang | Behaviour::HangUp => None,
     }
 }

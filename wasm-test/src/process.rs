@@ -5,7 +5,10 @@ use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::net::TcpStream;
 
 use crate::{eventually, repository};
 
@@ -91,6 +94,18 @@ impl Process {
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.0.try_wait(), Ok(None))
     }
+
+    /// Awaits that it, whose output is in `folder`, listens at this port.
+    ///
+    /// # Panics
+    /// Where it ends before.
+    pub async fn until_listening(&mut self, what: &str, port: u16, folder: &Folder) {
+        eventually(what, async || {
+            assert!(!self.has_ended(), "{what} ended:\n{}\n{}", folder.read("stdout"), folder.read("stderr"));
+            TcpStream::connect(("127.0.0.1", port)).await.ok()
+        })
+        .await;
+    }
 }
 
 impl Drop for Process {
@@ -118,8 +133,17 @@ pub fn argument(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// A port that was free a moment ago, for programs that cannot choose one themselves.
+/// Below are ports of the machine's own services.
+const LOWEST_PORT: u16 = 10_000;
+
+/// A port that was free a moment ago, for programs that cannot choose one themselves. Where the system tells which ports it
+/// gives to clients, it is none of them, and none that this process was given before.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    static NEXT: LazyLock<AtomicUsize> = LazyLock::new(|| AtomicUsize::new(fastrand::u16(..).into()));
+    let of_clients = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first_of_clients = of_clients.split_whitespace().next().and_then(|port| port.parse().ok()).unwrap_or(0);
+    let others: Vec<u16> = (LOWEST_PORT..first_of_clients).collect();
+    let candidates = others.iter().map(|_| others[NEXT.fetch_add(1, Ordering::Relaxed) % others.len()]).chain([0]);
+    let listener = candidates.into_iter().find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).expect("a free port");
     listener.local_addr().expect("its address").port()
 }

@@ -35,9 +35,13 @@ impl Provider {
         let state = self.folder.file("state.json");
         let arguments = ["demo/idp/idp.mjs", "--port", &self.port, "--state", argument(&state)];
         self.folder.write("stdout", "").expect("an empty file");
-        self.process = Some(Process::start("node", &arguments, &self.folder).expect("node starts"));
-        let said = async || serde_json::from_str(&self.folder.read("stdout")).ok();
-        self.about = eventually("the provider is ready", said).await;
+        let mut process = Process::start("node", &arguments, &self.folder).expect("node starts");
+        self.about = eventually("the provider is ready", async || {
+            assert!(!process.has_ended(), "the provider ended:\n{}", self.folder.read("stderr"));
+            serde_json::from_str(&self.folder.read("stdout")).ok()
+        })
+        .await;
+        self.process = Some(process);
     }
 
     /// Its record in a policy.

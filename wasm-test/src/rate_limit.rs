@@ -1,7 +1,7 @@
 //! Envoy's rate limit service with the Redis that it counts in, both real.
 
 use crate::process::{Folder, Process, argument, free_port, run};
-use crate::{eventually, repository};
+use crate::repository;
 
 /// The domain that the service knows.
 pub const DOMAIN: &str = "apexmcp";
@@ -45,8 +45,9 @@ impl RateLimitService {
     pub async fn start_redis(&mut self) {
         let port = self.redis_port.to_string();
         let arguments = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
-        self.redis = Some(Process::start("redis-server", &arguments, &self.folder).expect("Redis starts"));
-        until_listening("Redis", self.redis_port).await;
+        let mut redis = Process::start("redis-server", &arguments, &self.folder).expect("Redis starts");
+        redis.until_listening("Redis", self.redis_port, &self.folder).await;
+        self.redis = Some(redis);
     }
 
     /// Ends Redis.
@@ -80,8 +81,9 @@ impl RateLimitService {
             // What exceeds one limit is not counted at the others.
             ("STOP_CACHE_KEY_INCREMENT_WHEN_OVERLIMIT", "true"),
         ];
-        self.service = Some(Process::start_with("ratelimit", &[], &environment, &self.folder).expect("the service starts"));
-        until_listening("the rate limit service", self.port()).await;
+        let mut service = Process::start_with("ratelimit", &[], &environment, &self.folder).expect("the service starts");
+        service.until_listening("the rate limit service", self.port(), &self.folder).await;
+        self.service = Some(service);
     }
 
     /// Stops the service where it is (`STOP`), or has it go on (`CONT`).
@@ -97,8 +99,4 @@ impl RateLimitService {
     pub fn stop_service(&mut self) {
         self.service = None;
     }
-}
-
-async fn until_listening(what: &str, port: u16) {
-    eventually(what, async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()).await;
 }

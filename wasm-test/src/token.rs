@@ -59,6 +59,20 @@ impl Key {
         Self::made_once(&KEY, 2048, kid)
     }
 
+    /// The third one.
+    pub fn third(kid: &str) -> Self {
+        static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
+        Self::made_once(&KEY, 2048, kid)
+    }
+
+    /// A new one of so many bits.
+    ///
+    /// # Panics
+    /// Where there is no randomness.
+    pub fn of_bits(bits: usize, kid: &str) -> Self {
+        Self { kid: kid.to_owned(), key: RsaPrivateKey::new(&mut OsRng, bits).expect("a key") }
+    }
+
     /// One of 1024 bits, which is too short.
     pub fn short(kid: &str) -> Self {
         static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
@@ -66,7 +80,7 @@ impl Key {
     }
 
     fn made_once(key: &OnceLock<RsaPrivateKey>, bits: usize, kid: &str) -> Self {
-        let key = key.get_or_init(|| RsaPrivateKey::new(&mut OsRng, bits).expect("a key"));
+        let key = key.get_or_init(|| Self::of_bits(bits, kid).key);
         Self { kid: kid.to_owned(), key: key.clone() }
     }
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use wasm_test::gateway::{Setup, plugin};
 use wasm_test::http::Request;
 use wasm_test::issuer::Issuer;
-use wasm_test::load::{Load, Loads};
+use wasm_test::load::{Load, Loads, strangers};
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::process::Folder;
 use wasm_test::token::Key;
@@ -132,7 +132,7 @@ async fn a_change_under_load_refuses_no_valid_request() {
         assert!(gateway.reconfigure(&configuration(version)).await);
         let request = Request::tools_list("/mcp/acme").api_key(&api_key(&format!("key_{version}")));
         eventually("the next version", async || Arrived::of(&gateway.send(&request).await)).await;
-        load.until_sent(100).await;
+        load.until_answered(100).await;
     }
     let (sent, refused) = load.stop().await;
     println!("{CHANGES} changes under {sent} requests: {} refused", refused.len());
@@ -151,12 +151,11 @@ async fn another_module_under_load_refuses_no_valid_request() {
     std::fs::write(modules.file("other.wasm"), [built.as_slice(), b"\x00\x02\x01x"].concat()).expect("a module");
     let gateway = setup.start(&upstream).await;
     let good = vec![Request::tools_list("/mcp/acme").api_key(&api_key("key_all"))];
-    let strangers = vec![Request::tools_list("/mcp/acme"), Request::tools_list("/mcp/acme").api_key(&api_key("key_none"))];
-    let loads = Loads::start(gateway.client(), good, strangers);
+    let loads = Loads::start(gateway.client(), good, strangers(&Request::tools_list("/mcp/acme"), []));
     for module in [Some(modules.file("other.wasm")), None] {
-        loads.until_sent(100).await;
+        loads.until_answered(100).await;
         assert!(gateway.load_module(module.as_deref()).await);
-        loads.until_sent(100).await;
+        loads.until_answered(100).await;
     }
     assert_eq!(loads.stop("two modules").await, 0);
     // On the main thread and both workers, once with each.

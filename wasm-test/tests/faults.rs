@@ -4,22 +4,31 @@
 //! rate limit service in `rate_limit_faults.rs`; clocks in `clocks.rs`; what operators do to Envoy in `operations.rs` and
 //! `configuration.rs`.
 
+use http_body_util::Full;
+use hyper::Response;
 use serde_json::{Value, json};
-use walrus::{FunctionBuilder, Module, ValType};
+use walrus::ir::{BinaryOp, Value as Constant};
+use walrus::{ConstExpr, ExportItem, FunctionBuilder, Module, ValType};
 use wasm_test::dns::{Failure, NameServer};
 use wasm_test::front::{Front, Way};
 use wasm_test::gateway::{Gateway, Setup, plugin};
-use wasm_test::http::Request;
+use wasm_test::http::{Client, Request};
 use wasm_test::issuer::{Behaviour, Issuer};
-use wasm_test::load::{Load, Loads};
+use wasm_test::load::{Load, Loads, Stranger, strangers};
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::process::{Folder, argument, run};
+use wasm_test::server::Server;
 use wasm_test::token::Key;
 use wasm_test::upstream::{self, Arrived};
 use wasm_test::{eventually, repository};
 
 fn call(token: &str) -> Request {
     Request::tools_list("/mcp/acme").bearer(token)
+}
+
+/// What must be refused wherever the key is the first one, as here, and the broken answers hold the second.
+fn all_strangers(key: &Key, claims: impl IntoIterator<Item = Value>) -> Vec<Stranger> {
+    strangers(&Request::tools_list("/mcp/acme"), claims.into_iter().map(|claims| (key, claims)))
 }
 
 fn document(body: &Value) -> Behaviour {
@@ -35,14 +44,18 @@ fn provider(url: &str) -> Value {
 async fn a_provider_that_breaks_later_stops_nobody_whose_key_is_known() {
     let (key, other) = (Key::first("a"), Key::second("a"));
     let set = |keys: Vec<Value>| json!({ "keys": keys });
+    let elsewhere = Issuer::start(&[&other]).await;
+    let short = set([vec![json!({"kty": "EC"}); 10_000], vec![other.jwk()]].concat());
+    assert!(short.to_string().len() < 256 << 10, "it is not refused for its length");
     let faults = [
         ("slow", Behaviour::Hang),
         ("dead", Behaviour::HangUp),
         ("500", Behaviour::Document { status: 500, body: set(vec![other.jwk()]).to_string() }),
-        ("redirecting", Behaviour::Document { status: 302, body: set(vec![other.jwk()]).to_string() }),
+        ("redirecting", Behaviour::Redirect { location: elsewhere.jwks_uri(), body: set(vec![other.jwk()]).to_string() }),
         ("HTML", Behaviour::Document { status: 200, body: "<html>Log in</html>".to_owned() }),
         ("emptied", document(&set(Vec::new()))),
         ("10,000 keys", document(&set(vec![other.jwk(); 10_000]))),
+        ("10,000 short keys", document(&short)),
         ("50 MB", document(&merged(set(vec![other.jwk()]), &json!({"pad": "x".repeat(50_000_000)})))),
     ];
     let mut issuers = Vec::new();
@@ -54,44 +67,56 @@ async fn a_provider_that_breaks_later_stops_nobody_whose_key_is_known() {
     let jwks = json!({"jwks": {"http_cluster": "jwks_http", "refresh_interval": "1s", "timeout": "1s"}});
     let configuration = merged(plugin(&json!({"acme": {"identity_providers": records}})), &jwks);
     let gateway = Setup::new(configuration).workers(2).start(&upstream).await;
-    for (what, _, issuer) in &issuers {
-        gateway.admits(what, &call(&key.token(&issuer.claims()))).await;
+    for (.., issuer) in &issuers {
+        gateway.until_everywhere(&call(&key.token(&issuer.claims())), 200).await;
     }
 
     for (_, fault, issuer) in &issuers {
         issuer.behave(fault.clone());
     }
     let good = issuers.iter().map(|(.., issuer)| call(&key.token(&issuer.claims()))).collect();
-    let asked: Vec<usize> = issuers.iter().map(|(.., issuer)| issuer.requests()).collect();
-    let load = Load::start(gateway.client(), good);
+    let bad = all_strangers(&key, issuers.iter().map(|(.., issuer)| issuer.claims()));
+    let failures = |issuer: &Issuer, problem: &str| {
+        let line = format!("key set {} could not be fetched: {problem}", issuer.jwks_uri());
+        gateway.log().matches(&line).count()
+    };
+    let before: Vec<usize> = issuers.iter().map(|(.., issuer)| failures(issuer, "")).collect();
+    let loads = Loads::start(gateway.client(), good, bad);
     // Until each has shown its fault twice, at least.
-    for ((what, _, issuer), asked) in issuers.iter().zip(asked) {
+    for ((what, _, issuer), before) in issuers.iter().zip(before) {
         eventually(what, async || {
             // Signed by the key that the broken answers hold, under the id of the good one.
             let reply = gateway.send(&call(&other.token(&issuer.claims()))).await;
             assert_eq!((reply.status, &reply.json()["reason"]), (401, &json!("signature_invalid")), "{what}");
-            (issuer.requests() >= asked + 2).then_some(())
+            (failures(issuer, "") >= before + 2).then_some(())
         })
         .await;
     }
-    let (sent, refused) = load.stop().await;
-    println!("{} faults under {sent} requests: {} refused", issuers.len(), refused.len());
-    assert!(refused.is_empty(), "{refused:?}");
+    for (what, _, issuer) in issuers.iter().filter(|(what, ..)| *what == "10,000 short keys") {
+        assert!(failures(issuer, "the set has over 100 keys") >= 2, "{what}: {}", gateway.log());
+    }
+    assert_eq!(elsewhere.requests(), 0, "nobody follows a redirection");
+    assert_eq!(loads.stop(&format!("{} faults of providers", issuers.len())).await, 0);
 }
 
 #[tokio::test]
 async fn two_keys_of_one_id_are_both_tried() {
-    let (first, second, third) = (Key::first("a"), Key::second("a"), Key::second("b"));
-    let issuer = Issuer::start(&[&first, &second]).await;
+    let (first, second, third) = (Key::first("a"), Key::second("a"), Key::third("b"));
+    let issuer = Issuer::start(&[&first, &third, &second]).await;
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin(&json!({"acme": {"identity_providers": [issuer.record()]}}))).start(&upstream).await;
-    for key in [&first, &second] {
-        gateway.admits("either key", &call(&key.token(&issuer.claims()))).await;
+    for key in [&first, &second, &third] {
+        gateway.admits("each under its id", &call(&key.token(&issuer.claims()))).await;
     }
-    let refusal = gateway.refuses("no key of this id", &call(&third.token(&issuer.claims()))).await;
-    assert_eq!(refusal.reason, "key_unknown");
-    let of_neither = first.token_signed_by(&issuer.claims(), |_, _| vec![1; 256]);
-    assert_eq!(gateway.refuses("signed by neither", &call(&of_neither)).await.reason, "signature_invalid");
+    for (what, key, reason) in [
+        ("signed by neither, though by a key of another id", Key::third("a"), "signature_invalid"),
+        ("of the third's id", Key::first("b"), "signature_invalid"),
+        ("no key of this id", Key::first("c"), "key_unknown"),
+    ] {
+        assert_eq!(gateway.refuses(what, &call(&key.token(&issuer.claims()))).await.reason, reason, "{what}");
+    }
+    let of_none = first.token_signed_by(&issuer.claims(), |_, _| vec![1; 256]);
+    assert_eq!(gateway.refuses("signed by none", &call(&of_none)).await.reason, "signature_invalid");
 }
 
 /// A key set's document in answers: as it is, and packed by gzip.
@@ -127,14 +152,16 @@ async fn an_answer_that_breaks_later_stops_nobody_whose_key_is_known() {
     let configuration = merged(plugin(&json!({"acme": {"identity_providers": records}})), &jwks);
     let gateway = Setup::new(configuration).workers(2).start(&upstream).await;
     let by = |key: &Key, front: &Front| call(&key.token(&issuer.claims_with(&json!({"iss": url(front)}))));
-    for (what, _, front) in &fronts {
-        gateway.admits(what, &by(&key, front)).await;
+    for (.., front) in &fronts {
+        gateway.until_everywhere(&by(&key, front), 200).await;
     }
     let asked: Vec<usize> = fronts.iter().map(|(.., front)| front.met()).collect();
     for (_, fault, front) in &fronts {
         front.lead(fault.clone());
     }
-    let load = Load::start(gateway.client(), fronts.iter().map(|(.., front)| by(&key, front)).collect());
+    let good = fronts.iter().map(|(.., front)| by(&key, front)).collect();
+    let bad = all_strangers(&key, fronts.iter().map(|(.., front)| issuer.claims_with(&json!({"iss": url(front)}))));
+    let loads = Loads::start(gateway.client(), good, bad);
     for ((what, _, front), asked) in fronts.iter().zip(asked) {
         eventually(what, async || {
             let reply = gateway.send(&by(&other, front)).await;
@@ -143,9 +170,7 @@ async fn an_answer_that_breaks_later_stops_nobody_whose_key_is_known() {
         })
         .await;
     }
-    let (sent, refused) = load.stop().await;
-    println!("{} broken answers under {sent} requests: {} refused", fronts.len(), refused.len());
-    assert!(refused.is_empty(), "{refused:?}");
+    assert_eq!(loads.stop(&format!("{} broken answers", fronts.len())).await, 0);
 }
 
 #[tokio::test]
@@ -170,22 +195,22 @@ async fn a_provider_that_cannot_be_understood_or_found_is_503() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(merged(plugin(&json!({"acme": {"identity_providers": records}})), &jwks)).start(&upstream).await;
     let any = Issuer::start(&[]).await;
-    let of = |uri: &str| call(&key.token(&any.claims_with(&json!({"iss": uri}))));
-    let [broken @ .., (what, good)] = &uris;
-    gateway.admits(what, &of(good)).await;
-    let load = Load::start(gateway.client(), vec![of(good)]);
+    let claims = |uri: &str| any.claims_with(&json!({"iss": uri}));
+    let of = |uri: &str| call(&key.token(&claims(uri)));
+    let [broken @ .., (_, good)] = &uris;
+    gateway.until_everywhere(&of(good), 200).await;
+    let loads = Loads::start(gateway.client(), vec![of(good)], all_strangers(&key, [claims(good)]));
     for (what, uri) in broken {
         let refusal = gateway.refuses(what, &of(uri)).await;
         assert_eq!((refusal.status, &*refusal.reason), (503, "jwks_unavailable"), "{what}");
     }
-    let (sent, refused) = load.stop().await;
-    println!("{} providers without keys under {sent} requests: {} refused", broken.len(), refused.len());
-    assert!(refused.is_empty(), "{refused:?}");
+    loads.until_answered(100).await;
+    assert_eq!(loads.stop(&format!("{} providers without keys", broken.len())).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_whose_name_is_lost_later_stops_nobody_whose_key_is_known() {
-    let (key, other, new) = (Key::first("a"), Key::second("a"), Key::second("new"));
+    let (key, new) = (Key::first("a"), Key::second("new"));
     let issuer = Issuer::start(&[&key]).await;
     let faults = [
         ("no-name.test", Failure::NoName),
@@ -208,7 +233,7 @@ async fn a_provider_whose_name_is_lost_later_stops_nobody_whose_key_is_known() {
     }
 
     let good = faults.map(|(name, _)| by(&key, name)).to_vec();
-    let bad = faults.map(|(name, _)| by(&other, name)).into_iter().chain([Request::tools_list("/mcp/acme")]).collect();
+    let bad = all_strangers(&key, faults.map(|(name, _)| issuer.claims_with(&json!({"iss": url(name)}))));
     let loads = Loads::start(gateway.client(), good, bad);
     let failures = |name: &str| gateway.log().matches(&format!("key set {}/keys could not be fetched", url(name))).count();
     let before = faults.map(|(name, _)| failures(name));
@@ -229,23 +254,28 @@ async fn a_provider_whose_name_is_lost_later_stops_nobody_whose_key_is_known() {
     assert_eq!(loads.stop("names lost in six ways and found again").await, 0);
 }
 
-/// The module, but with a trap in the place of this callback of `(i32, i32, i32) -> i32`.
-fn trapping_at(callback: &str) -> Vec<u8> {
+/// The module, but with a trap from this call on, the first being 1, of this callback of `(i32, i32, i32) -> i32`.
+fn trapping_at(callback: &str, call: i32) -> Vec<u8> {
     let mut module = Module::from_file(repository().join("dist/apexmcp_auth.wasm")).expect("the module");
-    let mut builder = FunctionBuilder::new(&mut module.types, &[ValType::I32; 3], &[ValType::I32]);
-    builder.func_body().unreachable();
-    let arguments = [(); 3].map(|()| module.locals.add(ValType::I32)).to_vec();
-    let trap = builder.finish(arguments, &mut module.funcs);
+    let calls = module.globals.add_local(ValType::I32, true, false, ConstExpr::Value(Constant::I32(0)));
     let export = module.exports.iter_mut().find(|export| export.name == callback).expect("the callback");
-    export.item = trap.into();
+    let ExportItem::Function(callback) = export.item else { panic!("a function") };
+    let arguments = [(); 3].map(|()| module.locals.add(ValType::I32));
+    let mut builder = FunctionBuilder::new(&mut module.types, &[ValType::I32; 3], &[ValType::I32]);
+    let mut body = builder.func_body();
+    body.global_get(calls).i32_const(1).binop(BinaryOp::I32Add).global_set(calls);
+    body.global_get(calls).i32_const(call).binop(BinaryOp::I32GeS).if_else(None, |then| _ = then.unreachable(), |_| {});
+    arguments.iter().for_each(|argument| _ = body.local_get(*argument));
+    body.call(callback);
+    export.item = builder.finish(arguments.to_vec(), &mut module.funcs).into();
     module.emit_wasm()
 }
 
 /// Gives the gateway such a module, from a folder that is to outlive it.
-async fn load_trapping(gateway: &Gateway, callback: &str) -> Folder {
+async fn load_trapping(gateway: &Gateway, callback: &str, call: i32) -> Folder {
     gateway.may_trap();
     let modules = Folder::new().expect("a folder");
-    std::fs::write(modules.file("trapping.wasm"), trapping_at(callback)).expect("a module");
+    std::fs::write(modules.file("trapping.wasm"), trapping_at(callback, call)).expect("a module");
     assert!(gateway.load_module(Some(&modules.file("trapping.wasm"))).await);
     modules
 }
@@ -257,18 +287,18 @@ async fn until_back(gateway: &Gateway, request: &Request) {
 #[tokio::test]
 async fn a_module_that_traps_refuses_and_comes_back() {
     const TRAPS: usize = 5;
-    let (key, other) = (Key::first("a"), Key::second("a"));
+    let key = Key::first("a");
     let issuer = Issuer::start(&[&key]).await;
     let upstream = upstream::start().await;
     let acme = json!({"api_keys": [api_key_record("key_all")], "identity_providers": [issuer.record()]});
     let gateway = Setup::new(plugin(&json!({ "acme": acme }))).workers(2).start(&upstream).await;
-    let _modules = load_trapping(&gateway, "proxy_on_request_body").await;
+    let _modules = load_trapping(&gateway, "proxy_on_request_body", 1).await;
 
     // A body traps, after its head was judged; without one, all is as ever.
     let get = || Request::get("/mcp/acme");
     let token = key.token(&issuer.claims());
     let good = vec![get().api_key(&api_key("key_all")), get().bearer(&token)];
-    let bad = vec![get(), get().api_key(&api_key("key_none")), get().bearer(&other.token(&issuer.claims()))];
+    let bad = strangers(&get(), [(&key, issuer.claims())]);
     let fatal = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
     let until_served = async || {
         for request in &good {
@@ -276,20 +306,35 @@ async fn a_module_that_traps_refuses_and_comes_back() {
         }
     };
     until_served().await;
-    let (admitted, refused) = (Load::start(gateway.client(), good.clone()), Load::expecting(401, gateway.client(), bad));
+    let (admitted, refused) = (Load::start(gateway.client(), good.clone()), Load::refused(gateway.client(), bad.clone()));
+    let mut right_after = Vec::new();
     for _ in 0..TRAPS {
-        admitted.until_sent(100).await;
+        admitted.until_answered(100).await;
         assert_eq!(gateway.send(&fatal).await.status, 503);
+        // On as many connections as come to both workers: the other one decides on.
+        let mut statuses = [0; 3];
+        for (good, (bad, reason)) in good.iter().cycle().zip(bad.iter().cycle()).take(32) {
+            let client = Client::new(gateway.client().authority());
+            let [passed, refused] = [client.send(good).await, client.send(bad).await];
+            let is_refused = refused.status == 401 && refused.json()["reason"] == *reason;
+            for (index, is_right, reply) in [(0, passed.status == 200, passed), (1, is_refused, refused)] {
+                assert!(is_right || reply.status == 503, "{reply:?}");
+                statuses[if is_right { index } else { 2 }] += 1;
+            }
+        }
+        assert!(statuses[0] > 0 && statuses[1] > 0, "no worker judged: {statuses:?}");
+        right_after.push(statuses);
         until_served().await;
     }
     let ((sent, others), (unwanted, no_refusals)) = (admitted.stop().await, refused.stop().await);
     let gone = others.len() + no_refusals.len();
     println!("{TRAPS} traps under {sent} requests to be admitted, {unwanted} to be refused: {gone} had 503 meanwhile");
+    println!("right after each, on new connections, of 64 had 200, 401 and 503: {right_after:?}");
     // Nobody is judged while there is no module, and rightly before and after.
     assert!(others.iter().chain(&no_refusals).all(|reply| reply.status == 503), "{others:?} {no_refusals:?}");
     assert!(gateway.load_module(None).await);
     eventually("the right module", async || Arrived::of(&gateway.send(&fatal).await)).await;
-    assert_eq!(gateway.stat("wasm.apexmcp.vm_reload_success").await, TRAPS as u64);
+    assert_eq!(gateway.stat("wasm.apexmcp.vm_reload_success").await, TRAPS as u64, "in one worker each");
     let log = gateway.log();
     assert!(log.contains("in-VM backtrace"), "{log}");
     assert!(
@@ -307,7 +352,7 @@ async fn who_waits_in_a_module_that_traps_is_let_go_by_envoy() {
     let jwks = json!({"jwks": {"http_cluster": "jwks_http", "timeout": "60s"}});
     let setup = Setup::new(merged(plugin(&json!({ "acme": acme })), &jwks)).request_timeout("3s");
     let gateway = setup.start(&upstream).await;
-    let _modules = load_trapping(&gateway, "proxy_on_request_body").await;
+    let _modules = load_trapping(&gateway, "proxy_on_request_body", 1).await;
     until_back(&gateway, &Request::get("/mcp/acme").api_key(&api_key("key_all"))).await;
 
     let waiting = tokio::spawn({
@@ -324,12 +369,51 @@ async fn who_waits_in_a_module_that_traps_is_let_go_by_envoy() {
 }
 
 #[tokio::test]
+async fn a_module_that_traps_while_it_cuts_a_list_shows_nothing_of_it() {
+    let tools: Vec<Value> =
+        (0..3_000).map(|number| json!({"name": format!("{}__{number}", ["notes", "clock"][number % 2])})).collect();
+    let list = json!({"jsonrpc": "2.0", "id": 1, "result": {"tools": tools}}).to_string();
+    let connector = Server::start(move |_| {
+        let list = list.clone();
+        async move { Response::builder().header("content-type", "application/json").body(Full::from(list)).ok() }
+    })
+    .await;
+    let for_notes = merged(api_key_record("key_notes"), &json!({"connectors": ["notes"]}));
+    let gateway = Setup::new(plugin(&json!({"acme": {"api_keys": [for_notes]}}))).start(&connector).await;
+    let (key, body) = (api_key("key_notes"), r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#);
+    let headers = format!("connection: close\r\nx-api-key: {key}\r\ncontent-type: application/json\r\n");
+    let request = format!("POST /mcp/acme HTTP/1.1\r\nhost: x\r\n{headers}content-length: {}\r\n\r\n{body}", body.len());
+    // The bytes that came, whether or not they are an answer.
+    let listed = async || {
+        let reply = gateway.client().send_bytes(request.as_bytes()).await;
+        assert!(!reply.contains("clock__"), "{reply:.300}");
+        reply
+    };
+    assert_eq!(listed().await.matches("notes__").count(), 1_500);
+    // With its first bytes, and where some were read.
+    for call in [1, 2] {
+        let _modules = load_trapping(&gateway, "proxy_on_response_body", call).await;
+        let traps = async || gateway.log().matches("in-VM backtrace").count();
+        let before = traps().await;
+        let mut begun = 0;
+        eventually("traps", async || {
+            begun += usize::from(listed().await.starts_with("HTTP/1.1 200"));
+            (traps().await >= before + 3).then_some(())
+        })
+        .await;
+        assert!(begun > 0, "an answer was on its way");
+        assert!(gateway.load_module(None).await);
+        eventually("the right module", async || (listed().await.matches("notes__").count() == 1_500).then_some(())).await;
+    }
+}
+
+#[tokio::test]
 async fn a_module_that_always_traps_lets_nobody_in() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin(&json!({"acme": {"api_keys": [api_key_record("key_all")]}}))).start(&upstream).await;
     let good = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
     until_back(&gateway, &good).await;
-    let _modules = load_trapping(&gateway, "proxy_on_request_headers").await;
+    let _modules = load_trapping(&gateway, "proxy_on_request_headers", 1).await;
     eventually("the worker has it", async || (gateway.send(&good).await.status == 503).then_some(())).await;
     let arrived = upstream.requests();
     for request in [&good, &Request::get("/mcp/acme"), &Request::get("/"), &Request::post("/oauth/token")].repeat(5) {

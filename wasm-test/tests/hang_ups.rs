@@ -15,7 +15,7 @@ use wasm_test::front::{Front, Way};
 use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::{CASE_HEADER, Reply, Request};
 use wasm_test::issuer::{Behaviour, Issuer};
-use wasm_test::load::{CLIENTS, Loads};
+use wasm_test::load::{CLIENTS, Loads, strangers};
 use wasm_test::oauth::{self, PrivateKey};
 use wasm_test::policy::{api_key, api_key_record, merged, sha256};
 use wasm_test::rate_limit::RateLimitService;
@@ -121,7 +121,7 @@ fn send(gateway: &Gateway, request: Request) -> JoinHandle<Reply> {
 
 /// Everybody else was answered rightly, and nothing is held any more.
 async fn end(gateway: &Gateway, loads: Loads, what: &str) {
-    loads.until_sent(100).await;
+    loads.until_answered(100).await;
     assert_eq!(loads.stop(what).await, 0);
     gateway.until_active(0).await;
 }
@@ -138,8 +138,7 @@ async fn while_they_wait_for_keys() {
     let gateway = Setup::new(merged(plugin(&json!({ "acme": acme })), &patience)).workers(WORKERS).start(&upstream).await;
     let by = |key: &Key, issuer: &Issuer| by_token(&key.token(&issuer.claims()));
     gateway.until_everywhere(&by(&key, &known), 200).await;
-    let expired = by_token(&key.token(&silent.claims_with(&json!({"exp": 1}))));
-    let bad = vec![Request::tools_list("/mcp/acme"), by_key("key_none"), by(&other, &known), expired];
+    let bad = strangers(&Request::tools_list("/mcp/acme"), [(&key, known.claims())]);
     let loads = Loads::start(gateway.client(), vec![by_key("key_all"), by(&key, &known)], bad);
 
     let staying = [&key, &other].map(|key| send(&gateway, by(key, &silent)));
@@ -166,7 +165,7 @@ async fn while_they_wait_for_the_first_policy() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin).workers(WORKERS).settings(front.port(), TOKEN).start(&upstream).await;
     let good = Request::tools_list("/mcp/acme").api_key(&key);
-    let loads = Loads::start(gateway.client(), vec![good.clone()], vec![Request::tools_list("/mcp/acme"), by_key("key_none")]);
+    let loads = Loads::start(gateway.client(), vec![good.clone()], strangers(&Request::tools_list("/mcp/acme"), []));
 
     // Nobody is judged without one: of the others, each client has a request held, too.
     gateway.until_active(2 * CLIENTS as u64).await;
@@ -202,9 +201,9 @@ async fn while_their_bodies_are_awaited() {
         let setup = Setup::new(plugin.clone()).workers(WORKERS);
         let gateway = if holding_bodies { setup.holding_bodies() } else { setup }.start(&upstream).await;
         gateway.until_everywhere(&by_token(&key.token(&issuer.claims())), 200).await;
-        let token = |key: &Key| by_token(&key.token(&issuer.claims()));
-        let bad = vec![Request::tools_list("/mcp/acme"), by_key("key_none"), token(&Key::second("a"))];
-        let loads = Loads::start(gateway.client(), vec![by_key("key_all"), token(&key)], bad);
+        let good = vec![by_key("key_all"), by_token(&key.token(&issuer.claims()))];
+        let bad = strangers(&Request::tools_list("/mcp/acme"), [(&key, issuer.claims())]);
+        let loads = Loads::start(gateway.client(), good, bad);
 
         let mut cases = vec![("a message", message("notes__read"), "200 OK", message("clock__now"), "403 Forbidden")];
         if !holding_bodies {
@@ -231,6 +230,7 @@ async fn while_their_bodies_are_awaited() {
         assert!(wrong.is_none(), "of {}: {wrong:?}", lines.len());
         let held = lines.iter().filter(|line| line["status"] == 0).count();
         println!("{held} of {} hung up before they were refused", lines.len());
+        assert!(held > 0 || holding_bodies, "none was held");
         if !holding_bodies {
             // Envoy keeps the connection for the next request where a refusal waited for the rest of the first one.
             let kept = format!("{first}{last}").replace("connection: close\r\n", "");
@@ -257,7 +257,8 @@ async fn while_they_wait_for_the_rate_limit_service() {
     let gateway = setup.start(&upstream).await;
     let of_limited = |key: &str| Request::tools_list("/mcp/limited").api_key(&api_key(key));
     gateway.until_everywhere(&of_limited("key_limited"), 200).await;
-    let bad = vec![Request::tools_list("/mcp/limited"), of_limited("key_none"), of_limited("key_all")];
+    let mut bad = strangers(&Request::tools_list("/mcp/limited"), []);
+    bad.push((of_limited("key_all"), "api_key_unknown"));
     let loads = Loads::start(gateway.client(), vec![by_key("key_all")], bad);
 
     service.signal_service("STOP").await;

@@ -209,14 +209,16 @@ async fn a_client_may_not_take_tokens_without_end() {
     issuing["policy"]["inline"]["signing_keys"] = json!([oauth::PrivateKey::new().record("k")]);
     let gateway = Setup::new(issuing).workers(2).start(&upstream).await;
     let request = oauth::token_request(oauth::SECRET);
+    let envoy_signs = gateway.log().contains("and made by Envoy");
     let begin = now();
     let replies = {
         let mut clients = JoinSet::new();
         for _ in 0..8 {
             let (client, request) = (gateway.client().clone(), request.clone());
             clients.spawn(async move {
-                let mut replies = Vec::new();
-                for _ in 0..60 {
+                let mut replies: Vec<Reply> = Vec::new();
+                // Where the module itself signs, it may give out less than ten a second, and then refuses none.
+                while replies.len() < 60 || envoy_signs && replies.last().is_some_and(|reply| reply.status == 200) {
                     replies.push(client.send(&request).await);
                 }
                 replies
@@ -227,8 +229,10 @@ async fn a_client_may_not_take_tokens_without_end() {
     let issued = replies.iter().filter(|reply| reply.status == 200).count();
     let allowed = 300 + 10 * usize::try_from(now() - begin + 1).expect("a clock that goes on");
     assert!((300..=allowed).contains(&issued), "{issued} of {allowed}");
-    // An Envoy that signs more slowly than ten a second refuses none.
-    let Some(refused) = replies.iter().find(|reply| reply.status != 200) else { return };
+    let Some(refused) = replies.iter().find(|reply| reply.status != 200) else {
+        assert!(!envoy_signs, "none was refused");
+        return;
+    };
     assert_eq!((refused.status, &refused.json()["reason"]), (429, &json!("rate_limit")), "{refused:?}");
     assert!(refused.header("retry-after").is_some() && refused.header("cache-control") == Some("no-store"), "{refused:?}");
 }

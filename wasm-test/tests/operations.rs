@@ -7,7 +7,7 @@ use wasm_test::eventually;
 use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::{Client, Request};
 use wasm_test::issuer::Issuer;
-use wasm_test::load::Loads;
+use wasm_test::load::{CLIENTS, Loads, Stranger, strangers};
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::token::Key;
 use wasm_test::upstream;
@@ -22,10 +22,15 @@ fn configuration(issuer: &Issuer, version: usize) -> Value {
     merged(plugin(&json!({"acme": {"api_keys": keys, "identity_providers": [issuer.record()]}})), &jwks)
 }
 
+/// What is to pass, and what is to be refused.
+fn both(key: &Key, issuer: &Issuer) -> (Vec<Request>, Vec<Stranger>) {
+    let call = Request::tools_list("/mcp/acme");
+    let good = vec![by_key("key_all"), call.clone().bearer(&key.token(&issuer.claims()))];
+    (good, strangers(&call, [(key, issuer.claims())]))
+}
+
 fn start_loads(gateway: &Gateway, key: &Key, issuer: &Issuer) -> Loads {
-    let token = |key: &Key| Request::tools_list("/mcp/acme").bearer(&key.token(&issuer.claims()));
-    let good = vec![by_key("key_all"), token(key)];
-    let bad = vec![Request::tools_list("/mcp/acme"), by_key("key_none"), token(&Key::second(&key.kid))];
+    let (good, bad) = both(key, issuer);
     Loads::start(gateway.client(), good, bad)
 }
 
@@ -36,16 +41,20 @@ async fn an_envoy_that_is_drained_answers_as_ever() {
     let gateway = Setup::new(configuration(&issuer, 0)).workers(2).start(&upstream).await;
     let loads = start_loads(&gateway, &key, &issuer);
     for path in ["/healthcheck/fail", "/healthcheck/ok"] {
-        loads.until_sent(500).await;
+        loads.until_answered(500).await;
         assert_eq!(gateway.admin().send(&Request::post(path)).await.status, 200);
     }
-    loads.until_sent(500).await;
+    loads.until_answered(500).await;
     assert_eq!(loads.stop("health check failed and mended").await, 0);
 
     let loads = start_loads(&gateway, &key, &issuer);
-    loads.until_sent(500).await;
+    loads.until_answered(500).await;
     assert_eq!(gateway.admin().send(&Request::post("/drain_listeners?graceful")).await.status, 200);
-    loads.until_sent(500).await;
+    // It drains for two seconds. Who comes until then is answered, on a new connection too.
+    let newcomer = Client::new(gateway.client().authority());
+    assert_eq!(newcomer.send(&by_key("key_all")).await.status, 200);
+    assert_eq!(newcomer.send(&by_key("key_none")).await.status, 401);
+    loads.until_answered(50).await;
     let is_closed = async || {
         let client = Client::new(gateway.client().authority());
         client.try_send(&by_key("key_all")).await.is_none().then_some(())
@@ -61,12 +70,21 @@ async fn a_hot_restart_under_load_decides_nothing_wrongly() {
     let issuer = Issuer::start(&[&key]).await;
     let mut parent = Setup::new(configuration(&issuer, 0)).workers(2).restartable().start(&upstream).await;
     let loads = start_loads(&parent, &key, &issuer);
-    loads.until_sent(500).await;
+    loads.until_answered(500).await;
     let child = parent.restart(&upstream).await;
     assert_eq!(child.client().authority(), parent.client().authority());
     eventually("the first one ends", async || parent.has_ended().then_some(())).await;
-    loads.until_sent(500).await;
-    loads.stop("hot restart").await;
+    loads.until_answered(500).await;
+    let (good, bad) = both(&key, &issuer);
+    for request in &good {
+        child.admits("after the first one ended", request).await;
+    }
+    for (request, reason) in &bad {
+        let refusal = child.refuses(reason, request).await;
+        assert_eq!((refusal.status, &*refusal.reason), (401, *reason), "after the first one ended");
+    }
+    let lost = loads.stop("hot restart").await;
+    assert!(lost <= 2 * CLIENTS, "{lost}: each client had one connection to the first one");
     assert_eq!(issuer.requests(), 2, "each fetched the keys once");
 }
 
@@ -79,7 +97,7 @@ async fn one_configuration_after_the_other_refuses_no_valid_request() {
     let issuer = Issuer::start(&[&key]).await;
     let gateway = Setup::new(configuration(&issuer, 0)).workers(2).start(&upstream).await;
     let loads = start_loads(&gateway, &key, &issuer);
-    loads.until_sent(500).await;
+    loads.until_answered(500).await;
     let mut memory = vec![gateway.memory_kb()];
     let changes: usize = count.unwrap_or(20);
     for version in 1..=changes {
@@ -96,7 +114,7 @@ async fn one_configuration_after_the_other_refuses_no_valid_request() {
             memory.push(gateway.memory_kb());
         }
     }
-    loads.until_sent(500).await;
+    loads.until_answered(500).await;
     assert_eq!(loads.stop(&format!("{changes} configurations")).await, 0);
     println!("Envoy's VmRSS meanwhile, in kB: {memory:?}");
     assert_eq!(issuer.requests(), 1, "the key set outlives the configuration");

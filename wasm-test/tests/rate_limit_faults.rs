@@ -7,7 +7,7 @@ use wasm_test::eventually;
 use wasm_test::front::{Front, Way};
 use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::Request;
-use wasm_test::load::{Load, Loads};
+use wasm_test::load::{Load, Loads, strangers};
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::rate_limit::RateLimitService;
 use wasm_test::upstream;
@@ -156,10 +156,10 @@ async fn what_is_no_answer_is_an_error() {
     };
     let (allowing, denying) = (setup("allow").start(&upstream).await, setup("deny").start(&upstream).await);
     let mut site = Site { allowing, denying, sent: 0 };
-    let strangers = vec![Request::tools_list("/mcp/acme"), Request::tools_list("/mcp/acme").api_key(&api_key("key_none"))];
+    let strangers = strangers(&Request::tools_list("/mcp/acme"), []);
     let allowed = Load::start(site.allowing.client(), vec![call()]);
     let denied = Load::start(site.denying.client(), vec![call()]);
-    let unknown = [&site.allowing, &site.denying].map(|gateway| Load::expecting(401, gateway.client(), strangers.clone()));
+    let unknown = [&site.allowing, &site.denying].map(|gateway| Load::refused(gateway.client(), strangers.clone()));
     let loads = [&allowed, &denied, &unknown[0], &unknown[1]];
     site.until_back("at first", &loads).await;
 
@@ -215,16 +215,16 @@ async fn a_large_answer_that_comes_in_time_is_an_error_too() {
         let limits = json!({"limits": {"store": "rate_limit_service", "rate_limit_service": service}});
         let setup = Setup::new(merged(plugin(&orgs), &limits)).workers(2).rate_limit_service(front.port());
         let gateway = setup.start(&upstream).await;
-        let bad = vec![Request::tools_list("/mcp/acme"), Request::tools_list("/mcp/acme").api_key(&api_key("key_none"))];
+        let bad = strangers(&Request::tools_list("/mcp/acme"), []);
         let loads = Loads::start(gateway.client(), vec![at_other("key_other")], bad);
-        loads.until_sent(50).await;
+        loads.until_answered(50).await;
         for _ in 0..5 {
             assert_eq!(gateway.send(&call()).await.status, status);
         }
         // Not all may come whole: who answers here heeds no flow control.
         assert!(gateway.stat("cluster.ratelimit.upstream_cx_rx_bytes_total").await >= LARGE as u64);
         assert!(gateway.metric("apexmcp_rate_limit_service", &[("outcome", "error")]).await >= 5);
-        loads.until_sent(50).await;
+        loads.until_answered(50).await;
         assert_eq!(loads.stop(&format!("50 MB for an answer, on_error {on_error}")).await, 0);
         front.lead(grpc(&of_length(MAX_ANSWER_LENGTH), "0"));
         // A connection may end as it is asked on.

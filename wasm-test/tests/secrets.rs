@@ -2,7 +2,10 @@
 //! refusals, metrics, the dump of Envoy's configuration, what commands list, and the database, but for the keys that sign.
 
 use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, BASE64_URL_SAFE_NO_PAD};
+use rsa::RsaPrivateKey;
+use rsa::pkcs8::DecodePrivateKey;
+use rsa::traits::PrivateKeyParts;
 use serde_json::{Value, json};
 use wasm_test::apexmcp::Apexmcp;
 use wasm_test::eventually;
@@ -10,11 +13,19 @@ use wasm_test::gateway::{Gateway, ORIGIN, Setup};
 use wasm_test::http::{Client, Request};
 use wasm_test::issuer::Issuer;
 use wasm_test::oauth::{assertion_request, token_request_of};
+use wasm_test::policy::sha256;
 use wasm_test::process::argument;
 use wasm_test::provider::Provider;
 use wasm_test::settings::TOKEN;
 use wasm_test::token::{Key, now};
 use wasm_test::upstream::{self, Arrived};
+
+/// The variable of a signing key, as envoy/envoy.yaml has it.
+const SIGNING_KEY: &str = "APEXMCP_SIGNING_KEY";
+
+/// What Envoy's administration tells.
+const PAGES: [&str; 8] =
+    ["/config_dump", "/init_dump", "/server_info", "/certs", "/stats/prometheus", "/stats", "/clusters", "/listeners"];
 
 /// What was written, and where.
 type Written = Vec<(&'static str, String)>;
@@ -32,6 +43,31 @@ fn changed(secret: &str) -> String {
 /// log. The beginning stands for the signature, so that what is cut short is found too.
 fn signature(token: &str) -> &str {
     &token.rsplit('.').next().expect("a part")[..40]
+}
+
+/// What a secret must not be written as, wholly or in part: in the ways in which programs write bytes, its middle stands for it,
+/// so that what is cut short at either end is found too.
+fn forms(secret: &[u8]) -> Vec<String> {
+    let rest = secret.get(16..).filter(|rest| rest.len() >= 12).unwrap_or(secret);
+    let middle = &rest[..rest.len().min(24)];
+    let numbers = format!("{middle:?}").trim_matches(['[', ']']).to_owned();
+    let mut forms = vec![numbers, hex::encode(middle), hex::encode_upper(middle)];
+    // Wherever it begins within three bytes that become four characters.
+    for part in (0..3).map(|skipped| &middle[skipped..]) {
+        let part = &part[..part.len() / 3 * 3];
+        forms.extend([BASE64_STANDARD.encode(part), BASE64_URL_SAFE.encode(part)]);
+    }
+    if let Ok(text) = std::str::from_utf8(secret) {
+        forms.extend([text.to_owned(), String::from_utf8_lossy(middle).into_owned()]);
+    }
+    forms
+}
+
+/// Sends what is to be admitted, and tells what came back: by an upstream that tells what arrived there.
+async fn admitted(gateway: &Gateway, request: &Request, written: &mut Written) {
+    let reply = gateway.send(request).await;
+    assert_eq!(reply.status, 200, "{request:?}: {reply:?}");
+    written.push(("an answer", format!("{reply:?}")));
 }
 
 /// Sends what is to be refused.
@@ -52,8 +88,21 @@ async fn read(client: &Client, pages: &[&'static str], written: &mut Written) {
     }
 }
 
-async fn issued(gateway: &Gateway, request: &Request) -> String {
-    text(&gateway.send(request).await.json(), "access_token")
+async fn issued(gateway: &Gateway, request: &Request, written: &mut Written) -> String {
+    let reply = gateway.send(request).await;
+    written.push(("an answer with a token", format!("{:?}", reply.headers)));
+    text(&reply.json(), "access_token")
+}
+
+fn basic(client_id: &str, secret: &str) -> String {
+    BASE64_STANDARD.encode(format!("{client_id}:{secret}"))
+}
+
+fn by_basic(credentials: &str) -> Request {
+    Request::post("/oauth/token")
+        .header("content-type", "application/x-www-form-urlencoded")
+        .header("authorization", format!("Basic {credentials}"))
+        .body("grant_type=client_credentials".to_owned())
 }
 
 // While a command runs, the provider in this process answers it.
@@ -70,6 +119,7 @@ async fn nothing_that_is_written_holds_a_secret() {
     let keyed_id = text(&keyed, "client_id");
     // A real provider issues no token that has expired.
     let (provider, issuer) = (Provider::start().await, Issuer::start(&[&provider_key]).await);
+    let mut written = Written::new();
     for record in [provider.record(), issuer.record()] {
         let [issuer, jwks_uri, audience] = ["issuer", "jwks_uri", "audience"].map(|name| text(&record, name));
         let provider = format!("--issuer {issuer} --jwks-uri {jwks_uri} --audience {audience}");
@@ -90,24 +140,38 @@ async fn nothing_that_is_written_holds_a_secret() {
     let (_, late_key) = settings.create_key();
     eventually("the policy with both", async || Arrived::of(&gateway.send(&call().api_key(&late_key)).await)).await;
 
-    let token = issued(&gateway, &token_request_of(&client_id, &client_secret)).await;
+    let token = issued(&gateway, &token_request_of(&client_id, &client_secret), &mut written).await;
     let assertion = |jti: &str, aud: &str| {
         own_key.token(&json!({"iss": keyed_id, "sub": keyed_id, "aud": aud, "jti": jti, "exp": now() + 300}))
     };
     let (used, elsewhere) = (assertion("first", ORIGIN), assertion("second", "https://elsewhere.example"));
     let forged_assertion = changed(&assertion("third", ORIGIN));
-    let token_of_keyed = issued(&gateway, &assertion_request(&used)).await;
+    let token_of_keyed = issued(&gateway, &assertion_request(&used), &mut written).await;
     let provided = provider.token("scope=mcp:call").await;
     let expired = provider_key.token(&issuer.claims_with(&json!({"exp": now() - 100})));
-    issued(&gateway, &token_request_of(&client_id, &second_secret)).await;
-    for token in [&token, &token_of_keyed, &provided] {
-        gateway.admits("a good token", &call().bearer(token)).await;
+    let by_second = issued(&gateway, &token_request_of(&client_id, &second_secret), &mut written).await;
+    let right_basic = basic(&client_id, &client_secret);
+    let token_by_basic = issued(&gateway, &by_basic(&right_basic), &mut written).await;
+    for token in [&token, &token_of_keyed, &by_second, &token_by_basic, &provided] {
+        admitted(&gateway, &call().bearer(token), &mut written).await;
     }
+    admitted(&gateway, &call().api_key(&key), &mut written).await;
+
+    // Another gateway has its policy in its configuration, and its signing key in a variable.
+    let own_client = json!({"client_id": client_id, "secret_sha256": [sha256(&client_secret)], "scopes": ["mcp:call"]});
+    let acme = json!({"api_keys": [{"id": "key_a", "sha256": sha256(&key)}], "oauth_clients": [own_client]});
+    let inline = json!({"signing_keys": [{"kid": "k", "private_key_env": SIGNING_KEY}], "orgs": {"acme": acme}});
+    let plugin = json!({"gateway": {"origin": ORIGIN}, "policy": {"inline": inline}});
+    let other = Setup::new(plugin).secret(SIGNING_KEY, &private_key).start(&upstream).await;
+    other.admin().send(&Request::post("/logging?wasm=trace")).await;
+    let token_of_other = issued(&other, &by_basic(&right_basic), &mut written).await;
+    for request in [call().api_key(&key), call().bearer(&token_of_other)] {
+        admitted(&other, &request, &mut written).await;
+    }
+
     let (wrong_key, wrong_secret) = (changed(&key), changed(&client_secret));
     let (forged, forged_provided) = (changed(&token), changed(&provided));
-    let wrong_basic = BASE64_STANDARD.encode(format!("{client_id}:{wrong_secret}"));
-
-    let mut written = Written::new();
+    let wrong_basic = basic(&client_id, &wrong_secret);
     let at_gateway = [
         call().api_key(&wrong_key),
         call().api_key(&format!(" {key}x")),
@@ -123,18 +187,17 @@ async fn nothing_that_is_written_holds_a_secret() {
         Request::post("/mcp/other").bearer(&provided),
         token_request_of(&client_id, &wrong_secret),
         token_request_of(&client_id, &key),
-        Request::post("/oauth/token")
-            .header("content-type", "application/x-www-form-urlencoded")
-            .header("authorization", format!("Basic {wrong_basic}"))
-            .body("grant_type=client_credentials".to_owned()),
+        by_basic(&wrong_basic),
         assertion_request(&used),
         assertion_request(&elsewhere),
         assertion_request(&forged_assertion),
         assertion_request(&provided),
     ];
-    refused(gateway.client(), "a refusal", &at_gateway, &mut written).await;
-    let pages = ["/config_dump", "/stats/prometheus", "/stats", "/clusters", "/listeners"];
-    read(gateway.admin(), &pages, &mut written).await;
+    for gateway in [&gateway, &other] {
+        refused(gateway.client(), "a refusal", &at_gateway, &mut written).await;
+        read(gateway.client(), &["/.well-known/jwks.json"], &mut written).await;
+        read(gateway.admin(), &PAGES, &mut written).await;
+    }
 
     let server = Client::new(format!("127.0.0.1:{port}"));
     let wrong_token = changed(TOKEN);
@@ -153,6 +216,15 @@ async fn nothing_that_is_written_holds_a_secret() {
     read(&server, &["/metrics", "/healthz"], &mut written).await;
     let commands = ["key list --org acme", "client list --org acme", "sso list --org acme", "signing-key list", "audit list"];
     written.extend(commands.map(|words| (words, settings.run(words).to_string())));
+    // What these make is shown once, and nowhere else.
+    let mut shown = Vec::new();
+    for words in ["key create --org acme --name shown", "client create --org acme --name shown --scope mcp:call"] {
+        let [output, errors] = settings.print(words);
+        let is_secret = |word: &&str| word.starts_with("apx_live_sk_") || word.starts_with("apx_secret_");
+        shown.push(output.split_whitespace().find(is_secret).unwrap_or_else(|| panic!("{words}: {output}")).to_owned());
+        written.push((words, errors));
+    }
+    written.extend(commands.map(|words| (words, settings.print(words).concat())));
     std::fs::rename(settings.file("settings.db"), settings.file("gone.db")).expect("the database is moved away");
     let is_missed = async || server.send(&Request::get("/healthz")).await.status == 503;
     eventually("the database is missed", async || is_missed().await.then_some(())).await;
@@ -171,8 +243,10 @@ async fn nothing_that_is_written_holds_a_secret() {
         ], "orgs": {"acme": org}}}});
         assert!(!gateway.reconfigure(&wrong).await);
     }
-    written.push(("the log", gateway.log()));
-    written.push(("the access log", gateway.folder().read("stdout")));
+    for gateway in [&gateway, &other] {
+        written.push(("the log", gateway.log()));
+        written.push(("the access log", gateway.folder().read("stdout")));
+    }
     // It has one level of logging.
     written.push(("the output of Settings", settings.output()));
     let kept = ["gone.db", "settings.db-wal"].map(|file| std::fs::read(settings.file(file)).unwrap_or_default()).concat();
@@ -185,7 +259,10 @@ async fn nothing_that_is_written_holds_a_secret() {
         ("the client's secret", &client_secret),
         ("its second secret", &second_secret),
         ("a wrong secret", &wrong_secret),
+        ("the secret in Basic", &right_basic),
         ("a wrong secret in Basic", &wrong_basic),
+        ("a key that a command showed", &shown[0]),
+        ("a secret that a command showed", &shown[1]),
         ("the token of Settings", TOKEN),
         ("a wrong token of Settings", &wrong_token),
     ];
@@ -193,6 +270,9 @@ async fn nothing_that_is_written_holds_a_secret() {
         ("the gateway's token", &token),
         ("a forged one", &forged),
         ("the gateway's token for an assertion", &token_of_keyed),
+        ("the gateway's token for a second secret", &by_second),
+        ("the gateway's token by Basic", &token_by_basic),
+        ("another gateway's token", &token_of_other),
         ("a provider's token", &provided),
         ("a forged one of a provider", &forged_provided),
         ("an expired one of a provider", &expired),
@@ -203,18 +283,31 @@ async fn nothing_that_is_written_holds_a_secret() {
         secrets.push((what, signature(token)));
     }
     secrets.extend(private_key.lines().filter(|line| line.len() == 64).map(|line| ("the signing key", line)));
-    for (secret, characters) in secrets {
-        for (place, text) in &written {
-            let is_meant = match *place {
-                // This test, not an operator, writes that token into the VM's environment: README has `host_env_keys`.
-                "/config_dump" => characters == TOKEN,
-                "the database" => secret == "the signing key",
-                _ => false,
-            };
-            assert!(is_meant || !text.contains(characters), "{secret} is in: {place}");
+    let parsed = RsaPrivateKey::from_pkcs8_pem(&private_key).expect("PKCS#8 PEM");
+    let numbers = [parsed.d()].into_iter().chain(parsed.primes()).map(|number| number.to_bytes_be());
+    // As they are, and as a JWK has them (RFC 7518 §6.3.2).
+    let numbers: Vec<Vec<u8>> = numbers.flat_map(|number| [BASE64_URL_SAFE_NO_PAD.encode(&number).into(), number]).collect();
+    let secrets = secrets.into_iter().map(|(secret, text)| (secret, text.as_bytes()));
+    let mut searched = 0;
+    for (secret, bytes) in secrets.chain(numbers.iter().map(|number| ("the signing key", number.as_slice()))) {
+        for form in forms(bytes) {
+            for (place, text) in &written {
+                let is_meant = (*place, secret) == ("the database", "the signing key");
+                assert!(is_meant || !text.contains(&form), "{secret} is in: {place}, as {form}");
+                searched += 1;
+            }
         }
     }
+    let length: usize = written.iter().map(|(_, text)| text.len()).sum();
+    println!("{searched} searches in {} texts of {length} bytes", written.len());
     for (place, sign) in [
+        ("/config_dump", "APEXMCP_SETTINGS_TOKEN"),
+        ("/config_dump", SIGNING_KEY),
+        ("/.well-known/jwks.json", "\"n\""),
+        ("/server_info", "command_line_options"),
+        ("an answer", "x-apexmcp-principal"),
+        ("an answer with a token", "no-store"),
+        ("key list --org acme", "shown"),
         ("the log", "[vm->host]"),
         ("the log", "private_key_pem: "),
         ("the access log", "token_expired"),

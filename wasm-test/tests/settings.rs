@@ -62,7 +62,7 @@ async fn keys_come_and_go_by_the_file_too() {
 async fn come_and_go(settings: &Apexmcp, gateway: &Gateway, stays: &str) {
     assert_eq!(gateway.send(&call(stays)).await.status, 200, "a request waits for the first policy");
     let load = Load::start(gateway.client(), vec![call(stays)]);
-    load.until_sent(100).await;
+    load.until_answered(100).await;
     let mut longest = Duration::ZERO;
     for _ in 0..ROUNDS {
         let (id, key) = settings.create_key();
@@ -135,7 +135,7 @@ async fn without_settings_the_last_policy_stays() {
     settings.kill();
     let failures = async || gateway.metric("apexmcp_policy_fetches", &[("outcome", "failure")]).await;
     eventually("Settings is missed", async || (failures().await >= 3).then_some(())).await;
-    load.until_sent(1_000).await;
+    load.until_answered(1_000).await;
     let (sent, refused) = load.stop().await;
     assert_eq!(refused.len(), 0, "of {sent}: {:?}", refused.first());
     assert!(gateway.metric("apexmcp_policy_confirmed_at_seconds", &[]).await > 0);

@@ -6,7 +6,7 @@ use wasm_test::eventually;
 use wasm_test::front::{Front, Way};
 use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::Request;
-use wasm_test::load::Loads;
+use wasm_test::load::{Loads, strangers};
 use wasm_test::policy::{api_key, api_key_record};
 use wasm_test::process::{Folder, argument, run};
 use wasm_test::settings::TOKEN;
@@ -38,10 +38,13 @@ async fn gzip(text: &str) -> Vec<u8> {
     std::fs::read(folder.file("text.gz")).expect("what gzip wrote")
 }
 
-/// Answers that are of no use. Most of them hold a policy by which somebody else would get in.
-async fn useless() -> Vec<(&'static str, Way)> {
+/// Answers that are of no use. Most of them hold a policy by which somebody else would get in, or lead `elsewhere`, where there
+/// is one.
+async fn useless(elsewhere: &Front) -> Vec<(&'static str, Way)> {
     let policy = json!({"version": "bad", "orgs": {"acme": {"api_keys": [api_key_record("key_bad")]}}}).to_string();
     let (whole, etag) = (policy.as_bytes(), "etag: \"bad\"\r\n");
+    let location = format!("location: http://127.0.0.1:{}/v1/policy\r\n{etag}", elsewhere.port());
+    elsewhere.lead(Way::answer(answer("200 OK", etag, whole)));
     let zipped = gzip(&policy).await;
     let padded = format!("{policy}{}", " ".repeat(32 << 20));
     let cut_off = answer("200 OK", etag, whole);
@@ -51,7 +54,7 @@ async fn useless() -> Vec<(&'static str, Way)> {
         ("slow", Way::Silent),
         ("hanging up", Way::Closed),
         ("500", with("500 Internal Server Error", etag, whole)),
-        ("redirecting", with("302 Found", "location: http://127.0.0.1/v1/policy\r\n", whole)),
+        ("redirecting", with("302 Found", &location, whole)),
         ("206", with("206 Partial Content", etag, whole)),
         ("HTML", with("200 OK", "content-type: text/html\r\netag: \"html\"\r\n", b"<html>Log in</html>")),
         ("gzip", with("200 OK", "content-encoding: gzip\r\n", &zipped)),
@@ -80,7 +83,8 @@ async fn the_last_good_policy_holds_while_settings_breaks() {
     let gateway = setup(&front).start(&upstream).await;
     gateway.until_everywhere(&call(&stays), 200).await;
 
-    let bad = vec![call(&api_key("key_bad")), Request::tools_list("/mcp/acme")];
+    let mut bad = strangers(&Request::tools_list("/mcp/acme"), []);
+    bad.push((call(&api_key("key_bad")), "api_key_unknown"));
     let loads = Loads::start(gateway.client(), vec![call(&stays)], bad);
     let mut before = 0;
     let mut shown = |what: &str| {
@@ -88,7 +92,8 @@ async fn the_last_good_policy_holds_while_settings_breaks() {
         println!("{what}: {} requests", sent - before);
         before = sent;
     };
-    for (what, fault) in useless().await {
+    let elsewhere = Front::of(0).await;
+    for (what, fault) in useless(&elsewhere).await {
         front.lead(fault);
         until_shown(what, &front).await;
         taken_again(&settings, &front, &gateway).await;
@@ -107,6 +112,7 @@ async fn the_last_good_policy_holds_while_settings_breaks() {
     taken_again(&settings, &front, &gateway).await;
     shown("without ETag");
 
+    assert_eq!(elsewhere.met(), 0, "nobody follows a redirection");
     assert_eq!(loads.stop("all").await, 0);
 
     // A policy without orgs is one: it holds, too.
@@ -129,9 +135,9 @@ async fn without_a_first_policy_nobody_gets_in() {
     let mut settings = Apexmcp::new();
     let (_, stays) = settings.create_key();
     let front = Front::of(settings.serve().await).await;
-    let faults: Vec<(&str, Way)> =
-        useless().await.into_iter().filter(|(what, _)| ["304", "HTML", "gzip", "cut off"].contains(what)).collect();
-    for (what, fault) in faults {
+    let elsewhere = Front::of(0).await;
+    let faults = ["500", "redirecting", "206", "304", "HTML", "gzip", "cut off"];
+    for (what, fault) in useless(&elsewhere).await.into_iter().filter(|(what, _)| faults.contains(what)) {
         front.lead(fault);
         let gateway = setup(&front).start(&upstream).await;
         until_shown(what, &front).await;
@@ -144,4 +150,5 @@ async fn without_a_first_policy_nobody_gets_in() {
         front.lead(Way::Open);
         eventually("the first policy", async || (gateway.send(&call(&stays)).await.status == 200).then_some(())).await;
     }
+    assert_eq!(elsewhere.met(), 0, "nobody follows a redirection");
 }

@@ -1,5 +1,5 @@
-//! Project Wycheproof's signatures of RSASSA-PKCS1-v1_5 with SHA-256 and 2048 bits, at both verifiers: the one in pure
-//! Rust, for hosts that have none, and Envoy's own, through the whole filter. Both must say the same, and what Wycheproof says.
+//! Project Wycheproof's signatures of RSASSA-PKCS1-v1_5 with SHA-256 and 2048, 3072 and 4096 bits, at both verifiers: the one in
+//! pure Rust, for hosts that have none, and Envoy's own, through the whole filter. Both must say the same, and what Wycheproof says.
 //!
 //! The vectors sign short texts with keys of which only the public half is known, and neither verifier takes anything but a
 //! token. So each is carried over: what its signature holds under its own key, with the hash of a token's signing input in
@@ -14,7 +14,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rsa::traits::{PrivateKeyParts, PublicKeyParts};
 use rsa::{BigUint, RsaPrivateKey};
 use serde_json::json;
-use wasm_test::gateway::{Setup, plugin};
+use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::Request;
 use wasm_test::issuer::Issuer;
 use wasm_test::token::Key;
@@ -53,15 +53,23 @@ fn left_padded(number: &BigUint, length: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn both_verifiers_say_what_wycheproof_says() {
-    let key = Key::first("a");
+    let sets = [
+        (Key::first("2048"), TestName::Rsa2048Sha256),
+        (Key::of_bits(3072, "3072"), TestName::Rsa3072Sha256),
+        (Key::of_bits(4096, "4096"), TestName::Rsa4096Sha256),
+    ];
     let upstream = upstream::start().await;
-    let issuer = Issuer::start(&[&key]).await;
+    let issuer = Issuer::start(&sets.each_ref().map(|(key, _)| key)).await;
     let gateway = Setup::new(plugin(&json!({"acme": {"identity_providers": [issuer.record()]}}))).start(&upstream).await;
+    for (key, set) in sets {
+        both_say_what_it_says(&gateway, &issuer, &key, &TestSet::load(set).expect("the vectors")).await;
+    }
+}
+
+async fn both_say_what_it_says(gateway: &Gateway, issuer: &Issuer, key: &Key, set: &TestSet) {
     let jwk = key.jwk();
     let number = |name: &str| BASE64_URL_SAFE_NO_PAD.decode(jwk[name].as_str().expect("a number")).expect("base64url");
     let public = RsaPublicKey::from_components(&number("n"), &number("e")).expect("a key");
-
-    let set = TestSet::load(TestName::Rsa2048Sha256).expect("the vectors");
     let (mut good, mut bad) = (0, 0);
     for group in &set.test_groups {
         for test in &group.tests {
@@ -71,7 +79,7 @@ async fn both_verifiers_say_what_wycheproof_says() {
                 modulus: BigUint::from_bytes_be(&group.key.n),
                 exponent: BigUint::from_bytes_be(&group.key.e),
             };
-            let what = format!("{}: {} {:?}", test.tc_id, test.comment, test.flags);
+            let what = format!("{} bits, {}: {} {:?}", key.kid, test.tc_id, test.comment, test.flags);
             let claims = issuer.claims_with(&json!({"vector": test.tc_id}));
             let token = key.token_signed_by(&claims, |key, input| vector.carried_over(key, input));
             let by_rust = verify_in_rust(&public, &CompactJws::parse(&token).expect("a token"));
@@ -90,6 +98,6 @@ async fn both_verifiers_say_what_wycheproof_says() {
             *if expected { &mut good } else { &mut bad } += 1;
         }
     }
-    println!("{good} good and {bad} bad signatures");
-    assert!(good > 0 && bad > 100, "{good} good, {bad} bad");
+    println!("{} bits: {good} good and {bad} bad signatures", key.kid);
+    assert!(good > 0 && bad > 100, "{} bits: {good} good, {bad} bad", key.kid);
 }

@@ -14,8 +14,8 @@ const NOW: f64 = 1_800_000_000.0;
 const SKEW: f64 = 60.0;
 
 /// `data` is a JSON text.
-pub fn check(data: &[u8]) {
-    let Ok(read) = json::parse_object(data) else { return };
+pub fn check(data: &[u8]) -> bool {
+    let Ok(read) = json::parse_object(data) else { return false };
     assert_eq!(serde_json::from_slice::<Value>(data).ok().as_ref().and_then(Value::as_object), Some(&read));
     let printed = Value::Object(read.clone()).to_string();
     let again = json::parse_object(printed.as_bytes()).expect("what was printed");
@@ -28,7 +28,8 @@ pub fn check(data: &[u8]) {
         values.first().copied()
     };
     let now = UnixTime::from_secs(1_800_000_000);
-    if claims::check_times(&read, now, Duration::from_secs(60)).is_ok() {
+    let is_in_time = claims::check_times(&read, now, Duration::from_secs(60)).is_ok();
+    if is_in_time {
         let number = |name| one(name).map(|value| value.number().expect("a number"));
         assert!(number("exp").expect("exp") + SKEW > NOW);
         for name in ["nbf", "iat"] {
@@ -57,4 +58,5 @@ pub fn check(data: &[u8]) {
             .collect();
         assert!(scopes.to_string().split(' ').all(|word| word.is_empty() || words.contains(&word)), "{scopes} of {words:?}");
     }
+    is_in_time
 }

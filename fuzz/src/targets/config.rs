@@ -15,11 +15,12 @@ use crate::host::FuzzHost;
 const SECRET: &str = "secret-of-the-environment";
 
 /// `data` is a configuration as Envoy hands it over.
-pub fn check(data: &[u8]) {
+pub fn check(data: &[u8]) -> bool {
     let environment = |name: &str| (name == "TOKEN").then(|| SECRET.to_owned());
     let parsed = Config::parse(data, &environment);
     if let Ok((config, _)) = &parsed {
-        assert!(!config.gateway.origin.ends_with('/') && config.gateway.origin.starts_with("http"));
+        let origin = &config.gateway.origin;
+        assert!(origin.starts_with("http") && !origin.ends_with('/') && *origin == origin.to_ascii_lowercase(), "{origin}");
         assert!(config.gateway.token_path.starts_with('/'));
         assert!(config.tokens.clock_skew <= Duration::from_secs(600) && config.tokens.ttl <= Duration::from_secs(86_400));
         assert!(config.jwks.timeout >= Duration::from_millis(1) && config.jwks.timeout <= Duration::from_secs(60));
@@ -32,7 +33,7 @@ pub fn check(data: &[u8]) {
         let shows_secret = problems.iter().any(|problem| problem.to_string().contains(SECRET));
         assert!(!shows_secret || String::from_utf8_lossy(data).contains(SECRET));
     }
-    let Ok(Value::Object(members)) = serde_json::from_slice::<Value>(data) else { return };
+    let Ok(Value::Object(members)) = serde_json::from_slice::<Value>(data) else { return parsed.is_ok() };
     // As Envoy would hand over the same in the other form: a member that stands twice is gone from both.
     let text = Value::Object(members.clone()).to_string();
     let bytes = structure(&members).encode_to_vec();
@@ -52,6 +53,7 @@ pub fn check(data: &[u8]) {
             (as_text, as_struct) => panic!("{:?} {:?}", as_text.err(), as_struct.err()),
         }
     }
+    parsed.is_ok()
 }
 
 /// A `Struct` has no integers: beyond 2^53 a number is another, and `1.0` is an integer there alone.

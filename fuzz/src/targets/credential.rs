@@ -5,10 +5,10 @@ use apexmcp_auth::credential::{self, Credential};
 use crate::reader;
 
 /// `data` is a head: `name: value` lines.
-pub fn check(data: &[u8]) {
+pub fn check(data: &[u8]) -> bool {
     let (headers, _) = reader::head_and_body(data);
-    let Some(head) = reader::request_head(&headers) else { return };
-    let Ok(credential) = Credential::from_head(&head) else { return };
+    let Some(head) = reader::request_head(&headers) else { return false };
+    let Ok(credential) = Credential::from_head(&head) else { return false };
     let carriers: Vec<_> = headers.iter().filter(|(name, _)| name == "x-api-key" || name == "authorization").collect();
     let [(name, value)] = carriers.as_slice() else { panic!("one credential of {carriers:?}") };
     match credential {
@@ -21,7 +21,7 @@ pub fn check(data: &[u8]) {
             assert_eq!(name, "authorization");
             let value = std::str::from_utf8(value).expect("a token is text");
             if credential::check_token(token).is_err() {
-                return;
+                return false;
             }
             // As split at any white space, and as split at spaces alone: both find this token and nothing else.
             let words: Vec<&str> = value.split_whitespace().collect();
@@ -31,4 +31,5 @@ pub fn check(data: &[u8]) {
             assert!(token.len() <= 16 * 1024 && !token.contains(','));
         }
     }
+    true
 }

@@ -9,18 +9,21 @@ use rsa::pkcs8::SubjectPublicKeyInfoRef;
 use crate::reader::Json;
 
 /// `data` is a document. As long numbers as RSA has are written `<2048>`, or `<2048 even>`: a fuzzer would never guess their length.
-pub fn check(data: &[u8]) {
+pub fn check(data: &[u8]) -> bool {
     let document = expanded(data);
-    let Ok(set) = JwkSet::parse(&document) else { return };
+    let Ok(set) = JwkSet::parse(&document) else { return false };
     assert!((1..=100).contains(&set.len()) && !set.is_empty());
-    assert_eq!(JwkSet::parse(set.to_document().as_bytes()).as_ref(), Ok(&set), "parse, print, parse");
+    let printed = set.to_document();
+    assert_eq!(JwkSet::parse(printed.as_bytes()).as_ref(), Ok(&set), "parse, print, parse");
+    assert!(printed.len() <= document.len(), "{} of {}", printed.len(), document.len());
 
     let lax = Json::read(&document).expect("JSON");
     let published: Vec<&Json> = lax.exactly("keys").flat_map(Json::elements).collect();
     let kids = published.iter().flat_map(|key| key.exactly("kid").map(Json::text));
     for kid in kids.chain([None]) {
         let candidates: Vec<_> = set.candidates(kid).collect();
-        assert!(candidates.len() <= 4);
+        let all: usize = candidates.iter().map(|key| bits(key.modulus())).sum();
+        assert!(candidates.len() <= 4 && all <= 16_384, "{all}");
         for key in candidates {
             let is_it = |published: &&&Json| {
                 let has = |name, bytes: &[u8]| {
@@ -35,14 +38,19 @@ pub fn check(data: &[u8]) {
                 has("n", key.modulus()) && has("e", key.exponent()) && is_for_rs256 && has_kid
             };
             assert!(published.iter().any(|key| is_it(&key)), "published as such: {kid:?}");
-            let bits = key.modulus().len() * 8 - key.modulus().first().map_or(0, |byte| byte.leading_zeros() as usize);
-            assert!((2048..=8192).contains(&bits) && key.exponent() != [1], "{bits}");
+            let (modulus, exponent) = (bits(key.modulus()), bits(key.exponent()));
+            assert!((2048..=8192).contains(&modulus) && (2..=17).contains(&exponent), "{modulus}, {exponent}");
             assert!(key.modulus().last().is_some_and(|last| last % 2 == 1), "no product of two primes is even");
             let spki = SubjectPublicKeyInfoRef::try_from(key.spki()).expect("DER");
             let der = RsaPublicKey::try_from(spki.subject_public_key.raw_bytes()).expect("DER");
             assert_eq!((der.modulus.as_bytes(), der.public_exponent.as_bytes()), (key.modulus(), key.exponent()));
         }
     }
+    true
+}
+
+fn bits(number: &[u8]) -> usize {
+    number.len() * 8 - number.first().map_or(0, |byte| byte.leading_zeros() as usize)
 }
 
 fn expanded(data: &[u8]) -> Vec<u8> {

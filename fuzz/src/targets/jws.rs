@@ -10,13 +10,13 @@ use crate::reader::Json;
 const FORBIDDEN: [&str; 6] = ["jwk", "jku", "x5u", "x5c", "crit", "b64"];
 
 /// `data` is a token. Where it has a line feed, it is the texts of header and claims, and a signature.
-pub fn check(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
+pub fn check(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
     let token = match text.split('\n').collect::<Vec<_>>()[..] {
         [header, claims, signature] => [header, claims, signature].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join("."),
         _ => text.to_owned(),
     };
-    let Ok(jws) = CompactJws::parse(&token) else { return };
+    let Ok(jws) = CompactJws::parse(&token) else { return false };
     let parts: Vec<&str> = token.split('.').collect();
     let [header, claims, signature] = parts[..] else { panic!("three parts: {token}") };
     let decoded = |part| BASE64_URL_SAFE_NO_PAD.decode(part).expect("base64url");
@@ -32,4 +32,5 @@ pub fn check(data: &[u8]) {
     assert_eq!(texts("kid"), jws.kid().map(|kid| vec![Some(kid)]).unwrap_or_default());
     assert!(jws.kid().is_none_or(|kid| kid.len() <= 256));
     super::claims::check(&decoded(claims));
+    true
 }

@@ -2,28 +2,30 @@
 //! response was chunked.
 
 use apexmcp_auth::mcp::list::Permitted;
-use apexmcp_auth::mcp::reply::{ListReply, ListRequest, ResponseHead};
+use apexmcp_auth::mcp::reply::{Kept, ListReply, ListRequest, ResponseHead};
 use apexmcp_auth::scope::parse_words;
 use serde_json::Value;
 
 use crate::reader::{self, Json};
 
 /// `data` is a body, behind a byte that tells whether it is a stream, and the length of its chunks.
-pub fn check(data: &[u8]) {
-    let Some((first, body)) = data.split_first() else { return };
+pub fn check(data: &[u8]) -> bool {
+    let Some((first, body)) = data.split_first() else { return false };
     let (is_stream, length) = (first & 1 == 1, usize::from(first >> 1) + 1);
     let content_type = if is_stream { "text/event-stream" } else { "application/json" };
     let begin = || {
         let permitted = Permitted { scopes: parse_words("mcp:call:notes"), separator: "__".into() };
         let head = ResponseHead { status: 200, content_type: content_type.as_bytes(), content_encoding: b"" };
-        ListRequest::new(permitted, Value::from(7)).begin(head).expect("a list")
+        ListRequest::new(permitted, Value::from(7)).begin(head, &Kept::default()).expect("a list")
     };
     let passed = pass(begin(), body, body.len().max(1));
     assert!(passed == pass(begin(), body, length), "chunks of {length} bytes");
     assert!(passed == pass(begin(), &passed, length), "what was cut is cut no further");
 
     let texts = if is_stream { reader::events(&passed) } else { vec![passed] };
-    for message in texts.iter().filter_map(|text| Json::read(text)) {
+    let mut is_list = false;
+    for text in texts.iter().filter(|text| !text.is_empty()) {
+        let message = Json::read_carelessly(text).expect("a careless client finds something to read");
         for result in message.elements().iter().flat_map(|message| message.exactly("result")) {
             for (list, place, separator) in [
                 ("tools", "name", "__"),
@@ -35,10 +37,12 @@ pub fn check(data: &[u8]) {
                     let owners: Vec<_> =
                         entry.exactly(place).map(|text| text.text().and_then(|text| text.split(separator).next())).collect();
                     assert_eq!(owners, [Some("notes")], "{list}: {entry:?}");
+                    is_list = true;
                 }
             }
         }
     }
+    is_list
 }
 
 fn pass(mut reply: ListReply, body: &[u8], length: usize) -> Vec<u8> {

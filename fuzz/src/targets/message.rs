@@ -8,8 +8,8 @@ use serde_json::Value;
 use crate::reader::{Json, without_fractions};
 
 /// `data` is a body.
-pub fn check(data: &[u8]) {
-    let Ok(body) = Body::parse(data, "__") else { return };
+pub fn check(data: &[u8]) -> bool {
+    let Ok(body) = Body::parse(data, "__") else { return false };
     let json = Json::read(data).expect("JSON");
     let readings = json.elements();
     assert_eq!((body.is_batch, body.messages.len()), (matches!(json, Json::Array(_)), readings.len()));
@@ -65,4 +65,5 @@ pub fn check(data: &[u8]) {
         message.id = without_fractions(std::mem::take(&mut message.id));
     }
     assert_eq!(again, once);
+    true
 }

@@ -12,8 +12,8 @@ pub mod path;
 pub mod policy;
 pub mod token_form;
 
-/// A target.
-pub type Target = fn(&[u8]);
+/// A target. It tells whether the input was taken, and not refused: where none is, nothing was tried.
+pub type Target = fn(&[u8]) -> bool;
 
 /// All of them, by the names of their corpora.
 pub const ALL: [(&str, Target); 11] = [

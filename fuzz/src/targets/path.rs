@@ -5,11 +5,12 @@ use apexmcp_auth::path::McpPath;
 use crate::reader;
 
 /// `data` is a path.
-pub fn check(data: &[u8]) {
+pub fn check(data: &[u8]) -> bool {
     let template = McpPath::parse("/mcp/{org}").expect("a template");
     let is_readable = template.may_be_read_as_mcp(data);
-    if let Some(resource) = template.resource(data) {
-        assert_eq!(template.path_of(&resource).as_bytes(), data);
+    let resource = template.resource(data);
+    if let Some(resource) = &resource {
+        assert_eq!(template.path_of(resource).as_bytes(), data);
         assert!(is_readable);
     }
     // Up to four servers, each of which resolves dots before it decodes, or does not.
@@ -26,6 +27,7 @@ pub fn check(data: &[u8]) {
             seen = reader::percent_decoded(&seen);
         }
     }
+    resource.is_some()
 }
 
 /// The segments of a path, as a server would have them that folds case, merges slashes and drops parameters.

@@ -1,5 +1,7 @@
 //! Policy documents: cut into parts for all threads, a policy says the same as whole, also after another one.
 
+use std::collections::BTreeSet;
+
 use apexmcp_auth::api_key::KeyDigest;
 use apexmcp_auth::config::Config;
 use apexmcp_auth::jwks::Clusters;
@@ -17,13 +19,14 @@ use crate::reader::Json;
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
 /// `data` is a document, and behind a line `---` the one that comes after it.
-pub fn check(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
-    let clusters = Clusters { https: Some("https".to_owned()), http: None };
+pub fn check(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let clusters = Clusters { https: Some("https".to_owned()), http: Some("http".to_owned()) };
     let (host, place) = (FuzzHost::default(), Place::of("settings", "settings", "/v1/policy"));
     let remote = RemotePolicy::new(place.clone(), clusters.clone(), "__".into());
     let mut remote = PolicySource::Remote(remote);
     let mut names = Names::default();
+    let mut in_force = None;
     for document in text.split("\n---\n").take(3) {
         names.note(document);
         let whole = whole(document);
@@ -32,15 +35,20 @@ pub fn check(data: &[u8]) {
         if serde_json::from_str::<Value>(&inline(document)).is_ok() {
             assert_eq!(whole.is_some(), publication.is_ok(), "{:?}", publication.err());
         }
-        let Ok(publication) = publication else { continue };
-        publication.publish(&place, &host);
-        if let PolicySource::Remote(remote) = &mut remote {
-            assert_eq!(remote.sync(&host).as_deref(), Some(publication.version()));
+        if let Ok(publication) = publication {
+            publication.publish(&place, &host);
+            if let PolicySource::Remote(remote) = &mut remote {
+                assert_eq!(remote.sync(&host).as_deref(), Some(publication.version()));
+            }
+            in_force = Some(whole);
         }
-        if let Some(whole) = whole {
-            names.assert_same(&whole, &remote, &host);
+        // What was refused changed nothing.
+        if let Some(Some(in_force)) = &in_force {
+            names.assert_same(in_force, &remote, &host);
         }
+        names.assert_apart(&remote, &host);
     }
+    in_force.is_some()
 }
 
 /// The document as the policy of a configuration.
@@ -52,7 +60,7 @@ fn whole(document: &str) -> Option<PolicySource> {
 
 fn inline(document: &str) -> String {
     format!(
-        r#"{{"gateway":{{"origin":"https://gw.example"}},"jwks":{{"https_cluster":"https"}},"policy":{{"inline":{document}}}}}"#
+        r#"{{"gateway":{{"origin":"https://gw.example"}},"jwks":{{"https_cluster":"https","http_cluster":"http"}},"policy":{{"inline":{document}}}}}"#
     )
 }
 
@@ -84,6 +92,20 @@ impl Names {
                     texts(jti, |names| &mut names.jtis);
                 }
             }
+        }
+    }
+
+    /// What is a key or a client of one org is of no other.
+    fn assert_apart(&self, policy: &PolicySource, host: &FuzzHost) {
+        let orgs: BTreeSet<&str> = self.orgs.iter().map(String::as_str).collect();
+        let orgs: Vec<OrgName> = orgs.into_iter().filter_map(OrgName::parse).collect();
+        for digest in self.digests.iter().filter_map(|hex| KeyDigest::from_hex(hex)) {
+            let holders = orgs.iter().filter_map(|org| Some((org, policy.api_key(&digest, org, NOW, host).ok()?)));
+            let holders: Vec<_> = holders.collect();
+            assert!(holders.len() <= 1 && holders.iter().all(|(org, principal)| principal.org() == *org), "{holders:?}");
+        }
+        for client in self.clients.iter().filter_map(|id| policy.oauth_client(id, host)) {
+            assert!(orgs.contains(&client.org), "{client:?}");
         }
     }
 

@@ -23,7 +23,7 @@ thread_local! {
 
 /// `data` is a head and a form. Where the head has the word `<basic>`, what follows it in the line is encoded. Before the
 /// head there may be an assertion, as in [`Token::read`], that stands where the form has the word `<assertion>`.
-pub fn check(data: &[u8]) {
+pub fn check(data: &[u8]) -> bool {
     let (token, data) = if data.get(1) == Some(&b'\n') { Token::read(data) } else { (Token::default(), data) };
     let (mut headers, body) = reader::head_and_body(data);
     for (_, value) in &mut headers {
@@ -39,7 +39,7 @@ pub fn check(data: &[u8]) {
         body.splice(at..at + 11, written.bytes());
     }
 
-    let Some(head) = reader::request_head(&headers) else { return };
+    let Some(head) = reader::request_head(&headers) else { return false };
     let host = FuzzHost::default();
     let issue = || {
         WORLD.with(|(config, policy)| {
@@ -52,7 +52,7 @@ pub fn check(data: &[u8]) {
             let reply = error.reply();
             assert!(reply.status >= 400 && !reply.body.contains("access_token"));
             assert!(!matches!(error, TokenError::SigningFailed), "nothing hinders signing");
-            return;
+            return false;
         }
     };
 
@@ -102,6 +102,7 @@ pub fn check(data: &[u8]) {
             "{word} was not asked for"
         );
     }
+    true
 }
 
 fn said<'j>(json: &'j Json, name: &'static str) -> &'j str {
