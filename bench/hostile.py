@@ -132,7 +132,7 @@ def large_list() -> str:
 
     def tool(number: int) -> str:
         name = f'{(CONNECTOR, "clock")[number % 2]}__{number}'
-        return f'{{"name":"{name.ljust(LIST_BYTES // ENTRIES - 12, "x")}"}}'
+        return f'{{"name":"{name.ljust(LIST_BYTES // ENTRIES - 11, "x")}"}}'
 
     return list_of(tool)
 

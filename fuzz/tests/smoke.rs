@@ -63,7 +63,7 @@ const TAKEN: [(&str, usize); 11] = [
     ("jwk_set", 4),
     ("jws", 2),
     ("list", 5),
-    ("message", 9),
+    ("message", 11),
     ("path", 2),
     ("policy", 6),
     ("token_form", 5),
