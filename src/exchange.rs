@@ -353,7 +353,7 @@ fn refuse(
     let record = Record::Resource { refused: Some(denial.reason), findings };
     match mode {
         Mode::Enforce => refusal::step(gateway, Some(head), gateway.reply(&denial, resource, host), record),
-        // What was proven is asserted, and nothing else, by nobody.
+        // What was proven is asserted. Nothing else is, and nobody else may assert it.
         Mode::Shadow => Step::Forward(forward(gateway, head, principal), record),
     }
 }

@@ -107,10 +107,9 @@ impl McpPath {
     }
 
     fn is_below(&self, segments: &[&[u8]]) -> bool {
-        let mut segments = segments.iter();
         // Where the template begins with {org}, any path begins as it does.
         let (org, literals) = if self.before.is_empty() { (1, &self.after) } else { (0, &self.before) };
-        let mut segments = segments.by_ref().skip(org);
+        let mut segments = segments.iter().skip(org);
         literals.iter().all(|literal| segments.next().is_some_and(|segment| segment.eq_ignore_ascii_case(literal.as_bytes())))
     }
 

@@ -9,6 +9,7 @@ use apexmcp_auth::names::is_plain;
 use apexmcp_auth::policy::remote::MAX_DOCUMENT_LENGTH;
 use apexmcp_auth::problem::Problem;
 use clap::CommandFactory;
+use rusqlite::Connection;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -140,10 +141,11 @@ impl Session<'_> {
         let made = database.change(|change| {
             let made = action(change, &self.actor)?;
             // What gateways would not take would hold up every later change too, revocations with them.
-            document::render(change)?;
-            if let Err(failure) = ecds::check(change)
+            let policy = document::render(change)?;
+            let was_good = |before: &Connection| ecds::check(before, &document::render(before)?);
+            if let Err(failure) = ecds::check(change, &policy)
                 // It was so before, as another connection sees it: what ends something is at least made.
-                && Database::open(self.path)?.read(ecds::check).is_ok()
+                && Database::open(self.path)?.read(was_good).is_ok()
             {
                 return Err(Failure::new(format!(
                     "nothing was changed, because no file could be written for Envoy then: {failure}"

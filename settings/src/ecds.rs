@@ -102,14 +102,14 @@ pub fn write(database: &mut Database) -> Result<Option<Target>, Failure> {
     }
 }
 
-/// Whether the file could be written of what `connection` sees, if there is one to write.
+/// Whether the file could be written of `policy`, if there is one to write.
 ///
 /// # Errors
 /// Where the template is none, or the gateway would refuse the result.
-pub fn check(connection: &Connection) -> Result<(), Failure> {
+pub fn check(connection: &Connection, policy: &str) -> Result<(), Failure> {
     match target(connection)? {
         None => Ok(()),
-        Some(target) => fill(&target.template, &document::render(connection)?).map(drop),
+        Some(target) => fill(&target.template, policy).map(drop),
     }
 }
 
