@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::budget::Budget;
 use crate::config::{Config, LimitStore, RemoteSettings};
 use crate::credential::{self, Credential};
 use crate::denial::{Denial, LocalReply, Reason};
@@ -20,7 +21,6 @@ use crate::oauth::attempts::Attempts;
 use crate::oauth::discovery::Document;
 use crate::oauth::token_endpoint::{TokenEndpoint, TokenError};
 use crate::path::Resource;
-use crate::places::{Place, Places};
 use crate::policy::Policy;
 use crate::policy::remote::{Publication, RemotePolicy};
 use crate::policy::source::PolicySource;
@@ -42,10 +42,8 @@ pub struct Gateway {
     pub policy: PolicySource,
     tokens: TokenCache,
     attempts: Attempts,
-    /// Of those who wait for the first policy.
-    waiters: Places,
-    /// Of those who are refused once they have come whole.
-    refused: Places,
+    /// For everything that this thread holds.
+    pub budget: Budget,
 }
 
 /// Why a request is not admitted.
@@ -115,15 +113,7 @@ impl Gateway {
             }
         };
         let tokens = TokenCache::new(config.tokens.cache_size);
-        Self {
-            config,
-            key_sets,
-            policy,
-            tokens,
-            attempts: Attempts::default(),
-            waiters: Places::default(),
-            refused: Places::default(),
-        }
+        Self { config, key_sets, policy, tokens, attempts: Attempts::default(), budget: Budget::default() }
     }
 
     /// Checks a document of the Settings service, and publishes it to all threads.
@@ -134,17 +124,6 @@ impl Gateway {
         let publication = Publication::of(document, &self.config.clusters, &self.config.gateway.connector_separator)?;
         publication.publish(&settings.place(), host);
         Ok(publication)
-    }
-
-    /// A place among those who wait for the first policy, for as long as it is held; `None` where all are taken.
-    pub fn wait_for_policy(&self) -> Option<Place> {
-        self.waiters.take()
-    }
-
-    /// A place among those who are refused once they have come whole, for as long as it is held; `None` where all are
-    /// taken.
-    pub fn wait_for_rest(&self) -> Option<Place> {
-        self.refused.take()
     }
 
     /// Judges whether the request of `head` may use `resource`.

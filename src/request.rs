@@ -15,6 +15,11 @@ impl RequestHead {
         are_names.then_some(Self(headers))
     }
 
+    /// How many bytes the headers have, their lengths included: about what Envoy keeps of them.
+    pub fn length(&self) -> usize {
+        self.0.length()
+    }
+
     /// `:path` without query and fragment; empty where there is none (CONNECT).
     pub fn path(&self) -> &[u8] {
         self.value(":path").split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default()

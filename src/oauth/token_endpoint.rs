@@ -61,6 +61,8 @@ pub enum TokenError {
     BodyTooLong,
     /// No whole body came in time.
     BodyTimeout,
+    /// So many requests wait for their bodies that this one cannot.
+    Overloaded,
     /// The method is not POST.
     MethodNotAllowed,
     /// The token could not be signed.
@@ -80,6 +82,7 @@ impl TokenError {
             Self::RateLimit(_) => "rate_limit",
             Self::BodyTooLong => "body_too_long",
             Self::BodyTimeout => "body_timeout",
+            Self::Overloaded => "overloaded",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::SigningFailed => "signing_failed",
         }
@@ -98,6 +101,7 @@ impl TokenError {
             Self::RateLimit(_) => (429, "rate_limited", "This client takes tokens too often. Use one until it expires."),
             Self::BodyTooLong => (413, "invalid_request", "The body is too long."),
             Self::BodyTimeout => (408, "invalid_request", "The body did not arrive in time."),
+            Self::Overloaded => (503, "temporarily_unavailable", "Too many requests are waiting. Try again."),
             Self::MethodNotAllowed => (405, "invalid_request", "Use POST."),
             Self::SigningFailed => (503, "temporarily_unavailable", "No token can be signed now. Try again."),
         };
@@ -109,7 +113,7 @@ impl TokenError {
             }
             Self::TooManyAttempts(wait) | Self::RateLimit(wait) => reply.headers.push(("retry-after", retry_after(wait))),
             Self::MethodNotAllowed => reply.headers.push(("allow", "POST".to_owned())),
-            Self::SigningFailed => reply.headers.push(("retry-after", "1".to_owned())),
+            Self::SigningFailed | Self::Overloaded => reply.headers.push(("retry-after", "1".to_owned())),
             _ => {}
         }
         reply
