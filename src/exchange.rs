@@ -293,6 +293,7 @@ pub fn refuse_invalid_route(gateway: &Gateway, head: &RequestHead, host: &dyn Ho
 /// The header by which a response may be compressed.
 pub const ACCEPT_ENCODING: &str = "accept-encoding";
 
+#[expect(clippy::large_enum_variant, reason = "it lives for one call")]
 enum Decision {
     Made(Step),
     NeedsKeySet(Request, KeySetId),
