@@ -3,6 +3,9 @@
 Each is measured beside the same bytes without any filter, which Envoy itself has to read too, and beside a good request
 of the same kind. A figure is the worker's CPU time for each request, as in `make bench`, with the same Envoy and load. It
 fails where one costs a larger multiple of the good one than is known and explained in SECURITY.md.
+
+After that come requests that their client leaves waiting (held.py): the memory that they bind for each byte on the wire,
+over HTTP/2 and HTTP/1.1. It fails if Envoy grows too much, or a held request costs too much CPU.
 """
 
 import argparse
@@ -18,6 +21,7 @@ from urllib.parse import urlencode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
+import held  # noqa: E402
 from credentials import base64url, garbage_token, new_api_key, sha256  # noqa: E402
 from envoy_config import Listener, module  # noqa: E402
 from load import Fault  # noqa: E402
@@ -414,6 +418,8 @@ def arguments(names: list[str]) -> argparse.Namespace:
         epilog="columns: bytes of the request; cpu_us with the filter; bare_us the same bytes without any filter;\n"
         "of_bare and of_good: cpu_us through bare_us and through that of the good request named last, at_most: how much of\n"
         "that may be\n\n"
+        "columns of held requests: growth_mb, by how much Envoy's resident memory grew at most; held_for_a_byte, that through the\n"
+        "bytes that were sent\n\n"
         "names for --only:\n" + "\n".join(f"  {name}" for name in names),
     )
     parser.add_argument("--rounds", type=positive, default=3, help="how often each is measured (default: 3)")
@@ -442,19 +448,26 @@ def main() -> None:
     upstream.jwks = {"keys": parties.idp.jwks()["keys"] + [large_key() for _ in range(LARGE_KEYS)]}
     world = World(parties)
     hostiles = world.hostiles()
-    options = arguments([hostile.row.name for hostile in hostiles])
+    held_world = held.World(parties, OUT)
+    states = held_world.states()
+    options = arguments([hostile.row.name for hostile in hostiles] + [state.name for state in states])
     begin("make hostile", OUT)
     chosen = [hostile for hostile in hostiles if not options.only or hostile.row.name in options.only]
+    chosen_states = [state for state in states if not options.only or state.name in options.only]
     try:
-        entries = measure(options, world, chosen, upstream)
+        entries = measure(options, world, chosen, upstream) if chosen else []
+        held_entries = held.measure(held_world, chosen_states)
     except Fault as fault:
         sys.exit(f"make hostile: {fault}")
     finally:
         upstream.stop()
-    RESULT.write_text(json.dumps(entries, indent=2) + "\n")
-    print(f"\n{printed(entries)}\n\nwritten to {RESULT.relative_to(ROOT)}")
-    if costly := [entry["name"] for entry in entries if entry["good"] and entry["of_good"] > entry["at_most"]]:
-        sys.exit(f"make hostile: dearer than they may be: {', '.join(costly)}")
+    RESULT.write_text(json.dumps({"requests": entries, "held": held_entries}, indent=2) + "\n")
+    tables = ([printed(entries)] if entries else []) + ([held.printed(held_entries)] if held_entries else [])
+    print("\n" + "\n\n".join(tables) + f"\n\nwritten to {RESULT.relative_to(ROOT)}")
+    costly = [entry["name"] for entry in entries if entry["good"] and entry["of_good"] > entry["at_most"]]
+    faults = [f"dearer than they may be: {', '.join(costly)}"] if costly else []
+    if faults := faults + held.faults(held_entries):
+        sys.exit("make hostile: " + "\n              ".join(faults))
 
 
 if __name__ == "__main__":

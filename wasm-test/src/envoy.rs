@@ -25,10 +25,7 @@ impl Drop for Envoy {
     /// Nothing that a test sends may end the module's VM.
     fn drop(&mut self) {
         if !std::thread::panicking() && !self.may_trap.load(Ordering::Relaxed) {
-            let log = self.log();
-            for sign in ["panicked at", "in-VM backtrace"] {
-                assert!(!log.contains(sign), "the module trapped:\n{log}");
-            }
+            assert!(!self.has_trapped(), "the module trapped:\n{}", self.log());
         }
     }
 }
@@ -119,6 +116,12 @@ impl Envoy {
         self.may_trap.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the module trapped in one of its threads.
+    pub fn has_trapped(&self) -> bool {
+        let log = self.log();
+        ["panicked at", "in-VM backtrace"].iter().any(|sign| log.contains(sign))
+    }
+
     /// A client of its listener.
     pub fn client(&self) -> &Client {
         &self.client
@@ -147,6 +150,16 @@ impl Envoy {
     /// How much memory it has resident, in kB; zero where the system does not tell.
     pub fn memory_kb(&self) -> u64 {
         self.process.memory_kb()
+    }
+
+    /// The most memory that it had resident since [`Self::forget_peak_memory`], in kB; zero if the system does not tell.
+    pub fn peak_memory_kb(&self) -> u64 {
+        self.process.peak_memory_kb()
+    }
+
+    /// Sets the peak to what is resident now.
+    pub fn forget_peak_memory(&self) {
+        self.process.forget_peak_memory();
     }
 
     /// Its log by now.

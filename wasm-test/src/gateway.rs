@@ -43,6 +43,7 @@ pub struct Setup {
     holds_headers_alone: bool,
     passes_trailers: bool,
     request_timeout: &'static str,
+    has_shipped_limits: bool,
     names: Value,
     clusters: Vec<Value>,
     environment: Vec<(&'static str, String)>,
@@ -86,6 +87,7 @@ impl Setup {
             holds_headers_alone: true,
             passes_trailers: false,
             request_timeout: "0s",
+            has_shipped_limits: false,
             names: json!({}),
             clusters: Vec::new(),
             environment: Vec::new(),
@@ -130,6 +132,11 @@ impl Setup {
     /// With this time for a request to pass the filters; without, it has any.
     pub fn request_timeout(self, request_timeout: &'static str) -> Self {
         Self { request_timeout, ..self }
+    }
+
+    /// With the limits of `envoy/envoy.yaml` on connections, headers, streams and memory.
+    pub fn shipped_limits(self) -> Self {
+        Self { has_shipped_limits: true, ..self }
     }
 
     /// With this name server for the names of identity providers. A name is looked up again within seconds: where it is not
@@ -239,7 +246,7 @@ impl Setup {
     fn bootstrap(&self, upstream: &Server, folder: &Folder) -> Value {
         let any = json!([{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}]);
         let state = |name: &str| format!("%FILTER_STATE(wasm.apexmcp_{name}:PLAIN)%");
-        let connection_manager = json!({
+        let mut connection_manager = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "gateway",
             "http_protocol_options": {"enable_trailers": self.passes_trailers},
@@ -277,6 +284,24 @@ impl Setup {
                 },
             }],
         });
+        let mut listener = json!({
+            "name": GATEWAY_LISTENER,
+            "address": address(self.restart.as_ref().map_or(0, |restart| restart.line.port)),
+        });
+        let shipped = complete_gateway();
+        if self.has_shipped_limits {
+            let shipped = &shipped["static_resources"]["listeners"][0];
+            let manager = &shipped["filter_chains"][0]["filters"][0]["typed_config"];
+            for limits in ["common_http_protocol_options", "http2_protocol_options", "request_headers_timeout"] {
+                connection_manager[limits] = manager[limits].clone();
+            }
+            let buffer_limit = "per_connection_buffer_limit_bytes";
+            listener[buffer_limit] = shipped[buffer_limit].clone();
+        }
+        listener["filter_chains"] = json!([{"filters": [{
+            "name": "envoy.filters.network.http_connection_manager",
+            "typed_config": connection_manager,
+        }]}]);
         let mut to_upstream = local_cluster("upstream", upstream.port());
         to_upstream["typed_extension_protocol_options"] =
             http_options(&json!({"http_protocol_options": {"enable_trailers": self.passes_trailers}}));
@@ -285,18 +310,9 @@ impl Setup {
             "node": {"id": "gateway", "cluster": "gateway"},
             "admin": {"address": address(0)},
             // By these the filter's metrics get their labels.
-            "stats_config": complete_gateway()["stats_config"],
-            "static_resources": {
-                "listeners": [{
-                    "name": GATEWAY_LISTENER,
-                    "address": address(self.restart.as_ref().map_or(0, |restart| restart.line.port)),
-                    "filter_chains": [{"filters": [{
-                        "name": "envoy.filters.network.http_connection_manager",
-                        "typed_config": connection_manager,
-                    }]}],
-                }],
-                "clusters": clusters,
-            },
+            "stats_config": shipped["stats_config"],
+            "overload_manager": if self.has_shipped_limits { &shipped["overload_manager"] } else { &Value::Null },
+            "static_resources": {"listeners": [listener], "clusters": clusters},
         })
     }
 }

@@ -85,9 +85,23 @@ impl Process {
 
     /// How much memory it has resident, in kB; zero where the system does not tell.
     pub fn memory_kb(&self) -> u64 {
+        self.status_kb("VmRSS:")
+    }
+
+    /// The most memory that it had resident since [`Self::forget_peak_memory`], in kB; zero if the system does not tell.
+    pub fn peak_memory_kb(&self) -> u64 {
+        self.status_kb("VmHWM:")
+    }
+
+    /// Sets the peak to what is resident now, where the system can (proc(5): 5 in `clear_refs`).
+    pub fn forget_peak_memory(&self) {
+        let _ = std::fs::write(format!("/proc/{}/clear_refs", self.0.id()), "5");
+    }
+
+    fn status_kb(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        resident.and_then(|kb| kb.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or_default()
+        let value = status.lines().find_map(|line| line.strip_prefix(name));
+        value.and_then(|kb| kb.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or_default()
     }
 
     /// Whether it ended by itself.
