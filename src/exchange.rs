@@ -19,7 +19,7 @@ use crate::oauth::token_endpoint::{MAX_BODY_LENGTH, TokenError};
 use crate::path::Resource;
 use crate::places::Place;
 use crate::principal::Principal;
-use crate::request::RequestHead;
+use crate::request::{CONNECTION, RequestHead};
 use crate::route::{RouteMode, RouteSettings};
 use crate::time::UnixTime;
 
@@ -69,6 +69,9 @@ pub struct Forward {
     pub remove: Vec<Cow<'static, str>>,
     /// Whether the response must not be compressed.
     pub accept_identity: bool,
+    /// Whether the connection header is replaced by `upgrade`: the client's named other headers, which a proxy behind
+    /// would remove, identity headers too.
+    pub is_upgrade_only: bool,
     /// Whose identity headers are added.
     pub principal: Option<Rc<Principal>>,
     /// How lists that come back are to be cut.
@@ -360,12 +363,15 @@ fn refuse(
 
 fn forward(gateway: &Gateway, head: &RequestHead, principal: Option<Rc<Principal>>) -> Forward {
     let settings = &gateway.config.forward;
-    let spoofed = head.names_below(&settings.header_prefix).map(|name| Cow::Owned(name.to_owned()));
-    let mut remove: Vec<Cow<'static, str>> = spoofed.collect();
+    let mut remove: Vec<Cow<'static, str>> =
+        head.forged(&settings.header_prefix).map(|name| Cow::Owned(name.to_owned())).collect();
     if principal.is_some() && settings.strip_credentials {
         remove.extend(head.credential_headers().map(|(header, _)| Cow::Borrowed(header.name())));
     }
-    Forward { remove, principal, ..Forward::default() }
+    let nominates = head.nominates_headers();
+    remove.extend(nominates.then_some(Cow::Borrowed(CONNECTION)));
+    let is_upgrade_only = nominates && head.values("upgrade").next().is_some();
+    Forward { remove, is_upgrade_only, principal, ..Forward::default() }
 }
 
 #[cfg(test)]
