@@ -22,7 +22,7 @@ use crate::oauth::discovery::{self, Endpoint};
 use crate::oauth::token_endpoint::{MAX_BODY_LENGTH, TokenError};
 use crate::path::Resource;
 use crate::principal::Principal;
-use crate::request::RequestHead;
+use crate::request::{CONNECTION, RequestHead};
 use crate::route::{RouteMode, RouteSettings};
 use crate::time::UnixTime;
 
@@ -73,6 +73,9 @@ pub struct Edits {
     pub remove: Vec<Cow<'static, str>>,
     /// Whether the response must not be compressed.
     pub accept_identity: bool,
+    /// Whether the connection header is replaced by `upgrade`: the client's named other headers, which a proxy behind
+    /// would remove, identity headers too.
+    pub is_upgrade_only: bool,
     /// Whose identity headers are added.
     pub principal: Option<Rc<Principal>>,
 }
@@ -408,12 +411,15 @@ fn refuse(
 
 fn edits(gateway: &Gateway, head: &RequestHead, principal: Option<Rc<Principal>>) -> Edits {
     let settings = &gateway.config.forward;
-    let spoofed = head.names_below(&settings.header_prefix).map(|name| Cow::Owned(name.to_owned()));
-    let mut remove: Vec<Cow<'static, str>> = spoofed.collect();
+    let mut remove: Vec<Cow<'static, str>> =
+        head.forged(&settings.header_prefix).map(|name| Cow::Owned(name.to_owned())).collect();
     if principal.is_some() && settings.strip_credentials {
         remove.extend(head.credential_headers().map(|(header, _)| Cow::Borrowed(header.name())));
     }
-    Edits { remove, principal, accept_identity: false }
+    let nominates = head.nominates_headers();
+    remove.extend(nominates.then_some(Cow::Borrowed(CONNECTION)));
+    let is_upgrade_only = nominates && head.values("upgrade").next().is_some();
+    Edits { remove, is_upgrade_only, principal, accept_identity: false }
 }
 
 #[cfg(test)]

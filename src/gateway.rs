@@ -228,6 +228,11 @@ impl Gateway {
         let scopes = granted.unwrap_or_else(|| provider.default_scopes.clone());
         let subject = claims::subject(verified.claims())?;
         let principal = Principal::of_identity_provider(&resource.org, &provider.issuer, subject, scopes, org.limits().clone());
+        // After the signature: a forged token must not tell which tokens are revoked.
+        let [_, name, ..] = principal.attributes();
+        if org.has_revoked(claims::id(verified.claims())?, name, claims::issued_at(verified.claims()).ok()) {
+            return Err(Reason::TokenRevoked.into());
+        }
         let basis = Basis { generation: self.policy.generation(), org, client: None };
         Ok(Entry { principal, validity, only_for: None, key_set: Some((key_set_id, version)), basis })
     }
@@ -260,11 +265,12 @@ impl Gateway {
         let (Some(client), Some(org)) = (client, self.policy.org(&resource.org, host)) else {
             return Err(Reason::ClientUnknown.into());
         };
-        if org.has_revoked(claims::id(claims)?, id, claims::issued_at(claims)?) {
-            return Err(Reason::TokenRevoked.into());
-        }
         let granted = scope::granted_by(claims).map_err(|_| Reason::TokenMalformed)?.unwrap_or_default();
         let principal = Principal::of_client(&resource.org, id, client.scopes.cut_to(&granted), org.limits().clone());
+        let [_, name, ..] = principal.attributes();
+        if org.has_revoked(claims::id(claims)?, name, Some(claims::issued_at(claims)?)) {
+            return Err(Reason::TokenRevoked.into());
+        }
         let only_for = (!is_for_whole).then(|| resource.clone());
         let basis = Basis { generation: self.policy.generation(), org, client: Some((client, signing_keys)) };
         Ok(Entry { principal, validity, only_for, key_set: None, basis })

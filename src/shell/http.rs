@@ -22,6 +22,7 @@ use crate::limits::service;
 use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
 use crate::mcp::reply::{ListReply, ListRequest, ResponseHead};
 use crate::principal::{ATTRIBUTES, Principal};
+use crate::request::CONNECTION;
 use crate::route::{RouteInvalid, RouteSettings};
 use crate::serialized_map::SerializedMap;
 use crate::time::UnixTime;
@@ -424,11 +425,12 @@ impl Plugin {
         let is_edited = self.gateway.borrow().as_ref().is_some_and(|gateway| {
             let removed = edits.remove.iter().all(|name| hostcalls::remove_request_header(name));
             let plain = !edits.accept_identity || hostcalls::add_request_header(ACCEPT_ENCODING, "identity");
+            let upgraded = !edits.is_upgrade_only || hostcalls::add_request_header(CONNECTION, "upgrade");
             let added = edits.principal.iter().all(|principal| {
                 let names = gateway.config.forward.identity_headers.iter();
                 names.zip(principal.attributes()).all(|(name, value)| hostcalls::add_request_header(name, value))
             });
-            removed && plain && added
+            removed && plain && upgraded && added
         });
         if !is_edited {
             log::error!("the request's headers could not be edited");
