@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::Uri;
 use serde::Deserialize;
 
-use crate::jwks::{Clusters, Timing};
+use crate::jwks::{Clusters, MAX_TIMEOUT, Timing};
 use crate::path::{McpPath, Resource};
 use crate::policy::remote::Place;
 use crate::policy::{Environment, Policy, Surroundings};
@@ -337,7 +337,7 @@ fn check_jwks(raw: &RawJwks, problems: &mut Problems) -> Option<Timing> {
         refetch_cooldown: refetch_cooldown?,
         max_stale: max_stale?,
     };
-    if timing.timeout < Duration::from_millis(1) || timing.timeout > Duration::from_secs(60) {
+    if timing.timeout < Duration::from_millis(1) || timing.timeout > MAX_TIMEOUT {
         // Envoy takes a timeout below a millisecond for none at all; a request waits as long as this.
         problems.add("jwks.timeout", "must be from 1ms to 60s");
     }
