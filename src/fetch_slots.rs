@@ -20,6 +20,9 @@ use crate::time::UnixTime;
 pub const MAX_FETCHES: usize = 64;
 /// Fetches in flight that are charged to one organization. Their answers take at most 64 MiB.
 pub const MAX_FETCHES_PER_ORG: usize = 2;
+/// How long an organization cannot use a slot again after its fetch ended. So providers that answer at once, each time with
+/// new keys, cause at most 20 fetches a second: to read a key set of 256 KiB takes each worker some milliseconds.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Longest time for which a slot can be taken. A slot that ends later was taken before the clock was set back.
 const LONGEST: Duration = MAX_TIMEOUT.saturating_add(CLAIM_MARGIN);
 
@@ -50,44 +53,63 @@ pub struct FetchSlot {
 pub fn take(orgs: impl Iterator<Item = OrgHash> + Clone, until: UnixTime, now: UnixTime, host: &dyn Host) -> Option<FetchSlot> {
     let mut charged = None;
     let update = host.update(NAME, &mut |bytes| {
-        let mut taken = read(bytes, now);
-        let in_flight = |org: OrgHash| taken.iter().filter(|slot| slot.org == org).count();
-        let counted = orgs.clone().map(|org| (org, in_flight(org)));
-        let (org, count) = counted.min_by_key(|(_, count)| *count)?;
-        if count >= MAX_FETCHES_PER_ORG || taken.len() >= MAX_FETCHES {
+        let mut taken = Taken::read(bytes, now);
+        let (org, count) = orgs.clone().map(|org| (org, taken.count(org))).min_by_key(|(_, count)| *count)?;
+        if count >= MAX_FETCHES_PER_ORG || taken.in_flight.len() >= MAX_FETCHES {
             return None;
         }
-        taken.push(FetchSlot { org, until });
+        taken.in_flight.push((org, until));
         charged = Some(org);
-        Some(write(&taken))
+        Some(taken.to_bytes())
     });
     // Under contention nothing was written.
     charged.filter(|_| update == Update::Changed).map(|org| FetchSlot { org, until })
 }
 
-/// Releases a slot when its fetch has ended.
+/// Releases a slot when its fetch has ended: for other organizations now, for its own after [`PAUSE`].
 pub fn release(slot: &FetchSlot, now: UnixTime, host: &dyn Host) {
     host.update(NAME, &mut |bytes| {
-        let mut taken = read(bytes, now);
+        let mut taken = Taken::read(bytes, now);
         // Slots of one organization with the same end are interchangeable.
-        let index = taken.iter().position(|taken| taken == slot)?;
-        taken.swap_remove(index);
-        Some(write(&taken))
+        let index = taken.in_flight.iter().position(|taken| *taken == (slot.org, slot.until))?;
+        taken.in_flight.swap_remove(index);
+        taken.paused.push((slot.org, now.plus(PAUSE)));
+        Some(taken.to_bytes())
     });
 }
 
-/// The slots that are taken at `now`. Bytes in another form count as no slots.
-fn read(bytes: &[u8], now: UnixTime) -> Vec<FetchSlot> {
-    let slots = bytes.as_chunks::<16>().0.iter().filter_map(|slot| {
-        let (org, until) = slot.split_first_chunk::<8>()?;
-        let until = UnixTime::from_millis(u64::from_le_bytes(until.try_into().ok()?));
-        Some(FetchSlot { org: OrgHash(*org), until })
-    });
-    slots.filter(|slot| slot.until.is_ahead(now, LONGEST)).collect()
+/// The slots that are taken, each with its end.
+struct Taken {
+    in_flight: Vec<(OrgHash, UnixTime)>,
+    paused: Vec<(OrgHash, UnixTime)>,
 }
 
-fn write(slots: &[FetchSlot]) -> Vec<u8> {
-    slots.iter().flat_map(|slot| [slot.org.0, slot.until.as_millis().to_le_bytes()]).flatten().collect()
+impl Taken {
+    /// Those that are still taken at `now`. Bytes in another form count as none.
+    fn read(bytes: &[u8], now: UnixTime) -> Self {
+        let mut taken = Self { in_flight: Vec::new(), paused: Vec::new() };
+        for [org, in_flight_until, paused_until] in bytes.as_chunks::<8>().0.as_chunks::<3>().0 {
+            let [in_flight_until, paused_until] =
+                [in_flight_until, paused_until].map(|millis| UnixTime::from_millis(u64::from_le_bytes(*millis)));
+            if in_flight_until.is_ahead(now, LONGEST) {
+                taken.in_flight.push((OrgHash(*org), in_flight_until));
+            } else if paused_until.is_ahead(now, PAUSE) {
+                taken.paused.push((OrgHash(*org), paused_until));
+            }
+        }
+        taken
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let never = [0; 8];
+        let bytes = |until: &UnixTime| until.as_millis().to_le_bytes();
+        let in_flight = self.in_flight.iter().map(|(org, until)| [org.0, bytes(until), never]);
+        in_flight.chain(self.paused.iter().map(|(org, until)| [org.0, never, bytes(until)])).flatten().flatten().collect()
+    }
+
+    fn count(&self, org: OrgHash) -> usize {
+        self.in_flight.iter().chain(&self.paused).filter(|(charged, _)| *charged == org).count()
+    }
 }
 
 #[cfg(test)]
@@ -114,8 +136,10 @@ mod tests {
         assert_eq!(take_at(NOW, &[org(1)], &host), None);
         assert!(take_at(NOW, &[org(2)], &host).is_some(), "another organization is not affected");
         release(&first, NOW, &host);
-        assert!(take_at(NOW, &[org(1)], &host).is_some());
-        assert_eq!(take_at(NOW, &[org(1)], &host), None);
+        assert_eq!(take_at(NOW.plus(Duration::from_millis(99)), &[org(1)], &host), None);
+        let after = NOW.plus(PAUSE);
+        assert!(take_at(after, &[org(1)], &host).is_some());
+        assert_eq!(take_at(after, &[org(1)], &host), None);
     }
 
     #[test]
@@ -154,7 +178,7 @@ mod tests {
     #[test]
     fn unreadable_slots_count_as_none_and_contention_as_full() {
         let host = TestHost::default();
-        host.update(NAME, &mut |_| Some(vec![0xff; 39]));
+        host.update(NAME, &mut |_| Some(vec![0xff; 71]));
         assert!(take_at(NOW, &[org(1)], &host).is_some());
         assert_eq!(take_at(NOW, &[org(1)], &TestHost::contended()), None);
     }

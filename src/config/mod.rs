@@ -501,6 +501,28 @@ mod tests {
     }
 
     #[test]
+    fn an_org_has_at_most_32_identity_providers() {
+        let provider = |number: usize, is_revoked: bool| {
+            let url = format!("https://idp.example/{number}");
+            json!({"issuer": url, "jwks_uri": url, "audience": "a", "revoked": is_revoked})
+        };
+        let problems = |count: usize, revoked: usize| {
+            let providers: Vec<Value> = (0..count + revoked).map(|number| provider(number, number >= count)).collect();
+            let mut config = minimal();
+            config["jwks"] = json!({"https_cluster": "c"});
+            config["policy"]["inline"]["orgs"]["acme"] = json!({"identity_providers": providers});
+            let problems = Config::parse(config.to_string().as_bytes(), &|_| None).err().unwrap_or_default();
+            problems.iter().map(Problem::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(problems(32, 10), [""; 0]);
+        assert_eq!(
+            problems(33, 0),
+            ["policy.inline.orgs.acme.identity_providers: expected at most 32 providers, found 33: the gateway must fetch \
+              the keys of each. Remove some, or move them to another organization"]
+        );
+    }
+
+    #[test]
     fn limits_are_checked() {
         for (store, expected) in [
             (json!({"store": "redis"}), "limits.store: is of another type or value"),

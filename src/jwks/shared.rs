@@ -51,7 +51,12 @@ impl KeySet {
     /// Compares the copy with what all threads share.
     fn read_shared(&mut self, names: &Names, now: UnixTime, timing: &Timing, host: &dyn Host) -> Result<(), JwkSetError> {
         let record = Record::from_bytes(&shared(&names.record, host));
-        self.sync(record, || shared(&names.document, host), now, timing)
+        let read = || {
+            let document = shared(&names.document, host);
+            // It is empty after it was forgotten.
+            if document.is_empty() { Ok(None) } else { JwkSet::parse(&document).map(Some) }
+        };
+        self.sync(record, read, now, timing)
     }
 }
 
@@ -77,7 +82,7 @@ impl KeySets {
             fetch_slots::release(&slot, now, host);
             return Ok(None);
         }
-        set.sync(claimed, Vec::new, now, timing)?;
+        set.sync(claimed, || Ok(None), now, timing)?;
         Ok(Some(Fetch { key_set: id, slot }))
     }
 
@@ -103,11 +108,22 @@ impl KeySets {
         // What the fetch brought is judged by the newest keys, which may come from another thread. If they cannot be read,
         // everything is new.
         let _ = set.read_shared(&names, now, timing, host);
+        let known = set.record.generation;
         let brought_a_key = set.keys.as_ref().is_none_or(|known| keys.has_more_than(known));
         let document = keys.to_document().into_bytes();
         host.update(&names.document, &mut |_| Some(document.clone()));
-        host.update(&names.record, &mut |bytes| Some(Record::from_bytes(bytes).succeeded(brought_a_key, now, timing).to_bytes()));
-        set.read_shared(&names, now, timing, host)
+        let mut written = None;
+        host.update(&names.record, &mut |bytes| {
+            let record = Record::from_bytes(bytes);
+            let finished = record.succeeded(brought_a_key, now, timing);
+            // To parse its own document again would take the thread some milliseconds.
+            written = (record.generation == known).then_some(finished);
+            Some(finished.to_bytes())
+        });
+        match written {
+            Some(record) => set.sync(record, || Ok(Some(keys.clone())), now, timing),
+            None => set.read_shared(&names, now, timing, host),
+        }
     }
 
     /// Forgets the sets that nobody has used for so long that their keys became too old, so that providers that come and go
