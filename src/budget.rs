@@ -34,6 +34,11 @@ const TOTAL: Amount = Amount { places: 8_192, bytes: 160 << 20 };
 /// The share of one org: an eighth of the places. Eight of the longest lists that are cut (4 MiB) fit into its bytes.
 const SHARE_OF_ORG: Amount = Amount { places: 1_024, bytes: 32 << 20 };
 
+/// The share of one org in questions to the rate limit service. So many are answered within 100 ms, the default timeout,
+/// by a service that answers 1,280 a second. With more, a burst could make its own questions time out, and `on_error:
+/// allow` would let it pass.
+const SHARE_OF_QUESTIONS: Amount = Amount { places: 128, bytes: 32 << 20 };
+
 /// The share of one key set, and of a path that serves all orgs: a quarter of the places. Several orgs may use one key
 /// set, and one of them cannot take the whole share.
 const SHARE_OF_MANY: Amount = Amount { places: 2_048, bytes: 48 << 20 };
@@ -58,6 +63,8 @@ pub enum Account {
     Unverified(OrgName),
     /// Requests of this org whose credential is good, and its lists that are cut.
     Org(OrgName),
+    /// Requests of this org about which the rate limit service is asked.
+    Questions(OrgName),
 }
 
 impl Account {
@@ -65,6 +72,7 @@ impl Account {
         match self {
             Self::FirstPolicy | Self::TokenEndpoint | Self::Refused => SHARE_OF_MANY,
             Self::Unverified(_) | Self::Org(_) => SHARE_OF_ORG,
+            Self::Questions(_) => SHARE_OF_QUESTIONS,
         }
     }
 }
@@ -333,6 +341,7 @@ mod tests {
             (Account::Refused, 2_048),
             (Account::Unverified(OrgName::parse("a").unwrap()), 1_024),
             (org("a"), 1_024),
+            (Account::Questions(OrgName::parse("a").unwrap()), 128),
         ] {
             let mut holds = held(&budget, &account, Waits::ForOthers, 10_000);
             assert_eq!(holds.len(), share, "{account:?}");

@@ -69,7 +69,7 @@ impl Admitted {
 
     /// The headers are edited before the service is asked, so that nothing of them has to be kept.
     fn ask(mut self, question: Vec<u8>, gateway: &Gateway, host: &dyn Host) -> Step {
-        let account = Account::Org(self.resource.org.clone());
+        let account = Account::Questions(self.resource.org.clone());
         match gateway.budget.hold(account, Waits::ForOthers, self.size.head()) {
             Some(hold) => {
                 let edits = std::mem::take(&mut self.forward.edits);

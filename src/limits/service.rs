@@ -1,6 +1,7 @@
 //! Counting by a fleet's rate limit service: `ShouldRateLimit` of `envoy.service.ratelimit.v3.RateLimitService`, one call
 //! a request, with every limit as an override, so that the service needs to know no org.
 
+use std::cell::Cell;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use prost::Message;
 use super::local::Exceeded;
 use super::standing::{Standing, Window};
 use super::{Kind, Subject, Subjects, Unit};
+use crate::time::UnixTime;
 
 /// The service's full name.
 pub const SERVICE: &str = "envoy.service.ratelimit.v3.RateLimitService";
@@ -22,6 +24,41 @@ const OK: i32 = 1;
 const OVER_LIMIT: i32 = 2;
 /// `envoy.type.v3.RateLimitUnit`
 const MONTH: i32 = 5;
+
+/// How long after its last answer the service counts as being there.
+const PRESENCE: Duration = Duration::from_secs(1);
+
+/// Whether the service is there, as far as a worker knows.
+///
+/// Envoy tells a module in the same way that a cluster has no host and that its circuit breaker is full. In the second
+/// case the burst of a client is the cause, and must not make `on_error: allow` let it pass.
+#[derive(Debug, Default)]
+pub struct Presence {
+    has_answered: Cell<bool>,
+    answered_at: Cell<UnixTime>,
+    looked_at: Cell<UnixTime>,
+}
+
+impl Presence {
+    /// The service answered.
+    pub fn answered(&self) {
+        self.has_answered.set(true);
+    }
+
+    /// Notes the time. An answer since the last call counts as one of this moment.
+    pub fn look(&self, now: UnixTime) {
+        self.looked_at.set(now);
+        if self.has_answered.take() {
+            self.answered_at.set(now);
+        }
+    }
+
+    /// Whether the service is there: it has answered within a second, or `open` questions wait for it.
+    pub fn is_there(&self, open: usize) -> bool {
+        let is_recent = self.answered_at.get().plus(PRESENCE).is_ahead(self.looked_at.get(), PRESENCE);
+        open > 0 || self.has_answered.get() || is_recent
+    }
+}
 
 /// `envoy.service.ratelimit.v3.RateLimitRequest`
 #[derive(Clone, PartialEq, Message)]
@@ -176,6 +213,25 @@ mod tests {
 
     fn status(code: i32, limit_remaining: u32, seconds: i64) -> Status {
         Status { code, limit_remaining, duration_until_reset: Some(prost_types::Duration { seconds, nanos: 0 }) }
+    }
+
+    #[test]
+    fn the_service_is_there_for_a_second_after_its_last_answer() {
+        let at = |millis| UnixTime::from_secs(1_800_000_000).plus(Duration::from_millis(millis));
+        let presence = Presence::default();
+        presence.look(at(0));
+        assert!(!presence.is_there(0) && presence.is_there(1));
+        presence.answered();
+        assert!(presence.is_there(0), "before the next look");
+        presence.look(at(20));
+        presence.look(at(1_019));
+        assert!(presence.is_there(0));
+        presence.look(at(1_020));
+        assert!(!presence.is_there(0));
+        presence.answered();
+        presence.look(at(5_000));
+        presence.look(at(0));
+        assert!(!presence.is_there(0), "the clock was put back");
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub(super) struct Plugin {
     held: RefCell<HashMap<u32, Held>>,
     /// The open questions to the rate limit service, by the number under which the answer comes.
     questions: RefCell<HashMap<u32, Question>>,
+    /// Whether the rate limit service is there.
+    presence: service::Presence,
     /// The root context.
     pub(super) root_id: Cell<u32>,
     /// Whether this thread has served a request.
@@ -376,13 +378,20 @@ impl Plugin {
                 self.questions.borrow_mut().insert(token, Question { stream: id, _hold: Rc::clone(exchange.hold()) });
                 self.hold(id, flow, Awaiting::Count(exchange, token));
             }
-            None => self.go_on(exchange, ServiceAnswer::None, id, flow),
+            None => {
+                let is_there = self.presence.is_there(self.questions.borrow().len());
+                let answer = if is_there { ServiceAnswer::Overflow } else { ServiceAnswer::None };
+                self.go_on(exchange, answer, id, flow);
+            }
         }
     }
 
     /// The rate limit service answered, or will not any more.
     pub(super) fn counted(&self, token: u32, status: u32, size: usize) {
         let answer = (status == 0 && size <= service::MAX_ANSWER_LENGTH).then(|| hostcalls::grpc_response(size));
+        if answer.is_some() {
+            self.presence.answered();
+        }
         let Some(Question { stream: id, .. }) = self.questions.borrow_mut().remove(&token) else { return };
         let is_its = |held: &mut Held| matches!(held.awaiting, Awaiting::Count(_, its) if its == token);
         let Some(Held { flow, awaiting: Awaiting::Count(exchange, _) }) = self.take_held(id, is_its) else { return };
@@ -538,6 +547,7 @@ impl Plugin {
 
     /// Decides the held streams for which something happened. Leaves one of them the current context.
     pub(super) fn wake(&self, now: UnixTime) {
+        self.presence.look(now);
         self.release_heads();
         for (id, Held { flow, awaiting }) in self.take_ready(now) {
             if !hostcalls::enter(id) {

@@ -45,6 +45,7 @@ pub struct Setup {
     request_timeout: &'static str,
     has_shipped_limits: bool,
     names: Value,
+    questions: u32,
     clusters: Vec<Value>,
     environment: Vec<(&'static str, String)>,
     /// Those variables that the VM gets.
@@ -89,6 +90,7 @@ impl Setup {
             request_timeout: "0s",
             has_shipped_limits: false,
             names: json!({}),
+            questions: 1_024,
             clusters: Vec::new(),
             environment: Vec::new(),
             host_env_keys: Vec::new(),
@@ -162,7 +164,16 @@ impl Setup {
 
     /// With a cluster `ratelimit` that leads to this port.
     pub fn rate_limit_service(self, port: u16) -> Self {
-        self.cluster(http2(local_cluster("ratelimit", port)))
+        let mut cluster = http2(local_cluster("ratelimit", port));
+        cluster["circuit_breakers"] =
+            json!({"thresholds": [{"max_requests": self.questions, "max_pending_requests": self.questions}]});
+        self.cluster(cluster)
+    }
+
+    /// With a circuit breaker for so many questions to the rate limit service, set before
+    /// [`Setup::rate_limit_service`]. Envoy's default is 1,024.
+    pub fn circuit_breaker(self, questions: u32) -> Self {
+        Self { questions, ..self }
     }
 
     /// With a cluster `settings` that leads to this port, and the token for what is there.
