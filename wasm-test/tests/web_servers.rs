@@ -21,8 +21,9 @@ struct WebServer {
     _folder: Folder,
 }
 
-/// Prints the variables of a CGI program.
-const CGI: &str = "#!/bin/sh\nprintf 'content-type: text/plain\\r\\n\\r\\n'\nenv\n";
+/// Prints the variables of a CGI program as the server set them: a name may stand there twice, and programs differ in which
+/// one they read.
+const CGI: &str = "#!/bin/sh\nprintf 'content-type: text/plain\\r\\n\\r\\n'\ntr '\\0' '\\n' < /proc/$$/environ\n";
 /// Prints the same as PHP sees it.
 const PHP: &str = r#"<?php header("content-type: text/plain"); foreach ($_SERVER as $name => $value) echo "$name=$value\n";"#;
 
@@ -114,13 +115,17 @@ async fn php(folder: &Folder) -> (Process, u16) {
     (php, port)
 }
 
-/// The variables that the application got.
+/// The variables that the application got. The values of a name that stands there twice are joined.
 async fn read(client: &Client, request: &Request) -> BTreeMap<String, String> {
     let reply = client.send(request).await;
     assert_eq!(reply.status, 200, "{reply:?}");
     let text = String::from_utf8_lossy(&reply.body).into_owned();
     let variable = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.trim_end().to_owned()));
-    text.lines().filter_map(variable).filter(|(name, _)| name.starts_with("HTTP_")).collect()
+    let mut variables = BTreeMap::new();
+    for (name, value) in text.lines().filter_map(variable).filter(|(name, _)| name.starts_with("HTTP_")) {
+        variables.entry(name).and_modify(|joined: &mut String| joined.push_str(&value)).or_insert(value.clone());
+    }
+    variables
 }
 
 /// `request` with these names in each spelling.
