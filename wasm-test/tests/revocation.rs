@@ -21,6 +21,9 @@ fn remote_plugin() -> Value {
     config
 }
 
+/// A name for the case, the member `revoked_tokens`, and tokens with whether each is good at acme then.
+type Revocation = (&'static str, Value, Vec<(String, bool)>);
+
 /// An issuer with a key, and tokens of it.
 struct World {
     key: Key,
@@ -50,7 +53,7 @@ impl World {
     }
 
     /// What is revoked, and whether each of these tokens is good then at acme.
-    fn revocations(&self) -> Vec<(&'static str, Value, Vec<(String, bool)>)> {
+    fn revocations(&self) -> Vec<Revocation> {
         let with = |changes| self.token(changes);
         let at = |moment: i64| jiff::Timestamp::from_second(moment).expect("a moment").to_string();
         let stopped = now() - 100;
@@ -90,12 +93,7 @@ impl World {
         ]
     }
 
-    async fn assert_holds(
-        &self,
-        gateway: &Gateway,
-        revocations: &[(&str, Value, Vec<(String, bool)>)],
-        mut put: impl AsyncFnMut(Value),
-    ) {
+    async fn assert_holds(&self, gateway: &Gateway, revocations: &[Revocation], mut put: impl AsyncFnMut(Value)) {
         for (what, revoked, tokens) in revocations {
             put(self.orgs(json!({}))).await;
             for (token, _) in tokens {
