@@ -5,6 +5,7 @@ RATELIMIT := .tools/bin/ratelimit
 KUBERNETES := .tools/bin/kubernetes
 PROMETHEUS := .tools/bin/prometheus
 FUNC_E := .tools/bin/func-e
+WEB_SERVERS := .tools/bin/php-cgi
 WRK = @command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
 # npm writes this file last.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
@@ -17,7 +18,7 @@ help: ## this list
 run: setup build ## the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C
 	@exec .tools/bin/python demo/run.py
 
-test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) ## every test: unit, property, end to end in real Envoy
+test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) $(WEB_SERVERS) ## every test: unit, property, end to end in real Envoy
 	@scripts/prerequisites test
 	cargo test --workspace --locked
 
@@ -74,6 +75,9 @@ $(KUBERNETES): scripts/kubernetes scripts/go scripts/go.txt $(wildcard wasm-test
 
 $(PROMETHEUS): scripts/prometheus $(TOOLS)
 	scripts/prometheus
+
+$(WEB_SERVERS): scripts/web-servers $(TOOLS)
+	scripts/web-servers
 
 $(FUNC_E): scripts/func-e scripts/go scripts/go.txt $(TOOLS)
 	scripts/func-e

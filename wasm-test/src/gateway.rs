@@ -42,6 +42,7 @@ pub struct Setup {
     routes: Option<Value>,
     holds_headers_alone: bool,
     passes_trailers: bool,
+    upgrade_types: Vec<&'static str>,
     request_timeout: &'static str,
     has_shipped_limits: bool,
     names: Value,
@@ -87,6 +88,7 @@ impl Setup {
             routes: None,
             holds_headers_alone: true,
             passes_trailers: false,
+            upgrade_types: Vec::new(),
             request_timeout: "0s",
             has_shipped_limits: false,
             names: json!({}),
@@ -209,8 +211,18 @@ impl Setup {
         self
     }
 
+    /// With upgrades to WebSocket allowed.
+    pub fn websockets(self) -> Self {
+        Self { upgrade_types: vec!["websocket"], ..self }
+    }
+
     /// Starts it in front of `upstream`.
     pub async fn start(self, upstream: &Server) -> Gateway {
+        self.start_at(upstream.port()).await
+    }
+
+    /// Starts it in front of the server at this port.
+    pub async fn start_at(self, upstream: u16) -> Gateway {
         let folder = Folder::new().expect("a folder");
         if self.filter_file.is_none() {
             folder.write(FILTER, &self.filter(&self.plugin).to_string()).expect("the filter is written");
@@ -254,13 +266,14 @@ impl Setup {
         }]})
     }
 
-    fn bootstrap(&self, upstream: &Server, folder: &Folder) -> Value {
+    fn bootstrap(&self, upstream: u16, folder: &Folder) -> Value {
         let any = json!([{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}]);
         let state = |name: &str| format!("%FILTER_STATE(wasm.apexmcp_{name}:PLAIN)%");
         let mut connection_manager = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "gateway",
             "http_protocol_options": {"enable_trailers": self.passes_trailers},
+            "upgrade_configs": self.upgrade_types.iter().map(|kind| json!({"upgrade_type": kind})).collect::<Vec<_>>(),
             "request_timeout": self.request_timeout,
             "route_config": {"virtual_hosts": [{
                 "name": "all", "domains": ["*"], "routes": self.routes.as_ref().unwrap_or(&any),
@@ -313,7 +326,7 @@ impl Setup {
             "name": "envoy.filters.network.http_connection_manager",
             "typed_config": connection_manager,
         }]}]);
-        let mut to_upstream = local_cluster("upstream", upstream.port());
+        let mut to_upstream = local_cluster("upstream", upstream);
         to_upstream["typed_extension_protocol_options"] =
             http_options(&json!({"http_protocol_options": {"enable_trailers": self.passes_trailers}}));
         let clusters: Vec<Value> = [to_upstream, jwks_cluster(&self.names)].into_iter().chain(self.clusters.clone()).collect();

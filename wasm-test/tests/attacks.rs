@@ -286,7 +286,16 @@ async fn headers_that_are_no_text_are_refused() {
 /// In HTTP/1.1 Envoy drops trailers unless it is told otherwise; in HTTP/2 it does not.
 #[tokio::test]
 async fn no_identity_comes_in_a_trailer() {
-    const TRAILERS: [&str; 5] = ["x-apexmcp-org", "x_apexmcp_scope", "authorization", "x-api-key", "x-checksum"];
+    const TRAILERS: [&str; 8] = [
+        "x-apexmcp-org",
+        "x_apexmcp_scope",
+        "x.apexmcp.principal",
+        "x'apexmcp~method",
+        "authorization",
+        "x-api-key",
+        "x!api|key",
+        "x-checksum",
+    ];
     let upstream = upstream::start().await;
     let keys = json!([api_key_record("key_all"), merged(api_key_record("key_notes"), &json!({"connectors": ["notes"]}))]);
     let mut config = plugin(&json!({"acme": {"api_keys": keys}}));
@@ -295,9 +304,9 @@ async fn no_identity_comes_in_a_trailer() {
     let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"notes__read"}}"#;
     let trailers: String = TRAILERS.iter().map(|name| format!("{name}: forged\r\n")).collect();
     for (path, key, expected) in [
-        ("/mcp/acme", "key_all", &TRAILERS[4..]),
+        ("/mcp/acme", "key_all", &TRAILERS[7..]),
         // Whose message is read, and who is decided when all has come.
-        ("/mcp/acme", "key_notes", &TRAILERS[4..]),
+        ("/mcp/acme", "key_notes", &TRAILERS[7..]),
         ("/elsewhere", "key_all", &TRAILERS),
     ] {
         let request = format!(

@@ -8,17 +8,18 @@ use http_body_util::Full;
 use hyper::Response;
 use serde_json::{Value, json};
 use walrus::ir::{BinaryOp, Value as Constant};
-use walrus::{ConstExpr, ExportItem, FunctionBuilder, Module, ValType};
+use walrus::{ConstExpr, ExportItem, FunctionBuilder, InstrSeqBuilder, LocalId, Module, ValType};
 use wasm_test::dns::{Failure, NameServer};
 use wasm_test::front::{Front, Way};
-use wasm_test::gateway::{Gateway, Setup, plugin};
+use wasm_test::gateway::{Gateway, ORIGIN, Setup, plugin};
 use wasm_test::http::{Client, Request};
 use wasm_test::issuer::{Behaviour, Issuer};
 use wasm_test::load::{Load, Loads, Stranger, strangers};
-use wasm_test::policy::{api_key, api_key_record, merged};
+use wasm_test::oauth::{PrivateKey, SECRET, WITH_KEY, WITH_SECRET, assertion_request, token_request};
+use wasm_test::policy::{api_key, api_key_record, merged, sha256};
 use wasm_test::process::{Folder, argument, run};
 use wasm_test::server::Server;
-use wasm_test::token::Key;
+use wasm_test::token::{Key, now};
 use wasm_test::upstream::{self, Arrived};
 use wasm_test::{eventually, repository};
 
@@ -254,28 +255,39 @@ async fn a_provider_whose_name_is_lost_later_stops_nobody_whose_key_is_known() {
     assert_eq!(loads.stop("names lost in six ways and found again").await, 0);
 }
 
-/// The module, but with a trap from this call on, the first being 1, of this callback of `(i32, i32, i32) -> i32`.
-fn trapping_at(callback: &str, call: i32) -> Vec<u8> {
+/// The module, but with a trap at the begin of this callback of `(i32, i32, i32) -> i32` where `traps` leaves something other
+/// than zero, for the callback's arguments.
+fn trapping(callback: &str, traps: impl FnOnce(&mut Module, &mut InstrSeqBuilder<'_>, [LocalId; 3])) -> Vec<u8> {
     let mut module = Module::from_file(repository().join("dist/apexmcp_auth.wasm")).expect("the module");
-    let calls = module.globals.add_local(ValType::I32, true, false, ConstExpr::Value(Constant::I32(0)));
-    let export = module.exports.iter_mut().find(|export| export.name == callback).expect("the callback");
-    let ExportItem::Function(callback) = export.item else { panic!("a function") };
+    let export = module.exports.iter().find(|export| export.name == callback).expect("the callback");
+    let (export, ExportItem::Function(callback)) = (export.id(), export.item) else { panic!("a function") };
     let arguments = [(); 3].map(|()| module.locals.add(ValType::I32));
     let mut builder = FunctionBuilder::new(&mut module.types, &[ValType::I32; 3], &[ValType::I32]);
     let mut body = builder.func_body();
-    body.global_get(calls).i32_const(1).binop(BinaryOp::I32Add).global_set(calls);
-    body.global_get(calls).i32_const(call).binop(BinaryOp::I32GeS).if_else(None, |then| _ = then.unreachable(), |_| {});
+    traps(&mut module, &mut body, arguments);
+    body.if_else(None, |then| _ = then.unreachable(), |_| {});
     arguments.iter().for_each(|argument| _ = body.local_get(*argument));
     body.call(callback);
-    export.item = builder.finish(arguments.to_vec(), &mut module.funcs).into();
+    let wrapped = builder.finish(arguments.to_vec(), &mut module.funcs);
+    module.exports.get_mut(export).item = wrapped.into();
     module.emit_wasm()
 }
 
-/// Gives the gateway such a module, from a folder that is to outlive it.
+/// Gives the gateway a module that traps from this call of this callback on, the first being 1, from a folder that is to
+/// outlive it.
 async fn load_trapping(gateway: &Gateway, callback: &str, call: i32) -> Folder {
+    let module = trapping(callback, |module, body, _| {
+        let calls = module.globals.add_local(ValType::I32, true, false, ConstExpr::Value(Constant::I32(0)));
+        body.global_get(calls).i32_const(1).binop(BinaryOp::I32Add).global_set(calls);
+        body.global_get(calls).i32_const(call).binop(BinaryOp::I32GeS);
+    });
+    load(gateway, module).await
+}
+
+async fn load(gateway: &Gateway, module: Vec<u8>) -> Folder {
     gateway.may_trap();
     let modules = Folder::new().expect("a folder");
-    std::fs::write(modules.file("trapping.wasm"), trapping_at(callback, call)).expect("a module");
+    std::fs::write(modules.file("trapping.wasm"), module).expect("a module");
     assert!(gateway.load_module(Some(&modules.file("trapping.wasm"))).await);
     modules
 }
@@ -422,4 +434,52 @@ async fn a_module_that_always_traps_lets_nobody_in() {
     assert_eq!(upstream.requests(), arrived);
     assert!(gateway.load_module(None).await);
     until_back(&gateway, &good).await;
+}
+
+/// What a worker counts in its memory begins anew after a trap; what all workers share does not.
+#[tokio::test]
+async fn a_trap_forgets_wrong_secrets_and_neither_used_assertions_nor_counts() {
+    const LONGEST: i32 = 20_000;
+    let (key, upstream) = (Key::first("a"), upstream::start().await);
+    let clients = json!([
+        {"client_id": WITH_SECRET, "secret_sha256": [sha256(SECRET)], "scopes": ["mcp:call"]},
+        {"client_id": WITH_KEY, "jwks": {"keys": [key.jwk()]}, "scopes": ["mcp:call"]},
+    ]);
+    let acme = json!({
+        "api_keys": [api_key_record("key_all")], "oauth_clients": clients, "limits": {"monthly_quota": 3},
+    });
+    let mut issuing = plugin(&json!({"acme": acme, "other": {"api_keys": [api_key_record("key_other")]}}));
+    issuing["policy"]["inline"]["signing_keys"] = json!([PrivateKey::new().record("k")]);
+    let gateway = Setup::new(issuing).start(&upstream).await;
+    let _modules = load(
+        &gateway,
+        trapping("proxy_on_request_body", |_, body, [_, length, _]| {
+            body.local_get(length).i32_const(LONGEST).binop(BinaryOp::I32GeS);
+        }),
+    )
+    .await;
+    let elsewhere = || Request::tools_list("/mcp/other").api_key(&api_key("key_other"));
+    until_back(&gateway, &elsewhere()).await;
+
+    let claims = json!({"iss": WITH_KEY, "sub": WITH_KEY, "aud": ORIGIN, "jti": "once", "iat": now(), "exp": now() + 300});
+    let assertion = assertion_request(&key.token(&claims));
+    let (wrong, call) = (token_request("wrong"), Request::tools_list("/mcp/acme").api_key(&api_key("key_all")));
+    let statuses = async |request: &Request, count: usize| {
+        let mut statuses = Vec::new();
+        for _ in 0..count {
+            statuses.push(gateway.send(request).await.status);
+        }
+        statuses
+    };
+    assert_eq!(statuses(&assertion, 2).await, [200, 401]);
+    assert_eq!(statuses(&call, 4).await, [200, 200, 200, 429]);
+    assert_eq!(statuses(&wrong, 11).await, [vec![401; 10], vec![429]].concat());
+
+    let fatal = elsewhere().body(vec![b'x'; LONGEST as usize]);
+    assert_eq!(gateway.send(&fatal).await.status, 503);
+    until_back(&gateway, &elsewhere()).await;
+    assert_eq!(gateway.stat("wasm.apexmcp.vm_reload_success").await, 1, "one trap");
+    assert_eq!(statuses(&assertion, 1).await, [401], "a used assertion stays used");
+    assert_eq!(statuses(&call, 1).await, [429], "the month's count stays");
+    assert_eq!(statuses(&wrong, 11).await, [vec![401; 10], vec![429]].concat(), "wrong secrets are counted anew");
 }

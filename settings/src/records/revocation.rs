@@ -146,4 +146,45 @@ mod tests {
         assert_eq!(revoked(ahead, "4"), ["1", "2", "3", "4"]);
         assert_eq!(revoked(ahead, "5"), ["2", "4", "5"], "what is over is forgotten");
     }
+
+    /// The tokens of a provider live as long as it wants.
+    #[test]
+    fn revocations_of_an_org_with_a_provider_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut database = Database::create(&folder.path().join("test.db"), |_| Ok(())).unwrap();
+        let now = Moment::parse("2026-01-01T00:00:00Z").unwrap();
+        let later = |times| Actor { name: "test".to_owned(), now: now.plus(LONGEST_LIFE * times).unwrap() };
+        let principal = "with/idp/https://idp.example/a%2525b#agent-7";
+        let kept = database
+            .change(|change| {
+                for org in ["with", "without"] {
+                    org::create(change, &later(0), org)?;
+                }
+                change.execute(
+                    "INSERT INTO identity_providers (org, issuer, jwks_uri, audiences, configured_at)
+                        VALUES ('with', 'https://idp.example/a%25b', 'https://idp.example/keys', '[\"a\"]', '2026-01-01T00:00:00Z')",
+                    [],
+                )?;
+                of_principal(change, &later(0), "with", principal, now)?;
+                for (number, org) in [(0, "with"), (0, "without"), (2, "with"), (4, "with")] {
+                    of_token(change, &later(number), org, &format!("{org} {number}"))?;
+                }
+                for (org, whose) in [
+                    ("without", principal),
+                    ("with", "with/idp/https://idp.example#agent-7"),
+                    ("with", "with/idp/https://idp.example/a%2525b#"),
+                    ("with", "with/idp/https://idp.example/a%2525b#a b"),
+                    ("with", "with/key/key_1"),
+                    ("with", "agent-7"),
+                ] {
+                    assert!(of_principal(change, &later(0), org, whose, now).is_err(), "{org} {whose}");
+                }
+                let jtis = super::super::rows(change, "SELECT jti FROM revoked_tokens ORDER BY jti", [], |row| row.get(0))?;
+                let principals: Vec<String> =
+                    super::super::rows(change, "SELECT client_id FROM revoked_clients", [], |row| row.get(0))?;
+                Ok([jtis, principals].concat())
+            })
+            .unwrap();
+        assert_eq!(kept, ["with 0", "with 2", "with 4", principal], "of the org without a provider, the old one is forgotten");
+    }
 }

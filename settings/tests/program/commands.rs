@@ -199,6 +199,7 @@ fn what_cannot_be_is_refused_in_one_line() {
         (&["signing-key", "use", "none"], "no signing key"),
         (&["token", "revoke", "--org", "acme", "--client", "apx_client_none"], "no client"),
         (&["token", "revoke", "--org", "acme", "--jti", ""], "--jti"),
+        (&["token", "revoke", "--org", "acme", "--principal", "acme/idp/https://idp#a"], "apexmcp sso list"),
         (&["token", "revoke", "--org", "acme", "--jti", "\u{2066}"], "--jti"),
         (&["policy", "check", "absent.json"], "cannot be read"),
         (&["ecds", "write"], "ecds enable"),
@@ -300,6 +301,7 @@ fn a_wrong_command_line_is_2_and_help_is_0() {
         &["org", "delete", "acme"],
         &["token", "revoke", "--org", "acme"],
         &["token", "revoke", "--org", "acme", "--jti", "j", "--client", "c"],
+        &["token", "revoke", "--org", "acme", "--principal", "p", "--client", "c"],
         &["sso", "configure", "--org", "acme", "--issuer", "https://a", "--jwks-uri", "https://a/k"],
         &["plugin-config", "--format", "nginx"],
     ] {
