@@ -44,6 +44,8 @@ pub struct Setup {
     passes_trailers: bool,
     request_timeout: &'static str,
     names: Value,
+    /// Envoy's runtime: keys and values.
+    runtime: Value,
     clusters: Vec<Value>,
     environment: Vec<(&'static str, String)>,
     /// Those variables that the VM gets.
@@ -87,6 +89,7 @@ impl Setup {
             passes_trailers: false,
             request_timeout: "0s",
             names: json!({}),
+            runtime: json!({}),
             clusters: Vec::new(),
             environment: Vec::new(),
             host_env_keys: Vec::new(),
@@ -151,6 +154,11 @@ impl Setup {
             "host_ttl": "0.001s",
         });
         Self { names, ..self }
+    }
+
+    /// With these keys in Envoy's runtime.
+    pub fn runtime(self, runtime: Value) -> Self {
+        Self { runtime, ..self }
     }
 
     /// With a cluster `ratelimit` that leads to this port.
@@ -284,6 +292,7 @@ impl Setup {
         json!({
             "node": {"id": "gateway", "cluster": "gateway"},
             "admin": {"address": address(0)},
+            "layered_runtime": {"layers": [{"name": "test", "static_layer": self.runtime}]},
             // By these the filter's metrics get their labels.
             "stats_config": complete_gateway()["stats_config"],
             "static_resources": {
