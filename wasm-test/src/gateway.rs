@@ -47,6 +47,8 @@ pub struct Setup {
     has_shipped_limits: bool,
     names: Value,
     questions: u32,
+    /// Envoy's runtime: keys and values.
+    runtime: Value,
     clusters: Vec<Value>,
     environment: Vec<(&'static str, String)>,
     /// Those variables that the VM gets.
@@ -93,6 +95,7 @@ impl Setup {
             has_shipped_limits: false,
             names: json!({}),
             questions: 1_024,
+            runtime: json!({}),
             clusters: Vec::new(),
             environment: Vec::new(),
             host_env_keys: Vec::new(),
@@ -162,6 +165,11 @@ impl Setup {
             "host_ttl": "0.001s",
         });
         Self { names, ..self }
+    }
+
+    /// With these keys in Envoy's runtime.
+    pub fn runtime(self, runtime: Value) -> Self {
+        Self { runtime, ..self }
     }
 
     /// With a cluster `ratelimit` that leads to this port.
@@ -333,6 +341,7 @@ impl Setup {
         json!({
             "node": {"id": "gateway", "cluster": "gateway"},
             "admin": {"address": address(0)},
+            "layered_runtime": {"layers": [{"name": "test", "static_layer": self.runtime}]},
             // By these the filter's metrics get their labels.
             "stats_config": shipped["stats_config"],
             "overload_manager": if self.has_shipped_limits { &shipped["overload_manager"] } else { &Value::Null },
