@@ -75,6 +75,8 @@ pub enum Reason {
     JwksUnavailable,
     /// The module has no policy to decide by.
     PolicyUnavailable,
+    /// The worker holds so many requests, or so many bytes of them, that this one cannot wait.
+    Overloaded,
     /// The route's metadata can't be read.
     RouteInvalid,
 }
@@ -155,6 +157,7 @@ impl Reason {
             }
             Self::RouteInvalid => unavailable("route_invalid", "The route is misconfigured. Tell its operator."),
             Self::PolicyUnavailable => unavailable("policy_unavailable", "The gateway has no policy yet. Try again."),
+            Self::Overloaded => unavailable("overloaded", "Too many requests are waiting. Try again."),
         }
     }
 

@@ -1,12 +1,16 @@
 //! One request, from its head to its end, as states that consume themselves.
 //!
-//! The shell hands in what happened and does what the returned [`Step`] says. A request that waits is held as an
-//! [`AwaitingKeySet`]; dropping it is all that a stream which dies has to do.
+//! The shell hands in what happened and does what the returned [`Step`] says. A request that waits is held as a value such
+//! as [`AwaitingKeySet`]. Dropping that value is all that has to be done for a stream that ends.
+//!
+//! No state keeps the head of its request: Envoy has it as long as the stream is paused, and the shell reads it again.
+//! Each state has a [`Hold`] of the worker's budget for what Envoy keeps.
 
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::budget::{Account, Hold, Waits};
 use crate::config::{Mode, UnmatchedPaths};
 use crate::denial::{Denial, LocalReply, OK, Reason};
 use crate::gateway::{Admission, Findings, Gateway, NotAdmitted};
@@ -17,9 +21,8 @@ use crate::mcp::reply::ListRequest;
 use crate::oauth::discovery::{self, Endpoint};
 use crate::oauth::token_endpoint::{MAX_BODY_LENGTH, TokenError};
 use crate::path::Resource;
-use crate::places::Place;
 use crate::principal::Principal;
-use crate::request::RequestHead;
+use crate::request::{CONNECTION, RequestHead};
 use crate::route::{RouteMode, RouteSettings};
 use crate::time::UnixTime;
 
@@ -28,10 +31,11 @@ mod message;
 mod refusal;
 
 use count::Admitted;
-pub use count::{AwaitingCount, ServiceOutcome};
+pub use count::{AwaitingCount, ServiceAnswer, ServiceOutcome};
 use message::Content;
 pub use message::{AwaitingMessage, MAX_MESSAGE_READ};
 pub use refusal::AwaitingRest;
+use refusal::Size;
 
 /// How long a body may take. It is a short one.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,20 +61,30 @@ pub enum Step {
     /// Hold it until its body is whole, or [`AwaitingBody::is_overdue`].
     ReadBody(AwaitingBody),
     /// Edit the headers, and hold the body until it is whole: [`AwaitingMessage::proceed`]. The head may go on before.
-    Inspect(Forward, AwaitingMessage),
-    /// Hold it until the rate limit service has answered [`AwaitingCount::question`].
-    Count(AwaitingCount),
+    Inspect(Edits, AwaitingMessage),
+    /// Edit the headers, ask the rate limit service this question, and hold the request until it has answered.
+    Count(Edits, Vec<u8>, AwaitingCount),
+}
+
+/// How the headers of a request are changed before it goes on to the connectors.
+#[derive(Debug, Default)]
+pub struct Edits {
+    /// Headers to remove, each occurrence: the credential, and whatever looks like an identity.
+    pub remove: Vec<Cow<'static, str>>,
+    /// Whether the response must not be compressed.
+    pub accept_identity: bool,
+    /// Whether the connection header is replaced by `upgrade`: the client's named other headers, which a proxy behind
+    /// would remove, identity headers too.
+    pub is_upgrade_only: bool,
+    /// Whose identity headers are added.
+    pub principal: Option<Rc<Principal>>,
 }
 
 /// How a request goes on to the connectors.
 #[derive(Debug, Default)]
 pub struct Forward {
-    /// Headers to remove, each occurrence: the credential, and whatever looks like an identity.
-    pub remove: Vec<Cow<'static, str>>,
-    /// Whether the response must not be compressed.
-    pub accept_identity: bool,
-    /// Whose identity headers are added.
-    pub principal: Option<Rc<Principal>>,
+    /// The changes of its headers.
+    pub edits: Edits,
     /// How lists that come back are to be cut.
     pub lists: Option<ListRequest>,
     /// What the response tells of the limits.
@@ -117,12 +131,13 @@ struct Request {
 /// A request that cannot be decided before a key set was fetched.
 #[derive(Debug)]
 pub struct AwaitingKeySet {
-    request: Request,
+    resource: Resource,
+    mode: Mode,
     key_set: KeySetId,
     seen_revision: u64,
     /// As those below, never later than its whole time from the last look at the clock, which may be put back.
     deadline: UnixTime,
-    _place: Place,
+    hold: Hold,
 }
 
 /// Decides on a request at `now`.
@@ -135,10 +150,10 @@ pub fn start(gateway: &mut Gateway, head: RequestHead, route: RouteSettings, now
     let endpoint = Endpoint::at(head.path(), &gateway.config);
     let by_path = gateway.config.gateway.mcp_path.resource(head.path());
     if gateway.policy.generation() == 0 && (endpoint.is_some() || by_path.is_some() || route.org.is_some()) {
-        return wait_for_policy(gateway, head, route, mode, now, host);
+        return wait_for_policy(gateway, &head, route, mode, now, host);
     }
     if let Some(endpoint) = endpoint {
-        return answer(gateway, head, &endpoint, now, host);
+        return answer(gateway, &head, &endpoint, now, host);
     }
     let resource = match (route.org, by_path) {
         (Some(org), by_path) => {
@@ -147,7 +162,7 @@ pub fn start(gateway: &mut Gateway, head: RequestHead, route: RouteSettings, now
             Resource { org, connector: route.connector.or(in_path) }
         }
         (None, Some(resource)) => Resource { connector: route.connector.or(resource.connector), ..resource },
-        (None, None) => return unmatched(gateway, head, mode, host),
+        (None, None) => return unmatched(gateway, &head, mode, host),
     };
     match (Request { head, resource, mode }).decide(gateway, now, host) {
         Decision::Made(step) => step,
@@ -158,25 +173,24 @@ pub fn start(gateway: &mut Gateway, head: RequestHead, route: RouteSettings, now
 /// A request that came before the first policy.
 #[derive(Debug)]
 pub struct AwaitingPolicy {
-    head: RequestHead,
     route: RouteSettings,
     mode: Mode,
     deadline: UnixTime,
-    _place: Place,
+    hold: Hold,
 }
 
 fn wait_for_policy(
     gateway: &Gateway,
-    head: RequestHead,
+    head: &RequestHead,
     route: RouteSettings,
     mode: Mode,
     now: UnixTime,
     host: &dyn Host,
 ) -> Step {
     let deadline = now.plus(patience(gateway));
-    match gateway.wait_for_policy() {
-        Some(place) => Step::AwaitPolicy(AwaitingPolicy { head, route, mode, deadline, _place: place }),
-        None => refuse(gateway, &head, None, mode, Reason::PolicyUnavailable.into(), Findings::default(), host),
+    match gateway.budget.hold(Account::FirstPolicy, Waits::ForOthers, head.length()) {
+        Some(hold) => Step::AwaitPolicy(AwaitingPolicy { route, mode, deadline, hold }),
+        None => refuse(gateway, head, None, mode, Reason::Overloaded.into(), Findings::default(), host),
     }
 }
 
@@ -186,61 +200,74 @@ fn patience(gateway: &Gateway) -> Duration {
 }
 
 impl AwaitingPolicy {
-    /// Whether the policy came, or the request has waited long enough.
+    /// Whether the policy came, the request has waited long enough, or its place is needed.
     pub fn is_ready(&mut self, gateway: &Gateway, now: UnixTime) -> bool {
         self.deadline = self.deadline.min(now.plus(patience(gateway)));
-        now >= self.deadline || gateway.policy.generation() != 0
+        now >= self.deadline || gateway.policy.generation() != 0 || self.hold.is_given_up()
     }
 
     /// Begins anew with the policy, or gives up without.
-    pub fn proceed(self, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
-        if gateway.policy.generation() == 0 {
-            let denial = Reason::PolicyUnavailable.into();
-            return refuse(gateway, &self.head, None, self.mode, denial, Findings::default(), host);
+    pub fn proceed(self, head: RequestHead, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
+        if gateway.policy.generation() != 0 {
+            return start(gateway, head, self.route, now, host);
         }
-        start(gateway, self.head, self.route, now, host)
+        let reason = if self.hold.is_given_up() { Reason::Overloaded } else { Reason::PolicyUnavailable };
+        refuse(gateway, &head, None, self.mode, reason.into(), Findings::default(), host)
+    }
+
+    /// What the worker's budget holds for it.
+    pub fn hold(&self) -> &Hold {
+        &self.hold
     }
 }
 
 /// A request to the filter itself.
-fn answer(gateway: &Gateway, head: RequestHead, endpoint: &Endpoint, now: UnixTime, host: &dyn Host) -> Step {
+fn answer(gateway: &Gateway, head: &RequestHead, endpoint: &Endpoint, now: UnixTime, host: &dyn Host) -> Step {
     let (reply, outcome) = match endpoint {
-        Endpoint::Document(document) => gateway.document(document, &head, host),
+        Endpoint::Document(document) => gateway.document(document, head, host),
         Endpoint::Authorization | Endpoint::Token if !gateway.issues_tokens(host) => {
             (Denial::from(Reason::PathUnmatched).reply(None), Reason::PathUnmatched.word())
         }
-        Endpoint::Authorization => discovery::refuse_authorization(&head),
+        Endpoint::Authorization => discovery::refuse_authorization(head),
         Endpoint::Token if head.method() == b"POST" => {
-            return Step::ReadBody(AwaitingBody { head, deadline: now.plus(BODY_TIMEOUT) });
+            return match gateway.budget.hold(Account::TokenEndpoint, Waits::ForClient, head.length()) {
+                Some(hold) => Step::ReadBody(AwaitingBody { deadline: now.plus(BODY_TIMEOUT), hold }),
+                None => token_step(Err(TokenError::Overloaded)),
+            };
         }
         Endpoint::Token => (TokenError::MethodNotAllowed.reply(), TokenError::MethodNotAllowed.word()),
     };
     Step::Reply(reply, Record::Endpoint { endpoint: endpoint.word(), outcome })
 }
 
-/// A request to the token endpoint, of which the head is known.
+/// A request to the token endpoint whose form has not come whole.
 #[derive(Debug)]
 pub struct AwaitingBody {
-    head: RequestHead,
     deadline: UnixTime,
+    hold: Hold,
 }
 
 impl AwaitingBody {
-    /// Whether the body has been coming for too long. Where Envoy was not told to go on with bodies while heads are
-    /// held (`allow_on_headers_stop_iteration`), it never comes.
+    /// Whether the body has been coming for too long, or the request's place is needed. Where Envoy was not told to go on
+    /// with bodies while heads are held (`allow_on_headers_stop_iteration`), the body never comes.
     pub fn is_overdue(&mut self, now: UnixTime) -> bool {
         self.deadline = self.deadline.min(now.plus(BODY_TIMEOUT));
-        now >= self.deadline
+        now >= self.deadline || self.hold.is_given_up()
     }
 
-    /// Answers with the whole body, or with its first [`MAX_BODY_READ`] bytes.
-    pub fn proceed(self, body: &[u8], gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
-        token_step(gateway.issue_token(&self.head, body, now, host))
+    /// Answers the request of `head` with the whole body, or with its first [`MAX_BODY_READ`] bytes.
+    pub fn proceed(self, head: &RequestHead, body: &[u8], gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
+        token_step(gateway.issue_token(head, body, now, host))
     }
 
     /// Answers although no whole body came.
-    pub fn give_up(self, why: TokenError) -> Step {
-        token_step(Err(why))
+    pub fn give_up(self) -> Step {
+        token_step(Err(if self.hold.is_given_up() { TokenError::Overloaded } else { TokenError::BodyTimeout }))
+    }
+
+    /// What the worker's budget holds for it.
+    pub fn hold(&self) -> &Hold {
+        &self.hold
     }
 }
 
@@ -253,12 +280,12 @@ fn token_step(issued: Result<LocalReply, TokenError>) -> Step {
 }
 
 /// A path that is no MCP endpoint. One that a server behind might take for one is refused in any case.
-fn unmatched(gateway: &Gateway, head: RequestHead, mode: Mode, host: &dyn Host) -> Step {
+fn unmatched(gateway: &Gateway, head: &RequestHead, mode: Mode, host: &dyn Host) -> Step {
     let gateway_settings = &gateway.config.gateway;
     if gateway_settings.unmatched_paths == UnmatchedPaths::Allow && !gateway_settings.mcp_path.may_be_read_as_mcp(head.path()) {
         return Step::Pass;
     }
-    refuse(gateway, &head, None, mode, Reason::PathUnmatched.into(), Findings::default(), host)
+    refuse(gateway, head, None, mode, Reason::PathUnmatched.into(), Findings::default(), host)
 }
 
 /// A request on a route whose settings can't be read.
@@ -269,6 +296,7 @@ pub fn refuse_invalid_route(gateway: &Gateway, head: &RequestHead, host: &dyn Ho
 /// The header by which a response may be compressed.
 pub const ACCEPT_ENCODING: &str = "accept-encoding";
 
+#[expect(clippy::large_enum_variant, reason = "it lives for one call")]
 enum Decision {
     Made(Step),
     NeedsKeySet(Request, KeySetId),
@@ -282,7 +310,7 @@ impl Request {
             Ok(Admission::ByMessage(principal)) => match message::check_head(&self.head) {
                 Err(reason) => self.refuse(gateway, reason.into(), findings, host),
                 Ok(Content::Nothing) => self.admitted(gateway, principal, findings).count(gateway, now, host),
-                Ok(Content::Message) => self.inspect(gateway, principal, findings),
+                Ok(Content::Message) => self.inspect(gateway, principal, findings, host),
             },
             Err(NotAdmitted::Denied(denial)) => self.refuse(gateway, denial, findings, host),
             Err(NotAdmitted::AwaitKeySet(key_set)) => return Decision::NeedsKeySet(self, key_set),
@@ -290,27 +318,36 @@ impl Request {
     }
 
     fn wait(self, gateway: &Gateway, key_set: KeySetId, now: UnixTime, host: &dyn Host) -> Step {
-        let set = gateway.key_sets.get(key_set);
-        match set.and_then(|set| Some((set.wait()?, set.revision()))) {
-            Some((place, seen_revision)) => {
+        let Some(set) = gateway.key_sets.get(key_set) else {
+            return self.refuse(gateway, Reason::JwksUnavailable.into(), Findings::default(), host);
+        };
+        match gateway.budget.hold_for_key_set(self.resource.org.clone(), key_set, self.head.length()) {
+            Some(hold) => {
                 let deadline = now.plus(gateway.config.jwks.timeout);
-                Step::Await(AwaitingKeySet { request: self, key_set, seen_revision, deadline, _place: place })
+                let Self { resource, mode, .. } = self;
+                Step::Await(AwaitingKeySet { resource, mode, key_set, seen_revision: set.revision(), deadline, hold })
             }
-            None => self.refuse(gateway, Reason::JwksUnavailable.into(), Findings::default(), host),
+            None => self.refuse(gateway, Reason::Overloaded.into(), Findings::default(), host),
         }
     }
 
     fn admitted(self, gateway: &Gateway, principal: Rc<Principal>, findings: Findings) -> Admitted {
-        let forward = forward(gateway, &self.head, Some(Rc::clone(&principal)));
-        Admitted { head: Some(self.head), resource: self.resource, mode: self.mode, principal, forward, findings }
+        let edits = edits(gateway, &self.head, Some(Rc::clone(&principal)));
+        let forward = Forward { edits, ..Forward::default() };
+        let size = Size::of(&self.head);
+        Admitted { size, resource: self.resource, mode: self.mode, principal, forward, findings }
     }
 
     /// The joined endpoint, asked by who may use some of the connectors behind it.
-    fn inspect(self, gateway: &Gateway, principal: Rc<Principal>, findings: Findings) -> Step {
-        let mut forward = forward(gateway, &self.head, Some(Rc::clone(&principal)));
-        forward.remove.extend(self.head.values(ACCEPT_ENCODING).next().map(|_| Cow::Borrowed(ACCEPT_ENCODING)));
-        forward.accept_identity = true;
-        Step::Inspect(forward, AwaitingMessage::new(self, principal, findings))
+    fn inspect(self, gateway: &Gateway, principal: Rc<Principal>, findings: Findings, host: &dyn Host) -> Step {
+        let account = Account::Org(self.resource.org.clone());
+        let Some(hold) = gateway.budget.hold(account, Waits::ForClient, self.head.length()) else {
+            return self.refuse(gateway, Reason::Overloaded.into(), findings, host);
+        };
+        let mut edits = edits(gateway, &self.head, Some(Rc::clone(&principal)));
+        edits.remove.extend(self.head.values(ACCEPT_ENCODING).next().map(|_| Cow::Borrowed(ACCEPT_ENCODING)));
+        edits.accept_identity = true;
+        Step::Inspect(edits, AwaitingMessage::new(self, principal, findings, hold))
     }
 
     fn refuse(self, gateway: &Gateway, denial: Denial, findings: Findings, host: &dyn Host) -> Step {
@@ -319,24 +356,38 @@ impl Request {
 }
 
 impl AwaitingKeySet {
-    /// Whether something happened that may decide the request, or it has waited long enough.
+    /// Whether something happened that may decide the request, it has waited long enough, or its place is needed.
     pub fn is_ready(&mut self, gateway: &Gateway, now: UnixTime) -> bool {
         self.deadline = self.deadline.min(now.plus(gateway.config.jwks.timeout));
-        now >= self.deadline || gateway.key_sets.get(self.key_set).is_none_or(|set| set.revision() != self.seen_revision)
+        let is_changed = || gateway.key_sets.get(self.key_set).is_none_or(|set| set.revision() != self.seen_revision);
+        now >= self.deadline || self.hold.is_given_up() || is_changed()
     }
 
-    /// Decides again, or goes on waiting until the deadline.
-    pub fn proceed(self, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
-        match self.request.decide(gateway, now, host) {
-            Decision::Made(step) => step,
-            Decision::NeedsKeySet(request, key_set) if now < self.deadline => {
-                let seen_revision = gateway.key_sets.get(key_set).map_or(self.seen_revision, KeySet::revision);
-                Step::Await(Self { request, key_set, seen_revision, ..self })
-            }
-            Decision::NeedsKeySet(request, _) => {
-                request.refuse(gateway, Reason::JwksUnavailable.into(), Findings::default(), host)
-            }
+    /// Decides again on the request of `head`, or goes on waiting until the deadline.
+    pub fn proceed(self, head: RequestHead, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
+        let Self { resource, mode, key_set: awaited, deadline, hold, .. } = self;
+        let refused = |request: Request, gateway: &Gateway, reason: Reason| {
+            request.refuse(gateway, reason.into(), Findings::default(), host)
+        };
+        let request = Request { head, resource, mode };
+        if hold.is_given_up() {
+            return refused(request, gateway, Reason::Overloaded);
         }
+        match request.decide(gateway, now, host) {
+            Decision::Made(step) => step,
+            // A hold is for one key set. The new policy may name another one.
+            Decision::NeedsKeySet(request, key_set) if now < deadline && key_set == awaited => {
+                let seen_revision = gateway.key_sets.get(key_set).map_or(0, KeySet::revision);
+                let Request { resource, mode, .. } = request;
+                Step::Await(Self { resource, mode, key_set, seen_revision, deadline, hold })
+            }
+            Decision::NeedsKeySet(request, _) => refused(request, gateway, Reason::JwksUnavailable),
+        }
+    }
+
+    /// What the worker's budget holds for it.
+    pub fn hold(&self) -> &Hold {
+        &self.hold
     }
 }
 
@@ -352,20 +403,23 @@ fn refuse(
     let principal = findings.principal.clone();
     let record = Record::Resource { refused: Some(denial.reason), findings };
     match mode {
-        Mode::Enforce => refusal::step(gateway, Some(head), gateway.reply(&denial, resource, host), record),
+        Mode::Enforce => refusal::step(gateway, Size::of(head), gateway.reply(&denial, resource, host), record),
         // What was proven is asserted. Nothing else is, and nobody else may assert it.
-        Mode::Shadow => Step::Forward(forward(gateway, head, principal), record),
+        Mode::Shadow => Step::Forward(Forward { edits: edits(gateway, head, principal), ..Forward::default() }, record),
     }
 }
 
-fn forward(gateway: &Gateway, head: &RequestHead, principal: Option<Rc<Principal>>) -> Forward {
+fn edits(gateway: &Gateway, head: &RequestHead, principal: Option<Rc<Principal>>) -> Edits {
     let settings = &gateway.config.forward;
-    let spoofed = head.names_below(&settings.header_prefix).map(|name| Cow::Owned(name.to_owned()));
-    let mut remove: Vec<Cow<'static, str>> = spoofed.collect();
+    let mut remove: Vec<Cow<'static, str>> =
+        head.forged(&settings.header_prefix).map(|name| Cow::Owned(name.to_owned())).collect();
     if principal.is_some() && settings.strip_credentials {
         remove.extend(head.credential_headers().map(|(header, _)| Cow::Borrowed(header.name())));
     }
-    Forward { remove, principal, ..Forward::default() }
+    let nominates = head.nominates_headers();
+    remove.extend(nominates.then_some(Cow::Borrowed(CONNECTION)));
+    let is_upgrade_only = nominates && head.values("upgrade").next().is_some();
+    Edits { remove, is_upgrade_only, principal, accept_identity: false }
 }
 
 #[cfg(test)]

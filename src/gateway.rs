@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::budget::Budget;
 use crate::config::{Config, LimitStore, RemoteSettings};
 use crate::credential::{self, Credential};
 use crate::denial::{Denial, LocalReply, Reason};
@@ -20,7 +21,6 @@ use crate::oauth::attempts::Attempts;
 use crate::oauth::discovery::Document;
 use crate::oauth::token_endpoint::{TokenEndpoint, TokenError};
 use crate::path::Resource;
-use crate::places::{Place, Places};
 use crate::policy::Policy;
 use crate::policy::remote::{Publication, RemotePolicy};
 use crate::policy::source::PolicySource;
@@ -42,10 +42,8 @@ pub struct Gateway {
     pub policy: PolicySource,
     tokens: TokenCache,
     attempts: Attempts,
-    /// Of those who wait for the first policy.
-    waiters: Places,
-    /// Of those who are refused once they have come whole.
-    refused: Places,
+    /// For everything that this thread holds.
+    pub budget: Budget,
 }
 
 /// Why a request is not admitted.
@@ -115,15 +113,7 @@ impl Gateway {
             }
         };
         let tokens = TokenCache::new(config.tokens.cache_size);
-        Self {
-            config,
-            key_sets,
-            policy,
-            tokens,
-            attempts: Attempts::default(),
-            waiters: Places::default(),
-            refused: Places::default(),
-        }
+        Self { config, key_sets, policy, tokens, attempts: Attempts::default(), budget: Budget::default() }
     }
 
     /// Checks a document of the Settings service, and publishes it to all threads.
@@ -134,17 +124,6 @@ impl Gateway {
         let publication = Publication::of(document, &self.config.clusters, &self.config.gateway.connector_separator)?;
         publication.publish(&settings.place(), host);
         Ok(publication)
-    }
-
-    /// A place among those who wait for the first policy, for as long as it is held; `None` where all are taken.
-    pub fn wait_for_policy(&self) -> Option<Place> {
-        self.waiters.take()
-    }
-
-    /// A place among those who are refused once they have come whole, for as long as it is held; `None` where all are
-    /// taken.
-    pub fn wait_for_rest(&self) -> Option<Place> {
-        self.refused.take()
     }
 
     /// Judges whether the request of `head` may use `resource`.
@@ -249,6 +228,11 @@ impl Gateway {
         let scopes = granted.unwrap_or_else(|| provider.default_scopes.clone());
         let subject = claims::subject(verified.claims())?;
         let principal = Principal::of_identity_provider(&resource.org, &provider.issuer, subject, scopes, org.limits().clone());
+        // After the signature: a forged token must not tell which tokens are revoked.
+        let [_, name, ..] = principal.attributes();
+        if org.has_revoked(claims::id(verified.claims())?, name, claims::issued_at(verified.claims()).ok()) {
+            return Err(Reason::TokenRevoked.into());
+        }
         let basis = Basis { generation: self.policy.generation(), org, client: None };
         Ok(Entry { principal, validity, only_for: None, key_set: Some((key_set_id, version)), basis })
     }
@@ -281,11 +265,12 @@ impl Gateway {
         let (Some(client), Some(org)) = (client, self.policy.org(&resource.org, host)) else {
             return Err(Reason::ClientUnknown.into());
         };
-        if org.has_revoked(claims::id(claims)?, id, claims::issued_at(claims)?) {
-            return Err(Reason::TokenRevoked.into());
-        }
         let granted = scope::granted_by(claims).map_err(|_| Reason::TokenMalformed)?.unwrap_or_default();
         let principal = Principal::of_client(&resource.org, id, client.scopes.cut_to(&granted), org.limits().clone());
+        let [_, name, ..] = principal.attributes();
+        if org.has_revoked(claims::id(claims)?, name, Some(claims::issued_at(claims)?)) {
+            return Err(Reason::TokenRevoked.into());
+        }
         let only_for = (!is_for_whole).then(|| resource.clone());
         let basis = Basis { generation: self.policy.generation(), org, client: Some((client, signing_keys)) };
         Ok(Entry { principal, validity, only_for, key_set: None, basis })

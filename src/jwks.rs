@@ -12,8 +12,8 @@ use std::time::Duration;
 use http::Uri;
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Budget;
 use crate::jose::jwk::{JwkSet, JwkSetError};
-use crate::places::{Place, Places};
 use crate::time::UnixTime;
 
 /// First pause after a failed fetch; it doubles with each further one.
@@ -254,8 +254,6 @@ pub struct KeySet {
     /// Whether it is kept fresh also while nobody uses it.
     is_permanent: bool,
     wants_unknown_kid: bool,
-    /// Of those who wait for this set: one issuer's outage takes no place from another's.
-    waiters: Places,
 }
 
 impl KeySet {
@@ -272,7 +270,6 @@ impl KeySet {
             used_at: UnixTime::default(),
             is_permanent: false,
             wants_unknown_kid: false,
-            waiters: Places::default(),
         }
     }
 
@@ -331,14 +328,9 @@ impl KeySet {
         (self.record.failures > 0).then(|| self.record.next_fetch_at.since(now).min(MAX_BACKOFF))
     }
 
-    /// A place among those who wait for this set, for as long as it is held; `None` where all are taken.
-    pub fn wait(&self) -> Option<Place> {
-        self.waiters.take()
-    }
-
     /// Whether the copy must be compared with the shared record: somebody waits, a fetch is due, or it is in use and old.
-    pub fn is_sync_due(&self, now: UnixTime, timing: &Timing) -> bool {
-        self.waiters.is_any_taken()
+    pub fn is_sync_due(&self, is_awaited: bool, now: UnixTime, timing: &Timing) -> bool {
+        is_awaited
             || self.wants_unknown_kid
             || (self.is_kept(now, timing) && self.record.is_due(now, timing) && !self.record.is_claimed(now, timing))
             || (self.is_used.get() && !self.synced_at.plus(SYNC_INTERVAL).is_ahead(now, SYNC_INTERVAL))
@@ -429,16 +421,20 @@ impl KeySets {
     }
 
     /// Those to be compared with their shared records.
-    pub fn sync_due(&self, now: UnixTime, timing: &Timing) -> Vec<KeySetId> {
-        self.sets.iter().filter(|(_, set)| set.is_sync_due(now, timing)).map(|(id, _)| *id).collect()
+    pub fn sync_due(&self, budget: &Budget, now: UnixTime, timing: &Timing) -> Vec<KeySetId> {
+        self.sets
+            .iter()
+            .filter(|(id, set)| set.is_sync_due(budget.awaits_key_set(**id), now, timing))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// Forgets those that nobody has used for so long that their keys became too old, and says where they were
     /// published: what providers came and went does not add up.
-    pub fn forget_unused(&mut self, now: UnixTime, timing: &Timing) -> Vec<JwksUri> {
-        let is_over =
-            |set: &mut KeySet| !set.is_kept(now, timing) && set.record.is_stale(now, timing) && !set.waiters.is_any_taken();
-        let forgotten: Vec<JwksUri> = self.sets.extract_if(.., |_, set| is_over(set)).map(|(_, set)| set.uri).collect();
+    pub fn forget_unused(&mut self, budget: &Budget, now: UnixTime, timing: &Timing) -> Vec<JwksUri> {
+        let is_over = |set: &KeySet| !set.is_kept(now, timing) && set.record.is_stale(now, timing);
+        let forgotten: Vec<JwksUri> =
+            self.sets.extract_if(.., |id, set| is_over(set) && !budget.awaits_key_set(*id)).map(|(_, set)| set.uri).collect();
         for uri in &forgotten {
             self.by_uri.remove(&uri.text);
         }
@@ -454,6 +450,7 @@ impl KeySets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::OrgName;
     use crate::testing;
 
     const TIMING: Timing = Timing {
@@ -472,19 +469,21 @@ mod tests {
     struct Threads {
         shared: Record,
         sets: Vec<KeySet>,
+        /// Whether requests wait for the set in all threads.
+        is_awaited: bool,
     }
 
     impl Threads {
         fn new(count: usize) -> Self {
             let uri = JwksUri::parse("https://idp/keys").unwrap();
             let set = |_| KeySet { is_permanent: true, ..KeySet::new(uri.clone()) };
-            Self { shared: Record::default(), sets: (0..count).map(set).collect() }
+            Self { shared: Record::default(), sets: (0..count).map(set).collect(), is_awaited: false }
         }
 
         /// All threads tick; how many began a fetch?
         fn tick(&mut self, now: UnixTime) -> usize {
             let mut fetches = 0;
-            for set in self.sets.iter_mut().filter(|set| set.is_sync_due(now, &TIMING)) {
+            for set in self.sets.iter_mut().filter(|set| set.is_sync_due(self.is_awaited, now, &TIMING)) {
                 set.sync(self.shared.clone(), now, &TIMING).unwrap();
                 if let Some(claimed) = set.claim(now, &TIMING) {
                     self.shared = claimed.clone();
@@ -507,10 +506,9 @@ mod tests {
         assert_eq!(threads.tick(at(1)), 0);
         assert!(matches!(threads.sets[3].lookup(at(1), &TIMING), Lookup::Pending));
         threads.answer(&["a"], at(2));
-        let waiting = threads.sets[3].wait();
-        assert!(waiting.is_some());
+        threads.is_awaited = true;
         assert_eq!(threads.tick(at(2)), 0);
-        drop(waiting);
+        threads.is_awaited = false;
         assert!(
             matches!(threads.sets[3].lookup(at(2), &TIMING), Lookup::Keys(keys, _) if keys.candidates(Some("a")).count() == 1)
         );
@@ -665,30 +663,31 @@ mod tests {
     #[test]
     fn a_set_that_nobody_uses_any_more_is_fetched_no_more_and_forgotten() {
         let uri = |name: &str| JwksUri::parse(&format!("https://idp/{name}")).unwrap();
+        let budget = Budget::default();
         let mut sets = KeySets::new(&[uri("configured")]);
         let [configured, used, dropped] = [uri("configured"), uri("used"), uri("dropped")].map(|uri| sets.at(&uri));
         let record = |now| Record::default().succeeded(&testing::jwk_set(&["a"]), now, &TIMING);
         for id in [configured, used, dropped] {
             let set = sets.get_mut(id).unwrap();
             set.lookup(START, &TIMING);
-            assert!(set.is_sync_due(START, &TIMING));
+            assert!(set.is_sync_due(false, START, &TIMING));
             set.sync(record(START), START, &TIMING).unwrap();
         }
         // The last refresh is due just before an hour without use is over; after it, there is none.
-        assert_eq!(sets.sync_due(at(3599), &TIMING), [configured, used, dropped]);
+        assert_eq!(sets.sync_due(&budget, at(3599), &TIMING), [configured, used, dropped]);
         for id in [used, dropped] {
             sets.get_mut(id).unwrap().sync(record(at(3599)), at(3599), &TIMING).unwrap();
         }
         sets.get(used).unwrap().version(at(3600), &TIMING);
-        assert_eq!(sets.sync_due(at(3900), &TIMING), [configured, used]);
+        assert_eq!(sets.sync_due(&budget, at(3900), &TIMING), [configured, used]);
         sets.get_mut(used).unwrap().sync(record(at(3900)), at(3900), &TIMING).unwrap();
-        assert_eq!(sets.forget_unused(at(7198), &TIMING), [], "its keys might still serve");
+        assert_eq!(sets.forget_unused(&budget, at(7198), &TIMING), [], "its keys might still serve");
         assert!(matches!(sets.get(dropped).unwrap().lookup(at(7198), &TIMING), Lookup::Keys(..)));
         sets.get_mut(dropped).unwrap().is_used.set(false);
-        let waiting = sets.get(dropped).unwrap().wait();
-        assert_eq!(sets.forget_unused(at(7199), &TIMING), [], "somebody waits for it");
+        let waiting = budget.hold_for_key_set(OrgName::parse("acme").unwrap(), dropped, 0);
+        assert_eq!(sets.forget_unused(&budget, at(7199), &TIMING), [], "somebody waits for it");
         drop(waiting);
-        assert_eq!(sets.forget_unused(at(7199), &TIMING), [uri("dropped")]);
+        assert_eq!(sets.forget_unused(&budget, at(7199), &TIMING), [uri("dropped")]);
         assert!(sets.get(dropped).is_none() && sets.get(used).is_some() && sets.get(configured).is_some());
         assert_ne!(sets.at(&uri("dropped")), dropped, "what is remembered of the one before is not of this one");
     }

@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, clippy::string_slice))]
 
 pub mod api_key;
+pub mod budget;
 pub mod config;
 pub mod credential;
 pub mod denial;
@@ -24,7 +25,6 @@ pub mod mcp;
 pub mod names;
 pub mod oauth;
 pub mod path;
-pub mod places;
 pub mod policy;
 pub mod principal;
 pub mod problem;

@@ -56,7 +56,12 @@ impl Principal {
 
     /// The OAuth client `id`.
     pub(crate) fn of_client(org: &OrgName, id: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
-        Self::new(org, Method::Oauth, format!("{org}/client/"), id, scopes, limits)
+        Self::new(org, Method::Oauth, Self::name_of_client(org, ""), id, scopes, limits)
+    }
+
+    /// The name of the principal of the OAuth client `id`.
+    pub fn name_of_client(org: &OrgName, id: &str) -> String {
+        format!("{org}/client/{id}")
     }
 
     /// Whom `issuer`, an identity provider of the org, calls `sub`.

@@ -15,6 +15,11 @@ impl RequestHead {
         are_names.then_some(Self(headers))
     }
 
+    /// How many bytes the headers have, their lengths included: about what Envoy keeps of them.
+    pub fn length(&self) -> usize {
+        self.0.length()
+    }
+
     /// `:path` without query and fragment; empty where there is none (CONNECT).
     pub fn path(&self) -> &[u8] {
         self.value(":path").split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default()
@@ -75,17 +80,41 @@ impl RequestHead {
     /// The headers that carry a credential, each occurrence for itself.
     pub fn credential_headers(&self) -> impl Iterator<Item = (CredentialHeader, &[u8])> {
         self.0.iter().filter_map(|(name, value)| {
-            [CredentialHeader::ApiKey, CredentialHeader::Authorization]
-                .into_iter()
-                .find(|header| header.name().as_bytes() == name)
-                .map(|header| (header, value))
+            CredentialHeader::ALL.into_iter().find(|header| header.name().as_bytes() == name).map(|header| (header, value))
         })
     }
 
-    /// The names of headers that a server could take for one below `prefix`.
-    pub fn names_below(&self, prefix: &str) -> impl Iterator<Item = &str> {
-        self.0.iter().filter_map(|(name, _)| std::str::from_utf8(name).ok()).filter(move |name| is_below(prefix, name))
+    /// The names of headers that a server could read as an identity header below `prefix` or as a credential that this
+    /// filter did not judge. They are removed from every request that goes on.
+    ///
+    /// They are removed, not refused: the contract removes every incoming `x-apexmcp-*` header, and a refusal would let a
+    /// proxy in front that adds an odd header stop all requests.
+    pub fn forged(&self, prefix: &str) -> impl Iterator<Item = &str> {
+        // A header with the exact name of a credential was judged; `forward.strip_credentials` decides about it.
+        self.names().filter(move |name| folds_below(prefix, name) || (is_credential(name) && !is_credential_name(name)))
     }
+
+    /// Whether the connection header names other headers. A proxy behind removes each header that it names
+    /// (RFC 9110 §7.6.1), so a client could remove identity headers with it. Envoy passes it on with an upgrade only.
+    pub fn nominates_headers(&self) -> bool {
+        let is_of_connection = |option: &[u8]| {
+            option.is_empty() || ["upgrade", "keep-alive", "close"].iter().any(|own| option.eq_ignore_ascii_case(own.as_bytes()))
+        };
+        let mut options = self.values(CONNECTION).flat_map(|value| value.split(|byte| *byte == b','));
+        !options.all(|option| is_of_connection(option.trim_ascii()))
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        names(&self.0)
+    }
+}
+
+/// The header that describes the connection, RFC 9110 §7.6.1.
+pub const CONNECTION: &str = "connection";
+
+/// The names in `map`. All are ASCII, see [`RequestHead::new`].
+fn names(map: &SerializedMap) -> impl Iterator<Item = &str> {
+    map.iter().filter_map(|(name, _)| std::str::from_utf8(name).ok())
 }
 
 fn names_no_other_charset(parameter: &[u8]) -> bool {
@@ -96,11 +125,24 @@ fn names_no_other_charset(parameter: &[u8]) -> bool {
     !is_charset || value.eq_ignore_ascii_case(b"utf-8") || value.eq_ignore_ascii_case(b"utf8")
 }
 
-/// Whether a server could take the header `name` for one below `prefix`. `_` counts as `-`: CGI and WSGI servers see no
-/// difference between the two.
-fn is_below(prefix: &str, name: &str) -> bool {
-    let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+/// Whether a server could read `name` as a name that begins with `prefix`.
+///
+/// CGI, FastCGI and WSGI hand headers over as variables (`HTTP_X_API_KEY`), and several spellings become one variable.
+/// Servers differ in what they fold into `_`: nginx and uWSGI `-`; lighttpd, as Apache before 2.4, every byte that is not
+/// a letter or a digit; PHP `.` too. So all of these bytes count as equal here. No server that we know drops or doubles
+/// one, so the lengths agree.
+fn folds_below(prefix: &str, name: &str) -> bool {
+    let fold = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' };
     name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(one, other)| fold(one) == fold(other))
+}
+
+/// Whether a server could read `name` as the name of a header that carries a credential.
+fn is_credential(name: &str) -> bool {
+    CredentialHeader::ALL.iter().any(|header| header.name().len() == name.len() && folds_below(header.name(), name))
+}
+
+fn is_credential_name(name: &str) -> bool {
+    CredentialHeader::ALL.iter().any(|header| header.name() == name)
 }
 
 /// The trailers of a request, which come when it was decided already. A server may merge them into the headers.
@@ -113,14 +155,10 @@ impl RequestTrailers {
         RequestHead::new(trailers).map(|RequestHead(trailers)| Self(trailers))
     }
 
-    /// The names that must not go on: what could be taken for an identity, or for a credential, which no trailer may be
-    /// (RFC 9110 §6.5.1), and which this filter did not judge.
-    pub fn forged(&self, identity_prefix: &str) -> impl Iterator<Item = &str> {
-        let carriers = [CredentialHeader::ApiKey.name(), CredentialHeader::Authorization.name()];
-        let is_credential =
-            move |name: &str| carriers.iter().any(|carrier| carrier.len() == name.len() && is_below(carrier, name));
-        let names = self.0.iter().filter_map(|(name, _)| std::str::from_utf8(name).ok());
-        names.filter(move |name| is_below(identity_prefix, name) || is_credential(name))
+    /// The names that must not go on: what a server could read as an identity, or as a credential. No trailer may be a
+    /// credential (RFC 9110 §6.5.1), and this filter did not judge it.
+    pub fn forged(&self, prefix: &str) -> impl Iterator<Item = &str> {
+        names(&self.0).filter(move |name| folds_below(prefix, name) || is_credential(name))
     }
 }
 
@@ -134,6 +172,9 @@ pub enum CredentialHeader {
 }
 
 impl CredentialHeader {
+    /// All of them.
+    const ALL: [Self; 2] = [Self::ApiKey, Self::Authorization];
+
     /// The header's name as Envoy spells it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -175,16 +216,66 @@ mod tests {
         assert!(!head(&[json, json]).is_json() && !head::<&str, &str>(&[]).is_json());
     }
 
+    /// Every byte that may stand in a header's name and is no letter or digit (RFC 9110 §5.6.2).
+    const SEPARATORS: &[u8] = b"!#$%&'*+-.^_`|~";
+
     #[test]
-    fn spoofed_names_are_found_in_each_spelling() {
-        let head = head(&[
-            ("x-apexmcp-org", "a"),
-            ("x_apexmcp_org", "b"),
-            ("x-apexmcp_scope", "c"),
-            ("x-apex", "d"),
-            ("x-apexmcp", "e"),
-        ]);
-        assert_eq!(head.names_below("x-apexmcp-").collect::<Vec<_>>(), ["x-apexmcp-org", "x_apexmcp_org", "x-apexmcp_scope"]);
+    fn forged_names_are_found_in_each_spelling() {
+        let spelled = |name: &str, separator: u8| name.replace('-', char::from(separator).encode_utf8(&mut [0; 4]));
+        for separator in SEPARATORS {
+            let one = String::from_utf8(vec![*separator]).unwrap();
+            let names = [
+                spelled("x-apexmcp-org", *separator),
+                format!("x-apexmcp{one}principal"),
+                format!("x{one}apexmcp-scope"),
+                format!("x-apexmcp{one}"),
+                format!("x-apexmcp{one}{one}org"),
+            ];
+            let headers: Vec<_> = names.iter().map(|name| (name.as_str(), "forged")).collect();
+            assert_eq!(head(&headers).forged("x-apexmcp-").collect::<Vec<_>>(), names);
+            let own = spelled("my-own-id-", *separator);
+            assert_eq!(head(&[("my-own-id-org", "a")]).forged(&own).count(), 1, "{own}");
+        }
+        // These become other variables than an identity header does.
+        for name in
+            ["x-apex", "x-apexmcp", "xapexmcp-org", "x--apexmcp-org", "-x-apexmcp-org", "x-apexmcpa-org", "http-x-apexmcp-org"]
+        {
+            assert_eq!(head(&[(name, "a")]).forged("x-apexmcp-").count(), 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn look_alikes_of_credentials_are_forged_and_credentials_are_not() {
+        for separator in SEPARATORS.iter().filter(|separator| **separator != b'-') {
+            let one = char::from(*separator);
+            let names = [format!("x{one}api{one}key"), format!("x-api{one}key"), format!("x{one}api-key")];
+            for name in &names {
+                assert_eq!(head(&[(name, "a")]).forged("x-apexmcp-").collect::<Vec<_>>(), [name]);
+            }
+        }
+        for name in ["x-api-key", "authorization", "proxy-authorization", "x-api-key-", "x-api-keys", "x-api--key", "xapi-key"] {
+            assert_eq!(head(&[(name, "a")]).forged("x-apexmcp-").count(), 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_connection_header_that_names_other_headers_is_found() {
+        for (value, expected) in [
+            ("upgrade", false),
+            ("Upgrade, Keep-Alive", false),
+            ("close", false),
+            (" ,upgrade,, ", false),
+            ("", false),
+            ("upgrade, x-apexmcp-org", true),
+            ("X-Apexmcp-Org,upgrade", true),
+            ("upgrade,\tmcp-name", true),
+            ("upgrade; x-apexmcp-org", true),
+            ("upgrade x-apexmcp-org", true),
+        ] {
+            assert_eq!(head(&[("connection", value)]).nominates_headers(), expected, "{value:?}");
+        }
+        assert!(head(&[("connection", "upgrade"), ("connection", "x-apexmcp-org")]).nominates_headers());
+        assert!(!head(&[("x-connection", "x-apexmcp-org")]).nominates_headers());
     }
 
     #[test]
@@ -196,11 +287,12 @@ mod tests {
 
     #[test]
     fn no_trailer_is_an_identity_or_a_credential() {
-        let names =
-            ["x-apexmcp-org", "X_Apexmcp-scope", "authorization", "x_api_key", "x-checksum", "x-apexmcp", "authorization-info"];
+        let forged =
+            ["x-apexmcp-org", "X_Apexmcp-scope", "x.apexmcp.org", "x'apexmcp~scope", "authorization", "x-api-key", "x!api_key"];
+        let names = [&forged[..], &["x-checksum", "x-apexmcp", "authorization-info"]].concat();
         let map = |names: &[&str]| SerializedMap::of(&names.iter().map(|name| (*name, "a")).collect::<Vec<_>>()).unwrap();
         let trailers = RequestTrailers::new(map(&names)).unwrap();
-        assert_eq!(trailers.forged("x-apexmcp-").collect::<Vec<_>>(), names[..4]);
+        assert_eq!(trailers.forged("x-apexmcp-").collect::<Vec<_>>(), forged);
         assert!(RequestTrailers::new(map(&["x-apexmcp-\u{e4}"])).is_none());
     }
 }

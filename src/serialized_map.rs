@@ -34,6 +34,11 @@ impl SerializedMap {
         lengths.iter().all(|lengths| member(lengths, &mut texts).is_some()) && texts.is_empty()
     }
 
+    /// How many bytes it has.
+    pub fn length(&self) -> usize {
+        self.0.len()
+    }
+
     /// The names and values, in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let (lengths, mut texts) = self.sections().unwrap_or_default();

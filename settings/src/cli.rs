@@ -353,21 +353,27 @@ pub enum SigningKeyCommand {
     },
 }
 
-/// Of an identity provider, tokens end there.
+/// Tokens of the gateway, and those of an org's identity providers.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// End one token, or all that a client has
-    #[command(after_help = "apexmcp token revoke --org acme-corp --client apx_client_4b7d9e21")]
+    /// Revoke one token, or all tokens of an OAuth client or of a principal of an identity provider
+    #[command(after_help = "\
+apexmcp token revoke --org acme-corp --client apx_client_4b7d9e21
+apexmcp token revoke --org acme-corp --principal 'acme-corp/idp/https://idp.example#agent-7'")]
     Revoke {
-        /// Whose they are
+        /// The org at which the tokens are used
         #[arg(long)]
         org: String,
-        /// The jti claim of the token
-        #[arg(long, conflicts_with_all = ["client", "issued_before"], required_unless_present = "client")]
+        /// The jti claim of the token, which the gateway or an identity provider issued
+        #[arg(long, conflicts_with_all = ["client", "principal", "issued_before"], required_unless_present_any = ["client", "principal"])]
         jti: Option<String>,
         /// The client whose tokens end; it can take new ones
-        #[arg(long, value_name = "CLIENT_ID")]
+        #[arg(long, value_name = "CLIENT_ID", conflicts_with = "principal")]
         client: Option<String>,
+        /// The principal whose tokens of an identity provider are revoked, as the access log names it; tokens that the
+        /// provider issues later are accepted
+        #[arg(long, value_name = "ORG/idp/ISSUER#SUB")]
+        principal: Option<String>,
         /// Those issued before then, such as 2026-11-23T00:00:00Z; until now where it is left out
         #[arg(long, value_parser = Moment::parse, value_name = "TIMESTAMP")]
         issued_before: Option<Moment>,

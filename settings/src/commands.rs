@@ -394,16 +394,14 @@ impl Session<'_> {
     }
 
     fn token(&self, command: TokenCommand) -> Result<Answer, Failure> {
-        let TokenCommand::Revoke { org, jti, client, issued_before } = command;
-        match (jti, client) {
-            (Some(jti), _) => self.change(
+        let TokenCommand::Revoke { org, jti, client, principal, issued_before } = command;
+        match (jti, client, principal) {
+            (Some(jti), ..) => self.change(
                 |change, actor| revocation::of_token(change, actor, &org, &jti),
                 |()| Answer::new(format!("the token {jti} of {org} is revoked"), json!({"org": org, "jti": jti})),
             ),
-            (None, Some(client)) => {
-                // `iat` has whole seconds: those of this one are meant too.
-                let until_now = self.actor.now.plus(Duration::from_secs(1))?;
-                let issued_before = issued_before.unwrap_or(until_now);
+            (None, Some(client), _) => {
+                let issued_before = self.revoked_until(issued_before)?;
                 self.change(
                     |change, actor| revocation::of_client(change, actor, &org, &client, issued_before),
                     |()| {
@@ -413,8 +411,26 @@ impl Session<'_> {
                     },
                 )
             }
-            (None, None) => Err(Failure::new("--jti or --client is needed")),
+            (None, None, Some(principal)) => {
+                let issued_before = self.revoked_until(issued_before)?;
+                self.change(
+                    |change, actor| revocation::of_principal(change, actor, &org, &principal, issued_before),
+                    |()| {
+                        let text = format!("the tokens of {principal} issued before {issued_before} are revoked");
+                        let at = issued_before.to_string();
+                        Answer::new(text, json!({"org": org, "principal": principal, "issued_before": at}))
+                    },
+                )
+            }
+            (None, None, None) => Err(Failure::new("--jti, --client or --principal is needed")),
         }
+    }
+
+    /// The moment before which tokens are revoked: now, where the command names none.
+    fn revoked_until(&self, named: Option<Moment>) -> Result<Moment, Failure> {
+        // `iat` has whole seconds: those of this one are meant too.
+        let until_now = self.actor.now.plus(Duration::from_secs(1))?;
+        Ok(named.unwrap_or(until_now))
     }
 
     fn audit(&self, org: Option<&str>, limit: u32) -> Result<Answer, Failure> {

@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
-use super::{Forward, Record, Step, refusal};
+use super::refusal::{self, Size};
+use super::{Forward, Record, Step};
+use crate::budget::{Account, Hold, Waits};
 use crate::config::{LimitStore, Mode, OnError};
 use crate::denial::{Denial, LocalReply, Reason};
 use crate::gateway::{Count, Findings, Gateway};
@@ -12,14 +14,12 @@ use crate::limits::service;
 use crate::limits::standing::Standing;
 use crate::path::Resource;
 use crate::principal::Principal;
-use crate::request::RequestHead;
 use crate::time::UnixTime;
 
 /// A request that may pass as far as its credential goes.
 #[derive(Debug)]
 pub(super) struct Admitted {
-    /// `None` where its body was read.
-    pub(super) head: Option<RequestHead>,
+    pub(super) size: Size,
     pub(super) resource: Resource,
     pub(super) mode: Mode,
     pub(super) principal: Rc<Principal>,
@@ -31,7 +31,7 @@ pub(super) struct Admitted {
 #[derive(Debug)]
 pub struct AwaitingCount {
     admitted: Admitted,
-    question: Vec<u8>,
+    hold: Rc<Hold>,
 }
 
 /// How the rate limit service answered.
@@ -43,6 +43,19 @@ pub enum ServiceOutcome {
     OverLimit,
     /// Not, or not so that it could be read.
     Error,
+    /// It was not asked, or its answer was not awaited: too many requests wait for it.
+    Overloaded,
+}
+
+/// The end of a request for which the rate limit service was to be asked.
+#[derive(Clone, Copy, Debug)]
+pub enum ServiceAnswer<'a> {
+    /// The service answered this.
+    Message(&'a [u8]),
+    /// The service did not answer in time, or could not be asked.
+    None,
+    /// Envoy did not ask, because too many questions are open (the circuit breaker of the cluster).
+    Overflow,
 }
 
 impl Admitted {
@@ -50,7 +63,19 @@ impl Admitted {
         match gateway.count(&self.principal, now, host) {
             Count::Free => self.pass(None),
             Count::Done(counted) => self.settle(counted, gateway, host),
-            Count::Ask(question) => Step::Count(AwaitingCount { admitted: self, question }),
+            Count::Ask(question) => self.ask(question, gateway, host),
+        }
+    }
+
+    /// The headers are edited before the service is asked, so that nothing of them has to be kept.
+    fn ask(mut self, question: Vec<u8>, gateway: &Gateway, host: &dyn Host) -> Step {
+        let account = Account::Org(self.resource.org.clone());
+        match gateway.budget.hold(account, Waits::ForOthers, self.size.head()) {
+            Some(hold) => {
+                let edits = std::mem::take(&mut self.forward.edits);
+                Step::Count(edits, question, AwaitingCount { admitted: self, hold: Rc::new(hold) })
+            }
+            None => self.refuse(gateway, &too_many_questions(), host),
         }
     }
 
@@ -59,7 +84,7 @@ impl Admitted {
         match self.mode {
             Mode::Enforce => {
                 let reply = gateway.reply(denial, Some(&self.resource), host);
-                refusal::step(gateway, self.head.as_ref(), reply, record)
+                refusal::step(gateway, self.size, reply, record)
             }
             Mode::Shadow => Step::Forward(self.forward, record),
         }
@@ -87,24 +112,39 @@ impl Admitted {
     }
 }
 
+/// The refusal of a request about which the service cannot be asked now.
+fn too_many_questions() -> Denial {
+    Reason::RateLimit.into()
+}
+
 impl AwaitingCount {
     /// Something behind answers with this status before the request was counted.
     pub fn answered_early(self, status: u16, gateway: &Gateway, host: &dyn Host) -> (Option<LocalReply>, Record) {
         self.admitted.answered_early(status, gateway, host)
     }
 
-    /// What the service is asked: a `RateLimitRequest`.
-    pub fn question(&self) -> &[u8] {
-        &self.question
+    /// What the worker's budget holds for it. The question is open until it is answered, even if the stream has ended
+    /// before: the shell keeps this as long.
+    pub fn hold(&self) -> &Rc<Hold> {
+        &self.hold
     }
 
-    /// Goes on with the service's `RateLimitResponse`, or, where none came in time, as the operator wants it.
-    pub fn proceed(self, answer: Option<&[u8]>, gateway: &Gateway, host: &dyn Host) -> (Step, ServiceOutcome) {
+    /// Goes on with the service's `RateLimitResponse`. Where the service did not answer, the operator's `on_error`
+    /// decides. Where the request was not asked about because there are too many, it is refused: a burst must not lift
+    /// the limits of the org that sends it.
+    pub fn proceed(self, answer: ServiceAnswer<'_>, gateway: &Gateway, host: &dyn Host) -> (Step, ServiceOutcome) {
         let on_error = match &gateway.config.limits {
             LimitStore::RateLimitService(service) => service.on_error,
             LimitStore::Local => OnError::default(),
         };
-        match answer.and_then(|answer| service::read(answer, self.admitted.principal.limits())) {
+        let message = match answer {
+            ServiceAnswer::Message(message) => Some(message),
+            ServiceAnswer::None => None,
+            ServiceAnswer::Overflow => {
+                return (self.admitted.refuse(gateway, &too_many_questions(), host), ServiceOutcome::Overloaded);
+            }
+        };
+        match message.and_then(|message| service::read(message, self.admitted.principal.limits())) {
             Some(counted) => {
                 let outcome = if counted.is_ok() { ServiceOutcome::Ok } else { ServiceOutcome::OverLimit };
                 (self.admitted.settle(counted, gateway, host), outcome)

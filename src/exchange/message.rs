@@ -3,7 +3,9 @@
 use std::rc::Rc;
 
 use super::count::Admitted;
+use super::refusal::Size;
 use super::{Forward, Record, Request, Step};
+use crate::budget::Hold;
 use crate::config::Mode;
 use crate::denial::{Denial, LocalReply, Reason};
 use crate::gateway::{Findings, Gateway};
@@ -50,14 +52,15 @@ pub struct AwaitingMessage {
     mirror: MirrorHeaders,
     principal: Rc<Principal>,
     findings: Findings,
+    hold: Hold,
 }
 
 impl AwaitingMessage {
-    pub(super) fn new(request: Request, principal: Rc<Principal>, findings: Findings) -> Self {
+    pub(super) fn new(request: Request, principal: Rc<Principal>, findings: Findings, hold: Hold) -> Self {
         let Request { head, resource, mode } = request;
         // Access logs learn of the principal as its headers go on, not once more at the end.
         let findings = Findings { principal: None, ..findings };
-        Self { resource, mode, mirror: MirrorHeaders::of(&head), principal, findings }
+        Self { resource, mode, mirror: MirrorHeaders::of(&head), principal, findings, hold }
     }
 
     /// Whose request it is.
@@ -65,25 +68,41 @@ impl AwaitingMessage {
         &self.principal
     }
 
+    /// What the worker's budget holds for it.
+    pub fn hold(&self) -> &Hold {
+        &self.hold
+    }
+
+    /// Refuses the request, because its place is needed.
+    pub fn give_up(self, gateway: &Gateway, host: &dyn Host) -> Step {
+        self.into_admitted(None).refuse(gateway, &Reason::Overloaded.into(), host)
+    }
+
     /// Decides on the whole body, or on its first [`MAX_MESSAGE_READ`] bytes.
     pub fn proceed(self, body: &[u8], gateway: &Gateway, now: UnixTime, host: &dyn Host) -> Step {
-        let judged = self.judge(body, gateway);
-        let Self { resource, mode, principal, findings, .. } = self;
-        let admitted = |lists| {
-            let forward = Forward { lists, ..Forward::default() };
-            Admitted { head: None, resource, mode, principal, forward, findings }
-        };
-        match judged {
-            Ok(lists) => admitted(lists.filter(|_| mode == Mode::Enforce)).count(gateway, now, host),
-            Err(denial) => admitted(None).refuse(gateway, &denial, host),
+        let mode = self.mode;
+        match self.judge(body, gateway) {
+            Ok(lists) => self.into_admitted(lists.filter(|_| mode == Mode::Enforce)).count(gateway, now, host),
+            Err(denial) => self.into_admitted(None).refuse(gateway, &denial, host),
+        }
+    }
+
+    /// The request after its headers were edited. Its place is free for whatever comes next.
+    fn into_admitted(self, lists: Option<ListRequest>) -> Admitted {
+        let Self { resource, mode, principal, findings, hold, .. } = self;
+        Admitted {
+            size: Size::whole(hold.bytes()),
+            resource,
+            mode,
+            principal,
+            forward: Forward { lists, ..Forward::default() },
+            findings,
         }
     }
 
     /// Something behind answers with this status before the message was decided on.
     pub fn answered_early(self, status: u16, gateway: &Gateway, host: &dyn Host) -> (Option<LocalReply>, Record) {
-        let Self { resource, mode, principal, findings, .. } = self;
-        let forward = Forward::default();
-        Admitted { head: None, resource, mode, principal, forward, findings }.answered_early(status, gateway, host)
+        self.into_admitted(None).answered_early(status, gateway, host)
     }
 
     fn judge(&self, bytes: &[u8], gateway: &Gateway) -> Result<Option<ListRequest>, Denial> {
@@ -101,6 +120,6 @@ impl AwaitingMessage {
             return Err(Denial { needed: Some(needed), ..Reason::ScopeInsufficient.into() });
         }
         let permitted = || Permitted { scopes: scopes.clone(), separator: separator.clone() };
-        Ok(body.asks_for_lists().then(|| ListRequest::new(permitted(), body.id())))
+        Ok(body.asks_for_lists().then(|| ListRequest::new(self.resource.org.clone(), permitted(), body.id())))
     }
 }

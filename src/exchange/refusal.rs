@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use super::{Record, Step};
+use crate::budget::{Account, Hold, Waits};
 use crate::denial::LocalReply;
 use crate::gateway::Gateway;
-use crate::places::Place;
 use crate::request::RequestHead;
 use crate::time::UnixTime;
 
@@ -25,25 +25,55 @@ pub struct AwaitingRest {
     record: Record,
     /// Begins with the first look at the clock.
     deadline: Option<UnixTime>,
-    _place: Place,
+    hold: Hold,
 }
 
-/// Refuses the request of `head` with `reply`. Without a head, all of it has come.
-pub(super) fn step(gateway: &Gateway, head: Option<&RequestHead>, reply: LocalReply, record: Record) -> Step {
-    let is_short = |length: usize| 0 < length && length <= MAX_REST_LENGTH;
-    let place =
-        head.and_then(RequestHead::content_length).filter(|length| is_short(*length)).and_then(|_| gateway.wait_for_rest());
-    match place {
-        Some(place) => Step::ReplyAfterRest(AwaitingRest { reply, record, deadline: None, _place: place }),
+/// What is known of a request's size when it is refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    /// Bytes that Envoy keeps of it: the head, and a body that has come whole.
+    head: usize,
+    /// Bytes of the body that are awaited: those of a short one, else none.
+    rest: usize,
+}
+
+impl Size {
+    /// A request that has come whole, with this many bytes.
+    pub(super) const fn whole(head: usize) -> Self {
+        Self { head, rest: 0 }
+    }
+
+    pub(super) fn of(head: &RequestHead) -> Self {
+        let rest = head.content_length().filter(|length| *length <= MAX_REST_LENGTH).unwrap_or(0);
+        Self { head: head.length(), rest }
+    }
+
+    pub(super) fn head(self) -> usize {
+        self.head
+    }
+}
+
+/// Refuses a request of this size with `reply`.
+pub(super) fn step(gateway: &Gateway, size: Size, reply: LocalReply, record: Record) -> Step {
+    let hold = (size.rest > 0).then(|| gateway.budget.hold(Account::Refused, Waits::ForClient, size.head)).flatten();
+    match hold {
+        Some(hold) => Step::ReplyAfterRest(AwaitingRest { reply, record, deadline: None, hold }),
         None => Step::Reply(reply, record),
     }
 }
 
 impl AwaitingRest {
-    /// Whether the rest has been coming for too long, as far as whoever asks in intervals can tell.
+    /// Whether the rest has been coming for too long, or the request's place is needed. The time begins with the first
+    /// question.
     pub fn is_overdue(&mut self, now: UnixTime) -> bool {
         let latest = now.plus(REST_TIMEOUT);
-        now >= *self.deadline.insert(self.deadline.map_or(latest, |deadline| deadline.min(latest)))
+        let deadline = *self.deadline.insert(self.deadline.map_or(latest, |deadline| deadline.min(latest)));
+        now >= deadline || self.hold.is_given_up()
+    }
+
+    /// What the worker's budget holds for it.
+    pub fn hold(&self) -> &Hold {
+        &self.hold
     }
 
     /// Answers, whatever has come.

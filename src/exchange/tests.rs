@@ -67,6 +67,12 @@ impl World {
     }
 }
 
+/// The head of [`World::bearer`], as the shell reads it again when the request goes on.
+fn bearer_head(token: &str) -> RequestHead {
+    let authorization = format!("Bearer {token}");
+    testing::head(&[(":path", "/mcp/acme"), MESSAGE[0], MESSAGE[1], ("authorization", &authorization)])
+}
+
 fn claims() -> Value {
     json!({"iss": ISSUER, "sub": "u1", "aud": "apexmcp", "exp": 1_800_000_300})
 }
@@ -82,7 +88,7 @@ fn reason(step: &Step) -> &'static str {
         Step::Await(_) => "await",
         Step::ReadBody(_) => "read body",
         Step::Inspect(..) => "inspect",
-        Step::Count(_) => "count",
+        Step::Count(..) => "count",
         Step::ReplyAfterRest(_) => "await rest",
         Step::Forward(_, record) | Step::Reply(_, record) => record.reason(),
     }
@@ -97,7 +103,9 @@ fn status(step: &Step) -> u32 {
 
 fn attributes(step: Step) -> Vec<String> {
     match step {
-        Step::Forward(Forward { principal: Some(principal), .. }, _) => principal.attributes().map(str::to_owned).to_vec(),
+        Step::Forward(Forward { edits: Edits { principal: Some(principal), .. }, .. }, _) => {
+            principal.attributes().map(str::to_owned).to_vec()
+        }
         other => panic!("not admitted: {other:?}"),
     }
 }
@@ -173,7 +181,7 @@ fn a_remembered_token_is_judged_anew_when_its_keys_change() {
     world.publish(&["b"]);
     let Step::Await(waiting) = world.bearer(&good) else { panic!("the key is gone: perhaps it was just rotated") };
     world.now = world.now.plus(Duration::from_secs(6));
-    assert_eq!(reason(&waiting.proceed(&mut world.gateway, world.now, &world.host)), "jwks_unavailable");
+    assert_eq!(reason(&waiting.proceed(bearer_head(&good), &mut world.gateway, world.now, &world.host)), "jwks_unavailable");
 }
 
 #[test]
@@ -199,7 +207,7 @@ fn a_request_waits_for_the_first_keys_and_not_forever() {
     assert!(!first.is_ready(&world.gateway, world.now));
     world.publish(&["a"]);
     assert!(first.is_ready(&world.gateway, world.now));
-    assert_eq!(reason(&first.proceed(&mut world.gateway, world.now, &world.host)), "ok");
+    assert_eq!(reason(&first.proceed(bearer_head(&good), &mut world.gateway, world.now, &world.host)), "ok");
 
     let mut world = World::new();
     let later = world.now.plus(world.gateway.config.jwks.timeout);
@@ -209,19 +217,20 @@ fn a_request_waits_for_the_first_keys_and_not_forever() {
     let put_back = world.now.minus(Duration::from_secs(3600));
     let again = put_back.plus(world.gateway.config.jwks.timeout);
     assert!(!second.is_ready(&world.gateway, put_back) && second.is_ready(&world.gateway, again));
-    let step = second.proceed(&mut world.gateway, later, &world.host);
+    let step = second.proceed(bearer_head(&good), &mut world.gateway, later, &world.host);
     assert_eq!((reason(&step), status(&step)), ("jwks_unavailable", 503));
 }
 
 #[test]
-fn waiting_is_bounded_in_number() {
+fn requests_that_wait_for_keys_are_bounded_for_each_org() {
     let mut world = World::new();
     let token = token(&claims());
     let mut waiting: Vec<Step> = (0..1024).map(|_| world.bearer(&token)).collect();
     assert!(waiting.iter().all(|step| reason(step) == "await"));
-    assert_eq!(reason(&world.bearer(&token)), "jwks_unavailable");
+    let step = world.bearer(&token);
+    assert_eq!((reason(&step), status(&step)), ("overloaded", 503));
     waiting.pop();
-    assert_eq!(reason(&world.bearer(&token)), "await", "who leaves makes room");
+    assert_eq!(reason(&world.bearer(&token)), "await", "a request that leaves makes room");
 }
 
 #[test]
@@ -246,11 +255,11 @@ fn a_refusal_waits_for_the_rest_of_a_short_request() {
     let step = waiting.proceed();
     assert_eq!((reason(&step), status(&step)), ("credential_missing", 401));
 
-    let mut waiting: Vec<Step> = (0..1024).map(|_| world.start("/mcp/acme", &[("content-length", "1")])).collect();
+    // The oldest one is answered at once where there are too many.
+    let waiting: Vec<Step> = (0..2049).map(|_| world.start("/mcp/acme", &[("content-length", "1")])).collect();
     assert!(waiting.iter().all(|step| reason(step) == "await rest"));
-    assert_eq!(reason(&world.start("/mcp/acme", &[("content-length", "1")])), "credential_missing");
-    waiting.pop();
-    assert_eq!(reason(&world.start("/mcp/acme", &[("content-length", "1")])), "await rest");
+    let is_given_up = |step: &Step| matches!(step, Step::ReplyAfterRest(waiting) if waiting.hold().is_given_up());
+    assert_eq!(waiting.iter().position(|step| !is_given_up(step)), Some(1));
 }
 
 #[test]
@@ -263,7 +272,7 @@ fn an_unknown_kid_waits_for_one_fetch_and_is_refused_within_the_cooldown() {
     let set = world.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap();
     let claimed = set.claim(now, &timing).expect("a fetch is due");
     set.sync(claimed.clone().succeeded(&testing::jwk_set(&["a"]), now, &timing), now, &timing).unwrap();
-    assert_eq!(reason(&waiting.proceed(&mut world.gateway, now, &world.host)), "key_unknown");
+    assert_eq!(reason(&waiting.proceed(bearer_head(&unknown), &mut world.gateway, now, &world.host)), "key_unknown");
     assert_eq!(reason(&world.bearer(&unknown)), "key_unknown");
     world.now = now.plus(timing.refetch_cooldown);
     assert_eq!(reason(&world.bearer(&unknown)), "await");
@@ -363,7 +372,7 @@ fn unmatched_paths() {
 fn what_is_removed_on_the_way_on() {
     let spoofed = [("x-api-key", KEY), ("x-apexmcp-org", "evil"), ("x_apexmcp_scope", "mcp:call"), ("accept", "a")];
     let removed = |step: Step| match step {
-        Step::Forward(forward, _) => forward.remove,
+        Step::Forward(forward, _) => forward.edits.remove,
         step => panic!("{step:?}"),
     };
     assert_eq!(removed(World::new().start("/mcp/acme", &spoofed)), ["x-apexmcp-org", "x_apexmcp_scope", "x-api-key"]);
@@ -377,8 +386,8 @@ fn shadow_mode_records_and_lets_pass() {
     let Step::Forward(forward, record) = world.start("/mcp/acme", &[("x-apexmcp-org", "evil"), ("x-api-key", "wrong")]) else {
         panic!("must pass")
     };
-    assert_eq!((record.reason(), forward.remove), ("credential_malformed", vec!["x-apexmcp-org".into()]));
-    assert!(forward.principal.is_none(), "nothing is asserted that was not proven");
+    assert_eq!((record.reason(), forward.edits.remove), ("credential_malformed", vec!["x-apexmcp-org".into()]));
+    assert!(forward.edits.principal.is_none(), "nothing is asserted that was not proven");
     assert_eq!(attributes(world.start("/mcp/acme", &[("x-api-key", KEY)]))[1], "acme/key/k1");
     let route = |mode| RouteSettings { mode: Some(mode), ..RouteSettings::default() };
     assert_eq!(reason(&world.start_on("/mcp/acme", &[], route(RouteMode::Disabled))), "pass");
@@ -418,7 +427,8 @@ impl World {
         let head = [(":method", "POST"), ("content-type", "application/x-www-form-urlencoded")];
         let Step::ReadBody(mut reading) = self.start("/oauth/token", &head) else { panic!("must read the body") };
         assert!(!reading.is_overdue(self.now));
-        reading.proceed(body.as_bytes(), &mut self.gateway, self.now, &self.host)
+        let head = testing::head(&[&[(":path", "/oauth/token")], &head[..]].concat());
+        reading.proceed(&head, body.as_bytes(), &mut self.gateway, self.now, &self.host)
     }
 
     fn token(&mut self, more: &str) -> String {
@@ -600,7 +610,7 @@ fn a_body_that_does_not_come_is_not_waited_for_forever() {
     let Step::ReadBody(mut reading) = world.start("/oauth/token", &[(":method", "POST")]) else { panic!("must read") };
     assert!(!reading.is_overdue(world.now.plus(Duration::from_millis(9_999))));
     assert!(reading.is_overdue(world.now.plus(Duration::from_secs(10))));
-    let step = reading.give_up(TokenError::BodyTimeout);
+    let step = reading.give_up();
     assert_eq!((reason(&step), status(&step)), ("body_timeout", 408));
 }
 
@@ -651,7 +661,9 @@ fn heads_after_which_no_message_is_read() {
         if refused != 0 {
             let step = scoped_world("shadow").start("/mcp/acme", &headers);
             assert_eq!(reason(&step), expected, "shadow {method}");
-            let Step::Forward(Forward { principal: Some(_), remove, .. }, _) = step else { panic!("{step:?}") };
+            let Step::Forward(Forward { edits: Edits { principal: Some(_), remove, .. }, .. }, _) = step else {
+                panic!("{step:?}")
+            };
             assert_eq!(remove, ["x-api-key"], "shadow {method}: who it is was proven");
         }
     }
@@ -680,7 +692,8 @@ fn a_message_decides() {
             let Step::Inspect(_, awaiting) = world.start("/mcp/acme", &headers) else { panic!("not read") };
             match world.read(awaiting, body.as_bytes()) {
                 Step::Forward(forward, record) => {
-                    let is_untouched = forward.lists.is_none() && forward.remove.is_empty() && forward.principal.is_none();
+                    let is_untouched =
+                        forward.lists.is_none() && forward.edits.remove.is_empty() && forward.edits.principal.is_none();
                     assert!(
                         is_untouched && record.reason() == expected && (refused == 0 || mode == "shadow"),
                         "{mode} {expected}"
@@ -757,7 +770,11 @@ fn in_shadow_mode_what_exceeds_a_limit_passes_as_who_it_is() {
     let mut world = limited_world("local", "allow", "shadow");
     for expected in ["ok", "ok", "rate_limit"] {
         let step = world.start("/mcp/acme/notes", &POST);
-        assert!(matches!(&step, Step::Forward(Forward { principal: Some(_), .. }, _)) && reason(&step) == expected, "{step:?}");
+        assert!(
+            matches!(&step, Step::Forward(Forward { edits: Edits { principal: Some(_), .. }, .. }, _))
+                && reason(&step) == expected,
+            "{step:?}"
+        );
     }
 }
 
@@ -765,20 +782,22 @@ fn in_shadow_mode_what_exceeds_a_limit_passes_as_who_it_is() {
 fn the_rate_limit_service_decides() {
     // RateLimitResponse: overall_code 1 or 2.
     for (answer, on_error, expected, outcome) in [
-        (Some(&[8, 1][..]), "deny", "ok", ServiceOutcome::Ok),
-        (Some(&[8, 2][..]), "allow", "rate_limit", ServiceOutcome::OverLimit),
-        (Some(&[][..]), "allow", "ok", ServiceOutcome::Error),
-        (Some(&[255][..]), "deny", "rate_limit_unavailable", ServiceOutcome::Error),
-        (None, "allow", "ok", ServiceOutcome::Error),
-        (None, "deny", "rate_limit_unavailable", ServiceOutcome::Error),
+        (ServiceAnswer::Message(&[8, 1]), "deny", "ok", ServiceOutcome::Ok),
+        (ServiceAnswer::Message(&[8, 2]), "allow", "rate_limit", ServiceOutcome::OverLimit),
+        (ServiceAnswer::Message(&[]), "allow", "ok", ServiceOutcome::Error),
+        (ServiceAnswer::Message(&[255]), "deny", "rate_limit_unavailable", ServiceOutcome::Error),
+        (ServiceAnswer::None, "allow", "ok", ServiceOutcome::Error),
+        (ServiceAnswer::None, "deny", "rate_limit_unavailable", ServiceOutcome::Error),
+        (ServiceAnswer::Overflow, "allow", "rate_limit", ServiceOutcome::Overloaded),
     ] {
         let mut world = limited_world("rate_limit_service", on_error, "enforce");
-        let Step::Count(awaiting) = world.start("/mcp/acme/notes", &POST) else { panic!("not asked") };
-        assert!(!awaiting.question().is_empty());
+        let Step::Count(edits, question, awaiting) = world.start("/mcp/acme/notes", &POST) else { panic!("not asked") };
+        assert!(!question.is_empty() && edits.principal.is_some() && edits.remove == ["x-api-key"]);
         let (step, told) = awaiting.proceed(answer, &world.gateway, &world.host);
         assert_eq!((reason(&step), told), (expected, outcome), "{answer:?} {on_error}");
         if let Step::Forward(forward, _) = &step {
-            assert!(forward.principal.is_some() && forward.standing.is_none(), "an empty list is no field: {step:?}");
+            assert!(forward.edits.principal.is_none(), "the headers were edited before the service was asked");
+            assert!(forward.standing.is_none(), "an empty list is no field: {step:?}");
         }
     }
 }
@@ -806,20 +825,85 @@ fn requests_wait_for_the_first_policy_and_not_for_ever() {
     assert!(!awaiting.is_ready(&world.gateway, world.now));
     world.publish_policy(&json!({"acme": {"api_keys": [{"id": "k1", "sha256": KEY_SHA256}]}}));
     assert!(awaiting.is_ready(&world.gateway, world.now));
-    assert_eq!(reason(&awaiting.proceed(&mut world.gateway, world.now, &world.host)), "ok");
+    let head = testing::head(&[(":path", "/mcp/acme"), ("x-api-key", KEY)]);
+    assert_eq!(reason(&awaiting.proceed(head, &mut world.gateway, world.now, &world.host)), "ok");
 
     let mut world = remote_world();
     let Step::AwaitPolicy(mut awaiting) = world.start("/oauth/token", &[(":method", "POST")]) else { panic!("not held") };
     world.now = world.now.plus(Duration::from_secs(5));
     assert!(awaiting.is_ready(&world.gateway, world.now));
-    let step = awaiting.proceed(&mut world.gateway, world.now, &world.host);
+    let head = testing::head(&[(":path", "/oauth/token"), (":method", "POST")]);
+    let step = awaiting.proceed(head, &mut world.gateway, world.now, &world.host);
     assert_eq!((reason(&step), status(&step)), ("policy_unavailable", 503));
 
     let mut held = Vec::new();
     while let Step::AwaitPolicy(awaiting) = world.start("/mcp/acme", &[]) {
         held.push(awaiting);
     }
+    assert_eq!(held.len(), 2048);
+    let step = world.start("/mcp/acme", &[]);
+    assert_eq!((reason(&step), status(&step)), ("overloaded", 503));
+}
+
+#[test]
+fn the_oldest_request_without_a_form_makes_room_for_a_new_one() {
+    let mut world = issuing(|_| {});
+    let mut waiting: Vec<AwaitingBody> = Vec::new();
+    for _ in 0..=2048 {
+        let Step::ReadBody(reading) = world.start("/oauth/token", &[(":method", "POST")]) else { panic!("must read") };
+        waiting.push(reading);
+    }
+    let oldest = waiting.remove(0);
+    assert!(waiting.iter_mut().all(|reading| !reading.is_overdue(NOW)));
+    let step = oldest.give_up();
+    assert_eq!((reason(&step), status(&step)), ("overloaded", 503));
+    let Step::Reply(reply, _) = step else { panic!() };
+    assert_eq!(header(&reply, "retry-after"), "1");
+    assert!(!world.token("").is_empty(), "a client that sends its form is served");
+}
+
+#[test]
+fn one_org_holds_up_no_other() {
+    let mut world = World::with(|config| {
+        let orgs = &mut config["policy"]["inline"]["orgs"];
+        orgs["acme"]["api_keys"][0]["connectors"] = json!(["notes"]);
+        let provider = json!([{"issuer": ISSUER, "jwks_uri": "https://idp.example/others", "audience": "apexmcp"}]);
+        orgs["other"]["identity_providers"] = provider;
+    });
+    let bearer = format!("Bearer {}", token(&claims()));
+    let mut held = Vec::new();
+    while let step = world.start("/mcp/acme", &[("authorization", &bearer)])
+        && reason(&step) == "await"
+    {
+        held.push(step);
+    }
     assert_eq!(held.len(), 1024);
+    assert_eq!(reason(&world.start("/mcp/other", &[("authorization", &bearer)])), "await");
+    let message = world.start("/mcp/acme", &POST);
+    assert_eq!(reason(&message), "inspect", "strangers take no place from a good credential");
+    // Messages that do not come: the oldest makes room, and is refused.
+    let messages: Vec<Step> = (0..1024).map(|_| world.start("/mcp/acme", &POST)).collect();
+    assert!(messages.iter().all(|step| reason(step) == "inspect"));
+    let Step::Inspect(_, oldest) = message else { panic!("not read") };
+    assert!(oldest.hold().is_given_up());
+    let step = oldest.give_up(&world.gateway, &world.host);
+    assert_eq!((reason(&step), status(&step)), ("overloaded", 503));
+}
+
+#[test]
+fn questions_to_the_rate_limit_service_are_bounded_for_each_org() {
+    let mut world = limited_world("rate_limit_service", "allow", "enforce");
+    let mut open: Vec<Step> = (0..1024).map(|_| world.start("/mcp/acme/notes", &POST)).collect();
+    assert!(open.iter().all(|step| reason(step) == "count"));
+    let step = world.start("/mcp/acme/notes", &POST);
+    assert_eq!((reason(&step), status(&step)), ("rate_limit", 429), "a burst does not lift the limit");
+    // The question stays open when its stream ends.
+    let Some(Step::Count(_, _, awaiting)) = open.pop() else { panic!("not asked") };
+    let question = Rc::clone(awaiting.hold());
+    drop(awaiting);
+    assert_eq!(reason(&world.start("/mcp/acme/notes", &POST)), "rate_limit");
+    drop(question);
+    assert_eq!(reason(&world.start("/mcp/acme/notes", &POST)), "count");
 }
 
 #[test]

@@ -1,19 +1,16 @@
 //! The way back of a request for lists: whatever comes, and in whatever chunks, only what the credential covers passes.
 
 use std::borrow::Cow;
-use std::cell::Cell;
-use std::rc::Rc;
 
 use serde_json::{Value, json};
 
 use super::list::Permitted;
 use super::sse::{self, EventSplitter};
+use crate::budget::{Account, Budget, Hold, Waits};
+use crate::names::OrgName;
 
 /// More of a JSON body, or of one event, is not kept: a thousand tools with long schemas stay below.
 pub const MAX_LENGTH: usize = 4 << 20;
-
-/// More is not kept of all the responses that a thread cuts at a time: its memory is never given back.
-const MAX_KEPT: usize = 64 << 20;
 
 /// JSON-RPC 2.0 §5.1, internal error.
 const INTERNAL_ERROR: i32 = -32603;
@@ -21,6 +18,7 @@ const INTERNAL_ERROR: i32 = -32603;
 /// A request for lists that was let through, before its response began.
 #[derive(Debug)]
 pub struct ListRequest {
+    org: OrgName,
     permitted: Permitted,
     id: Value,
 }
@@ -36,40 +34,14 @@ pub struct ResponseHead<'a> {
     pub content_encoding: &'a [u8],
 }
 
-/// How much is kept of the responses that a thread cuts.
-#[derive(Clone, Debug, Default)]
-pub struct Kept(Rc<Cell<usize>>);
-
-/// What one response has of it.
-#[derive(Debug)]
-struct Share {
-    kept: Kept,
-    length: usize,
-}
-
-impl Share {
-    /// Whether this response may keep so much, and what the others keep.
-    fn set(&mut self, length: usize) -> bool {
-        let others = self.kept.0.get().saturating_sub(self.length);
-        let is_affordable = length <= MAX_LENGTH && others.saturating_add(length) <= MAX_KEPT;
-        self.length = if is_affordable { length } else { 0 };
-        self.kept.0.set(others.saturating_add(self.length));
-        is_affordable
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.set(0);
-    }
-}
-
 /// A response as it is cut, chunk by chunk.
 #[derive(Debug)]
 pub struct ListReply {
     request: ListRequest,
     form: Form,
-    share: Share,
+    /// What the worker's budget holds for it, until the response has ended: Envoy keeps what was cut for a slow reader.
+    /// `None` where the response is not read.
+    hold: Option<Hold>,
 }
 
 #[derive(Debug)]
@@ -83,28 +55,29 @@ enum Form {
 }
 
 impl ListRequest {
-    /// A request with this `id`, whose answers are cut to what is permitted.
-    pub fn new(permitted: Permitted, id: Value) -> Self {
-        Self { permitted, id }
+    /// A request of `org` with this `id`, whose answers are cut to what is permitted.
+    pub fn new(org: OrgName, permitted: Permitted, id: Value) -> Self {
+        Self { org, permitted, id }
     }
 
-    /// The response begins, and with it what is `kept` of it; `None` where it passes as it is, for it says that there is no
-    /// list.
-    pub fn begin(self, head: ResponseHead<'_>, kept: &Kept) -> Option<ListReply> {
+    /// The response begins. What is kept of it is charged to `budget`. `None` where it passes as it is, because its status
+    /// says that there is no list.
+    pub fn begin(self, head: ResponseHead<'_>, budget: &Budget) -> Option<ListReply> {
         if !(200..300).contains(&head.status) {
             return None;
         }
         let is_plain = head.content_encoding.is_empty() || head.content_encoding.eq_ignore_ascii_case(b"identity");
         let is_stream = media_type(head.content_type).eq_ignore_ascii_case(b"text/event-stream");
-        let form = match (is_plain, is_stream) {
+        // A compressed response was not asked for, and is not read.
+        let hold = is_plain.then(|| budget.hold(Account::Org(self.org.clone()), Waits::ForOthers, 0)).flatten();
+        let form = match (hold.is_some(), is_stream) {
             (true, true) => Form::Events(EventSplitter::default()),
             // Also what says to be something else: the client may take it for JSON.
             (true, false) => Form::Json(Vec::new()),
-            // It was asked not to be compressed.
             (false, true) => Form::Instead(sse::with_data(&[], &self.error())),
             (false, false) => Form::Instead(self.error().into_bytes()),
         };
-        Some(ListReply { request: self, form, share: Share { kept: kept.clone(), length: 0 } })
+        Some(ListReply { request: self, form, hold })
     }
 
     fn error(&self) -> String {
@@ -121,7 +94,7 @@ impl ListReply {
             Form::Instead(passed) => (passed, Form::Ended),
             Form::Json(mut body) => {
                 body.extend_from_slice(chunk);
-                if !self.share.set(body.len()) {
+                if !self.keeps(body.len()) {
                     (self.request.error().into_bytes(), Form::Ended)
                 } else if is_last {
                     (self.cut_body(body), Form::Ended)
@@ -134,7 +107,7 @@ impl ListReply {
                 for event in splitter.push(chunk) {
                     passed.append(&mut self.cut_event(event));
                 }
-                if !self.share.set(splitter.pending()) {
+                if !self.keeps(splitter.pending()) {
                     passed.extend(sse::with_data(&[], &self.request.error()));
                     (passed, Form::Ended)
                 } else if is_last {
@@ -147,6 +120,13 @@ impl ListReply {
         };
         self.form = form;
         passed
+    }
+
+    /// Whether so much of this response may be kept.
+    fn keeps(&self, length: usize) -> bool {
+        let Some(hold) = self.hold.as_ref().filter(|_| length <= MAX_LENGTH) else { return false };
+        hold.set_body(length);
+        !hold.is_given_up()
     }
 
     fn cut_body(&self, body: Vec<u8>) -> Vec<u8> {
@@ -182,14 +162,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn begin(content_type: &str, content_encoding: &str) -> ListReply {
-        begin_among(&Kept::default(), content_type, content_encoding)
+        begin_among(&Budget::default(), "acme", content_type, content_encoding)
     }
 
-    fn begin_among(kept: &Kept, content_type: &str, content_encoding: &str) -> ListReply {
+    fn begin_among(budget: &Budget, org: &str, content_type: &str, content_encoding: &str) -> ListReply {
         let permitted = Permitted { scopes: Scope::parse("mcp:call:notes").into_iter().collect(), separator: "__".into() };
         let head =
             ResponseHead { status: 200, content_type: content_type.as_bytes(), content_encoding: content_encoding.as_bytes() };
-        ListRequest::new(permitted, json!(7)).begin(head, kept).unwrap()
+        ListRequest::new(OrgName::parse(org).unwrap(), permitted, json!(7)).begin(head, budget).unwrap()
     }
 
     /// What passes of a response that comes in chunks of these lengths, again and again.
@@ -228,7 +208,8 @@ mod tests {
         let permitted = || Permitted { scopes: Default::default(), separator: "__".into() };
         for status in [302, 400, 404, 503] {
             let head = ResponseHead { status, content_type: b"application/json", content_encoding: b"gzip" };
-            assert!(ListRequest::new(permitted(), json!(7)).begin(head, &Kept::default()).is_none(), "{status}");
+            let request = ListRequest::new(OrgName::parse("acme").unwrap(), permitted(), json!(7));
+            assert!(request.begin(head, &Budget::default()).is_none(), "{status}");
         }
     }
 
@@ -258,30 +239,33 @@ mod tests {
     }
 
     #[test]
-    fn all_responses_together_are_bounded() {
-        let kept = Kept::default();
-        let begun = |content_type, start: &[u8]| {
-            let mut reply = begin_among(&kept, content_type, "");
+    fn the_lists_of_one_org_leave_room_for_those_of_another() {
+        let budget = Budget::default();
+        let begun = |org, content_type, start: &[u8]| {
+            let mut reply = begin_among(&budget, org, content_type, "");
             let mut chunk = start.to_vec();
-            chunk.resize(MAX_LENGTH, b' ');
+            chunk.resize(MAX_LENGTH - (64 << 10), b' ');
             let passed = reply.push(&chunk, false);
             (reply, passed)
         };
         let mut open: Vec<ListReply> = Vec::new();
-        for index in 0..16 {
+        for index in 0..8 {
             let content_type = if index % 2 == 0 { "application/json" } else { "text/event-stream" };
-            let (reply, passed) = begun(content_type, b"data: ");
-            assert_eq!((passed.len(), kept.0.get()), (0, (index + 1) * 4_194_304));
+            let (reply, passed) = begun("acme", content_type, b"data: ");
+            assert_eq!(passed.len(), 0, "{index}");
             open.push(reply);
         }
-        let (_, passed) = begun("application/json", b"");
+        let (_, passed) = begun("acme", "application/json", b"");
         assert!(String::from_utf8(passed).unwrap().contains("could not read the list"), "one more");
+        assert_eq!(begun("other", "application/json", b"").1.len(), 0, "another org has its own share");
         open.pop();
-        let (mut reply, passed) = begun("application/json", LIST.as_bytes());
+        let (mut reply, passed) = begun("acme", "application/json", LIST.as_bytes());
         assert_eq!(passed.len(), 0, "there is room again");
         assert!(reply.push(b"", true).starts_with(CUT.as_bytes()));
-        drop((open, reply));
-        assert_eq!(kept.0.get(), 0);
+        let (_, passed) = begun("acme", "application/json", b"");
+        assert!(!passed.is_empty(), "what was cut is kept until its reader has it");
+        drop(reply);
+        assert_eq!(begun("acme", "application/json", b"").1.len(), 0);
     }
 
     proptest! {

@@ -14,7 +14,10 @@ const REFILL: Duration = Duration::from_secs(6);
 /// Client ids remembered in a thread. An attacker who makes up ids to be forgotten pays this many requests for it.
 const MAX_IDS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Failed authentications by client id. Ids that don't exist are treated as those that do: the answer must not tell.
+/// Wrong secrets by client id. Ids that do not exist are counted as those that do: the answer must not tell which exist.
+/// Failures of assertions are not counted, because a signature cannot be guessed.
+///
+/// A worker counts in its own memory. A trap of its VM forgets the counts; a guess still has one chance in 2^142.
 #[derive(Debug)]
 pub struct Attempts(LruCache<Box<str>, Failures>);
 
@@ -41,6 +44,12 @@ impl Attempts {
         let count = failures.count_at(now);
         (count >= FREE)
             .then(|| failures.since.plus(REFILL.saturating_mul(failures.count.saturating_sub(FREE).saturating_add(1))).since(now))
+    }
+
+    /// Whether no failure is remembered.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Notes a failure.

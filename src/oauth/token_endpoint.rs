@@ -61,6 +61,8 @@ pub enum TokenError {
     BodyTooLong,
     /// No whole body came in time.
     BodyTimeout,
+    /// So many requests wait for their bodies that this one cannot.
+    Overloaded,
     /// The method is not POST.
     MethodNotAllowed,
     /// The token could not be signed.
@@ -80,6 +82,7 @@ impl TokenError {
             Self::RateLimit(_) => "rate_limit",
             Self::BodyTooLong => "body_too_long",
             Self::BodyTimeout => "body_timeout",
+            Self::Overloaded => "overloaded",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::SigningFailed => "signing_failed",
         }
@@ -98,6 +101,7 @@ impl TokenError {
             Self::RateLimit(_) => (429, "rate_limited", "This client takes tokens too often. Use one until it expires."),
             Self::BodyTooLong => (413, "invalid_request", "The body is too long."),
             Self::BodyTimeout => (408, "invalid_request", "The body did not arrive in time."),
+            Self::Overloaded => (503, "temporarily_unavailable", "Too many requests are waiting. Try again."),
             Self::MethodNotAllowed => (405, "invalid_request", "Use POST."),
             Self::SigningFailed => (503, "temporarily_unavailable", "No token can be signed now. Try again."),
         };
@@ -109,7 +113,7 @@ impl TokenError {
             }
             Self::TooManyAttempts(wait) | Self::RateLimit(wait) => reply.headers.push(("retry-after", retry_after(wait))),
             Self::MethodNotAllowed => reply.headers.push(("allow", "POST".to_owned())),
-            Self::SigningFailed => reply.headers.push(("retry-after", "1".to_owned())),
+            Self::SigningFailed | Self::Overloaded => reply.headers.push(("retry-after", "1".to_owned())),
             _ => {}
         }
         reply
@@ -205,25 +209,38 @@ impl TokenEndpoint<'_> {
         }
     }
 
+    /// Wrong secrets are counted by client id, and too many of them make the next one wait. Ids that do not exist and clients
+    /// without a secret are counted too: the answer must not tell which ids exist.
     fn by_secret(&mut self, id: &str, secret: &str, refused: TokenError) -> Result<Rc<OauthClient>, TokenError> {
-        self.listen_to(id, refused)?;
+        if !is_record_id(id) {
+            return Err(refused); // No client has such an id, and it must not take memory.
+        }
+        if let Some(wait) = self.attempts.wait(id, self.now) {
+            return Err(TokenError::TooManyAttempts(wait));
+        }
         let client = self.policy.oauth_client(id, self.host);
         // An unknown id costs as much as a known one.
         let is_proven = client::is_secret(client.as_ref().map_or(&[], |client| &client.secrets), secret);
-        self.settle(id, client.filter(|_| is_proven), refused)
+        client.filter(|_| is_proven).ok_or_else(|| {
+            self.attempts.failed(id, self.now);
+            refused
+        })
     }
 
     /// RFC 7523 §3, with the audience of its update (draft-ietf-oauth-rfc7523bis): the issuer or the endpoint.
-    fn by_assertion(&mut self, assertion: &str, named: Option<&str>) -> Result<Rc<OauthClient>, TokenError> {
+    ///
+    /// Failures are not counted, and wrong secrets make no assertion wait. A signature cannot be guessed, so slowing
+    /// protects nothing: anybody who knows a client id could keep the client from getting tokens.
+    fn by_assertion(&self, assertion: &str, named: Option<&str>) -> Result<Rc<OauthClient>, TokenError> {
         let refused = TokenError::InvalidClient { basic: false };
         let jws = CompactJws::parse(assertion).map_err(|_| refused)?;
-        let id = claims::issuer(jws.claims()).map_err(|_| refused)?.to_owned();
-        self.listen_to(&id, refused)?;
-        let client = self.policy.oauth_client(&id, self.host).filter(|client| {
-            let is_own = claims::subject(jws.claims()).is_ok_and(|sub| sub == id) && named.is_none_or(|named| named == id);
-            is_own && self.is_proven(jws, client)
-        });
-        self.settle(&id, client, refused)
+        let id = claims::issuer(jws.claims()).map_err(|_| refused)?;
+        let is_own = claims::subject(jws.claims()).is_ok_and(|sub| sub == id) && named.is_none_or(|named| named == id);
+        if !is_own || !is_record_id(id) {
+            return Err(refused);
+        }
+        let client = self.policy.oauth_client(id, self.host);
+        client.filter(|client| self.is_proven(jws, client)).ok_or(refused)
     }
 
     fn is_proven(&self, jws: CompactJws<'_>, client: &OauthClient) -> bool {
@@ -256,20 +273,6 @@ impl TokenEndpoint<'_> {
     fn longest_assertion(&self) -> Duration {
         let skew = self.config.tokens.clock_skew;
         MAX_ASSERTION_LIFETIME.saturating_add(skew).saturating_add(skew)
-    }
-
-    fn listen_to(&mut self, id: &str, refused: TokenError) -> Result<(), TokenError> {
-        if !is_record_id(id) {
-            return Err(refused); // No client has such an id, and none is to be remembered.
-        }
-        self.attempts.wait(id, self.now).map_or(Ok(()), |wait| Err(TokenError::TooManyAttempts(wait)))
-    }
-
-    fn settle(&mut self, id: &str, proven: Option<Rc<OauthClient>>, refused: TokenError) -> Result<Rc<OauthClient>, TokenError> {
-        proven.ok_or_else(|| {
-            self.attempts.failed(id, self.now);
-            refused
-        })
     }
 
     /// The `aud` of the token: the resource that the client names (RFC 8707 §2), else its org's endpoint.
@@ -378,6 +381,7 @@ mod tests {
                             {"client_id": CLIENT, "secret_sha256": [hash(SECRET), hash(NEXT_SECRET)], "scopes": ["mcp:call"]},
                             {"client_id": SCOPED, "secret_sha256": [hash(SECRET)], "scopes": ["mcp:call:github", "mcp:call:jira"]},
                             {"client_id": KEYED, "jwks": jwks, "scopes": ["mcp:call"]},
+                            {"client_id": BOTH, "secret_sha256": [hash(SECRET)], "jwks": jwks, "scopes": ["mcp:call"]},
                             {"client_id": RICH, "secret_sha256": [hash(SECRET)], "scopes": many},
                             {"client_id": "apx_client_revoked0", "secret_sha256": [hash(SECRET)], "scopes": ["mcp:call"], "revoked": true},
                         ]},
@@ -582,7 +586,6 @@ mod tests {
             with("jti", Value::Null),
         ] {
             assert_eq!(world.post(&body(&testing::sign(&header, &claims))), refused, "{claims}");
-            world.attempts = Attempts::default();
         }
         // Ten minutes, and a minute of skew at each end.
         for (exp, is_good) in [(1_800_000_660, true), (1_800_000_661, false)] {
@@ -590,7 +593,6 @@ mod tests {
             claims.as_object_mut().unwrap().remove("iat");
             claims["jti"] = json!(format!("ends {exp}"));
             assert_eq!(world.post(&body(&testing::sign(&header, &claims))).is_ok(), is_good, "{exp}");
-            world.attempts = Attempts::default();
         }
         let still = with("iat", json!(1_799_999_341));
         assert!(world.post(&body(&testing::sign(&header, &still))).is_ok());
@@ -621,6 +623,59 @@ mod tests {
             world.now = world.now.plus(Duration::from_secs(6));
             assert_eq!(world.post(&wrong), Err(TokenError::InvalidClient { basic: false }), "{id}");
         }
+    }
+
+    const BOTH: &str = "apx_client_both0000";
+    const UNKNOWN: &str = "apx_client_unknown0";
+
+    fn assertion(id: &str, kid: &str, jti: &str) -> String {
+        let header = json!({"alg": "RS256", "kid": kid});
+        let claims = json!({"iss": id, "sub": id, "aud": ORIGIN, "exp": 1_800_000_300, "iat": 1_800_000_000, "jti": jti});
+        let assertion = testing::sign(&header, &claims);
+        format!("grant_type=client_credentials&client_assertion_type={JWT_BEARER}&client_assertion={assertion}")
+    }
+
+    #[test]
+    fn wrong_secrets_stop_no_assertion_and_are_answered_alike_for_every_id() {
+        let mut answers = Vec::new();
+        for id in [CLIENT, KEYED, BOTH, UNKNOWN] {
+            for is_basic in [false, true] {
+                let mut world = World::new();
+                let mut guess = || match is_basic {
+                    true => world.basic(id, "guess", "grant_type=client_credentials"),
+                    false => world.post(&format!("grant_type=client_credentials&client_id={id}&client_secret=guess")),
+                };
+                let errors: Vec<&str> = (0..12).map(|_| guess().unwrap_err().word()).collect();
+                answers.push(errors);
+                for number in 0..30 {
+                    let answer = world.post(&assertion(id, "c1", &format!("j{number}")));
+                    assert_eq!(answer.is_ok(), [KEYED, BOTH].contains(&id), "{id}: {answer:?}");
+                }
+            }
+        }
+        let expected = [vec!["invalid_client"; 10], vec!["too_many_attempts"; 2]].concat();
+        assert!(answers.iter().all(|errors| *errors == expected), "{answers:?}");
+    }
+
+    #[test]
+    fn bad_assertions_stop_neither_a_good_one_nor_a_good_secret() {
+        let mut world = World::new();
+        let refused = Err(TokenError::InvalidClient { basic: false });
+        for id in [KEYED, BOTH, UNKNOWN] {
+            let good = assertion(id, "c1", "once");
+            let forged = format!("{}AAAA", &good[..good.len() - 4]);
+            assert_eq!(world.post(&good).is_ok(), id != UNKNOWN, "{id}");
+            for number in 0..15 {
+                let of_no_key = assertion(id, "c2", &format!("j{number}"));
+                let of_another = format!("{}&client_id={CLIENT}", assertion(id, "c1", &format!("k{number}")));
+                for (what, body) in [("forged", &forged), ("used", &good), ("no key", &of_no_key), ("another id", &of_another)] {
+                    assert_eq!(world.post(body), refused, "{what}: {id}");
+                }
+            }
+            assert_eq!(world.post(&assertion(id, "c1", "twice")).is_ok(), id != UNKNOWN, "{id}");
+        }
+        assert!(world.post(&with_secret(BOTH, "")).is_ok());
+        assert!(world.attempts.is_empty(), "no failure of an assertion is remembered");
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub struct Org {
     has_clients: bool,
     limits: Subjects,
     revoked_jti: HashSet<String>,
-    /// By client: tokens issued before this moment are revoked.
+    /// By principal: its tokens that were issued before this moment are revoked.
     issued_before: HashMap<String, UnixTime>,
 }
 
@@ -99,9 +99,11 @@ impl Org {
         self.identity_providers.iter().map(|provider| &*provider.issuer)
     }
 
-    /// Whether a gateway token is revoked, by its `jti` or with all of its client's until then.
-    pub fn has_revoked(&self, jti: &str, client_id: &str, issued_at: UnixTime) -> bool {
-        self.revoked_jti.contains(jti) || self.issued_before.get(client_id).is_some_and(|before| issued_at < *before)
+    /// Whether a token of `principal` is revoked, by its `jti` or by the moment at which it was issued. `jti` is empty where
+    /// the token has none. A token that does not say when it was issued counts as issued before any moment.
+    pub fn has_revoked(&self, jti: &str, principal: &str, issued_at: Option<UnixTime>) -> bool {
+        let is_too_old = |before: &UnixTime| issued_at.is_none_or(|issued_at| issued_at < *before);
+        (!jti.is_empty() && self.revoked_jti.contains(jti)) || self.issued_before.get(principal).is_some_and(is_too_old)
     }
 }
 
@@ -208,14 +210,31 @@ impl Checker<'_> {
             org.has_clients |= self.oauth_client(&format!("{path}.oauth_clients[{index}]"), &name, client).is_some();
         }
         org.revoked_jti = raw.revoked_tokens.jti.into_iter().collect();
-        for (client_id, moment) in raw.revoked_tokens.issued_before.0 {
-            let path = format!("{path}.revoked_tokens.issued_before.{client_id}");
+        for (whose, moment) in raw.revoked_tokens.issued_before.0 {
+            let path = format!("{path}.revoked_tokens.issued_before.{whose}");
+            let principal = self.revoked_principal(&path, &name, whose);
             if let Some(moment) = self.problems.checked(path, UnixTime::from_rfc3339(&moment)) {
-                org.issued_before.insert(client_id, moment);
+                // A client may stand here by its id and by its principal: the later moment revokes more.
+                let before = org.issued_before.entry(principal).or_insert(moment);
+                *before = moment.max(*before);
             }
         }
         self.policy.orgs.insert(name, Rc::new(org));
         Some(())
+    }
+
+    /// The principal that a member of `issued_before` names: by a client id, or by the principal itself.
+    fn revoked_principal(&mut self, path: &str, org: &OrgName, whose: String) -> String {
+        if is_record_id(&whose) {
+            return Principal::name_of_client(org, &whose);
+        }
+        let has_tokens = ["client", "idp"].iter().any(|kind| whose.starts_with(&format!("{org}/{kind}/")));
+        if !has_tokens {
+            // No error: the document must stay readable to gateways that know more kinds of principals than this one.
+            let wrong = format!("revokes no token: expected a client id, {org}/client/<client_id> or {org}/idp/<issuer>#<sub>");
+            self.problems.warn(path, wrong);
+        }
+        whose
     }
 
     fn api_key(

@@ -10,18 +10,19 @@ use proxy_wasm::types::Action;
 use super::envoy::Envoy;
 use super::hostcalls;
 use super::metrics::Metrics;
+use crate::budget::Hold;
 use crate::config::LimitStore;
 use crate::denial::{Denial, Reason};
 use crate::exchange::{
-    self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, AwaitingRest, Forward,
-    Record, Step,
+    self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, AwaitingRest, Edits,
+    Record, ServiceAnswer, Step,
 };
 use crate::gateway::{Findings, Gateway};
 use crate::limits::service;
 use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
-use crate::mcp::reply::{Kept, ListReply, ListRequest, ResponseHead};
-use crate::oauth::token_endpoint::TokenError;
+use crate::mcp::reply::{ListReply, ListRequest, ResponseHead};
 use crate::principal::{ATTRIBUTES, Principal};
+use crate::request::CONNECTION;
 use crate::route::{RouteInvalid, RouteSettings};
 use crate::serialized_map::SerializedMap;
 use crate::time::UnixTime;
@@ -47,10 +48,8 @@ pub(super) struct Plugin {
     pub(super) envoy: Envoy,
     pub(super) metrics: RefCell<Metrics>,
     held: RefCell<HashMap<u32, Held>>,
-    /// What is kept of the responses that are cut.
-    kept: Kept,
-    /// The streams for which the rate limit service was asked, by the number under which the answer comes.
-    counts: RefCell<HashMap<u32, u32>>,
+    /// The open questions to the rate limit service, by the number under which the answer comes.
+    questions: RefCell<HashMap<u32, Question>>,
     /// The root context.
     pub(super) root_id: Cell<u32>,
     /// Whether this thread has served a request.
@@ -59,6 +58,12 @@ pub(super) struct Plugin {
     pausing: Cell<Pausing>,
     /// How many refusals did not wait for the rest of their requests since one did.
     hasty: Cell<u32>,
+}
+
+/// A question to the rate limit service. It stays open until it is answered, even if its stream ends before.
+struct Question {
+    stream: u32,
+    _hold: Rc<Hold>,
 }
 
 /// What Envoy holds while a head is paused. The module can't ask; it sees.
@@ -90,6 +95,18 @@ enum Awaiting {
 }
 
 impl Awaiting {
+    /// What the worker's budget holds for it.
+    fn hold(&self) -> &Hold {
+        match self {
+            Self::Policy(exchange) => exchange.hold(),
+            Self::KeySet(exchange) => exchange.hold(),
+            Self::Body(exchange) => exchange.hold(),
+            Self::Message(exchange) => exchange.hold(),
+            Self::Rest(exchange) => exchange.hold(),
+            Self::Count(exchange, _) => exchange.hold(),
+        }
+    }
+
     /// As much of the body as is waited for, where one is awaited.
     fn max_body(&self) -> Option<usize> {
         match self {
@@ -188,6 +205,11 @@ impl Stream {
         }
         self.flow.body_length.set(length);
         self.flow.body_is_whole.set(is_whole);
+        if length > 0 && self.flow.gate.get() != Gate::Open {
+            if let Some(held) = self.plugin.held.borrow().get(&self.id) {
+                held.awaiting.hold().set_body(length);
+            }
+        }
         self.plugin.read_body(self.id);
     }
 }
@@ -241,7 +263,7 @@ impl HttpContext for Stream {
         let status = std::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or_default();
         let head = ResponseHead { status, content_type: &content_type, content_encoding: &content_encoding };
         self.reply = match lists {
-            Some(lists) => lists.begin(head, &self.plugin.kept).map(Replaced::Lists),
+            Some(lists) => self.plugin.cut(lists, head).map(Replaced::Lists),
             None => self.plugin.answered_early(self.id, status).map(Replaced::By),
         };
         if self.reply.is_some() {
@@ -266,9 +288,7 @@ impl HttpContext for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if let Some(Held { awaiting: Awaiting::Count(_, token), .. }) = self.plugin.held.borrow_mut().remove(&self.id) {
-            self.plugin.counts.borrow_mut().remove(&token);
-        }
+        self.plugin.held.borrow_mut().remove(&self.id);
     }
 }
 
@@ -276,9 +296,7 @@ impl Plugin {
     fn start(&self) -> Step {
         let mut gateway = self.gateway.borrow_mut();
         let (Some(gateway), Some(head)) = (gateway.as_mut(), hostcalls::request_head()) else {
-            let refused = Reason::PolicyUnavailable;
-            let record = Record::Resource { refused: Some(refused), findings: Findings::default() };
-            return Step::Reply(Denial::from(refused).reply(None), record);
+            return headless();
         };
         let route = if gateway.config.gateway.route_metadata { route_settings() } else { Ok(RouteSettings::default()) };
         match route {
@@ -310,16 +328,20 @@ impl Plugin {
                 hostcalls::send_local_reply(&reply);
             }
             Step::Forward(forward, record) => {
-                if self.edit(&forward) {
+                if self.edit(&forward.edits) {
                     self.note(&record);
                     flow.lists.replace(forward.lists);
                     flow.standing.set(forward.standing);
                     flow.gate.set(Gate::Open);
                 }
             }
-            Step::Count(exchange) => self.ask(exchange, id, flow),
-            Step::Inspect(forward, exchange) => {
-                if self.edit(&forward) {
+            Step::Count(edits, question, exchange) => {
+                if self.edit(&edits) {
+                    self.ask(&question, exchange, id, flow);
+                }
+            }
+            Step::Inspect(edits, exchange) => {
+                if self.edit(&edits) {
                     identify(exchange.principal());
                     if self.pausing.get() == Pausing::All && flow.body_length.get() == 0 {
                         flow.gate.set(Gate::Head);
@@ -340,39 +362,45 @@ impl Plugin {
     }
 
     /// Asks the rate limit service. From the root context: what a stream asks for is lost with it.
-    fn ask(&self, exchange: AwaitingCount, id: u32, flow: &Rc<Flow>) {
+    fn ask(&self, question: &[u8], exchange: AwaitingCount, id: u32, flow: &Rc<Flow>) {
         let service = self.gateway.borrow().as_ref().and_then(|gateway| match &gateway.config.limits {
             LimitStore::RateLimitService(service) => Some((service.cluster.clone(), service.timeout)),
             LimitStore::Local => None,
         });
         hostcalls::enter(self.root_id.get());
-        let token = service.and_then(|(cluster, timeout)| {
-            hostcalls::call_grpc(&cluster, service::SERVICE, service::METHOD, exchange.question(), timeout)
-        });
+        let token = service
+            .and_then(|(cluster, timeout)| hostcalls::call_grpc(&cluster, service::SERVICE, service::METHOD, question, timeout));
         hostcalls::enter(id);
         match token {
             Some(token) => {
-                self.counts.borrow_mut().insert(token, id);
+                self.questions.borrow_mut().insert(token, Question { stream: id, _hold: Rc::clone(exchange.hold()) });
                 self.hold(id, flow, Awaiting::Count(exchange, token));
             }
-            None => self.go_on(exchange, None, id, flow),
+            None => self.go_on(exchange, ServiceAnswer::None, id, flow),
         }
     }
 
     /// The rate limit service answered, or will not any more.
     pub(super) fn counted(&self, token: u32, status: u32, size: usize) {
         let answer = (status == 0 && size <= service::MAX_ANSWER_LENGTH).then(|| hostcalls::grpc_response(size));
-        let Some(id) = self.counts.borrow_mut().remove(&token) else { return };
-        let held = self.held.borrow_mut().remove(&id);
-        let Some(Held { flow, awaiting: Awaiting::Count(exchange, _) }) = held else { return };
+        let Some(Question { stream: id, .. }) = self.questions.borrow_mut().remove(&token) else { return };
+        let is_its = |held: &mut Held| matches!(held.awaiting, Awaiting::Count(_, its) if its == token);
+        let Some(Held { flow, awaiting: Awaiting::Count(exchange, _) }) = self.take_held(id, is_its) else { return };
         if hostcalls::enter(id) {
             let before = flow.gate.get();
-            self.go_on(exchange, answer.as_deref(), id, &flow);
+            self.go_on(exchange, answer.as_deref().map_or(ServiceAnswer::None, ServiceAnswer::Message), id, &flow);
             flow.resume(before);
         }
     }
 
-    fn go_on(&self, exchange: AwaitingCount, answer: Option<&[u8]>, id: u32, flow: &Rc<Flow>) {
+    /// Takes the held stream of this id out, where it is as wanted.
+    fn take_held(&self, id: u32, mut is_wanted: impl FnMut(&mut Held) -> bool) -> Option<Held> {
+        let mut held = self.held.borrow_mut();
+        let is_there = held.get_mut(&id).is_some_and(|held| is_wanted(held));
+        is_there.then(|| held.remove(&id)).flatten()
+    }
+
+    fn go_on(&self, exchange: AwaitingCount, answer: ServiceAnswer<'_>, id: u32, flow: &Rc<Flow>) {
         let gateway = self.gateway.borrow();
         let Some((step, outcome)) = gateway.as_ref().map(|gateway| exchange.proceed(answer, gateway, &self.envoy)) else {
             return;
@@ -386,16 +414,23 @@ impl Plugin {
         self.held.borrow_mut().insert(id, Held { flow: Rc::clone(flow), awaiting });
     }
 
+    /// Begins to cut a response. Where there is no gateway, nothing was admitted.
+    fn cut(&self, lists: ListRequest, head: ResponseHead<'_>) -> Option<ListReply> {
+        let gateway = self.gateway.borrow();
+        lists.begin(head, &gateway.as_ref()?.budget)
+    }
+
     /// Edits the request's headers. Where the host did not, the request is answered, and the result is false.
-    fn edit(&self, forward: &Forward) -> bool {
+    fn edit(&self, edits: &Edits) -> bool {
         let is_edited = self.gateway.borrow().as_ref().is_some_and(|gateway| {
-            let removed = forward.remove.iter().all(|name| hostcalls::remove_request_header(name));
-            let plain = !forward.accept_identity || hostcalls::add_request_header(ACCEPT_ENCODING, "identity");
-            let added = forward.principal.iter().all(|principal| {
+            let removed = edits.remove.iter().all(|name| hostcalls::remove_request_header(name));
+            let plain = !edits.accept_identity || hostcalls::add_request_header(ACCEPT_ENCODING, "identity");
+            let upgraded = !edits.is_upgrade_only || hostcalls::add_request_header(CONNECTION, "upgrade");
+            let added = edits.principal.iter().all(|principal| {
                 let names = gateway.config.forward.identity_headers.iter();
                 names.zip(principal.attributes()).all(|(name, value)| hostcalls::add_request_header(name, value))
             });
-            removed && plain && added
+            removed && plain && upgraded && added
         });
         if !is_edited {
             log::error!("the request's headers could not be edited");
@@ -433,10 +468,7 @@ impl Plugin {
         let gateway_now = gateway.as_ref()?;
         let (reply, record) = match held.awaiting {
             Awaiting::Message(exchange) => exchange.answered_early(status, gateway_now, &self.envoy),
-            Awaiting::Count(exchange, token) => {
-                self.counts.borrow_mut().remove(&token);
-                exchange.answered_early(status, gateway_now, &self.envoy)
-            }
+            Awaiting::Count(exchange, _) => exchange.answered_early(status, gateway_now, &self.envoy),
             Awaiting::Policy(_) | Awaiting::KeySet(_) | Awaiting::Body(_) | Awaiting::Rest(_) => return None,
         };
         drop(gateway);
@@ -464,10 +496,13 @@ impl Plugin {
         let mut gateway = self.gateway.borrow_mut();
         let Some(gateway_now) = gateway.as_mut() else { return };
         let step = match awaiting {
-            Awaiting::Body(exchange) => {
-                let body = hostcalls::request_body(exchange::MAX_BODY_READ);
-                exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy)
-            }
+            Awaiting::Body(exchange) => match hostcalls::request_head() {
+                Some(head) => {
+                    let body = hostcalls::request_body(exchange::MAX_BODY_READ);
+                    exchange.proceed(&head, &body, gateway_now, hostcalls::now(), &self.envoy)
+                }
+                None => headless(),
+            },
             Awaiting::Message(exchange) => {
                 let body = hostcalls::request_body(exchange::MAX_MESSAGE_READ);
                 exchange.proceed(&body, gateway_now, hostcalls::now(), &self.envoy)
@@ -509,24 +544,35 @@ impl Plugin {
                 continue;
             }
             let before = flow.gate.get();
+            let is_given_up = awaiting.hold().is_given_up();
             let step = match (awaiting, self.gateway.borrow_mut().as_mut()) {
-                (Awaiting::Policy(exchange), Some(gateway)) => exchange.proceed(gateway, now, &self.envoy),
-                (Awaiting::KeySet(exchange), Some(gateway)) => exchange.proceed(gateway, now, &self.envoy),
+                (Awaiting::Policy(exchange), Some(gateway)) => {
+                    hostcalls::request_head().map_or_else(headless, |head| exchange.proceed(head, gateway, now, &self.envoy))
+                }
+                (Awaiting::KeySet(exchange), Some(gateway)) => {
+                    hostcalls::request_head().map_or_else(headless, |head| exchange.proceed(head, gateway, now, &self.envoy))
+                }
                 (Awaiting::Body(exchange), _) => {
-                    if self.pausing.get() != Pausing::Head {
+                    if self.pausing.get() != Pausing::Head && !is_given_up {
                         log::warn!(
                             "a body did not arrive in time; the filter needs allow_on_headers_stop_iteration to read bodies"
                         );
                     }
-                    exchange.give_up(TokenError::BodyTimeout)
+                    exchange.give_up()
                 }
                 (Awaiting::Rest(exchange), _) => {
-                    if self.pausing.get() == Pausing::Unknown {
+                    if self.pausing.get() == Pausing::Unknown && !is_given_up {
                         self.pausing.set(Pausing::All);
                     }
                     exchange.proceed()
                 }
-                (Awaiting::Message(_) | Awaiting::Count(..), _) | (Awaiting::Policy(_) | Awaiting::KeySet(_), None) => continue,
+                (Awaiting::Message(exchange), Some(gateway)) => exchange.give_up(gateway, &self.envoy),
+                (Awaiting::Count(exchange, _), Some(gateway)) => {
+                    let (step, outcome) = exchange.proceed(ServiceAnswer::Overflow, gateway, &self.envoy);
+                    self.metrics.borrow_mut().counted(outcome);
+                    step
+                }
+                (Awaiting::Policy(_) | Awaiting::KeySet(_) | Awaiting::Message(_) | Awaiting::Count(..), None) => continue,
             };
             self.apply(step, id, &flow);
             self.read_body(id);
@@ -542,10 +588,22 @@ impl Plugin {
             Awaiting::KeySet(exchange) => exchange.is_ready(gateway, now),
             Awaiting::Body(exchange) => exchange.is_overdue(now),
             Awaiting::Rest(exchange) => exchange.is_overdue(now),
+            // Of these, only those that were given up are decided here.
             Awaiting::Message(_) | Awaiting::Count(..) => false,
         };
-        self.held.borrow_mut().extract_if(|_, held| is_ready(held)).take(MAX_WOKEN).collect()
+        let mut held = self.held.borrow_mut();
+        // To answer a request that was given up costs no signature, and its place is needed: all of them, each time.
+        let mut ready: Vec<_> = held.extract_if(|_, held| held.awaiting.hold().is_given_up()).collect();
+        ready.extend(held.extract_if(|_, held| is_ready(held)).take(MAX_WOKEN));
+        ready
     }
+}
+
+/// The refusal of a request whose head Envoy does not hand over, or that came without a configuration.
+fn headless() -> Step {
+    let refused = Reason::PolicyUnavailable;
+    let record = Record::Resource { refused: Some(refused), findings: Findings::default() };
+    Step::Reply(Denial::from(refused).reply(None), record)
 }
 
 /// Hands who the current stream's request is from to access logs and to the filters behind.

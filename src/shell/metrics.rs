@@ -58,6 +58,7 @@ impl Metric {
                     ServiceOutcome::Ok => "ok",
                     ServiceOutcome::OverLimit => "over_limit",
                     ServiceOutcome::Error => "error",
+                    ServiceOutcome::Overloaded => "overloaded",
                 };
                 format!("outcome=.={outcome};.;apexmcp_rate_limit_service")
             }

@@ -116,7 +116,7 @@ impl RootContext for Root {
             .gateway
             .borrow()
             .as_ref()
-            .map(|gateway| gateway.key_sets.sync_due(now, &gateway.config.jwks))
+            .map(|gateway| gateway.key_sets.sync_due(&gateway.budget, now, &gateway.config.jwks))
             .unwrap_or_default();
         for id in due {
             self.sync(id, now);
@@ -298,8 +298,8 @@ impl Root {
     /// Lets go of key sets that this thread no longer uses, and of their keys in shared data, where nobody may use them.
     fn forget_unused(&self, now: UnixTime) {
         let mut gateway = self.plugin.gateway.borrow_mut();
-        let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { return };
-        let forgotten = key_sets.forget_unused(now, &config.jwks);
+        let Some(Gateway { config, key_sets, budget, .. }) = gateway.as_mut() else { return };
+        let forgotten = key_sets.forget_unused(budget, now, &config.jwks);
         for uri in &forgotten {
             let (record, cas) = shared_record(uri);
             if record.is_stale(now, &config.jwks) {

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use apexmcp_auth::exchange::{self, Forward, Step};
+use apexmcp_auth::exchange::{self, Edits, Step};
 use apexmcp_auth::gateway::Gateway;
 use apexmcp_auth::jose::jwk::RsaPublicKey;
 use apexmcp_auth::jwks::{JwksUri, Record};
@@ -66,16 +66,16 @@ fn judge(worker: &mut Worker, token: &Token, request: &[u8]) -> bool {
     let step = exchange::start(&mut worker.gateway, head, RouteSettings::default(), NOW, &worker.host);
     match step {
         Step::Forward(forward, _) => {
-            let principal = forward.principal.as_deref().expect("nothing passes without");
-            check_admitted(token, &written, &headers, &forward, principal);
+            let principal = forward.edits.principal.as_deref().expect("nothing passes without");
+            check_admitted(token, &written, &headers, &forward.edits, principal);
             let connector = path_of(&headers).split('/').nth(3).map(str::to_owned);
             let is_end = headers.iter().any(|(name, value)| name == ":method" && value == b"DELETE");
             assert!(connector.map_or(is_end || reaches(principal, None), |connector| reaches(principal, Some(&connector))));
             true
         }
-        Step::Inspect(forward, awaiting) => {
-            let principal = forward.principal.as_deref().expect("nothing passes without");
-            check_admitted(token, &written, &headers, &forward, principal);
+        Step::Inspect(edits, awaiting) => {
+            let principal = edits.principal.as_deref().expect("nothing passes without");
+            check_admitted(token, &written, &headers, &edits, principal);
             let is_readable = Json::read(body).is_some();
             let passes = matches!(awaiting.proceed(body, &worker.gateway, NOW, &worker.host), Step::Forward(..));
             if passes {
@@ -84,7 +84,7 @@ fn judge(worker: &mut Worker, token: &Token, request: &[u8]) -> bool {
             }
             passes
         }
-        Step::Pass | Step::Count(_) | Step::AwaitPolicy(_) => panic!("nothing here leads to this: {step:?}"),
+        Step::Pass | Step::Count(..) | Step::AwaitPolicy(_) => panic!("nothing here leads to this: {step:?}"),
         Step::Reply(..) | Step::ReplyAfterRest(_) | Step::Await(_) | Step::ReadBody(_) => false,
     }
 }
@@ -116,19 +116,19 @@ fn check_reach(principal: &Principal, body: &[u8]) {
     }
 }
 
-fn check_admitted(token: &Token, written: &str, headers: &[(String, Vec<u8>)], forward: &Forward, principal: &Principal) {
+fn check_admitted(token: &Token, written: &str, headers: &[(String, Vec<u8>)], edits: &Edits, principal: &Principal) {
     let org = path_of(headers).split('/').nth(2).map(str::to_owned).unwrap_or_default();
     assert_eq!(principal.org().as_str(), org, "it is who it is in this org alone");
     let carriers: Vec<_> = headers.iter().filter(|(name, _)| name == "x-api-key" || name == "authorization").collect();
     let [(name, value)] = carriers.as_slice() else { panic!("one credential") };
-    assert!(forward.remove.iter().any(|removed| removed == name), "the credential goes no further");
+    assert!(edits.remove.iter().any(|removed| removed == name), "the credential goes no further");
     let could_be_identity = |name: &&String| name.replace('_', "-").starts_with("x-apexmcp-");
     assert!(
         headers
             .iter()
             .map(|(name, _)| name)
             .filter(could_be_identity)
-            .all(|name| forward.remove.iter().any(|removed| removed == name))
+            .all(|name| edits.remove.iter().any(|removed| removed == name))
     );
     assert!(principal.attributes().iter().all(|value| value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')));
 

@@ -1,8 +1,10 @@
 //! Responses with lists, whole or as event streams: what passes holds no entry of another's connector, however the
 //! response was chunked.
 
+use apexmcp_auth::budget::Budget;
 use apexmcp_auth::mcp::list::Permitted;
-use apexmcp_auth::mcp::reply::{Kept, ListReply, ListRequest, ResponseHead};
+use apexmcp_auth::mcp::reply::{ListReply, ListRequest, ResponseHead};
+use apexmcp_auth::names::OrgName;
 use apexmcp_auth::scope::parse_words;
 use serde_json::Value;
 
@@ -14,9 +16,10 @@ pub fn check(data: &[u8]) -> bool {
     let (is_stream, length) = (first & 1 == 1, usize::from(first >> 1) + 1);
     let content_type = if is_stream { "text/event-stream" } else { "application/json" };
     let begin = || {
+        let org = OrgName::parse("acme").expect("a name");
         let permitted = Permitted { scopes: parse_words("mcp:call:notes"), separator: "__".into() };
         let head = ResponseHead { status: 200, content_type: content_type.as_bytes(), content_encoding: b"" };
-        ListRequest::new(permitted, Value::from(7)).begin(head, &Kept::default()).expect("a list")
+        ListRequest::new(org, permitted, Value::from(7)).begin(head, &Budget::default()).expect("a list")
     };
     let passed = pass(begin(), body, body.len().max(1));
     assert!(passed == pass(begin(), body, length), "chunks of {length} bytes");

@@ -9,6 +9,7 @@ use apexmcp_auth::names::OrgName;
 use apexmcp_auth::policy::Policy;
 use apexmcp_auth::policy::remote::{Place, Publication, RemotePolicy};
 use apexmcp_auth::policy::source::PolicySource;
+use apexmcp_auth::principal::Principal;
 use apexmcp_auth::time::UnixTime;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -127,10 +128,13 @@ impl Names {
                 );
                 for client in &self.clients {
                     for jti in self.jtis.iter().map(String::as_str).chain(["none"]) {
-                        let moments = [0, 1_700_000_000, 1_800_000_000].map(UnixTime::from_secs);
-                        assert!(
-                            moments.iter().all(|at| one.has_revoked(jti, client, *at) == other.has_revoked(jti, client, *at))
-                        );
+                        let moments = [0, 1_700_000_000, 1_800_000_000].map(|at| Some(UnixTime::from_secs(at)));
+                        for at in moments.into_iter().chain([None]) {
+                            // A name in `issued_before` may be a client id or a principal.
+                            for whose in [Principal::name_of_client(&org, client), client.clone()] {
+                                assert_eq!(one.has_revoked(jti, &whose, at), other.has_revoked(jti, &whose, at), "{whose}");
+                            }
+                        }
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! Gateway tokens that end before they expire.
+//! Tokens that are revoked before they expire: those of the gateway and those of identity providers.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use apexmcp_auth::names::is_plain;
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
-use super::{client, org};
+use super::{client, org, provider};
 use crate::clock::Moment;
 use crate::database::{Actor, Change, Record};
 use crate::failure::Failure;
@@ -16,6 +16,9 @@ const LONGEST_LIFE: Duration = Duration::from_secs(25 * 60 * 60);
 
 /// The gateway's own have 32 characters.
 const MAX_JTI_LENGTH: usize = 256;
+
+/// An issuer has at most 2,048 characters, and real subjects have below 256.
+const MAX_PRINCIPAL_LENGTH: usize = 4096;
 
 /// The moment before which no gateway token that still passes was issued. The clock of this machine may be ahead: only the
 /// time that the change before this one noted too has passed for certain.
@@ -35,7 +38,11 @@ pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Res
     if jti.is_empty() || jti.len() > MAX_JTI_LENGTH || !jti.chars().all(is_plain) {
         return Err(Failure::new(format!("--jti must be the jti claim of a token, at most {MAX_JTI_LENGTH} bytes")));
     }
-    change.execute("DELETE FROM revoked_tokens WHERE revoked_at < ?", [outlived(change, actor)?])?;
+    // A provider decides how long its tokens live, so an org that has providers keeps its revocations.
+    change.execute(
+        "DELETE FROM revoked_tokens WHERE revoked_at < ? AND org NOT IN (SELECT org FROM identity_providers)",
+        [outlived(change, actor)?],
+    )?;
     change.execute(
         "INSERT OR REPLACE INTO revoked_tokens (org, jti, revoked_at) VALUES (?, ?, ?)",
         params![org, jti, actor.now.to_string()],
@@ -52,18 +59,59 @@ pub fn of_client(change: &Change<'_>, actor: &Actor, org: &str, client_id: &str,
     if client::show(change, client_id)?.org != org {
         return Err(Failure::new(format!("{client_id} is no client of {org}: see 'apexmcp client list --org {org}'")));
     }
+    revoke_until(change, actor, org, client_id, issued_before)
+}
+
+/// Revokes all tokens of a principal of an identity provider that were issued before this moment.
+///
+/// # Errors
+/// Where the org or the provider does not exist, the name is not that of such a principal, or the moment is in the future.
+pub fn of_principal(
+    change: &Change<'_>,
+    actor: &Actor,
+    org: &str,
+    principal: &str,
+    issued_before: Moment,
+) -> Result<(), Failure> {
+    org::require(change, org)?;
+    // As the gateway writes an issuer into the name of a principal.
+    let belongs_to = |issuer: &str| {
+        let subject = principal.strip_prefix(&format!("{org}/idp/{}#", issuer.replace('%', "%25")));
+        subject.is_some_and(|subject| !subject.is_empty())
+    };
+    if !provider::list(change, org)?.iter().any(|provider| belongs_to(&provider.issuer)) {
+        return Err(Failure::new(format!(
+            "--principal {principal:?}: expected {org}/idp/<issuer>#<sub> with an issuer of this org, as in the access log; \
+             'apexmcp sso list --org {org}' shows the issuers"
+        )));
+    }
+    if principal.len() > MAX_PRINCIPAL_LENGTH || !principal.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Failure::new(format!(
+            "--principal: expected at most {MAX_PRINCIPAL_LENGTH} characters of visible ASCII; \
+             copy the name from the access log, where other characters are percent-encoded"
+        )));
+    }
+    revoke_until(change, actor, org, principal, issued_before)
+}
+
+/// The table's column is called `client_id`; it holds principals too. These contain a `/`, which no client id does.
+fn revoke_until(change: &Change<'_>, actor: &Actor, org: &str, whose: &str, issued_before: Moment) -> Result<(), Failure> {
     // Tokens of this second are meant, too. What is later would refuse those that are yet to be made, and for good.
     if issued_before > actor.now.plus(Duration::from_secs(1))? {
         return Err(Failure::new("--issued-before must not be in the future: 'apexmcp client revoke' ends a client for good"));
     }
-    change.execute("DELETE FROM revoked_clients WHERE issued_before < ?", [outlived(change, actor)?])?;
+    // A provider decides how long its tokens live, so revocations of its principals are kept.
+    change.execute(
+        "DELETE FROM revoked_clients WHERE issued_before < ? AND instr(client_id, '/') = 0",
+        [outlived(change, actor)?],
+    )?;
     change.execute(
         "INSERT INTO revoked_clients (org, client_id, issued_before) VALUES (?1, ?2, ?3)
             ON CONFLICT DO UPDATE SET issued_before = max(issued_before, ?3)",
-        params![org, client_id, issued_before.to_string()],
+        params![org, whose, issued_before.to_string()],
     )?;
     let details = json!({"issued_before": issued_before.to_string()});
-    change.record(actor, &Record { action: "token.revoke", org: Some(org), subject: client_id, details })
+    change.record(actor, &Record { action: "token.revoke", org: Some(org), subject: whose, details })
 }
 
 #[cfg(test)]

@@ -1,0 +1,480 @@
+//! One budget of places and bytes for everything that a worker holds: requests that wait, and lists that are cut.
+//!
+//! A client can make a worker hold a request by sending only its head. Over HTTP/2 a head of 55 KB costs about 100 bytes
+//! on the wire (RFC 7541 §6.1, an indexed field that is repeated), so what is held must be bounded by what Envoy keeps,
+//! not by what was sent. Without this bound, 30,000 such heads took Envoy from 128 MB to 6 GB and ended every module.
+//!
+//! Each hold is charged to an [`Account`], and no account can have more than its share. When an account is full:
+//!
+//! - A request that waits for its own client replaces the oldest such request of the account, which is answered at once.
+//!   A client that sends its body promptly is therefore always served, however many other clients send none.
+//! - A request that waits for somebody else is refused.
+//!
+//! When the whole budget is full, the account that has most of it gives up its oldest holds, unless that is the account
+//! of the new request. So an attacker with many requests takes no place from an org with few.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use crate::jwks::KeySetId;
+use crate::names::OrgName;
+
+/// Places and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Amount {
+    places: usize,
+    bytes: usize,
+}
+
+/// The budget of a worker. A place costs Envoy about 20 KB for the stream, and perhaps a connection. A module ends at
+/// 1 GiB; Envoy's memory grows by about twice the bytes that are charged here.
+const TOTAL: Amount = Amount { places: 8_192, bytes: 160 << 20 };
+
+/// The share of one org: an eighth of the places. Eight of the longest lists that are cut (4 MiB) fit into its bytes.
+const SHARE_OF_ORG: Amount = Amount { places: 1_024, bytes: 32 << 20 };
+
+/// The share of one key set, and of a path that serves all orgs: a quarter of the places. Several orgs may use one key
+/// set, and one of them cannot take the whole share.
+const SHARE_OF_MANY: Amount = Amount { places: 2_048, bytes: 48 << 20 };
+
+/// Holds that were given up and are not answered yet. The next tick answers them, 20 ms later at most.
+const MAX_GIVEN_UP: Amount = Amount { places: 2_048, bytes: 32 << 20 };
+
+/// What each hold is charged besides the bytes that the client sent: Envoy's own record of the stream.
+const PLACE_BYTES: usize = 4 * 1024;
+
+/// The account that a hold is charged to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Account {
+    /// Requests that came before the first policy.
+    FirstPolicy,
+    /// Requests to the token endpoint whose form has not come whole. Anybody can send them.
+    TokenEndpoint,
+    /// Requests that are refused once they have come whole. Anybody can send them.
+    Refused,
+    /// Requests with a token of this org's providers that is not verified yet. Anybody can send them, so they are not
+    /// charged to the org itself.
+    Unverified(OrgName),
+    /// Requests of this org whose credential is good, and its lists that are cut.
+    Org(OrgName),
+}
+
+impl Account {
+    const fn share(&self) -> Amount {
+        match self {
+            Self::FirstPolicy | Self::TokenEndpoint | Self::Refused => SHARE_OF_MANY,
+            Self::Unverified(_) | Self::Org(_) => SHARE_OF_ORG,
+        }
+    }
+}
+
+/// What a held request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waits {
+    /// The rest of the request, which its client sends.
+    ForClient,
+    /// An answer of somebody else: a key set, the policy, the rate limit service, a connector.
+    ForOthers,
+}
+
+/// The budget of a worker. Clones are the same budget.
+#[derive(Clone, Debug, Default)]
+pub struct Budget(Rc<RefCell<Ledger>>);
+
+#[derive(Debug, Default)]
+struct Ledger {
+    total: Amount,
+    accounts: HashMap<Account, Amount>,
+    key_sets: HashMap<KeySetId, Amount>,
+    given_up: Amount,
+    /// All holds that were not given up, oldest first.
+    holds: BTreeMap<u64, Rc<Entry>>,
+    next_number: u64,
+}
+
+/// What the ledger knows of one hold.
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    account: Account,
+    key_set: Option<KeySetId>,
+    waits: Waits,
+    /// Bytes of the head, and of Envoy's own record of the stream.
+    head: usize,
+    /// Bytes of the body that have come.
+    body: Cell<usize>,
+    is_given_up: Cell<bool>,
+}
+
+/// Something that is held. Dropping it returns its place and its bytes.
+#[derive(Debug)]
+pub struct Hold {
+    budget: Budget,
+    entry: Rc<Entry>,
+}
+
+impl Budget {
+    /// Holds a request whose head has `head` bytes; `None` where the budget has no room for it.
+    pub fn hold(&self, account: Account, waits: Waits, head: usize) -> Option<Hold> {
+        self.open(account, None, waits, head)
+    }
+
+    /// As [`Budget::hold`], for a request that waits for this key set.
+    pub fn hold_for_key_set(&self, org: OrgName, key_set: KeySetId, head: usize) -> Option<Hold> {
+        self.open(Account::Unverified(org), Some(key_set), Waits::ForOthers, head)
+    }
+
+    /// Whether a request waits for this key set.
+    pub fn awaits_key_set(&self, key_set: KeySetId) -> bool {
+        self.0.borrow().key_sets.contains_key(&key_set)
+    }
+
+    fn open(&self, account: Account, key_set: Option<KeySetId>, waits: Waits, head: usize) -> Option<Hold> {
+        let mut ledger = self.0.borrow_mut();
+        let entry = Entry {
+            number: ledger.next_number,
+            account,
+            key_set,
+            waits,
+            head: head.saturating_add(PLACE_BYTES),
+            body: Cell::new(0),
+            is_given_up: Cell::new(false),
+        };
+        let amount = entry.amount();
+        if !ledger.make_room(&entry, amount) {
+            return None;
+        }
+        ledger.next_number = ledger.next_number.saturating_add(1);
+        let entry = Rc::new(entry);
+        ledger.add(&entry, amount);
+        ledger.holds.insert(entry.number, Rc::clone(&entry));
+        drop(ledger);
+        Some(Hold { budget: self.clone(), entry })
+    }
+
+    /// Whether nothing is held.
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        let ledger = self.0.borrow();
+        let nothing = Amount::default();
+        ledger.total == nothing && ledger.given_up == nothing && ledger.accounts.is_empty() && ledger.key_sets.is_empty()
+    }
+}
+
+impl Hold {
+    /// Holds this many bytes of the body besides the head. Where the budget has no room for them, the hold is given up.
+    pub fn set_body(&self, bytes: usize) {
+        let before = self.entry.body.get();
+        if self.entry.is_given_up.get() || bytes == before {
+            return;
+        }
+        let mut ledger = self.budget.0.borrow_mut();
+        if let Some(more) = bytes.checked_sub(before) {
+            let more = Amount { places: 0, bytes: more };
+            let has_room = ledger.make_room(&self.entry, more);
+            // The oldest hold may have been given up to make room, and that may be this one.
+            if self.entry.is_given_up.get() {
+                return;
+            }
+            if !has_room {
+                ledger.give_up(&self.entry);
+                return;
+            }
+            ledger.add(&self.entry, more);
+        } else {
+            ledger.subtract(&self.entry, Amount { places: 0, bytes: before.saturating_sub(bytes) });
+        }
+        self.entry.body.set(bytes);
+    }
+
+    /// Bytes of the head and the body.
+    pub fn bytes(&self) -> usize {
+        self.entry.amount().bytes.saturating_sub(PLACE_BYTES)
+    }
+
+    /// Whether what is held must end now, because the budget is needed for something else.
+    pub fn is_given_up(&self) -> bool {
+        self.entry.is_given_up.get()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut ledger = self.budget.0.borrow_mut();
+        let amount = self.entry.amount();
+        if self.entry.is_given_up.get() {
+            ledger.given_up = ledger.given_up.minus(amount);
+        } else {
+            ledger.holds.remove(&self.entry.number);
+            ledger.subtract(&self.entry, amount);
+        }
+    }
+}
+
+impl Entry {
+    fn amount(&self) -> Amount {
+        Amount { places: 1, bytes: self.head.saturating_add(self.body.get()) }
+    }
+}
+
+impl Ledger {
+    /// Makes room for `more` of `entry`, where that is possible.
+    fn make_room(&mut self, entry: &Entry, more: Amount) -> bool {
+        if self.given_up.exceeds(MAX_GIVEN_UP) || more.exceeds(entry.account.share()) {
+            return false;
+        }
+        if let Some(key_set) = entry.key_set {
+            let has = self.key_sets.get(&key_set).copied().unwrap_or_default();
+            if has.plus(more).exceeds(SHARE_OF_MANY) {
+                return false;
+            }
+        }
+        while self.of(&entry.account).plus(more).exceeds(entry.account.share()) {
+            if !self.give_up_oldest(|other| {
+                entry.waits == Waits::ForClient && other.waits == entry.waits && other.account == entry.account
+            }) {
+                return false;
+            }
+        }
+        while self.total.plus(more).exceeds(TOTAL) {
+            let is_for_places = self.total.plus(more).places > TOTAL.places;
+            let size = |amount: &Amount| if is_for_places { amount.places } else { amount.bytes };
+            let largest = self
+                .accounts
+                .iter()
+                .max_by_key(|(_, amount)| size(amount))
+                .map(|(account, amount)| (account.clone(), size(amount)));
+            let Some((largest, its_size)) = largest else { return false };
+            if its_size <= size(&self.of(&entry.account).plus(more)) || !self.give_up_oldest(|other| other.account == largest) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn of(&self, account: &Account) -> Amount {
+        self.accounts.get(account).copied().unwrap_or_default()
+    }
+
+    /// Gives up the oldest hold that is `eligible`; false where there is none.
+    fn give_up_oldest(&mut self, eligible: impl Fn(&Entry) -> bool) -> bool {
+        let oldest = self.holds.values().find(|entry| eligible(entry)).map(Rc::clone);
+        oldest.is_some_and(|oldest| {
+            self.give_up(&oldest);
+            true
+        })
+    }
+
+    fn give_up(&mut self, entry: &Entry) {
+        entry.is_given_up.set(true);
+        self.holds.remove(&entry.number);
+        self.subtract(entry, entry.amount());
+        self.given_up = self.given_up.plus(entry.amount());
+    }
+
+    fn add(&mut self, entry: &Entry, amount: Amount) {
+        self.total = self.total.plus(amount);
+        let account = self.accounts.entry(entry.account.clone()).or_default();
+        *account = account.plus(amount);
+        if let Some(key_set) = entry.key_set {
+            let key_set = self.key_sets.entry(key_set).or_default();
+            *key_set = key_set.plus(amount);
+        }
+    }
+
+    fn subtract(&mut self, entry: &Entry, amount: Amount) {
+        self.total = self.total.minus(amount);
+        take_from(&mut self.accounts, &entry.account, amount);
+        if let Some(key_set) = entry.key_set {
+            take_from(&mut self.key_sets, &key_set, amount);
+        }
+    }
+}
+
+/// Takes `amount` from what `key` has. An empty entry is removed: names of orgs must not add up.
+fn take_from<K: std::hash::Hash + Eq>(amounts: &mut HashMap<K, Amount>, key: &K, amount: Amount) {
+    if let Some(has) = amounts.get_mut(key) {
+        *has = has.minus(amount);
+        if *has == Amount::default() {
+            amounts.remove(key);
+        }
+    }
+}
+
+impl Amount {
+    const fn plus(self, other: Self) -> Self {
+        Self { places: self.places.saturating_add(other.places), bytes: self.bytes.saturating_add(other.bytes) }
+    }
+
+    const fn minus(self, other: Self) -> Self {
+        Self { places: self.places.saturating_sub(other.places), bytes: self.bytes.saturating_sub(other.bytes) }
+    }
+
+    const fn exceeds(self, limit: Self) -> bool {
+        self.places > limit.places || self.bytes > limit.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn org(name: &str) -> Account {
+        Account::Org(OrgName::parse(name).unwrap())
+    }
+
+    fn held(budget: &Budget, account: &Account, waits: Waits, count: usize) -> Vec<Hold> {
+        (0..count).map_while(|_| budget.hold(account.clone(), waits, 0)).collect()
+    }
+
+    #[test]
+    fn an_account_cannot_exceed_its_share_of_places() {
+        let budget = Budget::default();
+        for (account, share) in [
+            (Account::FirstPolicy, 2_048),
+            (Account::TokenEndpoint, 2_048),
+            (Account::Refused, 2_048),
+            (Account::Unverified(OrgName::parse("a").unwrap()), 1_024),
+            (org("a"), 1_024),
+        ] {
+            let mut holds = held(&budget, &account, Waits::ForOthers, 10_000);
+            assert_eq!(holds.len(), share, "{account:?}");
+            holds.pop();
+            assert!(budget.hold(account.clone(), Waits::ForOthers, 0).is_some(), "{account:?}: a free place can be taken");
+        }
+        assert!(budget.is_empty());
+    }
+
+    #[test]
+    fn an_account_cannot_exceed_its_share_of_bytes() {
+        let budget = Budget::default();
+        let mib = (1 << 20) - PLACE_BYTES;
+        let mut holds: Vec<Hold> = (0..100).map_while(|_| budget.hold(org("a"), Waits::ForOthers, mib)).collect();
+        assert_eq!(holds.len(), 32);
+        assert!(budget.hold(org("a"), Waits::ForOthers, 0).is_none());
+        assert!(budget.hold(org("b"), Waits::ForOthers, mib).is_some(), "another org has its own share");
+        holds.pop();
+        let hold = budget.hold(org("a"), Waits::ForOthers, 0).unwrap();
+        hold.set_body(mib);
+        assert!(!hold.is_given_up());
+        hold.set_body(0);
+        hold.set_body(mib);
+        assert!(!hold.is_given_up(), "what it returned is there again");
+        hold.set_body(mib + 1);
+        assert!(hold.is_given_up());
+        assert!(budget.hold(org("a"), Waits::ForOthers, mib).is_some(), "what was given up counts no more");
+        drop((holds, hold));
+        assert!(budget.is_empty());
+    }
+
+    #[test]
+    fn a_request_that_waits_for_its_client_replaces_the_oldest_one() {
+        let budget = Budget::default();
+        let holds = held(&budget, &Account::TokenEndpoint, Waits::ForClient, 2_048 + 3);
+        assert_eq!(holds.len(), 2_048 + 3);
+        let given_up: Vec<usize> = (0..holds.len()).filter(|index| holds[*index].is_given_up()).collect();
+        assert_eq!(given_up, [0, 1, 2]);
+        // Those that wait for others are not replaced.
+        let others = held(&budget, &org("a"), Waits::ForOthers, 1_024);
+        assert!(budget.hold(org("a"), Waits::ForClient, 0).is_none());
+        assert!(!others.iter().any(Hold::is_given_up));
+    }
+
+    #[test]
+    fn a_body_that_grows_replaces_the_oldest_ones_too() {
+        let budget = Budget::default();
+        let holds: Vec<Hold> = (0..32).map(|_| budget.hold(org("a"), Waits::ForClient, 0).unwrap()).collect();
+        for hold in &holds {
+            hold.set_body((1 << 20) - PLACE_BYTES);
+        }
+        assert!(!holds.iter().any(Hold::is_given_up));
+        holds[31].set_body(3 << 20);
+        let given_up = holds.iter().filter(|hold| hold.is_given_up()).count();
+        assert!(given_up == 3 && !holds[31].is_given_up(), "{given_up}");
+        // The oldest one makes room for itself by ending.
+        holds[3].set_body(31 << 20);
+        assert!(holds[3].is_given_up());
+        drop(holds);
+        assert!(budget.is_empty());
+    }
+
+    #[test]
+    fn a_key_set_has_a_share_that_one_org_cannot_take() {
+        let budget = Budget::default();
+        let key_set = KeySetId::at(0);
+        let of = |name: &str, count: usize| -> Vec<Hold> {
+            let org = OrgName::parse(name).unwrap();
+            (0..count).map_while(|_| budget.hold_for_key_set(org.clone(), key_set, 0)).collect()
+        };
+        let first = of("a", 10_000);
+        let second = of("b", 10_000);
+        assert_eq!((first.len(), second.len()), (1_024, 1_024));
+        assert!(of("c", 1).is_empty(), "the key set has no more");
+        drop(first);
+        assert_eq!(of("c", 1).len(), 1);
+    }
+
+    #[test]
+    fn a_full_budget_takes_from_the_largest() {
+        let budget = Budget::default();
+        let orgs: Vec<Account> = (0..8).map(|number| org(&format!("org-{number}"))).collect();
+        let mut holds: Vec<Vec<Hold>> = orgs.iter().map(|org| held(&budget, org, Waits::ForOthers, 1_024)).collect();
+        assert_eq!(holds.iter().map(Vec::len).sum::<usize>(), TOTAL.places);
+        // One that has as many already gets no more.
+        assert!(budget.hold(orgs[0].clone(), Waits::ForOthers, 0).is_none());
+        // One that has fewer does, and the largest loses its oldest hold.
+        let newcomers = held(&budget, &org("small"), Waits::ForOthers, 10);
+        assert_eq!(newcomers.len(), 10);
+        let given_up = holds.iter().flatten().filter(|hold| hold.is_given_up()).count();
+        assert_eq!(given_up, 10);
+        assert!(!newcomers.iter().any(Hold::is_given_up));
+        holds.clear();
+        drop(newcomers);
+        assert!(budget.is_empty());
+    }
+
+    #[test]
+    fn what_is_given_up_and_not_answered_yet_is_bounded_too() {
+        let budget = Budget::default();
+        let holds = held(&budget, &Account::Refused, Waits::ForClient, 100_000);
+        assert_eq!(holds.len(), 2_048 + MAX_GIVEN_UP.places + 1);
+        drop(holds);
+        assert!(budget.is_empty());
+    }
+
+    proptest! {
+        /// Whatever comes, grows and ends: no limit is exceeded, and all is returned at the end.
+        #[test]
+        fn limits_hold(actions in prop::collection::vec((0_u8..6, 0_usize..12, 0_usize..(4 << 20)), 1..600)) {
+            let budget = Budget::default();
+            let mut holds: Vec<Hold> = Vec::new();
+            for (kind, which, bytes) in actions {
+                let account = match which {
+                    0 => Account::FirstPolicy,
+                    1 => Account::TokenEndpoint,
+                    2 => Account::Refused,
+                    number => org(&number.to_string()),
+                };
+                match kind {
+                    0 | 1 => holds.extend(budget.hold(account, Waits::ForClient, bytes)),
+                    2 => holds.extend(budget.hold(account, Waits::ForOthers, bytes)),
+                    3 => holds.extend(budget.hold_for_key_set(OrgName::parse("k").unwrap(), KeySetId::at(which), bytes)),
+                    4 => if let Some(hold) = holds.get(which) { hold.set_body(bytes) },
+                    _ => if which < holds.len() { holds.remove(which); },
+                }
+                let ledger = budget.0.borrow();
+                prop_assert!(!ledger.total.exceeds(TOTAL));
+                for (account, amount) in &ledger.accounts {
+                    prop_assert!(!amount.exceeds(account.share()));
+                }
+                let live = holds.iter().filter(|hold| !hold.is_given_up());
+                let expected = live.fold(Amount::default(), |sum, hold| sum.plus(hold.entry.amount()));
+                prop_assert_eq!(ledger.total, expected);
+            }
+            holds.clear();
+            prop_assert!(budget.is_empty());
+        }
+    }
+}
