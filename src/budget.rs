@@ -125,11 +125,6 @@ impl Budget {
         self.open(Account::Unverified(org), Some(key_set), Waits::ForOthers, head)
     }
 
-    /// Whether a request waits for this key set.
-    pub fn awaits_key_set(&self, key_set: KeySetId) -> bool {
-        self.0.borrow().key_sets.contains_key(&key_set)
-    }
-
     fn open(&self, account: Account, key_set: Option<KeySetId>, waits: Waits, head: usize) -> Option<Hold> {
         let mut ledger = self.0.borrow_mut();
         let entry = Entry {

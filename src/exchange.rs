@@ -15,7 +15,7 @@ use crate::config::{Mode, UnmatchedPaths};
 use crate::denial::{Denial, LocalReply, OK, Reason};
 use crate::gateway::{Admission, Findings, Gateway, NotAdmitted};
 use crate::host::Host;
-use crate::jwks::{KeySet, KeySetId};
+use crate::jwks::{KeySet, KeySetId, Waiter};
 use crate::limits::standing::Standing;
 use crate::mcp::reply::ListRequest;
 use crate::oauth::discovery::{self, Endpoint};
@@ -138,6 +138,7 @@ pub struct AwaitingKeySet {
     /// As those below, never later than its whole time from the last look at the clock, which may be put back.
     deadline: UnixTime,
     hold: Hold,
+    waiter: Waiter,
 }
 
 /// Decides on a request at `now`.
@@ -325,7 +326,15 @@ impl Request {
             Some(hold) => {
                 let deadline = now.plus(gateway.config.jwks.timeout);
                 let Self { resource, mode, .. } = self;
-                Step::Await(AwaitingKeySet { resource, mode, key_set, seen_revision: set.revision(), deadline, hold })
+                Step::Await(AwaitingKeySet {
+                    resource,
+                    mode,
+                    key_set,
+                    seen_revision: set.revision(),
+                    deadline,
+                    hold,
+                    waiter: set.wait(),
+                })
             }
             None => self.refuse(gateway, Reason::Overloaded.into(), Findings::default(), host),
         }
@@ -365,7 +374,7 @@ impl AwaitingKeySet {
 
     /// Decides again on the request of `head`, or goes on waiting until the deadline.
     pub fn proceed(self, head: RequestHead, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
-        let Self { resource, mode, key_set: awaited, deadline, hold, .. } = self;
+        let Self { resource, mode, key_set: awaited, deadline, hold, waiter, .. } = self;
         let refused = |request: Request, gateway: &Gateway, reason: Reason| {
             request.refuse(gateway, reason.into(), Findings::default(), host)
         };
@@ -379,7 +388,7 @@ impl AwaitingKeySet {
             Decision::NeedsKeySet(request, key_set) if now < deadline && key_set == awaited => {
                 let seen_revision = gateway.key_sets.get(key_set).map_or(0, KeySet::revision);
                 let Request { resource, mode, .. } = request;
-                Step::Await(Self { resource, mode, key_set, seen_revision, deadline, hold })
+                Step::Await(Self { resource, mode, key_set, seen_revision, deadline, hold, waiter })
             }
             Decision::NeedsKeySet(request, _) => refused(request, gateway, Reason::JwksUnavailable),
         }

@@ -204,7 +204,7 @@ impl Gateway {
         claims::subject(jws.claims())?;
         claims::id(jws.claims())?;
 
-        let key_set_id = self.key_sets.at(&provider.jwks_uri);
+        let key_set_id = self.key_sets.at(&provider.jwks_uri, &resource.org);
         let key_set = self.key_sets.get_mut(key_set_id).ok_or(Reason::JwksUnavailable)?;
         let (keys, version) = match key_set.lookup(now, &self.config.jwks) {
             Lookup::Keys(keys, version) => (keys, version),

@@ -1,8 +1,11 @@
-//! The key sets of identity providers: when to fetch them, who fetches, how long they serve.
+//! The key sets of identity providers: when to fetch them, which thread fetches, how long they serve.
 //!
-//! All threads of an Envoy share one [`Record`] a set, as a value that the shell keeps in shared data and changes by
-//! compare-and-swap. A thread that wants to fetch first writes its claim into the record, so there is one fetch at a
-//! time; each thread works with its own copy of the record, a [`KeySet`].
+//! All threads of an Envoy share one [`Record`] and one document for each set (`shared.rs`). A thread that wants to fetch
+//! first writes its claim into the record, so there is one fetch at a time. It also needs a slot (`fetch_slots.rs`). Each
+//! thread works with its own copy of the record and of the keys, a [`KeySet`].
+
+mod record;
+mod shared;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -10,18 +13,21 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::Uri;
-use serde::{Deserialize, Serialize};
 
-use crate::budget::Budget;
+use crate::fetch_slots::{MAX_FETCHES, MAX_FETCHES_PER_ORG, OrgHash};
 use crate::jose::jwk::{JwkSet, JwkSetError};
+use crate::names::OrgName;
 use crate::time::UnixTime;
+use record::{MAX_BACKOFF, Record};
+pub use shared::Fetch;
 
-/// First pause after a failed fetch; it doubles with each further one.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-/// Longest pause: a provider that comes back is noticed within it.
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Longest `jwks.timeout`. A request waits as long for keys.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long after a fetch's timeout its claim still holds, so that its own failure is recorded first.
-const CLAIM_MARGIN: Duration = Duration::from_secs(1);
+pub const CLAIM_MARGIN: Duration = Duration::from_secs(1);
+/// Organizations that a key set remembers. Attackers who are to displace a neighbor must be as many, and then they could
+/// also take all slots.
+const MAX_ORGS: usize = MAX_FETCHES / MAX_FETCHES_PER_ORG;
 /// How old a used copy of the record may get before it is compared with the shared one.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -142,92 +148,6 @@ impl KeySetId {
     }
 }
 
-/// What all threads know of a key set.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// The last set fetched, as a document.
-    keys: Option<Rc<str>>,
-    /// When that was.
-    fetched_at: UnixTime,
-    /// When the next fetch is due.
-    next_fetch_at: UnixTime,
-    /// When the next fetch for an unknown `kid` may start.
-    unknown_kid_fetch_at: UnixTime,
-    /// Until when a thread's claim to fetch holds.
-    claimed_until: UnixTime,
-    /// Fetches that failed since the last that succeeded.
-    failures: u32,
-}
-
-impl Record {
-    /// The record as other threads read it.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok()
-    }
-
-    /// The record as other threads read it.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        // The types here always serialize.
-        serde_json::to_vec(self).unwrap_or_default()
-    }
-
-    fn is_claimed(&self, now: UnixTime, timing: &Timing) -> bool {
-        self.claimed_until.is_ahead(now, timing.claim())
-    }
-
-    fn is_due(&self, now: UnixTime, timing: &Timing) -> bool {
-        let longest = if self.failures == 0 { timing.refresh_interval } else { MAX_BACKOFF };
-        !self.next_fetch_at.is_ahead(now, longest)
-    }
-
-    /// Whether a fetch runs or is about to, so that waiting makes sense.
-    fn is_pending(&self, now: UnixTime, timing: &Timing) -> bool {
-        self.is_claimed(now, timing) || self.is_due(now, timing)
-    }
-
-    /// Whether its keys are too old for any thread to judge by.
-    pub fn is_stale(&self, now: UnixTime, timing: &Timing) -> bool {
-        now >= self.fetched_at.plus(timing.max_stale)
-    }
-
-    /// The record without its keys: when to ask for them again holds on.
-    pub fn without_keys(self) -> Self {
-        Self { keys: None, ..self }
-    }
-
-    fn may_fetch_unknown_kid(&self, now: UnixTime, timing: &Timing) -> bool {
-        !self.unknown_kid_fetch_at.is_ahead(now, timing.refetch_cooldown)
-    }
-
-    /// After the fetch brought `keys`. The cool-down is for fetches that bring nothing: one that brought a new key was
-    /// worth it, and made-up `kid`s bring none.
-    pub fn succeeded(self, keys: &JwkSet, now: UnixTime, timing: &Timing) -> Self {
-        let known = self.keys.as_deref().and_then(|document| JwkSet::parse(document.as_bytes()).ok());
-        let brought_a_key = known.is_none_or(|known| keys.has_more_than(&known));
-        Self {
-            keys: Some(keys.to_document().into()),
-            fetched_at: now,
-            next_fetch_at: now.plus(timing.refresh_interval),
-            unknown_kid_fetch_at: if brought_a_key { UnixTime::default() } else { self.unknown_kid_fetch_at },
-            claimed_until: UnixTime::default(),
-            failures: 0,
-        }
-    }
-
-    /// After the fetch failed: what is there stays, and the next try is backed off exponentially.
-    pub fn failed(self, now: UnixTime) -> Self {
-        let backoff = FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures)).min(MAX_BACKOFF);
-        Self {
-            // A clock that was ahead gives no set more time.
-            fetched_at: self.fetched_at.min(now),
-            next_fetch_at: now.plus(backoff),
-            claimed_until: UnixTime::default(),
-            failures: self.failures.saturating_add(1),
-            ..self
-        }
-    }
-}
-
 /// What a token's `kid` finds in a [`KeySet`].
 pub enum Lookup<'set> {
     /// The keys of the set, which are fresh enough to judge by, and their version.
@@ -238,10 +158,29 @@ pub enum Lookup<'set> {
     Unavailable(Duration),
 }
 
+/// The requests that wait for a key set. The worker's budget bounds their number.
+#[derive(Debug, Default)]
+struct Waiters(Rc<()>);
+
+impl Waiters {
+    fn are_any(&self) -> bool {
+        Rc::strong_count(&self.0) > 1
+    }
+}
+
+/// One of the requests that wait for a key set.
+#[derive(Debug)]
+pub struct Waiter {
+    _counted: Rc<()>,
+}
+
 /// One thread's copy of a record.
 #[derive(Debug)]
 pub struct KeySet {
     uri: JwksUri,
+    /// The organizations to which a fetch may be charged, the one that used the set last first. An attacker may name its
+    /// neighbor's JWKS URI: the neighbor's slots then still fetch it.
+    orgs: Vec<(OrgName, OrgHash)>,
     record: Record,
     keys: Option<JwkSet>,
     version: u64,
@@ -254,6 +193,8 @@ pub struct KeySet {
     /// Whether it is kept fresh also while nobody uses it.
     is_permanent: bool,
     wants_unknown_kid: bool,
+    /// Of those who wait for this set: one issuer's outage takes no place from another's.
+    waiters: Waiters,
 }
 
 impl KeySet {
@@ -261,6 +202,7 @@ impl KeySet {
     pub fn new(uri: JwksUri) -> Self {
         Self {
             uri,
+            orgs: Vec::new(),
             record: Record::default(),
             keys: None,
             version: 0,
@@ -270,6 +212,23 @@ impl KeySet {
             used_at: UnixTime::default(),
             is_permanent: false,
             wants_unknown_kid: false,
+            waiters: Waiters::default(),
+        }
+    }
+
+    /// Remembers that `org` uses the set.
+    fn used_by(&mut self, org: &OrgName) {
+        match self.orgs.iter().position(|(known, _)| known == org) {
+            Some(0) => {}
+            Some(index) => {
+                if let Some(orgs) = self.orgs.get_mut(..=index) {
+                    orgs.rotate_right(1);
+                }
+            }
+            None => {
+                self.orgs.truncate(MAX_ORGS.saturating_sub(1));
+                self.orgs.insert(0, (org.clone(), OrgHash::of(org)));
+            }
         }
     }
 
@@ -304,7 +263,7 @@ impl KeySet {
         self.is_used.set(true);
         match self.usable(now, timing) {
             Some(keys) => Lookup::Keys(keys, self.version),
-            None if self.record.is_pending(now, timing) => Lookup::Pending,
+            None if self.is_pending(now, timing) => Lookup::Pending,
             None => Lookup::Unavailable(self.record.next_fetch_at.since(now)),
         }
     }
@@ -320,7 +279,18 @@ impl KeySet {
             self.wants_unknown_kid = true;
             return true;
         }
-        self.record.is_pending(now, timing)
+        self.is_pending(now, timing)
+    }
+
+    /// Whether a fetch is due. A set without keys is due unless its last fetch failed: its document may be lost, when one
+    /// thread empties it while another one writes it.
+    fn is_due(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.record.is_due(now, timing) || (self.keys.is_none() && self.record.failures == 0)
+    }
+
+    /// Whether a fetch runs or is about to, so that waiting makes sense.
+    fn is_pending(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.record.is_claimed(now, timing) || self.is_due(now, timing)
     }
 
     /// How long until the next fetch, where the last one failed: what is not in the set may be missing for that.
@@ -328,11 +298,16 @@ impl KeySet {
         (self.record.failures > 0).then(|| self.record.next_fetch_at.since(now).min(MAX_BACKOFF))
     }
 
+    /// Notes that a request waits for this set, until the value is dropped.
+    pub fn wait(&self) -> Waiter {
+        Waiter { _counted: Rc::clone(&self.waiters.0) }
+    }
+
     /// Whether the copy must be compared with the shared record: somebody waits, a fetch is due, or it is in use and old.
-    pub fn is_sync_due(&self, is_awaited: bool, now: UnixTime, timing: &Timing) -> bool {
-        is_awaited
+    pub fn is_sync_due(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.waiters.are_any()
             || self.wants_unknown_kid
-            || (self.is_kept(now, timing) && self.record.is_due(now, timing) && !self.record.is_claimed(now, timing))
+            || (self.is_kept(now, timing) && self.is_due(now, timing) && !self.record.is_claimed(now, timing))
             || (self.is_used.get() && !self.synced_at.plus(SYNC_INTERVAL).is_ahead(now, SYNC_INTERVAL))
     }
 
@@ -341,11 +316,24 @@ impl KeySet {
         self.is_permanent || self.is_used.get() || now < self.used_at.plus(timing.max_stale)
     }
 
-    /// Takes over the shared record.
+    /// The order in which sets are fetched when slots are short: first those for which requests wait, then those that have
+    /// been due for longest. So no set of an organization waits for ever behind others that fail again and again.
+    fn urgency(&self) -> (bool, UnixTime) {
+        let due_at = if self.wants_unknown_kid { self.record.unknown_kid_fetch_at } else { self.record.next_fetch_at };
+        (!self.waiters.are_any(), due_at)
+    }
+
+    /// Takes over the shared record. `read` yields the keys of the shared document, and is called only if that has changed.
     ///
     /// # Errors
-    /// Where its keys can't be read; the copy stays as it was.
-    pub fn sync(&mut self, record: Record, now: UnixTime, timing: &Timing) -> Result<(), JwkSetError> {
+    /// The reason why the document cannot be read. It then counts as none.
+    fn sync(
+        &mut self,
+        record: Record,
+        read: impl FnOnce() -> Result<Option<JwkSet>, JwkSetError>,
+        now: UnixTime,
+        timing: &Timing,
+    ) -> Result<(), JwkSetError> {
         self.synced_at = now;
         if self.is_used.take() {
             self.used_at = now;
@@ -353,28 +341,31 @@ impl KeySet {
         if record != self.record {
             self.revision = self.revision.saturating_add(1);
         }
-        if record.keys != self.record.keys {
-            self.keys = record.keys.as_deref().map(|document| JwkSet::parse(document.as_bytes())).transpose()?;
+        // A request that waited for another thread's fetch asks again if that did not help.
+        let is_new = record.generation != self.record.generation;
+        self.wants_unknown_kid &= !is_new && record.may_fetch_unknown_kid(now, timing);
+        self.record = record;
+        if !is_new {
+            return Ok(());
+        }
+        let (keys, result) = match read() {
+            Ok(keys) => (keys, Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        if keys != self.keys {
+            self.keys = keys;
             self.version = self.version.saturating_add(1);
         }
-        // Who waited for another thread's fetch asks again where that did not help.
-        self.wants_unknown_kid &= record.fetched_at == self.record.fetched_at && record.may_fetch_unknown_kid(now, timing);
-        self.record = record;
-        Ok(())
+        result
     }
 
-    /// The record with this thread's claim to fetch, where a fetch is due and nobody else has claimed it.
-    pub fn claim(&self, now: UnixTime, timing: &Timing) -> Option<Record> {
+    /// The record with this thread's claim to fetch, if a fetch is due and no other thread has claimed it.
+    fn claim(&self, now: UnixTime, timing: &Timing) -> Option<Record> {
         let for_unknown_kid = self.wants_unknown_kid && self.record.may_fetch_unknown_kid(now, timing);
-        if self.record.is_claimed(now, timing) || !(for_unknown_kid || self.record.is_due(now, timing)) {
+        if self.record.is_claimed(now, timing) || !(for_unknown_kid || self.is_due(now, timing)) {
             return None;
         }
-        let mut record = self.record.clone();
-        record.claimed_until = now.plus(timing.claim());
-        if for_unknown_kid {
-            record.unknown_kid_fetch_at = now.plus(timing.refetch_cooldown);
-        }
-        Some(record)
+        Some(self.record.claimed(for_unknown_kid, now, timing))
     }
 }
 
@@ -388,25 +379,30 @@ pub struct KeySets {
 }
 
 impl KeySets {
-    /// Sets at these places, which are never forgotten.
-    pub fn new(uris: &[JwksUri]) -> Self {
+    /// The key sets that a policy names, which are never forgotten.
+    pub fn new<'a>(named: impl IntoIterator<Item = &'a (JwksUri, Vec<OrgName>)>) -> Self {
         let mut sets = Self::default();
-        for uri in uris {
-            sets.at(uri);
+        for (uri, orgs) in named {
+            for org in orgs {
+                sets.at(uri, org);
+            }
         }
         sets.sets.values_mut().for_each(|set| set.is_permanent = true);
         sets
     }
 
-    /// The set that is published at `uri`; a new one where there was none.
-    pub fn at(&mut self, uri: &JwksUri) -> KeySetId {
-        if let Some(known) = self.by_uri.get(&uri.text) {
-            return *known;
-        }
-        let id = KeySetId(self.count);
-        self.count = self.count.saturating_add(1);
-        self.sets.insert(id, KeySet::new(uri.clone()));
-        self.by_uri.insert(uri.text.clone(), id);
+    /// The set that is published at `uri`, for use by `org`. It is new if there was none.
+    pub fn at(&mut self, uri: &JwksUri, org: &OrgName) -> KeySetId {
+        let id = match self.by_uri.get(&uri.text) {
+            Some(known) => *known,
+            None => {
+                let id = KeySetId(self.count);
+                self.count = self.count.saturating_add(1);
+                self.by_uri.insert(uri.text.clone(), id);
+                id
+            }
+        };
+        self.sets.entry(id).or_insert_with(|| KeySet::new(uri.clone())).used_by(org);
         id
     }
 
@@ -420,25 +416,11 @@ impl KeySets {
         self.sets.get_mut(&id)
     }
 
-    /// Those to be compared with their shared records.
-    pub fn sync_due(&self, budget: &Budget, now: UnixTime, timing: &Timing) -> Vec<KeySetId> {
-        self.sets
-            .iter()
-            .filter(|(id, set)| set.is_sync_due(budget.awaits_key_set(**id), now, timing))
-            .map(|(id, _)| *id)
-            .collect()
-    }
-
-    /// Forgets those that nobody has used for so long that their keys became too old, and says where they were
-    /// published: what providers came and went does not add up.
-    pub fn forget_unused(&mut self, budget: &Budget, now: UnixTime, timing: &Timing) -> Vec<JwksUri> {
-        let is_over = |set: &KeySet| !set.is_kept(now, timing) && set.record.is_stale(now, timing);
-        let forgotten: Vec<JwksUri> =
-            self.sets.extract_if(.., |id, set| is_over(set) && !budget.awaits_key_set(*id)).map(|(_, set)| set.uri).collect();
-        for uri in &forgotten {
-            self.by_uri.remove(&uri.text);
-        }
-        forgotten
+    /// The sets that must be compared with their shared records, the most urgent first.
+    pub fn sync_due(&self, now: UnixTime, timing: &Timing) -> Vec<KeySetId> {
+        let mut due: Vec<_> = self.sets.iter().filter(|(_, set)| set.is_sync_due(now, timing)).collect();
+        due.sort_by_key(|(_, set)| set.urgency());
+        due.into_iter().map(|(id, _)| *id).collect()
     }
 
     /// All keys of all sets.
@@ -449,9 +431,11 @@ impl KeySets {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
-    use crate::names::OrgName;
-    use crate::testing;
+    use crate::host::Host;
+    use crate::testing::{self, TestHost};
 
     const TIMING: Timing = Timing {
         timeout: Duration::from_secs(5),
@@ -465,37 +449,77 @@ mod tests {
         START.plus(Duration::from_secs(seconds))
     }
 
-    /// Threads that share one record, as the shell does it.
+    const SET: KeySetId = KeySetId(0);
+
+    fn org(name: &str) -> OrgName {
+        OrgName::parse(name).unwrap()
+    }
+
+    fn uri(name: &str) -> JwksUri {
+        JwksUri::parse(&format!("https://idp/{name}")).unwrap()
+    }
+
+    fn record_name() -> String {
+        format!("apexmcp/key-set/2/{}", hex::encode(Sha256::digest(uri("keys").as_str())))
+    }
+
+    /// Threads that share one key set.
     struct Threads {
-        shared: Record,
-        sets: Vec<KeySet>,
-        /// Whether requests wait for the set in all threads.
-        is_awaited: bool,
+        host: TestHost,
+        sets: Vec<KeySets>,
+        fetches: Vec<Fetch>,
     }
 
     impl Threads {
         fn new(count: usize) -> Self {
-            let uri = JwksUri::parse("https://idp/keys").unwrap();
-            let set = |_| KeySet { is_permanent: true, ..KeySet::new(uri.clone()) };
-            Self { shared: Record::default(), sets: (0..count).map(set).collect(), is_awaited: false }
+            let sets = |_| KeySets::new(&[(uri("keys"), vec![org("acme")])]);
+            Self { host: TestHost::default(), sets: (0..count).map(sets).collect(), fetches: Vec::new() }
         }
 
-        /// All threads tick; how many began a fetch?
+        fn set(&mut self, thread: usize) -> &mut KeySet {
+            self.sets[thread].get_mut(SET).unwrap()
+        }
+
+        fn sync(&mut self, thread: usize, now: UnixTime) {
+            self.fetches.extend(self.sets[thread].sync(SET, now, &TIMING, &self.host).unwrap());
+        }
+
+        /// All threads tick. Returns how many fetches began.
         fn tick(&mut self, now: UnixTime) -> usize {
-            let mut fetches = 0;
-            for set in self.sets.iter_mut().filter(|set| set.is_sync_due(self.is_awaited, now, &TIMING)) {
-                set.sync(self.shared.clone(), now, &TIMING).unwrap();
-                if let Some(claimed) = set.claim(now, &TIMING) {
-                    self.shared = claimed.clone();
-                    set.sync(claimed, now, &TIMING).unwrap();
-                    fetches += 1;
+            let before = self.fetches.len();
+            for thread in 0..self.sets.len() {
+                if !self.sets[thread].sync_due(now, &TIMING).is_empty() {
+                    self.sync(thread, now);
                 }
             }
-            fetches
+            self.fetches.len() - before
+        }
+
+        /// The last thread's fetch ends with these keys, or without.
+        fn finish(&mut self, kids: Option<&[&str]>, now: UnixTime) {
+            let fetch = self.fetches.pop().expect("a fetch");
+            let keys = kids.map(testing::jwk_set);
+            self.sets.last_mut().unwrap().finish(&fetch, keys.as_ref(), now, &TIMING, &self.host).unwrap();
         }
 
         fn answer(&mut self, kids: &[&str], now: UnixTime) {
-            self.shared = std::mem::take(&mut self.shared).succeeded(&testing::jwk_set(kids), now, &TIMING);
+            self.finish(Some(kids), now);
+        }
+
+        fn record(&self) -> Record {
+            Record::from_bytes(&self.host.shared(&record_name()).map(|shared| shared.bytes).unwrap_or_default())
+        }
+
+        fn change(&self, change: impl Fn(Record) -> Record) {
+            self.host.update(&record_name(), &mut |bytes| Some(change(Record::from_bytes(bytes)).to_bytes()));
+        }
+
+        fn documents_read(&self) -> usize {
+            self.host.reads(&format!("{}/document", record_name()))
+        }
+
+        fn serves(&mut self, thread: usize, now: UnixTime) -> bool {
+            matches!(self.set(thread).lookup(now, &TIMING), Lookup::Keys(..))
         }
     }
 
@@ -504,13 +528,13 @@ mod tests {
         let mut threads = Threads::new(4);
         assert_eq!(threads.tick(START), 1);
         assert_eq!(threads.tick(at(1)), 0);
-        assert!(matches!(threads.sets[3].lookup(at(1), &TIMING), Lookup::Pending));
+        assert!(matches!(threads.set(2).lookup(at(1), &TIMING), Lookup::Pending));
         threads.answer(&["a"], at(2));
-        threads.is_awaited = true;
+        let waiting = threads.set(2).wait();
         assert_eq!(threads.tick(at(2)), 0);
-        threads.is_awaited = false;
+        drop(waiting);
         assert!(
-            matches!(threads.sets[3].lookup(at(2), &TIMING), Lookup::Keys(keys, _) if keys.candidates(Some("a")).count() == 1)
+            matches!(threads.set(2).lookup(at(2), &TIMING), Lookup::Keys(keys, _) if keys.candidates(Some("a")).count() == 1)
         );
         assert_eq!(threads.tick(at(301)), 0);
         assert_eq!(threads.tick(at(302)), 1, "the refresh interval is over");
@@ -530,16 +554,16 @@ mod tests {
         let ahead = at(3600);
         threads.tick(ahead);
         threads.answer(&["a"], ahead);
-        for set in &mut threads.sets {
-            set.lookup(ahead, &TIMING);
+        for thread in 0..2 {
+            threads.set(thread).lookup(ahead, &TIMING);
         }
         threads.tick(ahead.plus(SYNC_INTERVAL));
         assert_eq!(threads.tick(at(0)), 1, "the refresh that was recorded for later than an interval");
-        assert_eq!(threads.tick(at(1)), 0, "which is claimed as ever");
-        threads.shared = std::mem::take(&mut threads.shared).failed(at(2));
+        assert_eq!(threads.tick(at(1)), 0, "it is claimed as ever");
+        threads.finish(None, at(2));
         let is_served = |threads: &mut Threads, second| {
-            threads.sets[0].sync(threads.shared.clone(), at(second), &TIMING).unwrap();
-            matches!(threads.sets[0].lookup(at(second), &TIMING), Lookup::Keys(..))
+            threads.sync(0, at(second));
+            threads.serves(0, at(second))
         };
         assert!(is_served(&mut threads, 3601) && !is_served(&mut threads, 3602), "no longer than any other set");
 
@@ -549,14 +573,14 @@ mod tests {
         assert_eq!(threads.tick(at(0)), 1);
         threads.answer(&["a"], at(0));
         threads.tick(at(1));
-        threads.shared.unknown_kid_fetch_at = ahead;
+        threads.change(|record| Record { unknown_kid_fetch_at: ahead, ..record });
         assert_eq!(threads.tick(at(2)), 0);
-        threads.sets[0].sync(threads.shared.clone(), at(2), &TIMING).unwrap();
-        assert!(threads.sets[0].request_unknown_kid(at(2), &TIMING));
-        threads.shared = std::mem::take(&mut threads.shared).failed(ahead);
-        threads.sets[1].sync(threads.shared.clone(), at(3), &TIMING).unwrap();
-        assert_eq!(threads.sets[1].retry_after_failure(at(3)), Some(MAX_BACKOFF));
-        assert!(threads.tick(at(3)) >= 1);
+        threads.sync(0, at(2));
+        assert!(threads.set(0).request_unknown_kid(at(2), &TIMING));
+        threads.change(|record| record.failed(ahead));
+        threads.sync(1, at(3));
+        assert_eq!(threads.set(1).retry_after_failure(at(3)), Some(MAX_BACKOFF));
+        assert_eq!(threads.fetches.len(), 2, "it is fetched at once");
     }
 
     #[test]
@@ -566,9 +590,9 @@ mod tests {
         threads.answer(&["a"], START);
         let mut fetches = 0;
         for second in 1..=60 {
-            for set in &mut threads.sets {
-                set.lookup(at(second), &TIMING);
-                set.request_unknown_kid(at(second), &TIMING);
+            for thread in 0..3 {
+                threads.set(thread).lookup(at(second), &TIMING);
+                threads.set(thread).request_unknown_kid(at(second), &TIMING);
             }
             if threads.tick(at(second)) > 0 {
                 fetches += 1;
@@ -584,16 +608,16 @@ mod tests {
         threads.tick(START);
         threads.answer(&["1"], START);
         for (second, kids) in [(1, &["1", "2"][..]), (2, &["2", "3"]), (3, &["3", "4"])] {
-            threads.sets[0].lookup(at(second), &TIMING);
+            threads.set(0).lookup(at(second), &TIMING);
             threads.tick(at(second));
-            assert!(threads.sets[0].request_unknown_kid(at(second), &TIMING));
+            assert!(threads.set(0).request_unknown_kid(at(second), &TIMING));
             assert_eq!(threads.tick(at(second)), 1, "a fetch brought a key just before");
             threads.answer(kids, at(second));
         }
         let mut is_listened_to = |second| {
-            threads.sets[0].lookup(at(second), &TIMING);
+            threads.set(0).lookup(at(second), &TIMING);
             threads.tick(at(second));
-            let answer = threads.sets[0].request_unknown_kid(at(second), &TIMING);
+            let answer = threads.set(0).request_unknown_kid(at(second), &TIMING);
             if threads.tick(at(second)) > 0 {
                 threads.answer(&["4", "3"], at(second)); // The same keys in another order are no news.
             }
@@ -609,14 +633,14 @@ mod tests {
         let mut threads = Threads::new(2);
         threads.tick(START);
         threads.answer(&["old"], START);
-        for set in &mut threads.sets {
-            set.lookup(at(1), &TIMING);
+        for thread in 0..2 {
+            threads.set(thread).lookup(at(1), &TIMING);
         }
         threads.tick(at(1));
-        assert!(threads.sets[0].request_unknown_kid(at(2), &TIMING));
+        assert!(threads.set(0).request_unknown_kid(at(2), &TIMING));
         assert_eq!(threads.tick(at(2)), 1);
         // The other one meets the new key before it knows of that fetch.
-        assert!(threads.sets[1].request_unknown_kid(at(2), &TIMING));
+        assert!(threads.set(1).request_unknown_kid(at(2), &TIMING));
         threads.answer(&["old", "new"], at(2));
         assert_eq!(threads.tick(at(3)), 0);
     }
@@ -627,76 +651,195 @@ mod tests {
         threads.tick(START);
         threads.answer(&["a"], START);
         let (mut now, mut pauses) = (at(300), Vec::new());
-        let set = |threads: &mut Threads, now| matches!(threads.sets[0].lookup(now, &TIMING), Lookup::Keys(..));
         while pauses.len() < 7 {
             assert_eq!(threads.tick(now), 1);
-            threads.shared = std::mem::take(&mut threads.shared).failed(now);
-            pauses.push(threads.shared.next_fetch_at.since(now).as_secs());
-            assert!(set(&mut threads, now));
-            now = threads.shared.next_fetch_at;
+            threads.finish(None, now);
+            let next = threads.record().next_fetch_at;
+            pauses.push(next.since(now).as_secs());
+            assert!(threads.serves(0, now));
+            now = next;
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
-        assert!(set(&mut threads, at(3599)));
-        threads.shared = std::mem::take(&mut threads.shared).failed(at(3600));
-        threads.sets[0].sync(threads.shared.clone(), at(3600), &TIMING).unwrap();
-        assert!(matches!(threads.sets[0].lookup(at(3600), &TIMING), Lookup::Unavailable(wait) if wait == MAX_BACKOFF));
+        assert!(threads.serves(0, at(3599)));
+        assert_eq!(threads.tick(at(3600)), 1);
+        threads.finish(None, at(3600));
+        assert!(matches!(threads.set(0).lookup(at(3600), &TIMING), Lookup::Unavailable(wait) if wait == MAX_BACKOFF));
+        assert_eq!(threads.tick(at(3700)), 1);
         threads.answer(&["a"], at(3700));
-        threads.sets[0].sync(threads.shared.clone(), at(3700), &TIMING).unwrap();
-        assert!(set(&mut threads, at(3700)), "the provider is back");
+        assert!(threads.serves(0, at(3700)), "the provider works again");
     }
 
     #[test]
     fn the_version_grows_only_with_other_keys() {
         let mut threads = Threads::new(1);
-        threads.answer(&["a"], START);
+        let mut version_after = |kids: &[&str], second| {
+            assert_eq!(threads.tick(at(second)), 1);
+            threads.answer(kids, at(second));
+            threads.set(0).version(at(second), &TIMING).unwrap()
+        };
+        let before = version_after(&["a"], 0);
+        assert_eq!(version_after(&["a"], 300), before);
+        assert_eq!(version_after(&["b"], 600), before + 1);
+    }
+
+    #[test]
+    fn a_document_is_read_once_in_each_thread_however_long_requests_wait() {
+        let mut threads = Threads::new(3);
         threads.tick(START);
-        let version = |threads: &Threads| threads.sets[0].version(at(2), &TIMING).unwrap();
-        let before = version(&threads);
+        threads.answer(&["a"], START);
+        let _waiting = [0, 1, 2].map(|thread| threads.set(thread).wait());
+        for millis in (0..4000).step_by(20) {
+            threads.tick(START.plus(Duration::from_millis(millis)));
+        }
+        assert_eq!(threads.documents_read(), 2, "the thread that fetched knows the keys");
+        threads.tick(at(300));
+        threads.answer(&["a", "b"], at(300));
+        for second in 300..310 {
+            threads.tick(at(second));
+        }
+        assert_eq!(threads.documents_read(), 4);
+        assert!((0..3).all(|thread| threads.set(thread).len() == 2));
+    }
+
+    #[test]
+    fn a_thread_that_dies_between_document_and_record_loses_nothing() {
+        let mut threads = Threads::new(2);
+        threads.tick(START);
+        threads.answer(&["old"], START);
+        threads.tick(at(1));
+        assert_eq!(threads.tick(at(300)), 1);
+        let document = testing::jwk_set(&["new"]).to_document().into_bytes();
+        threads.host.update(&format!("{}/document", record_name()), &mut |_| Some(document.clone()));
+        let has = |threads: &mut Threads, thread, kid| matches!(threads.set(thread).lookup(at(306), &TIMING), Lookup::Keys(keys, _) if keys.candidates(Some(kid)).count() == 1);
+        assert!(has(&mut threads, 0, "old"));
+        assert_eq!(threads.tick(at(306)), 1, "its claim is over");
+        threads.answer(&["new"], at(306));
+        threads.sync(0, at(306));
+        assert!(has(&mut threads, 0, "new") && has(&mut threads, 1, "new"));
+    }
+
+    #[test]
+    fn two_threads_that_finish_at_the_same_time_leave_all_with_one_document() {
+        let mut threads = Threads::new(3);
+        threads.tick(START);
+        threads.tick(at(6));
+        let [first, second] = [threads.fetches.remove(0), threads.fetches.remove(0)];
+        let mut finish = |thread: usize, fetch: &Fetch, kid| {
+            threads.sets[thread].finish(fetch, Some(&testing::jwk_set(&[kid])), at(7), &TIMING, &threads.host).unwrap();
+        };
+        finish(0, &first, "a");
+        finish(1, &second, "b");
+        for thread in 0..3 {
+            threads.sync(thread, at(7));
+            let keys = threads.set(thread).lookup(at(7), &TIMING);
+            assert!(matches!(keys, Lookup::Keys(keys, _) if keys.candidates(Some("b")).count() == 1), "{thread}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_counts_as_none_and_is_fetched_again() {
+        let mut threads = Threads::new(2);
+        threads.tick(START);
+        threads.answer(&["a"], START);
+        threads.host.update(&format!("{}/document", record_name()), &mut |_| Some(b"{".to_vec()));
+        assert!(threads.sets[0].sync(SET, at(1), &TIMING, &threads.host).is_err());
+        assert!(matches!(threads.set(0).lookup(at(1), &TIMING), Lookup::Pending));
+        assert_eq!(threads.tick(at(1)), 1);
         threads.answer(&["a"], at(1));
-        threads.sets[0].sync(threads.shared.clone(), at(1), &TIMING).unwrap();
-        assert_eq!(version(&threads), before);
-        threads.answer(&["b"], at(2));
-        threads.sets[0].sync(threads.shared.clone(), at(2), &TIMING).unwrap();
-        assert_eq!(version(&threads), before + 1);
+        threads.sync(0, at(1));
+        assert!(threads.serves(0, at(1)));
+        threads.host.update(&record_name(), &mut |_| Some(b"{".to_vec()));
+        threads.sync(0, at(2));
+        assert_eq!(threads.fetches.len(), 1);
+    }
+
+    #[test]
+    fn one_org_fetches_two_sets_at_a_time_and_hangs_up_no_neighbor() {
+        let host = TestHost::default();
+        let (attacker, neighbor) = (org("attacker"), org("neighbor"));
+        let mut sets = KeySets::default();
+        let hanging: Vec<KeySetId> = (0..32).map(|number| sets.at(&uri(&number.to_string()), &attacker)).collect();
+        let own = sets.at(&uri("own"), &neighbor);
+        let shared = sets.at(&uri("shared"), &neighbor);
+        for name in ["attacker", "another"] {
+            sets.at(&uri("shared"), &org(name));
+        }
+        let mut sync = |id, now| sets.sync(id, now, &TIMING, &host).unwrap();
+        let fetches: Vec<Fetch> = hanging.iter().filter_map(|id| sync(*id, START)).collect();
+        assert_eq!(fetches.iter().map(|fetch| fetch.key_set).collect::<Vec<_>>(), hanging[..2]);
+        assert!(sync(own, START).is_some(), "a set of its own");
+        assert!(sync(shared, START).is_some(), "a set that the attacker also names");
+        assert!(sync(hanging[2], at(5)).is_none());
+        assert!(sync(hanging[2], at(6)).is_some(), "the thread that fetched died");
+        fetches[0].abandon(at(6), &host);
+    }
+
+    #[test]
+    fn the_sets_for_which_requests_wait_are_fetched_first() {
+        let host = TestHost::default();
+        let mut sets = KeySets::default();
+        let [failed, idle, waiting] = ["failed", "idle", "waiting"].map(|name| sets.at(&uri(name), &org("acme")));
+        let fetch = sets.sync(failed, START, &TIMING, &host).unwrap().unwrap();
+        sets.finish(&fetch, None, START, &TIMING, &host).unwrap();
+        for id in [failed, idle, waiting] {
+            sets.get(id).unwrap().lookup(at(1), &TIMING);
+        }
+        assert_eq!(sets.sync_due(at(1), &TIMING), [idle, waiting, failed]);
+        let _place = sets.get(waiting).unwrap().wait();
+        assert_eq!(sets.sync_due(at(1), &TIMING), [waiting, idle, failed]);
+    }
+
+    #[test]
+    fn a_set_remembers_the_orgs_that_used_it_last() {
+        let mut sets = KeySets::default();
+        let names: Vec<OrgName> = (0..=MAX_ORGS).map(|number| org(&format!("org-{number}"))).collect();
+        for name in names.iter().chain([&names[1], &names[MAX_ORGS]]) {
+            sets.at(&uri("keys"), name);
+        }
+        let known: Vec<&OrgName> = sets.get(SET).unwrap().orgs.iter().map(|(org, _)| org).collect();
+        assert_eq!(known.len(), MAX_ORGS);
+        assert_eq!(known[..3], [&names[MAX_ORGS], &names[1], &names[MAX_ORGS - 1]]);
+        assert!(!known.contains(&&names[0]));
     }
 
     #[test]
     fn a_set_that_nobody_uses_any_more_is_fetched_no_more_and_forgotten() {
-        let uri = |name: &str| JwksUri::parse(&format!("https://idp/{name}")).unwrap();
-        let budget = Budget::default();
-        let mut sets = KeySets::new(&[uri("configured")]);
-        let [configured, used, dropped] = [uri("configured"), uri("used"), uri("dropped")].map(|uri| sets.at(&uri));
-        let record = |now| Record::default().succeeded(&testing::jwk_set(&["a"]), now, &TIMING);
+        let host = TestHost::default();
+        let acme = org("acme");
+        let mut sets = KeySets::new(&[(uri("configured"), vec![acme.clone()])]);
+        let [configured, used, dropped] = ["configured", "used", "dropped"].map(|name| sets.at(&uri(name), &org(name)));
+        let fetch = |sets: &mut KeySets, id, now| {
+            let fetch = sets.sync(id, now, &TIMING, &host).unwrap().expect("a fetch is due");
+            sets.finish(&fetch, Some(&testing::jwk_set(&["a"])), now, &TIMING, &host).unwrap();
+        };
         for id in [configured, used, dropped] {
-            let set = sets.get_mut(id).unwrap();
-            set.lookup(START, &TIMING);
-            assert!(set.is_sync_due(false, START, &TIMING));
-            set.sync(record(START), START, &TIMING).unwrap();
+            sets.get(id).unwrap().lookup(START, &TIMING);
+            fetch(&mut sets, id, START);
         }
         // The last refresh is due just before an hour without use is over; after it, there is none.
-        assert_eq!(sets.sync_due(&budget, at(3599), &TIMING), [configured, used, dropped]);
+        assert_eq!(sets.sync_due(at(3599), &TIMING), [configured, used, dropped]);
         for id in [used, dropped] {
-            sets.get_mut(id).unwrap().sync(record(at(3599)), at(3599), &TIMING).unwrap();
+            fetch(&mut sets, id, at(3599));
         }
         sets.get(used).unwrap().version(at(3600), &TIMING);
-        assert_eq!(sets.sync_due(&budget, at(3900), &TIMING), [configured, used]);
-        sets.get_mut(used).unwrap().sync(record(at(3900)), at(3900), &TIMING).unwrap();
-        assert_eq!(sets.forget_unused(&budget, at(7198), &TIMING), [], "its keys might still serve");
+        assert_eq!(sets.sync_due(at(3900), &TIMING), [configured, used]);
+        fetch(&mut sets, used, at(3900));
+        assert_eq!(sets.forget_unused(at(7198), &TIMING, &host), 0, "its keys might still serve");
         assert!(matches!(sets.get(dropped).unwrap().lookup(at(7198), &TIMING), Lookup::Keys(..)));
-        sets.get_mut(dropped).unwrap().is_used.set(false);
-        let waiting = budget.hold_for_key_set(OrgName::parse("acme").unwrap(), dropped, 0);
-        assert_eq!(sets.forget_unused(&budget, at(7199), &TIMING), [], "somebody waits for it");
+        sets.get(dropped).unwrap().is_used.set(false);
+        let waiting = sets.get(dropped).unwrap().wait();
+        assert_eq!(sets.forget_unused(at(7199), &TIMING, &host), 0, "somebody waits for it");
         drop(waiting);
-        assert_eq!(sets.forget_unused(&budget, at(7199), &TIMING), [uri("dropped")]);
+        // Another thread has the set too, and its keys.
+        let mut other = KeySets::default();
+        let others = other.at(&uri("dropped"), &acme);
+        let fetched = |sets: &mut KeySets| sets.sync(others, at(7000), &TIMING, &host).unwrap();
+        fetched(&mut other).expect("a fetch is due").abandon(at(7000), &host);
+        assert_eq!(sets.forget_unused(at(7199), &TIMING, &host), 1);
         assert!(sets.get(dropped).is_none() && sets.get(used).is_some() && sets.get(configured).is_some());
-        assert_ne!(sets.at(&uri("dropped")), dropped, "what is remembered of the one before is not of this one");
-    }
-
-    #[test]
-    fn records_survive_shared_data() {
-        let record = Record::default().succeeded(&testing::jwk_set(&["a\"\u{0}ä"]), START, &TIMING).failed(at(9));
-        assert_eq!(Record::from_bytes(&record.to_bytes()), Some(record));
-        assert_eq!(Record::from_bytes(b"{"), None);
+        other.sync(others, at(7199), &TIMING, &host).unwrap();
+        assert!(other.get(others).unwrap().is_empty(), "its document is emptied");
+        assert_ne!(sets.at(&uri("dropped"), &acme), dropped, "what is remembered of the one before is not of this one");
     }
 
     #[test]

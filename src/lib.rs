@@ -15,6 +15,7 @@ pub mod config;
 pub mod credential;
 pub mod denial;
 pub mod exchange;
+pub mod fetch_slots;
 pub mod gateway;
 pub mod host;
 pub mod jose;

@@ -52,6 +52,7 @@ pub(crate) fn sign(header: &Value, claims: &Value) -> String {
 pub(crate) struct TestHost {
     pub(crate) verifications: Cell<usize>,
     shared: RefCell<HashMap<String, Shared>>,
+    reads: RefCell<HashMap<String, usize>>,
     is_contended: bool,
 }
 
@@ -59,6 +60,11 @@ impl TestHost {
     /// One in which another thread is always faster.
     pub(crate) fn contended() -> Self {
         Self { is_contended: true, ..Self::default() }
+    }
+
+    /// How often the shared value of this name was read.
+    pub(crate) fn reads(&self, name: &str) -> usize {
+        self.reads.borrow().get(name).copied().unwrap_or(0)
     }
 }
 
@@ -77,6 +83,7 @@ impl Host for TestHost {
     }
 
     fn shared(&self, name: &str) -> Option<Shared> {
+        *self.reads.borrow_mut().entry(name.to_owned()).or_default() += 1;
         self.shared.borrow().get(name).cloned()
     }
 

@@ -282,7 +282,7 @@ impl Session<'_> {
             SsoCommand::Configure { org, issuer, jwks_uri, audiences, default_scopes, force, allow_private_address } => {
                 // What nobody would save anyway is not asked for.
                 let sharing = self.open()?.read(|connection| {
-                    org::require(connection, &org)?;
+                    provider::require_room(connection, &org, &issuer)?;
                     provider::sharing(connection, &org, &issuer, &audiences)
                 })?;
                 let reach = if allow_private_address { Reach::Anywhere } else { Reach::Public };

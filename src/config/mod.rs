@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::Uri;
 use serde::Deserialize;
 
-use crate::jwks::{Clusters, Timing};
+use crate::jwks::{Clusters, MAX_TIMEOUT, Timing};
 use crate::path::{McpPath, Resource};
 use crate::policy::remote::Place;
 use crate::policy::{Environment, Policy, Surroundings};
@@ -337,7 +337,7 @@ fn check_jwks(raw: &RawJwks, problems: &mut Problems) -> Option<Timing> {
         refetch_cooldown: refetch_cooldown?,
         max_stale: max_stale?,
     };
-    if timing.timeout < Duration::from_millis(1) || timing.timeout > Duration::from_secs(60) {
+    if timing.timeout < Duration::from_millis(1) || timing.timeout > MAX_TIMEOUT {
         // Envoy takes a timeout below a millisecond for none at all; a request waits as long as this.
         problems.add("jwks.timeout", "must be from 1ms to 60s");
     }
@@ -498,6 +498,28 @@ mod tests {
             let is_as_expected = told.len() == usize::from(is_told) && told.iter().all(|it| it.starts_with(expected));
             assert!(is_as_expected, "{issuer}: {told:?}");
         }
+    }
+
+    #[test]
+    fn an_org_has_at_most_32_identity_providers() {
+        let provider = |number: usize, is_revoked: bool| {
+            let url = format!("https://idp.example/{number}");
+            json!({"issuer": url, "jwks_uri": url, "audience": "a", "revoked": is_revoked})
+        };
+        let problems = |count: usize, revoked: usize| {
+            let providers: Vec<Value> = (0..count + revoked).map(|number| provider(number, number >= count)).collect();
+            let mut config = minimal();
+            config["jwks"] = json!({"https_cluster": "c"});
+            config["policy"]["inline"]["orgs"]["acme"] = json!({"identity_providers": providers});
+            let problems = Config::parse(config.to_string().as_bytes(), &|_| None).err().unwrap_or_default();
+            problems.iter().map(Problem::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(problems(32, 10), [""; 0]);
+        assert_eq!(
+            problems(33, 0),
+            ["policy.inline.orgs.acme.identity_providers: expected at most 32 providers, found 33: the gateway must fetch \
+              the keys of each. Remove some, or move them to another organization"]
+        );
     }
 
     #[test]

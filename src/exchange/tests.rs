@@ -2,7 +2,6 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::Config;
-use crate::jwks::Record as KeySetRecord;
 use crate::names::ConnectorId;
 use crate::policy::source::PolicySource;
 use crate::testing::{self, TestHost};
@@ -44,9 +43,15 @@ impl World {
 
     /// The issuer's keys arrive, by whichever thread.
     fn publish(&mut self, kids: &[&str]) {
-        let timing = self.gateway.config.jwks;
-        let record = KeySetRecord::default().succeeded(&testing::jwk_set(kids), self.now, &timing);
-        self.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap().sync(record, self.now, &timing).unwrap();
+        let now = self.now;
+        self.fetched(now.plus(self.gateway.config.jwks.refresh_interval), Some(kids));
+    }
+
+    /// A fetch is due at `due_at`, and ends with these keys, or without.
+    fn fetched(&mut self, due_at: UnixTime, kids: Option<&[&str]>) {
+        let Self { gateway: Gateway { key_sets, config, .. }, host, now } = self;
+        let fetch = key_sets.sync(KeySetId::at(0), due_at, &config.jwks, host).unwrap().expect("a fetch is due");
+        key_sets.finish(&fetch, kids.map(testing::jwk_set).as_ref(), *now, &config.jwks, host).unwrap();
     }
 
     fn start_on(&mut self, path: &str, headers: &[(&str, &str)], route: RouteSettings) -> Step {
@@ -269,9 +274,7 @@ fn an_unknown_kid_waits_for_one_fetch_and_is_refused_within_the_cooldown() {
     let unknown = testing::sign(&json!({"alg": "RS256", "kid": "new"}), &claims());
     let Step::Await(waiting) = world.bearer(&unknown) else { panic!("must wait for a fetch") };
     let (timing, now) = (world.gateway.config.jwks, world.now);
-    let set = world.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap();
-    let claimed = set.claim(now, &timing).expect("a fetch is due");
-    set.sync(claimed.clone().succeeded(&testing::jwk_set(&["a"]), now, &timing), now, &timing).unwrap();
+    world.fetched(now, Some(&["a"]));
     assert_eq!(reason(&waiting.proceed(bearer_head(&unknown), &mut world.gateway, now, &world.host)), "key_unknown");
     assert_eq!(reason(&world.bearer(&unknown)), "key_unknown");
     world.now = now.plus(timing.refetch_cooldown);
@@ -282,12 +285,9 @@ fn an_unknown_kid_waits_for_one_fetch_and_is_refused_within_the_cooldown() {
 fn an_unknown_kid_is_not_held_against_the_client_while_its_issuer_cannot_be_asked() {
     let mut world = World::new();
     world.publish(&["a"]);
-    let (timing, now) = (world.gateway.config.jwks, world.now);
     let unknown = testing::sign(&json!({"alg": "RS256", "kid": "new"}), &claims());
     assert_eq!(reason(&world.bearer(&unknown)), "await");
-    let set = world.gateway.key_sets.get_mut(KeySetId::at(0)).unwrap();
-    let failed = set.claim(now, &timing).expect("a fetch is due").failed(now);
-    set.sync(failed, now, &timing).unwrap();
+    world.fetched(world.now, None);
     let step = world.bearer(&unknown);
     assert_eq!((reason(&step), status(&step)), ("jwks_unavailable", 503));
     let known = token(&claims());

@@ -26,6 +26,9 @@ use crate::scope::{Scope, ScopeSet};
 use crate::time::UnixTime;
 use raw::{RawApiKey, RawIdentityProvider, RawOauthClient, RawOrg, RawPolicy, RawSigningKey};
 
+/// Identity providers of one organization. Each costs fetches of its keys and memory for them. Large companies have below ten.
+pub const MAX_IDENTITY_PROVIDERS: usize = 32;
+
 /// The variables of the VM's environment, by name.
 pub type Environment<'e> = dyn Fn(&str) -> Option<String> + 'e;
 
@@ -49,8 +52,8 @@ pub(crate) struct Surroundings<'a> {
 pub struct Policy {
     /// Opaque; shown in the log, and as a metric where it is a number.
     pub version: String,
-    /// The key sets that its identity providers name, each once.
-    pub key_sets: Vec<JwksUri>,
+    /// The key sets that its identity providers name, each once, with the organizations that name them.
+    pub key_sets: Vec<(JwksUri, Vec<OrgName>)>,
     orgs: HashMap<OrgName, Rc<Org>>,
     api_keys: HashMap<KeyDigest, ApiKey>,
     signing_keys: Rc<[SigningKey]>,
@@ -166,7 +169,7 @@ impl Policy {
     /// The same for a part of a document.
     pub(crate) fn check_part(raw: RawPolicy, path: &str, surroundings: &Surroundings<'_>, problems: &mut Problems) -> Self {
         let policy = Self { version: raw.version.unwrap_or_default(), ..Self::default() };
-        let mut checker = Checker { policy, surroundings, problems, key_sets: HashSet::new() };
+        let mut checker = Checker { policy, surroundings, problems, key_sets: HashMap::new() };
         let mut signing_keys = Vec::new();
         for (index, key) in raw.signing_keys.into_iter().enumerate() {
             checker.signing_key(&format!("{path}.signing_keys[{index}]"), key, &mut signing_keys);
@@ -183,7 +186,8 @@ struct Checker<'a> {
     policy: Policy,
     surroundings: &'a Surroundings<'a>,
     problems: &'a mut Problems,
-    key_sets: HashSet<Box<str>>,
+    /// The index in `policy.key_sets` by URI.
+    key_sets: HashMap<Box<str>, usize>,
 }
 
 impl Checker<'_> {
@@ -195,12 +199,10 @@ impl Checker<'_> {
         for (index, key) in raw.api_keys.into_iter().enumerate() {
             self.api_key(&format!("{path}.api_keys[{index}]"), &name, key, &org.limits, &mut ids);
         }
-        for (index, provider) in raw.identity_providers.into_iter().enumerate() {
+        let providers = raw.identity_providers.into_iter().enumerate().filter(|(_, provider)| !provider.revoked);
+        for (index, provider) in self.bounded(&format!("{path}.identity_providers"), providers.collect()) {
             let path = format!("{path}.identity_providers[{index}]");
-            if provider.revoked {
-                continue;
-            }
-            let Some(provider) = self.identity_provider(&path, provider) else { continue };
+            let Some(provider) = self.identity_provider(&path, &name, provider) else { continue };
             if org.identity_provider(&provider.issuer).is_some() {
                 self.problems.add(format!("{path}.issuer"), "stands twice in this org");
             }
@@ -372,7 +374,26 @@ impl Checker<'_> {
         scopes.into_iter().collect()
     }
 
-    fn identity_provider(&mut self, path: &str, raw: RawIdentityProvider) -> Option<IdentityProvider> {
+    /// The first providers of an organization, as many as are allowed.
+    fn bounded<T>(&mut self, path: &str, mut providers: Vec<T>) -> Vec<T> {
+        let count = providers.len();
+        if count > MAX_IDENTITY_PROVIDERS {
+            let problem = format!(
+                "expected at most {MAX_IDENTITY_PROVIDERS} providers, found {count}: the gateway must fetch the keys of each"
+            );
+            if self.surroundings.is_for_many {
+                // One organization must not hold up the policy of all.
+                self.problems
+                    .warn(path, format!("{problem}. It refuses the tokens of those after the first {MAX_IDENTITY_PROVIDERS}"));
+                providers.truncate(MAX_IDENTITY_PROVIDERS);
+            } else {
+                self.problems.add(path, format!("{problem}. Remove some, or move them to another organization"));
+            }
+        }
+        providers
+    }
+
+    fn identity_provider(&mut self, path: &str, org: &OrgName, raw: RawIdentityProvider) -> Option<IdentityProvider> {
         let issuer = self.problems.required(format_args!("{path}.issuer"), raw.issuer);
         let issuer = issuer.and_then(|issuer| self.problems.checked(format_args!("{path}.issuer"), check_issuer(issuer)));
         if issuer.is_some() && issuer.as_deref() == self.surroundings.origin {
@@ -401,9 +422,12 @@ impl Checker<'_> {
             Some(texts) => self.scopes(&format!("{path}.default_scopes"), &texts),
         };
         let jwks_uri = jwks_uri?;
-        // Orgs that share a provider share its keys.
-        if self.key_sets.insert(jwks_uri.as_str().into()) {
-            self.policy.key_sets.push(jwks_uri.clone());
+        // Organizations that share a provider share its keys.
+        let key_sets = &mut self.policy.key_sets;
+        let index = *self.key_sets.entry(jwks_uri.as_str().into()).or_insert(key_sets.len());
+        match key_sets.get_mut(index) {
+            Some((_, orgs)) => orgs.push(org.clone()),
+            None => key_sets.push((jwks_uri.clone(), vec![org.clone()])),
         }
         Some(IdentityProvider {
             issuer: issuer?.into(),

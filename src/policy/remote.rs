@@ -553,6 +553,24 @@ mod tests {
     }
 
     #[test]
+    fn the_providers_of_an_org_beyond_the_limit_are_left_out() {
+        let world = World::new();
+        let provider = |number: usize| json!({"issuer": format!("https://idp/{number}"), "jwks_uri": format!("https://idp/{number}/keys"), "audience": "a"});
+        let providers: Vec<Value> = (0..34).map(provider).collect();
+        let orgs = json!({"acme": {"api_keys": [key(1)], "identity_providers": providers}, "other": {"api_keys": [key(2)]}});
+        let document = json!({"orgs": orgs}).to_string();
+        let publication = Publication::of(document.as_bytes(), &clusters(), "__").unwrap();
+        let [warning] = publication.warnings() else { panic!("{:?}", publication.warnings()) };
+        assert_eq!(warning.path, "policy.orgs.acme.identity_providers");
+        publication.publish(&place(), &world.host);
+        world.thread.sync(&world.host);
+        let acme = world.org("acme").unwrap();
+        let has = |number: usize| acme.identity_provider(&format!("https://idp/{number}")).is_some();
+        assert!(has(0) && has(31) && !has(32) && !has(33));
+        assert!(world.principal("acme", 1).is_some() && world.principal("other", 2).is_some());
+    }
+
+    #[test]
     fn a_bad_document_changes_nothing() {
         let world = World::new();
         world.publish(&json!({"acme": {"api_keys": [key(1)]}}));

@@ -7,15 +7,14 @@ use std::time::Duration;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{ContextType, Status};
 use serde::de::IgnoredAny;
-use sha2::{Digest, Sha256};
 
-use super::hostcalls::{self, CAS_ATTEMPTS};
+use super::hostcalls;
 use super::http::{Plugin, Stream};
 use crate::config::{Config, RemoteSettings};
 use crate::gateway::Gateway;
 use crate::host::{Host, Update};
 use crate::jose::jwk::{self, JwkSet, JwkSetError};
-use crate::jwks::{JwksUri, KeySet, KeySetId, Record, Timing};
+use crate::jwks::{Fetch, JwksUri, KeySet, KeySetId};
 use crate::policy::poll::{Answer, Poll, RENEWAL};
 use crate::policy::remote;
 use crate::policy::source::PolicySource;
@@ -32,7 +31,7 @@ pub(super) struct Root {
     id: u32,
     plugin: Rc<Plugin>,
     /// The fetches under way, by the number under which the answer comes.
-    fetches: HashMap<u32, KeySetId>,
+    fetches: HashMap<u32, Fetch>,
     /// The request for the policy under way.
     poll: Option<Polling>,
 }
@@ -62,9 +61,9 @@ impl Context for Root {
             self.finish_poll(&polling, num_headers, body_size);
             return;
         }
-        let Some(id) = self.fetches.remove(&token) else { return };
+        let Some(fetch) = self.fetches.remove(&token) else { return };
         let now = hostcalls::now();
-        self.finish(id, read_key_set(num_headers, body_size), now);
+        self.finish(&fetch, read_key_set(num_headers, body_size), now);
         self.wake(now);
     }
 
@@ -73,6 +72,8 @@ impl Context for Root {
         if let Some(polling) = self.poll.take() {
             self.hold_claim(|poll| poll.release(polling.started_at));
         }
+        let now = hostcalls::now();
+        self.fetches.drain().for_each(|(_, fetch)| fetch.abandon(now, &self.plugin.envoy));
         true
     }
 
@@ -116,7 +117,7 @@ impl RootContext for Root {
             .gateway
             .borrow()
             .as_ref()
-            .map(|gateway| gateway.key_sets.sync_due(&gateway.budget, now, &gateway.config.jwks))
+            .map(|gateway| gateway.key_sets.sync_due(now, &gateway.config.jwks))
             .unwrap_or_default();
         for id in due {
             self.sync(id, now);
@@ -268,70 +269,51 @@ impl Root {
         self.plugin.metrics.borrow_mut().policy_fetched("failure");
     }
 
-    /// Compares this thread's copy of a key set with the shared record and begins a fetch where one is due.
+    /// Compares this thread's copy of a key set with what all threads share, and begins a fetch if one is due.
     fn sync(&mut self, id: KeySetId, now: UnixTime) {
         let mut gateway = self.plugin.gateway.borrow_mut();
         let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { return };
-        let Some(set) = key_sets.get_mut(id) else { return };
-        let (record, cas) = shared_record(set.uri());
-        take_over(set, record, now, &config.jwks);
-        let Some(claimed) = set.claim(now, &config.jwks) else { return };
-        if !hostcalls::set_shared_data(&shared_key(set.uri()), &claimed.to_bytes(), cas) {
-            return; // Another thread was faster.
-        }
-        take_over(set, claimed, now, &config.jwks);
-        let fetch = match config.clusters.of(set.uri()) {
-            Ok(cluster) => {
-                hostcalls::get(cluster, set.uri(), config.jwks.timeout).map_err(|status| refused_callout(cluster, status))
-            }
+        let synced = key_sets.sync(id, now, &config.jwks, &self.plugin.envoy);
+        let Some(uri) = key_sets.get(id).map(KeySet::uri) else { return };
+        let fetch = match synced {
+            Ok(Some(fetch)) => fetch,
+            Ok(None) => return,
+            Err(error) => return log_unreadable(uri, error),
+        };
+        let begun = match config.clusters.of(uri) {
+            Ok(cluster) => hostcalls::get(cluster, uri, config.jwks.timeout).map_err(|status| refused_callout(cluster, status)),
             Err(problem) => Err(problem.to_owned()),
         };
         drop(gateway);
-        match fetch {
+        match begun {
             Ok(token) => {
-                self.fetches.insert(token, id);
+                self.fetches.insert(token, fetch);
             }
-            Err(problem) => self.finish(id, Err(problem), now),
+            Err(problem) => self.finish(&fetch, Err(problem), now),
         }
     }
 
-    /// Lets go of key sets that this thread no longer uses, and of their keys in shared data, where nobody may use them.
+    /// Forgets key sets that this thread no longer uses, and their keys in shared data if no thread can use them.
     fn forget_unused(&self, now: UnixTime) {
         let mut gateway = self.plugin.gateway.borrow_mut();
-        let Some(Gateway { config, key_sets, budget, .. }) = gateway.as_mut() else { return };
-        let forgotten = key_sets.forget_unused(budget, now, &config.jwks);
-        for uri in &forgotten {
-            let (record, cas) = shared_record(uri);
-            if record.is_stale(now, &config.jwks) {
-                // Where another thread has fetched them anew meanwhile, this fails, and they stay.
-                hostcalls::set_shared_data(&shared_key(uri), &record.without_keys().to_bytes(), cas);
-            }
-        }
-        if !forgotten.is_empty() {
+        let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { return };
+        if key_sets.forget_unused(now, &config.jwks, &self.plugin.envoy) > 0 {
             self.plugin.metrics.borrow_mut().jwks_keys(key_sets.key_count());
         }
     }
 
     /// Records how a fetch ended, for all threads.
-    fn finish(&self, id: KeySetId, fetched: Result<JwkSet, String>, now: UnixTime) {
+    fn finish(&self, fetch: &Fetch, fetched: Result<JwkSet, String>, now: UnixTime) {
         let mut gateway = self.plugin.gateway.borrow_mut();
         let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { return };
-        let Some(set) = key_sets.get_mut(id) else { return };
-        let uri = set.uri().as_str();
+        let finished = key_sets.finish(fetch, fetched.as_ref().ok(), now, &config.jwks, &self.plugin.envoy);
+        let Some(uri) = key_sets.get(fetch.key_set).map(KeySet::uri) else { return };
         match &fetched {
-            Ok(keys) => log::info!("key set {uri}: {} usable keys", keys.len()),
-            Err(problem) => log::warn!("key set {uri} could not be fetched: {problem}"),
+            Ok(keys) => log::info!("key set {}: {} usable keys", uri.as_str(), keys.len()),
+            Err(problem) => log::warn!("key set {} could not be fetched: {problem}", uri.as_str()),
         }
-        for _ in 0..CAS_ATTEMPTS {
-            let (record, cas) = shared_record(set.uri());
-            let record = match &fetched {
-                Ok(keys) => record.succeeded(keys, now, &config.jwks),
-                Err(_) => record.failed(now),
-            };
-            if hostcalls::set_shared_data(&shared_key(set.uri()), &record.to_bytes(), cas) {
-                take_over(set, record, now, &config.jwks);
-                break;
-            }
+        if let Err(error) = finished {
+            log_unreadable(uri, error);
         }
         let mut metrics = self.plugin.metrics.borrow_mut();
         metrics.jwks_fetched(fetched.is_ok());
@@ -346,10 +328,8 @@ impl Root {
     }
 }
 
-fn take_over(set: &mut KeySet, record: Record, now: UnixTime, timing: &Timing) {
-    if let Err(error) = set.sync(record, now, timing) {
-        log::error!("the shared record of key set {} cannot be read: {error}", set.uri().as_str());
-    }
+fn log_unreadable(uri: &JwksUri, error: JwkSetError) {
+    log::error!("the shared keys of {} cannot be read, and are fetched again: {error}", uri.as_str());
 }
 
 /// As many problems of one document are logged: the first ones tell what is wrong.
@@ -358,17 +338,6 @@ const MAX_PROBLEMS: usize = 20;
 /// The name of the record in shared data of who asks for the policy.
 fn poll_key(settings: &RemoteSettings) -> String {
     settings.place().name("poll")
-}
-
-/// A key set's name in shared data, which has no delete: bounded by the URIs that operators configure, and versioned
-/// by the form of the record, since an old and a new module may run side by side.
-fn shared_key(uri: &JwksUri) -> String {
-    format!("apexmcp/key-set/1/{}", hex::encode(Sha256::digest(uri.as_str())))
-}
-
-fn shared_record(uri: &JwksUri) -> (Record, hostcalls::Cas) {
-    let (value, cas) = hostcalls::shared_data(&shared_key(uri));
-    (value.as_deref().and_then(Record::from_bytes).unwrap_or_default(), cas)
 }
 
 fn is_json(document: &[u8]) -> bool {

@@ -190,9 +190,7 @@ async fn requests_that_wait_harm_nobody_else() {
     }
     let providers: Vec<Value> = silent.iter().map(Issuer::record).collect();
     let clients: Vec<Value> = (0..CLIENTS)
-        .map(|client| {
-            json!({"client_id": client_id(client), "secret_sha256": [sha256(oauth::SECRET)], "scopes": ["mcp:call"]})
-        })
+        .map(|client| json!({"client_id": client_id(client), "secret_sha256": [sha256(oauth::SECRET)], "scopes": ["mcp:call"]}))
         .collect();
     let scoped = merged(api_key_record("key_scoped"), &json!({"connectors": ["notes"]}));
     let limited = json!({"api_keys": [api_key_record("key_limited")], "limits": {"monthly_quota": 1_000_000_000}});

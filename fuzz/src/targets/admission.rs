@@ -5,7 +5,8 @@ use std::cell::RefCell;
 use apexmcp_auth::exchange::{self, Edits, Step};
 use apexmcp_auth::gateway::Gateway;
 use apexmcp_auth::jose::jwk::RsaPublicKey;
-use apexmcp_auth::jwks::{JwksUri, Record};
+use apexmcp_auth::jwks::JwksUri;
+use apexmcp_auth::names::OrgName;
 use apexmcp_auth::principal::{Method, Principal};
 use apexmcp_auth::route::RouteSettings;
 
@@ -31,11 +32,12 @@ impl Worker {
         let mut gateway = Gateway::new(config, policy);
         let host = FuzzHost::default();
         let timing = gateway.config.jwks;
-        for (_, issuer, letter) in PROVIDERS {
+        for (org, issuer, letter) in PROVIDERS {
             let uri = JwksUri::parse(&format!("{issuer}/{}", char::from(letter))).expect("a URI");
-            let id = gateway.key_sets.at(&uri);
-            let record = Record::default().succeeded(&world::jwk_set(letter), NOW, &timing);
-            gateway.key_sets.get_mut(id).expect("the set").sync(record, NOW, &timing).expect("keys");
+            let key_sets = &mut gateway.key_sets;
+            let id = key_sets.at(&uri, &OrgName::parse(org).expect("an organization"));
+            let fetch = key_sets.sync(id, NOW, &timing, &host).expect("readable keys").expect("a fetch is due");
+            key_sets.finish(&fetch, Some(&world::jwk_set(letter)), NOW, &timing, &host).expect("keys");
         }
         let gateway_key = gateway.policy.signing_keys(&host)[0].jwk().key().clone();
         Self { gateway, host, gateway_key }

@@ -1,5 +1,6 @@
 //! Customers' identity providers.
 
+use apexmcp_auth::policy::MAX_IDENTITY_PROVIDERS;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 use serde_json::json;
@@ -53,6 +54,7 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
     if provider.audience.len() > MAX_AUDIENCES || provider.audience.iter().any(|audience| audience.len() > MAX_AUDIENCE_LENGTH) {
         return Err(Failure::new(format!("--audience: at most {MAX_AUDIENCES}, of at most {MAX_AUDIENCE_LENGTH} bytes each")));
     }
+    require_room(change, &provider.org, &provider.issuer)?;
     check_scopes("--default-scope", provider.default_scopes.as_deref().unwrap_or_default())?;
     let default_scopes = provider.default_scopes.as_ref().map(|scopes| json!(scopes).to_string());
     let audience = json!(provider.audience).to_string();
@@ -65,6 +67,21 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
         json!({"jwks_uri": provider.jwks_uri, "audience": provider.audience, "default_scopes": provider.default_scopes});
     change.record(actor, &Record { action: "sso.configure", org: Some(&provider.org), subject: &provider.issuer, details })?;
     document::verify_larger(change, &provider.org).map(drop)
+}
+
+/// Checks that the organization can have this provider. One that it has already can always be changed.
+///
+/// # Errors
+/// If the gateway would refuse the provider's tokens, because the organization has too many others.
+pub fn require_room(connection: &Connection, org: &str, issuer: &str) -> Result<(), Failure> {
+    let providers = list(connection, org)?;
+    if providers.len() < MAX_IDENTITY_PROVIDERS || providers.iter().any(|provider| provider.issuer == issuer) {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{org} has {} identity providers, and the gateway accepts at most {MAX_IDENTITY_PROVIDERS} of an organization, because it must fetch the keys of each. Remove one with 'apexmcp sso remove --org {org} --issuer ISSUER'",
+        providers.len()
+    )))
 }
 
 /// All of an org, by issuer.

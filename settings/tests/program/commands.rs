@@ -505,6 +505,28 @@ fn a_provider_without_an_address_is_saved_by_force_alone() {
 }
 
 #[test]
+fn an_org_has_at_most_32_identity_providers() {
+    let settings = Settings::new();
+    settings.json(&["org", "create", "other"]);
+    let run = |org: &str, number: usize| {
+        let url = format!("http://127.0.0.1:1/{number}");
+        let provider = ["--org", org, "--issuer", &url, "--jwks-uri", &url, "--audience", "a"];
+        settings.run(&[&["sso", "configure", "--force", "--allow-private-address"][..], &provider].concat())
+    };
+    for number in 0..32 {
+        assert!(run("acme", number).status.success(), "{number}");
+    }
+    let output = run("acme", 32);
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && line.contains("acme has 32 identity providers"), "{line}");
+    assert!(output.stdout.is_empty(), "nothing was fetched for a provider that cannot be saved");
+    assert!(run("acme", 0).status.success(), "a provider that is there can be changed");
+    assert!(run("other", 32).status.success(), "another organization is not affected");
+    settings.json(&["sso", "remove", "--org", "acme", "--issuer", "http://127.0.0.1:1/7"]);
+    assert!(run("acme", 32).status.success());
+}
+
+#[test]
 fn nobody_is_led_into_the_operators_network() {
     let settings = Settings::new();
     for host in ["kubernetes.default.svc", "metadata.google.internal", "localhost.", "intranet", "[fe80::1%25eth0]"] {
@@ -556,11 +578,26 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
     let without_audience = json!({"issuer": "https://idp", "jwks_uri": "https://idp/keys"});
     let org = |org: Value| json!({"orgs": {"acme": org}});
     let remote = json!({"gateway": {"origin": "https://g"}, "policy": {"remote": {"cluster": "absent", "token_env": "NOT_SET_HERE"}}, "jwks": {"https_cluster": "known"}});
+    let many_providers: Vec<Value> = (0..33).map(|number| with(&idp, "issuer", json!(format!("https://idp/{number}")))).collect();
     let weak = json!({"version": "1", "signing_keys": [{"kid": "a", "private_key_pem": "x"}]});
     for (document, errors, warnings) in [
         (org(json!({"api_keys": [key], "identity_providers": [idp]})), &[][..], &[][..]),
         (org(json!({"identity_providers": [without_audience]})), &["identity_providers[0].audience: is required"], &[]),
         (org(json!({"identity_providers": [idp, idp]})), &["identity_providers[1].issuer: stands twice"], &[]),
+        (
+            org(json!({"identity_providers": many_providers})),
+            &[],
+            &["identity_providers: expected at most 32 providers, found 33"],
+        ),
+        (
+            with(
+                &with(&remote, "policy", json!({"inline": org(json!({"identity_providers": many_providers}))})),
+                "jwks",
+                json!({"https_cluster": "known"}),
+            ),
+            &["policy.inline.orgs.acme.identity_providers: expected at most 32 providers, found 33"],
+            &[],
+        ),
         (json!({"orgs": {"a": {"identity_providers": [idp]}, "b": {"identity_providers": [idp]}}}), &[], &["accepted in both"]),
         (
             org(json!({"identity_providers": [with(&idp, "jwks_uri", json!("http://idp/keys"))]})),

@@ -1,0 +1,185 @@
+//! Limits how many fetches of key sets are in flight, in all threads of an Envoy together.
+//!
+//! Envoy buffers up to 32 MiB of each answer to a callout, and a module can neither lower that limit for one callout nor
+//! cancel it. An organization whose identity providers send much and then hang would fill Envoy's memory. So each fetch
+//! needs a slot, and each organization has only a few slots.
+//!
+//! The slots are one value in shared data that threads change by compare-and-swap. A slot has an end, so a thread that
+//! dies during a fetch blocks it only until then.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::host::{Host, Update};
+use crate::jwks::{CLAIM_MARGIN, MAX_TIMEOUT};
+use crate::names::OrgName;
+use crate::time::UnixTime;
+
+/// Fetches in flight in an Envoy. Their answers take at most 2 GiB, and only if 32 organizations attack together.
+pub const MAX_FETCHES: usize = 64;
+/// Fetches in flight that are charged to one organization. Their answers take at most 64 MiB.
+pub const MAX_FETCHES_PER_ORG: usize = 2;
+/// How long an organization cannot use a slot again after its fetch ended. So providers that answer at once, each time with
+/// new keys, cause at most 20 fetches a second: to read a key set of 256 KiB takes each worker some milliseconds.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest time for which a slot can be taken. A slot that ends later was taken before the clock was set back.
+const LONGEST: Duration = MAX_TIMEOUT.saturating_add(CLAIM_MARGIN);
+
+/// The name of the slots in shared data. It has a version: an old and a new module may run side by side.
+const NAME: &str = "apexmcp/fetch-slots/1";
+
+/// An organization as the slots record it: the first bytes of the SHA-256 of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrgHash([u8; 8]);
+
+impl OrgHash {
+    /// The hash of this organization.
+    pub fn of(org: &OrgName) -> Self {
+        let digest = Sha256::digest(org.as_str());
+        Self(digest.first_chunk().copied().unwrap_or_default())
+    }
+}
+
+/// Permission for one fetch.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FetchSlot {
+    org: OrgHash,
+    until: UnixTime,
+}
+
+/// Takes a slot until `until` and charges it to one of `orgs`: the one with the fewest fetches in flight. Returns `None`
+/// if no slot is free, in which case the caller tries again later.
+pub fn take(orgs: impl Iterator<Item = OrgHash> + Clone, until: UnixTime, now: UnixTime, host: &dyn Host) -> Option<FetchSlot> {
+    let mut charged = None;
+    let update = host.update(NAME, &mut |bytes| {
+        let mut taken = Taken::read(bytes, now);
+        let (org, count) = orgs.clone().map(|org| (org, taken.count(org))).min_by_key(|(_, count)| *count)?;
+        if count >= MAX_FETCHES_PER_ORG || taken.in_flight.len() >= MAX_FETCHES {
+            return None;
+        }
+        taken.in_flight.push((org, until));
+        charged = Some(org);
+        Some(taken.to_bytes())
+    });
+    // Under contention nothing was written.
+    charged.filter(|_| update == Update::Changed).map(|org| FetchSlot { org, until })
+}
+
+/// Releases a slot when its fetch has ended: for other organizations now, for its own after [`PAUSE`].
+pub fn release(slot: &FetchSlot, now: UnixTime, host: &dyn Host) {
+    host.update(NAME, &mut |bytes| {
+        let mut taken = Taken::read(bytes, now);
+        // Slots of one organization with the same end are interchangeable.
+        let index = taken.in_flight.iter().position(|taken| *taken == (slot.org, slot.until))?;
+        taken.in_flight.swap_remove(index);
+        taken.paused.push((slot.org, now.plus(PAUSE)));
+        Some(taken.to_bytes())
+    });
+}
+
+/// The slots that are taken, each with its end.
+struct Taken {
+    in_flight: Vec<(OrgHash, UnixTime)>,
+    paused: Vec<(OrgHash, UnixTime)>,
+}
+
+impl Taken {
+    /// Those that are still taken at `now`. Bytes in another form count as none.
+    fn read(bytes: &[u8], now: UnixTime) -> Self {
+        let mut taken = Self { in_flight: Vec::new(), paused: Vec::new() };
+        for [org, in_flight_until, paused_until] in bytes.as_chunks::<8>().0.as_chunks::<3>().0 {
+            let [in_flight_until, paused_until] =
+                [in_flight_until, paused_until].map(|millis| UnixTime::from_millis(u64::from_le_bytes(*millis)));
+            if in_flight_until.is_ahead(now, LONGEST) {
+                taken.in_flight.push((OrgHash(*org), in_flight_until));
+            } else if paused_until.is_ahead(now, PAUSE) {
+                taken.paused.push((OrgHash(*org), paused_until));
+            }
+        }
+        taken
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let never = [0; 8];
+        let bytes = |until: &UnixTime| until.as_millis().to_le_bytes();
+        let in_flight = self.in_flight.iter().map(|(org, until)| [org.0, bytes(until), never]);
+        in_flight.chain(self.paused.iter().map(|(org, until)| [org.0, never, bytes(until)])).flatten().flatten().collect()
+    }
+
+    fn count(&self, org: OrgHash) -> usize {
+        self.in_flight.iter().chain(&self.paused).filter(|(charged, _)| *charged == org).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestHost;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_000_000);
+    const CLAIM: Duration = Duration::from_secs(6);
+
+    fn org(number: usize) -> OrgHash {
+        OrgHash::of(&OrgName::parse(&format!("org-{number}")).unwrap())
+    }
+
+    fn take_at(now: UnixTime, orgs: &[OrgHash], host: &TestHost) -> Option<FetchSlot> {
+        take(orgs.iter().copied(), now.plus(CLAIM), now, host)
+    }
+
+    #[test]
+    fn an_org_has_two_slots_until_it_releases_one() {
+        let host = TestHost::default();
+        let first = take_at(NOW, &[org(1)], &host).unwrap();
+        assert!(take_at(NOW, &[org(1)], &host).is_some());
+        assert_eq!(take_at(NOW, &[org(1)], &host), None);
+        assert!(take_at(NOW, &[org(2)], &host).is_some(), "another organization is not affected");
+        release(&first, NOW, &host);
+        assert_eq!(take_at(NOW.plus(Duration::from_millis(99)), &[org(1)], &host), None);
+        let after = NOW.plus(PAUSE);
+        assert!(take_at(after, &[org(1)], &host).is_some());
+        assert_eq!(take_at(after, &[org(1)], &host), None);
+    }
+
+    #[test]
+    fn all_orgs_together_have_64_slots() {
+        let host = TestHost::default();
+        let mut taken: Vec<FetchSlot> = (0..MAX_FETCHES).map(|number| take_at(NOW, &[org(number)], &host).unwrap()).collect();
+        assert_eq!(take_at(NOW, &[org(MAX_FETCHES)], &host), None);
+        release(&taken.pop().unwrap(), NOW, &host);
+        assert!(take_at(NOW, &[org(MAX_FETCHES)], &host).is_some());
+    }
+
+    #[test]
+    fn a_fetch_is_charged_to_the_org_with_the_fewest() {
+        let host = TestHost::default();
+        let (attacker, neighbor) = (org(1), org(2));
+        let _slots = [(); 2].map(|()| take_at(NOW, &[attacker], &host).unwrap());
+        for order in [[attacker, neighbor], [neighbor, attacker]] {
+            assert_eq!(take_at(NOW, &order, &host).map(|slot| slot.org), Some(neighbor));
+        }
+        assert_eq!(take_at(NOW, &[attacker, neighbor], &host), None);
+        assert_eq!(take_at(NOW, &[], &host), None, "every fetch is charged to an organization");
+    }
+
+    #[test]
+    fn a_slot_ends_when_its_thread_died_or_the_clock_was_set_back() {
+        let host = TestHost::default();
+        let dead = [(); 2].map(|()| take_at(NOW, &[org(1)], &host).unwrap());
+        assert_eq!(take_at(NOW.plus(Duration::from_millis(5999)), &[org(1)], &host), None);
+        let after = NOW.plus(CLAIM);
+        let _slots = [(); 2].map(|()| take_at(after, &[org(1)], &host).unwrap());
+        release(&dead[0], after, &host);
+        assert_eq!(take_at(after, &[org(1)], &host), None, "a late release frees only its own slot");
+        assert!(take_at(NOW.minus(Duration::from_secs(3600)), &[org(1)], &host).is_some());
+    }
+
+    #[test]
+    fn unreadable_slots_count_as_none_and_contention_as_full() {
+        let host = TestHost::default();
+        host.update(NAME, &mut |_| Some(vec![0xff; 71]));
+        assert!(take_at(NOW, &[org(1)], &host).is_some());
+        assert_eq!(take_at(NOW, &[org(1)], &TestHost::contended()), None);
+    }
+}

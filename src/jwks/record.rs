@@ -1,0 +1,130 @@
+//! What all threads know about a key set besides its keys.
+
+use std::time::Duration;
+
+use super::Timing;
+use crate::time::UnixTime;
+
+/// First pause after a failed fetch. It doubles with each further failure.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// Longest pause after a failed fetch, so that a provider that works again is noticed within it.
+pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Numbers in a record, 8 bytes each.
+const NUMBERS: usize = 6;
+
+/// The state of a key set, as threads share it. It is small because every thread reads it in each tick while requests wait.
+/// The keys themselves are another shared value, which a thread reads only when `generation` has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Record {
+    /// Grows after each time that the shared document was written. Zero: it never was.
+    pub(super) generation: u64,
+    /// When the keys were fetched last.
+    pub(super) fetched_at: UnixTime,
+    /// When the next fetch is due.
+    pub(super) next_fetch_at: UnixTime,
+    /// When the next fetch for an unknown `kid` may start.
+    pub(super) unknown_kid_fetch_at: UnixTime,
+    /// End of a thread's claim to fetch.
+    pub(super) claimed_until: UnixTime,
+    /// Failed fetches since the last successful one.
+    pub(super) failures: u32,
+}
+
+impl Record {
+    /// Reads a shared record. Bytes in another form count as no record.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Self {
+        let (numbers, rest) = bytes.as_chunks::<8>();
+        let Ok(numbers) = <[[u8; 8]; NUMBERS]>::try_from(numbers) else { return Self::default() };
+        let [generation, fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until, failures] =
+            numbers.map(u64::from_le_bytes);
+        if !rest.is_empty() {
+            return Self::default();
+        }
+        let [fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until] =
+            [fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until].map(UnixTime::from_millis);
+        let failures = failures.try_into().unwrap_or(u32::MAX);
+        Self { generation, fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until, failures }
+    }
+
+    /// The record as other threads read it.
+    pub(super) fn to_bytes(self) -> Vec<u8> {
+        let moments = [self.fetched_at, self.next_fetch_at, self.unknown_kid_fetch_at, self.claimed_until];
+        let [a, b, c, d] = moments.map(UnixTime::as_millis);
+        [self.generation, a, b, c, d, self.failures.into()].map(u64::to_le_bytes).concat()
+    }
+
+    pub(super) fn is_claimed(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.claimed_until.is_ahead(now, timing.claim())
+    }
+
+    pub(super) fn is_due(&self, now: UnixTime, timing: &Timing) -> bool {
+        let longest = if self.failures == 0 { timing.refresh_interval } else { MAX_BACKOFF };
+        !self.next_fetch_at.is_ahead(now, longest)
+    }
+
+    /// Whether the keys are too old for any thread to judge by.
+    pub(super) fn is_stale(&self, now: UnixTime, timing: &Timing) -> bool {
+        now >= self.fetched_at.plus(timing.max_stale)
+    }
+
+    pub(super) fn may_fetch_unknown_kid(&self, now: UnixTime, timing: &Timing) -> bool {
+        !self.unknown_kid_fetch_at.is_ahead(now, timing.refetch_cooldown)
+    }
+
+    /// The record with a thread's claim to fetch.
+    pub(super) fn claimed(self, for_unknown_kid: bool, now: UnixTime, timing: &Timing) -> Self {
+        let cooldown = now.plus(timing.refetch_cooldown);
+        Self {
+            claimed_until: now.plus(timing.claim()),
+            unknown_kid_fetch_at: if for_unknown_kid { cooldown } else { self.unknown_kid_fetch_at },
+            ..self
+        }
+    }
+
+    /// The record after a fetch whose document was written. The cool-down is for fetches that bring nothing: a fetch that
+    /// brought a new key was useful, and an invented `kid` brings none.
+    pub(super) fn succeeded(self, brought_a_key: bool, now: UnixTime, timing: &Timing) -> Self {
+        Self {
+            generation: self.generation.saturating_add(1),
+            fetched_at: now,
+            next_fetch_at: now.plus(timing.refresh_interval),
+            unknown_kid_fetch_at: if brought_a_key { UnixTime::default() } else { self.unknown_kid_fetch_at },
+            claimed_until: UnixTime::default(),
+            failures: 0,
+        }
+    }
+
+    /// The record after a failed fetch: the keys stay, and the next attempt is backed off exponentially.
+    pub(super) fn failed(self, now: UnixTime) -> Self {
+        let backoff = FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures)).min(MAX_BACKOFF);
+        Self {
+            // If the clock was set back, the keys must not serve longer for it.
+            fetched_at: self.fetched_at.min(now),
+            next_fetch_at: now.plus(backoff),
+            claimed_until: UnixTime::default(),
+            failures: self.failures.saturating_add(1),
+            ..self
+        }
+    }
+
+    /// The record after the shared document was emptied. The times stay, so that a provider is not asked too often.
+    pub(super) fn forgotten(self) -> Self {
+        Self { generation: self.generation.saturating_add(1), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_survive_shared_data() {
+        let [fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until] = [1, 2, 3, u64::MAX].map(UnixTime::from_millis);
+        let record = Record { generation: 7, fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until, failures: u32::MAX };
+        let bytes = record.to_bytes();
+        assert_eq!((bytes.len(), Record::from_bytes(&bytes)), (48, record));
+        for other in [&b""[..], b"{", &[0xff; 47], &[0xff; 49], &[0xff; 56]] {
+            assert_eq!(Record::from_bytes(other), Record::default(), "{} bytes", other.len());
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! How threads share key sets: a small record, which all read often, and a document, which they read when it has changed.
+//!
+//! A thread that has fetched writes the document first, and then the record with the next generation. If it dies between
+//! the two, other threads keep their copies until the next fetch. If two threads finish at the same time, both raise the
+//! generation after they have written. So every thread reads a document again that was written after it read it.
+
+use sha2::{Digest, Sha256};
+
+use super::record::Record;
+use super::{JwksUri, KeySet, KeySetId, KeySets, Timing};
+use crate::fetch_slots::{self, FetchSlot};
+use crate::host::{Host, Update};
+use crate::jose::jwk::{JwkSet, JwkSetError};
+use crate::time::UnixTime;
+
+/// A fetch that this thread has claimed.
+#[derive(Debug)]
+#[must_use = "a fetch is finished, so that its slot is released"]
+pub struct Fetch {
+    /// The key set to fetch.
+    pub key_set: KeySetId,
+    slot: FetchSlot,
+}
+
+impl Fetch {
+    /// Releases the slot of a fetch whose answer will not come, because this thread's configuration ends.
+    pub fn abandon(&self, now: UnixTime, host: &dyn Host) {
+        fetch_slots::release(&self.slot, now, host);
+    }
+}
+
+/// The names of a key set's values in shared data, which has no delete. Their number is bounded by the URIs that operators
+/// configure. They have a version: an old and a new module may run side by side.
+struct Names {
+    record: String,
+    document: String,
+}
+
+impl Names {
+    fn of(uri: &JwksUri) -> Self {
+        let hash = hex::encode(Sha256::digest(uri.as_str()));
+        Self { record: format!("apexmcp/key-set/2/{hash}"), document: format!("apexmcp/key-set/2/{hash}/document") }
+    }
+}
+
+fn shared(name: &str, host: &dyn Host) -> Vec<u8> {
+    host.shared(name).map(|shared| shared.bytes).unwrap_or_default()
+}
+
+impl KeySet {
+    /// Compares the copy with what all threads share.
+    fn read_shared(&mut self, names: &Names, now: UnixTime, timing: &Timing, host: &dyn Host) -> Result<(), JwkSetError> {
+        let record = Record::from_bytes(&shared(&names.record, host));
+        let read = || {
+            let document = shared(&names.document, host);
+            // It is empty after it was forgotten.
+            if document.is_empty() { Ok(None) } else { JwkSet::parse(&document).map(Some) }
+        };
+        self.sync(record, read, now, timing)
+    }
+}
+
+impl KeySets {
+    /// Compares this thread's copy of a key set with what all threads share. Returns a fetch if one is due, a slot is free,
+    /// and no other thread has claimed it.
+    ///
+    /// # Errors
+    /// The reason why the shared document cannot be read.
+    pub fn sync(&mut self, id: KeySetId, now: UnixTime, timing: &Timing, host: &dyn Host) -> Result<Option<Fetch>, JwkSetError> {
+        let Some(set) = self.sets.get_mut(&id) else { return Ok(None) };
+        let names = Names::of(&set.uri);
+        set.read_shared(&names, now, timing, host)?;
+        let Some(claimed) = set.claim(now, timing) else { return Ok(None) };
+        let orgs = set.orgs.iter().map(|(_, hash)| *hash);
+        let Some(slot) = fetch_slots::take(orgs, claimed.claimed_until, now, host) else { return Ok(None) };
+        let known = set.record;
+        let update = host.update(&names.record, &mut |bytes| {
+            // Otherwise another thread was faster.
+            (Record::from_bytes(bytes) == known).then(|| claimed.to_bytes())
+        });
+        if update != Update::Changed {
+            fetch_slots::release(&slot, now, host);
+            return Ok(None);
+        }
+        set.sync(claimed, || Ok(None), now, timing)?;
+        Ok(Some(Fetch { key_set: id, slot }))
+    }
+
+    /// Tells all threads how a fetch ended: with keys, or without.
+    ///
+    /// # Errors
+    /// The reason why the shared document cannot be read.
+    pub fn finish(
+        &mut self,
+        fetch: &Fetch,
+        fetched: Option<&JwkSet>,
+        now: UnixTime,
+        timing: &Timing,
+        host: &dyn Host,
+    ) -> Result<(), JwkSetError> {
+        fetch_slots::release(&fetch.slot, now, host);
+        let Some(set) = self.sets.get_mut(&fetch.key_set) else { return Ok(()) };
+        let names = Names::of(&set.uri);
+        let Some(keys) = fetched else {
+            host.update(&names.record, &mut |bytes| Some(Record::from_bytes(bytes).failed(now).to_bytes()));
+            return set.read_shared(&names, now, timing, host);
+        };
+        // What the fetch brought is judged by the newest keys, which may come from another thread. If they cannot be read,
+        // everything is new.
+        let _ = set.read_shared(&names, now, timing, host);
+        let known = set.record.generation;
+        let brought_a_key = set.keys.as_ref().is_none_or(|known| keys.has_more_than(known));
+        let document = keys.to_document().into_bytes();
+        host.update(&names.document, &mut |_| Some(document.clone()));
+        let mut written = None;
+        host.update(&names.record, &mut |bytes| {
+            let record = Record::from_bytes(bytes);
+            let finished = record.succeeded(brought_a_key, now, timing);
+            // To parse its own document again would take the thread some milliseconds.
+            written = (record.generation == known).then_some(finished);
+            Some(finished.to_bytes())
+        });
+        match written {
+            Some(record) => set.sync(record, || Ok(Some(keys.clone())), now, timing),
+            None => set.read_shared(&names, now, timing, host),
+        }
+    }
+
+    /// Forgets the sets that nobody has used for so long that their keys became too old, so that providers that come and go
+    /// do not add up. Empties their documents, unless another thread has fetched them again. Returns their number.
+    pub fn forget_unused(&mut self, now: UnixTime, timing: &Timing, host: &dyn Host) -> usize {
+        let is_over = |set: &mut KeySet| !set.is_kept(now, timing) && set.record.is_stale(now, timing) && !set.waiters.are_any();
+        let forgotten: Vec<JwksUri> = self.sets.extract_if(.., |_, set| is_over(set)).map(|(_, set)| set.uri).collect();
+        for uri in &forgotten {
+            self.by_uri.remove(&uri.text);
+            let names = Names::of(uri);
+            let update = host.update(&names.record, &mut |bytes| {
+                let record = Record::from_bytes(bytes);
+                record.is_stale(now, timing).then(|| record.forgotten().to_bytes())
+            });
+            if update == Update::Changed {
+                host.update(&names.document, &mut |bytes| (!bytes.is_empty()).then(Vec::new));
+            }
+        }
+        forgotten.len()
+    }
+}
