@@ -421,7 +421,9 @@ impl Http2 {
         let mut blocks = || fields.each_ref().map(|fields| encoder.block(fields));
         // The second request finds its fields in the table. The others are the same bytes.
         let (first, others) = (blocks(), blocks());
-        for (stream, [head, trailers]) in (1..).step_by(2).zip(std::iter::once(&first).chain(std::iter::repeat(&others))).take(count) {
+        for (stream, [head, trailers]) in
+            (1..).step_by(2).zip(std::iter::once(&first).chain(std::iter::repeat(&others))).take(count)
+        {
             self.waiting.push(stream);
             heads.extend(headers(head, stream, self.request.is_whole()));
             heads.extend(headers(trailers, stream, true));
