@@ -151,7 +151,15 @@ class Http2:
         self.writer.write(data)
 
     async def send(self, unfinished: Unfinished, count: int) -> None:
-        """Sends so many, and returns when the server has read them."""
+        """Sends `count` requests, and returns when the server has read them."""
+        streams = self.begin(unfinished, count)
+        if body := unfinished.request.body.encode():
+            for stream in streams:
+                await self._send_body(stream, body)
+        await self.ping()
+
+    def begin(self, unfinished: Unfinished, count: int) -> list[int]:
+        """Sends the heads of `count` requests. Returns their streams."""
         heads, streams = bytearray(), []
         for _ in range(count):
             self.last_stream += 2
@@ -165,10 +173,7 @@ class Http2:
         self.tally.requests += count
         self.open.update(streams)
         self._write(bytes(heads))
-        if body := unfinished.request.body.encode():
-            for stream in streams:
-                await self._send_body(stream, body)
-        await self.ping()
+        return streams
 
     async def _send_body(self, stream: int, body: bytes) -> None:
         for start in range(0, len(body), MAX_FRAME_BYTES):

@@ -7,11 +7,15 @@ are remembered, so that each has to be verified anew; API keys; requests for tok
 millisecond each, so that there are some ten thousands and not a million of them.
 
 It fails where a good request was refused, a bad one was admitted, an answer of 500 or above came, or memory grew.
+
+After that another organization attacks by requests that wait (neighbors.py). It fails if a good request is refused then,
+or the 99th percentile of their response times more than doubles.
 """
 
 import argparse
 import json
 import random
+import socket
 import statistics
 import sys
 import time
@@ -21,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
+import neighbors  # noqa: E402
 from credentials import Issuer, base64url  # noqa: E402
 from envoy_config import Listener, bootstrap, cluster, listener_config, module  # noqa: E402
 from envoy_process import Envoy  # noqa: E402
@@ -30,7 +35,7 @@ from rows import ORG, ORIGIN, with_key, with_token  # noqa: E402
 from settings import CLUSTER, TOKEN_ENV, Settings  # noqa: E402
 from start import begin, positive  # noqa: E402
 from upstream import Upstream  # noqa: E402
-from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, send, token_request  # noqa: E402
+from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, mcp_call, send, token_request  # noqa: E402
 
 OUT = ROOT / "target" / "soak"
 RESULT = ROOT / "target" / "soak.json"
@@ -38,6 +43,8 @@ PLOT = ROOT / "docs" / "memory.svg"
 LISTENER = "gateway"
 READY_TIMEOUT_S = 60
 TOKEN_LIFE_S = 7 * 86_400
+# The organization that attacks.
+ATTACKER = "attacker"
 KEYS = 64
 # Each may take ten tokens a second.
 CLIENTS = 64
@@ -97,6 +104,24 @@ class World:
         clients = [create("client", "create", "--org", ORG, "--name", f"client {number}") for number in range(CLIENTS)]
         self.clients = [(client["client_id"], client["client_secret"]) for client in clients]
         self.tokens = tokens
+        # Connections to it are made, and nobody reads what comes.
+        self.silent = socket.create_server(("127.0.0.1", 0))
+        self.silent_idp = Issuer("https://silent.example", "idp-2", "JWT", {"sub": "agent-8", "aud": "apexmcp"})
+        create("org", "create", ATTACKER)
+        keys = f"http://127.0.0.1:{self.silent.getsockname()[1]}/keys"
+        provider = ["--issuer", self.silent_idp.url, "--jwks-uri", keys, "--audience", "apexmcp"]
+        create("sso", "configure", "--org", ATTACKER, *provider, "--allow-private-address", "--force")
+        self.attacker_key = create("key", "create", "--org", ATTACKER, "--name", "scoped", "--connector", "notes")["key"]
+
+    def attacks(self) -> list[Request]:
+        """Requests that wait: for a form, a key set, a message, and the rest of a refused request."""
+        call = mcp_call(ATTACKER)
+        return [
+            Request("/oauth/token", (("Content-Type", "application/x-www-form-urlencoded"),)),
+            call.with_header("Authorization", f"Bearer {self.silent_idp.forged_token()}"),
+            call.with_header("X-API-Key", self.attacker_key),
+            call,
+        ]
 
     def good(self) -> list[Request]:
         requests = [with_token(token) for token in self.idp.tokens(self.tokens)]
@@ -262,6 +287,7 @@ def run(options: argparse.Namespace, upstream: Upstream) -> dict:
             soak = Soak(envoy, *files, options.requests)
             soak.run()
             reasons, faults = soak.reasons(), soak.faults()
+            neighbor = neighbors.measure(soak.port, files[0], world.attacks())
     distinct = {kind: soak.sent_bad // len(bad) for kind in bad}
     return {
         "requests": soak.samples[-1].requests,
@@ -270,7 +296,8 @@ def run(options: argparse.Namespace, upstream: Upstream) -> dict:
         "distinct": distinct,
         "reasons": reasons,
         "broken": soak.broken,
-        "faults": faults,
+        "faults": faults + neighbors.faults(neighbor),
+        "neighbor": neighbor,
         "growth": growth(soak.samples, options.requests),
         "samples": [asdict(sample) for sample in soak.samples],
     }
@@ -284,6 +311,14 @@ def report(result: dict) -> str:
     lines += ["", f"memory, once the caches are full ({WARM_AFTER:.0%} of the requests) and at the end:"]
     for what, figures in result["growth"].items():
         lines.append(f"  {what:9} {figures['warm'] / 1e6:7.1f} MB {figures['end'] / 1e6:7.1f} MB {figures['percent']:+6.2f} %")
+    neighbor = result["neighbor"]
+    lines += [
+        "",
+        f"p99 of good requests {neighbor['quiet_p99_us']:,} µs; while another organization left requests waiting: "
+        f"{neighbor['attacked_p99_us']:,} µs, {neighbor['refused']} refused",
+        f"  the attack: {neighbor['attack']['requests']:,} requests of {neighbor['attack']['bytes']:,} bytes together; "
+        f"answers: {neighbor['attack']['answers']}",
+    ]
     return "\n".join(lines)
 
 

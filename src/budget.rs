@@ -133,6 +133,11 @@ impl Budget {
         self.open(Account::Unverified(org), Some(key_set), Waits::ForOthers, head)
     }
 
+    /// Whether a hold was given up that is not dropped yet.
+    pub fn has_given_up(&self) -> bool {
+        self.0.borrow().given_up.places > 0
+    }
+
     fn open(&self, account: Account, key_set: Option<KeySetId>, waits: Waits, head: usize) -> Option<Hold> {
         let mut ledger = self.0.borrow_mut();
         let entry = Entry {

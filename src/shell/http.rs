@@ -31,7 +31,10 @@ use crate::time::UnixTime;
 const METADATA_NAMESPACE: &str = "apexmcp";
 
 /// So many held requests are decided in one callback: each may verify signatures, and others wait meanwhile.
-const MAX_WOKEN: usize = 128;
+const MAX_WOKEN: usize = 64;
+
+/// Maximum number of requests that were given up and are answered in a callback of another request.
+const MAX_GIVEN_UP_ANSWERED: usize = 8;
 
 /// So many refusals in a row are hasty.
 const MAX_HASTY: u32 = 63;
@@ -213,6 +216,7 @@ impl Stream {
             }
         }
         self.plugin.read_body(self.id);
+        self.plugin.answer_given_up(self.id);
     }
 }
 
@@ -228,6 +232,8 @@ impl HttpContext for Stream {
         self.plugin.apply(step, self.id, &self.flow);
         if end_of_stream {
             self.body_arrived(0, true);
+        } else {
+            self.plugin.answer_given_up(self.id);
         }
         self.flow.head_action()
     }
@@ -549,7 +555,22 @@ impl Plugin {
     pub(super) fn wake(&self, now: UnixTime) {
         self.presence.look(now);
         self.release_heads();
-        for (id, Held { flow, awaiting }) in self.take_ready(now) {
+        self.decide(self.take_ready(now), now);
+    }
+
+    /// Answers requests that were given up to make room for the request of stream `current`. A tick would be too late: while
+    /// heads arrive faster than ticks answer, the budget has no room for a prompt client.
+    fn answer_given_up(&self, current: u32) {
+        let has_given_up = self.gateway.borrow().as_ref().is_some_and(|gateway| gateway.budget.has_given_up());
+        if has_given_up {
+            self.decide(self.take_given_up(MAX_GIVEN_UP_ANSWERED), hostcalls::now());
+            hostcalls::enter(current);
+        }
+    }
+
+    /// Decides held requests. Leaves one of their streams the current context.
+    fn decide(&self, ready: Vec<(u32, Held)>, now: UnixTime) {
+        for (id, Held { flow, awaiting }) in ready {
             if !hostcalls::enter(id) {
                 continue;
             }
@@ -590,6 +611,10 @@ impl Plugin {
         }
     }
 
+    fn take_given_up(&self, most: usize) -> Vec<(u32, Held)> {
+        self.held.borrow_mut().extract_if(|_, held| held.awaiting.hold().is_given_up()).take(most).collect()
+    }
+
     fn take_ready(&self, now: UnixTime) -> Vec<(u32, Held)> {
         let gateway = self.gateway.borrow();
         let Some(gateway) = gateway.as_ref() else { return Vec::new() };
@@ -601,10 +626,11 @@ impl Plugin {
             // Of these, only those that were given up are decided here.
             Awaiting::Message(_) | Awaiting::Count(..) => false,
         };
-        let mut held = self.held.borrow_mut();
-        // To answer a request that was given up costs no signature, and its place is needed: all of them, each time.
-        let mut ready: Vec<_> = held.extract_if(|_, held| held.awaiting.hold().is_given_up()).collect();
-        ready.extend(held.extract_if(|_, held| is_ready(held)).take(MAX_WOKEN));
+        // Envoy runs the callbacks of one local reply inside those of the one before, if several are sent in one callback.
+        // Some hundreds of them exceed V8's stack.
+        let mut ready = self.take_given_up(MAX_WOKEN);
+        let room = MAX_WOKEN.saturating_sub(ready.len());
+        ready.extend(self.held.borrow_mut().extract_if(|_, held| is_ready(held)).take(room));
         ready
     }
 }
