@@ -3,6 +3,7 @@
 Everything listens on 127.0.0.1 and ends with Ctrl-C. Secrets are made anew each time and shown once.
 """
 
+import ctypes
 import json
 import os
 import secrets
@@ -51,6 +52,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+# prctl(2) of Linux; other systems have nothing like it.
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def end_with(parent: int) -> None:
+    """Asks the kernel for SIGTERM when `parent`, the process that started this one, dies, also by SIGKILL."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        # It may have died before.
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Processes:
     """What was started, and nothing else, is ended."""
 
@@ -60,9 +75,16 @@ class Processes:
 
     def start(self, name: str, command: list, stdout=None, env: dict | None = None) -> subprocess.Popen:
         log = open(RUN / f"{name}.log", "wb")
-        # A session of its own: Ctrl-C reaches this program alone, which then ends the others in order.
+        here = os.getpid()
         process = subprocess.Popen(
-            [str(part) for part in command], cwd=ROOT, stdout=stdout or log, stderr=log, env=env, start_new_session=True
+            [str(part) for part in command],
+            cwd=ROOT,
+            stdout=stdout or log,
+            stderr=log,
+            env=env,
+            # A session of its own: Ctrl-C reaches this program alone, which then ends the others in order.
+            start_new_session=True,
+            preexec_fn=lambda: end_with(here),
         )
         self.running[name] = process
         return process
@@ -247,6 +269,9 @@ def main() -> int:
     # SIGHUP: the terminal was closed.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
+    # `make run` ends with make itself.
+    if "MAKELEVEL" in os.environ:
+        end_with(os.getppid())
     processes = Processes(stopping)
     try:
         print("==> starting the connectors, the identity provider, Settings and Envoy", flush=True)

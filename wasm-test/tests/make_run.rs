@@ -1,0 +1,80 @@
+//! `make run` leaves nothing behind, however it ends: a second one would find its ports in use.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use wasm_test::process::{Folder, Process, argument};
+use wasm_test::{eventually, repository};
+
+/// Starts these commands as `demo/run.py` does, writes their numbers into a file, and then does the last.
+const PROGRAM: &str = r#"
+import pathlib, signal, sys, threading, time
+folder, last, *commands = sys.argv[1:]
+sys.path.insert(0, "demo")
+import run
+run.RUN = pathlib.Path(folder)
+processes = run.Processes(threading.Event())
+numbers = [str(processes.start(f"program-{index}", command.split()).pid) for index, command in enumerate(commands)]
+written = run.RUN / ".numbers"
+written.write_text(" ".join(numbers))
+written.rename(run.RUN / "numbers")
+exec(last)
+"#;
+
+async fn numbers(folder: &Folder) -> Vec<String> {
+    eventually("the programs run", async || {
+        let numbers = folder.read("numbers");
+        (!numbers.is_empty()).then(|| numbers.split(' ').map(str::to_owned).collect())
+    })
+    .await
+}
+
+fn runs(number: &str) -> bool {
+    Path::new("/proc").join(number).join("exe").exists()
+}
+
+/// The programs of `make run` are of these kinds: a program, a script that executes another one, and one that waits for others.
+const PROGRAMS: [&str; 3] = ["sleep 1000", ".tools/bin/python -c __import__('time').sleep(1000)", "sh -c sleep${IFS}1000"];
+
+#[tokio::test]
+async fn what_it_started_ends_with_it() {
+    for (how, last) in [
+        ("killed by SIGKILL", "time.sleep(1000)"),
+        ("aborted", "__import__('os').abort()"),
+        ("left without its own end", "__import__('os')._exit(1)"),
+    ] {
+        let folder = Folder::new().expect("a folder");
+        let path = folder.file(".").canonicalize().expect("a path");
+        let arguments = [&["-c", PROGRAM, argument(&path), last], &PROGRAMS[..]].concat();
+        let process = Process::start("python", &arguments, &folder).expect("it starts");
+        let numbers = numbers(&folder).await;
+        assert_eq!(numbers.len(), PROGRAMS.len());
+        // By SIGKILL, if it still runs.
+        drop(process);
+        eventually(how, async || (!numbers.iter().any(|number| runs(number))).then_some(())).await;
+    }
+}
+
+/// Make itself may be killed, too: its recipe is another process.
+#[tokio::test]
+async fn it_ends_with_make() {
+    let folder = Folder::new().expect("a folder");
+    let path = folder.file(".").canonicalize().expect("a path");
+    let program = folder.file("program.py");
+    let last = "import os; run.end_with(os.getppid()); signal.pause()";
+    std::fs::write(&program, PROGRAM).expect("the program is written");
+    let makefile = folder.file("Makefile");
+    let python = ".tools/bin/python";
+    let recipe = format!("all:\n\t@exec {python} {} {} '{last}' 'sleep 1000'\n", argument(&program), argument(&path));
+    std::fs::write(&makefile, recipe).expect("the Makefile is written");
+    let mut make = Command::new("make")
+        .args(["-f", argument(&makefile)])
+        .current_dir(repository())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("make starts");
+    let numbers = numbers(&folder).await;
+    make.kill().expect("make is killed");
+    make.wait().expect("make has ended");
+    eventually("the program ended", async || (!numbers.iter().any(|number| runs(number))).then_some(())).await;
+}
