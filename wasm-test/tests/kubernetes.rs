@@ -98,6 +98,31 @@ async fn what_the_module_may_call_is_the_same_everywhere() {
     }
 }
 
+/// If istiod sends gateways only the clusters of their routes (`PILOT_FILTER_GATEWAY_CLUSTER_CONFIG`), an annotation must name
+/// each service whose cluster the filter calls.
+#[test]
+fn istio_is_told_of_every_service_that_the_filter_calls() {
+    for file in ["istio/wasm-plugin.yaml", "istio/envoy-filter.yaml"] {
+        let documents = documents(file);
+        let is_annotated = |document: &&Value| document["kind"] == "EnvoyFilter";
+        let annotations: Vec<&Value> = documents
+            .iter()
+            .filter(is_annotated)
+            .map(|filter| &filter["metadata"]["annotations"]["envoyfilter.istio.io/referenced-services"])
+            .collect();
+        let [Value::String(named)] = annotations[..] else { panic!("{file}: {annotations:?}") };
+        let mut named: Vec<&str> = named.split(',').map(|service| service.rsplit('/').next().expect("a host")).collect();
+        named.sort_unstable();
+
+        let whole = Value::Array(documents.clone()).to_string();
+        let mut called: Vec<&str> =
+            whole.split("\"outbound|").skip(1).map(|rest| rest.split(['|', '"']).nth(2).expect("a host")).collect();
+        called.sort_unstable();
+        called.dedup();
+        assert_eq!(named, called, "{file}");
+    }
+}
+
 #[tokio::test]
 async fn the_wasm_plugin_at_a_gateway_authenticates() {
     Rendered::of_wasm_plugin("istio/wasm-plugin.yaml").serves(408).await;
