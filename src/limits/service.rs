@@ -1,8 +1,9 @@
 //! Counting by a fleet's rate limit service: `ShouldRateLimit` of `envoy.service.ratelimit.v3.RateLimitService`, one call
 //! a request, with every limit as an override, so that the service needs to know no org.
 
-use std::cell::Cell;
+use std::collections::HashMap;
 use std::num::NonZeroU32;
+use std::rc::Rc;
 use std::time::Duration;
 
 use prost::Message;
@@ -10,6 +11,7 @@ use prost::Message;
 use super::local::Exceeded;
 use super::standing::{Standing, Window};
 use super::{Kind, Subject, Subjects, Unit};
+use crate::budget::Hold;
 use crate::time::UnixTime;
 
 /// The service's full name.
@@ -27,36 +29,62 @@ const MONTH: i32 = 5;
 
 /// How long after its last answer the service counts as being there.
 const PRESENCE: Duration = Duration::from_secs(1);
+/// How much later than its timeout a question ends for this worker, which looks at the clock every 20 ms.
+const MARGIN: Duration = Duration::from_millis(50);
 
-/// Whether the service is there, as far as a worker knows.
-///
-/// Envoy tells a module in the same way that a cluster has no host and that its circuit breaker is full. In the second
-/// case the burst of a client is the cause, and must not make `on_error: allow` let it pass.
+/// The questions of a worker that the service has not answered.
 #[derive(Debug, Default)]
-pub struct Presence {
-    has_answered: Cell<bool>,
-    answered_at: Cell<UnixTime>,
-    looked_at: Cell<UnixTime>,
+pub struct OpenQuestions {
+    /// By the number under which the answer comes.
+    open: HashMap<u32, Question>,
+    has_answered: bool,
+    answered_at: Option<UnixTime>,
+    looked_at: UnixTime,
 }
 
-impl Presence {
-    /// The service answered.
-    pub fn answered(&self) {
-        self.has_answered.set(true);
+#[derive(Debug)]
+struct Question {
+    stream: u32,
+    _hold: Rc<Hold>,
+    timeout: Duration,
+    ends_at: UnixTime,
+}
+
+impl OpenQuestions {
+    /// The service is asked for this stream, and has `timeout` to answer.
+    pub fn ask(&mut self, number: u32, stream: u32, hold: Rc<Hold>, timeout: Duration) {
+        let timeout = timeout.saturating_add(MARGIN);
+        let question = Question { stream, _hold: hold, timeout, ends_at: self.looked_at.plus(timeout) };
+        self.open.insert(number, question);
     }
 
-    /// Notes the time. An answer since the last call counts as one of this moment.
-    pub fn look(&self, now: UnixTime) {
-        self.looked_at.set(now);
-        if self.has_answered.take() {
-            self.answered_at.set(now);
+    /// The question has ended, with an answer or without. Returns the stream for which it was asked.
+    pub fn end(&mut self, number: u32, is_answered: bool) -> Option<u32> {
+        self.has_answered |= is_answered;
+        self.open.remove(&number).map(|question| question.stream)
+    }
+
+    /// Notes the time. An answer since the last call counts as one of this moment. Questions that are over their timeout end:
+    /// Envoy does not tell a module how a question ended whose stream had ended before.
+    pub fn look(&mut self, now: UnixTime) {
+        self.looked_at = now;
+        if std::mem::take(&mut self.has_answered) {
+            self.answered_at = Some(now);
         }
+        self.open.retain(|_, question| {
+            // The clock may have been put back.
+            question.ends_at = question.ends_at.min(now.plus(question.timeout));
+            now < question.ends_at
+        });
     }
 
-    /// Whether the service is there: it has answered within a second, or `open` questions wait for it.
-    pub fn is_there(&self, open: usize) -> bool {
-        let is_recent = self.answered_at.get().plus(PRESENCE).is_ahead(self.looked_at.get(), PRESENCE);
-        open > 0 || self.has_answered.get() || is_recent
+    /// Whether the service is there: it has answered within a second, or a question waits for it.
+    ///
+    /// Envoy tells a module in the same way that a cluster has no host and that its circuit breaker is full. In the second
+    /// case the burst of a client is the cause, and must not make `on_error: allow` let it pass.
+    pub fn is_service_there(&self) -> bool {
+        let is_recent = |answered_at: UnixTime| answered_at.plus(PRESENCE).is_ahead(self.looked_at, PRESENCE);
+        !self.open.is_empty() || self.has_answered || self.answered_at.is_some_and(is_recent)
     }
 }
 
@@ -200,6 +228,7 @@ pub fn read(response: &[u8], subjects: &Subjects) -> Option<Result<Standing, Exc
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::{Account, Budget, Waits};
     use crate::limits::Rate;
     use std::rc::Rc;
 
@@ -215,23 +244,51 @@ mod tests {
         Status { code, limit_remaining, duration_until_reset: Some(prost_types::Duration { seconds, nanos: 0 }) }
     }
 
+    fn at(millis: u64) -> UnixTime {
+        UnixTime::from_secs(1_800_000_000).plus(Duration::from_millis(millis))
+    }
+
+    fn hold(budget: &Budget) -> Rc<Hold> {
+        Rc::new(budget.hold(Account::Refused, Waits::ForOthers, 0).unwrap())
+    }
+
     #[test]
     fn the_service_is_there_for_a_second_after_its_last_answer() {
-        let at = |millis| UnixTime::from_secs(1_800_000_000).plus(Duration::from_millis(millis));
-        let presence = Presence::default();
-        presence.look(at(0));
-        assert!(!presence.is_there(0) && presence.is_there(1));
-        presence.answered();
-        assert!(presence.is_there(0), "before the next look");
-        presence.look(at(20));
-        presence.look(at(1_019));
-        assert!(presence.is_there(0));
-        presence.look(at(1_020));
-        assert!(!presence.is_there(0));
-        presence.answered();
-        presence.look(at(5_000));
-        presence.look(at(0));
-        assert!(!presence.is_there(0), "the clock was put back");
+        let budget = Budget::default();
+        let mut questions = OpenQuestions::default();
+        assert!(!questions.is_service_there(), "before the first look");
+        questions.look(at(0));
+        assert!(!questions.is_service_there());
+        questions.ask(7, 1, hold(&budget), Duration::from_secs(1));
+        assert!(questions.is_service_there(), "it is asked");
+        assert_eq!((questions.end(7, true), questions.end(7, true)), (Some(1), None));
+        assert!(questions.is_service_there(), "before the next look");
+        questions.look(at(20));
+        questions.look(at(1_019));
+        assert!(questions.is_service_there());
+        questions.look(at(1_020));
+        assert!(!questions.is_service_there());
+        questions.end(8, true);
+        questions.look(at(5_000));
+        questions.look(at(0));
+        assert!(!questions.is_service_there(), "the clock was put back");
+    }
+
+    #[test]
+    fn a_question_ends_with_its_timeout() {
+        let (budget, timeout) = (Budget::default(), Duration::from_millis(100));
+        let mut questions = OpenQuestions::default();
+        questions.look(at(0));
+        let its = hold(&budget);
+        questions.ask(7, 1, Rc::clone(&its), timeout);
+        questions.look(at(149));
+        assert_eq!(Rc::strong_count(&its), 2, "it is open");
+        questions.look(at(150));
+        assert_eq!((Rc::strong_count(&its), questions.end(7, true)), (1, None));
+        questions.ask(8, 1, Rc::clone(&its), timeout);
+        questions.look(at(0));
+        questions.look(at(150));
+        assert_eq!(Rc::strong_count(&its), 1, "the clock was put back");
     }
 
     #[test]

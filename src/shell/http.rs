@@ -18,7 +18,7 @@ use crate::exchange::{
     Record, ServiceAnswer, Step,
 };
 use crate::gateway::{Findings, Gateway};
-use crate::limits::service;
+use crate::limits::service::{self, OpenQuestions};
 use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
 use crate::mcp::reply::{ListReply, ListRequest, ResponseHead};
 use crate::principal::{ATTRIBUTES, Principal};
@@ -51,10 +51,8 @@ pub(super) struct Plugin {
     pub(super) envoy: Envoy,
     pub(super) metrics: RefCell<Metrics>,
     held: RefCell<HashMap<u32, Held>>,
-    /// The open questions to the rate limit service, by the number under which the answer comes.
-    questions: RefCell<HashMap<u32, Question>>,
-    /// Whether the rate limit service is there.
-    presence: service::Presence,
+    /// The open questions to the rate limit service.
+    questions: RefCell<OpenQuestions>,
     /// The root context.
     pub(super) root_id: Cell<u32>,
     /// Whether this thread has served a request.
@@ -63,12 +61,6 @@ pub(super) struct Plugin {
     pausing: Cell<Pausing>,
     /// How many refusals did not wait for the rest of their requests since one did.
     hasty: Cell<u32>,
-}
-
-/// A question to the rate limit service. It stays open until it is answered, even if its stream ends before.
-struct Question {
-    stream: u32,
-    _hold: Rc<Hold>,
 }
 
 /// What Envoy holds while a head is paused. The module can't ask; it sees.
@@ -376,16 +368,18 @@ impl Plugin {
             LimitStore::Local => None,
         });
         hostcalls::enter(self.root_id.get());
-        let token = service
-            .and_then(|(cluster, timeout)| hostcalls::call_grpc(&cluster, service::SERVICE, service::METHOD, question, timeout));
+        let asked = service.and_then(|(cluster, timeout)| {
+            let token = hostcalls::call_grpc(&cluster, service::SERVICE, service::METHOD, question, timeout)?;
+            Some((token, timeout))
+        });
         hostcalls::enter(id);
-        match token {
-            Some(token) => {
-                self.questions.borrow_mut().insert(token, Question { stream: id, _hold: Rc::clone(exchange.hold()) });
+        match asked {
+            Some((token, timeout)) => {
+                self.questions.borrow_mut().ask(token, id, Rc::clone(exchange.hold()), timeout);
                 self.hold(id, flow, Awaiting::Count(exchange, token));
             }
             None => {
-                let is_there = self.presence.is_there(self.questions.borrow().len());
+                let is_there = self.questions.borrow().is_service_there();
                 let answer = if is_there { ServiceAnswer::Overflow } else { ServiceAnswer::None };
                 self.go_on(exchange, answer, id, flow);
             }
@@ -395,12 +389,12 @@ impl Plugin {
     /// The rate limit service answered, or will not any more.
     pub(super) fn counted(&self, token: u32, status: u32, size: usize) {
         let answer = (status == 0 && size <= service::MAX_ANSWER_LENGTH).then(|| hostcalls::grpc_response(size));
-        if answer.is_some() {
-            self.presence.answered();
-        }
-        let Some(Question { stream: id, .. }) = self.questions.borrow_mut().remove(&token) else { return };
-        let is_its = |held: &mut Held| matches!(held.awaiting, Awaiting::Count(_, its) if its == token);
-        let Some(Held { flow, awaiting: Awaiting::Count(exchange, _) }) = self.take_held(id, is_its) else { return };
+        let asked_for = self.questions.borrow_mut().end(token, answer.is_some());
+        // A question may count as ended just before Envoy tells of its timeout.
+        let waits = |held: &Held| matches!(held.awaiting, Awaiting::Count(_, its) if its == token);
+        let waiting = || self.held.borrow().iter().find_map(|(id, held)| waits(held).then_some(*id));
+        let Some(id) = asked_for.or_else(waiting) else { return };
+        let Some(Held { flow, awaiting: Awaiting::Count(exchange, _) }) = self.take_held(id, waits) else { return };
         if hostcalls::enter(id) {
             let before = flow.gate.get();
             self.go_on(exchange, answer.as_deref().map_or(ServiceAnswer::None, ServiceAnswer::Message), id, &flow);
@@ -409,9 +403,9 @@ impl Plugin {
     }
 
     /// Takes the held stream of this id out, where it is as wanted.
-    fn take_held(&self, id: u32, mut is_wanted: impl FnMut(&mut Held) -> bool) -> Option<Held> {
+    fn take_held(&self, id: u32, is_wanted: impl Fn(&Held) -> bool) -> Option<Held> {
         let mut held = self.held.borrow_mut();
-        let is_there = held.get_mut(&id).is_some_and(|held| is_wanted(held));
+        let is_there = held.get(&id).is_some_and(is_wanted);
         is_there.then(|| held.remove(&id)).flatten()
     }
 
@@ -553,7 +547,7 @@ impl Plugin {
 
     /// Decides the held streams for which something happened. Leaves one of them the current context.
     pub(super) fn wake(&self, now: UnixTime) {
-        self.presence.look(now);
+        self.questions.borrow_mut().look(now);
         self.release_heads();
         self.decide(self.take_ready(now), now);
     }

@@ -263,8 +263,12 @@ async fn while_they_wait_for_the_rate_limit_service() {
 
     service.signal_service("STOP").await;
     let staying = send(&gateway, of_limited("key_limited"));
-    // Envoy asks no more than 1,024 questions at once.
-    hang_up_undecided(&gateway, &whole("limited", &format!("x-api-key: {}\r\n", api_key("key_limited"))), 5).await;
+    // A worker asks no more than 128 questions for an org at a time. They stay open when their clients leave.
+    let leaving = whole("limited", &format!("x-api-key: {}\r\n", api_key("key_limited")));
+    let lines = hang_up(&gateway, &leaving, 5).await;
+    let of_status = |status: u16| lines.iter().filter(|line| line["status"] == status).count();
+    assert_eq!(of_status(0) + of_status(429), lines.len());
+    assert!(of_status(0) < WORKERS * 128 && of_status(429) > 0, "{} were undecided", of_status(0));
     // All are answered now, for whom nobody waits any more, too.
     service.signal_service("CONT").await;
     assert_eq!(staying.await.expect("a reply").status, 200);

@@ -210,7 +210,7 @@ async fn requests_that_wait_harm_nobody_else() {
     // The rate limit service takes questions and never answers.
     let service = Front::of(0).await;
     service.lead(Way::Silent);
-    let asked = json!({"cluster": "ratelimit", "timeout": "60s", "on_error": "deny"});
+    let asked = json!({"cluster": "ratelimit", "timeout": "20s", "on_error": "deny"});
     plugin["limits"] = json!({"store": "rate_limit_service", "rate_limit_service": asked});
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin).shipped_limits().rate_limit_service(service.port()).start(&upstream).await;

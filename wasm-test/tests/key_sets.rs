@@ -105,7 +105,7 @@ async fn waiting_is_bounded_in_number() {
     let mut waiting = send_all(&gateway, vec![token; MOST + 50]);
     for _ in 0..50 {
         let reply = waiting.join_next().await.expect("a reply").expect("no panic");
-        assert_eq!((reply.status, reply.json()["reason"].as_str()), (503, Some("jwks_unavailable")));
+        assert_eq!((reply.status, reply.json()["reason"].as_str()), (503, Some("overloaded")));
     }
     gateway.until_active(MOST as u64).await;
     issuer.publish(&[&key]);

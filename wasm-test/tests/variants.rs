@@ -240,16 +240,19 @@ async fn the_longest_message_is_read_over_http_2_too() {
     let message =
         |length| json!({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"text": "x".repeat(length)}}).to_string();
     let around = message(0).len();
+    let options = |version| [version, "--header", "content-type: application/json", "--header", "expect:"];
+    // A long message that is refused before it has come whole is reset, and curl then may not tell the status.
+    eventually("the key is known", async || {
+        let said = curl(&folder, &port, &options("--http1.1"), &credential, &message(0)).await;
+        (!said.ends_with("401")).then_some(())
+    })
+    .await;
     for (length, status) in [(100_000, "200"), (1024 * 1024, "200"), (1024 * 1024 + 1, "413")] {
         folder.write("message", &message(length - around)).expect("the message is written");
         let body = format!("@{}", argument(&folder.file("message")));
         for (version, name) in [("--http2", "2"), ("--http1.1", "1.1")] {
-            let options = [version, "--header", "content-type: application/json", "--header", "expect:"];
-            eventually("the key is known", async || {
-                let said = curl(&folder, &port, &options, &credential, &body).await;
-                (!said.ends_with("401")).then(|| assert_eq!(said, format!("{name} {status}"), "{length}"))
-            })
-            .await;
+            let said = curl(&folder, &port, &options(version), &credential, &body).await;
+            assert_eq!(said, format!("{name} {status}"), "{length}");
         }
     }
 }
