@@ -58,6 +58,9 @@ pub struct GatewaySettings {
     pub unmatched_paths: UnmatchedPaths,
     /// Whether routes speak through their metadata.
     pub route_metadata: bool,
+    /// Whether Envoy holds a request's body too while the filter holds its head, which it does unless
+    /// `allow_on_headers_stop_iteration` is on. `None` where the operator does not say.
+    pub host_holds_bodies: Option<bool>,
 }
 
 impl GatewaySettings {
@@ -261,6 +264,7 @@ fn check_gateway(raw: RawGateway, problems: &mut Problems) -> Option<GatewaySett
         connector_separator: connector_separator.into(),
         unmatched_paths: raw.unmatched_paths,
         route_metadata: raw.route_metadata,
+        host_holds_bodies: raw.host_holds_bodies,
     })
 }
 
@@ -441,6 +445,7 @@ mod tests {
         assert_eq!(config.jwks.max_stale, Duration::from_secs(86_400));
         assert_eq!(config.forward.header_prefix, "x-apexmcp-");
         assert!(config.forward.strip_credentials && !config.gateway.route_metadata);
+        assert_eq!(config.gateway.host_holds_bodies, None);
         assert_eq!(config.mode, Mode::Enforce);
     }
 
@@ -572,7 +577,7 @@ mod tests {
         let config = json!({
             "gateway": {
                 "origin": "https://gateway.apexmcp.ai", "mcp_path": "/mcp/{org}", "token_path": "/oauth/token",
-                "connector_separator": "__", "unmatched_paths": "deny", "route_metadata": false,
+                "connector_separator": "__", "unmatched_paths": "deny", "route_metadata": false, "host_holds_bodies": false,
             },
             "policy": {"inline": {
                 "version": "17",

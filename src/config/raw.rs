@@ -30,6 +30,7 @@ pub(super) struct RawGateway {
     pub(super) unmatched_paths: super::UnmatchedPaths,
     #[serde(default)]
     pub(super) route_metadata: bool,
+    pub(super) host_holds_bodies: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]

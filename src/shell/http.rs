@@ -36,9 +36,6 @@ const MAX_WOKEN: usize = 64;
 /// Maximum number of requests that were given up and are answered in a callback of another request.
 const MAX_GIVEN_UP_ANSWERED: usize = 8;
 
-/// So many refusals in a row are hasty.
-const MAX_HASTY: u32 = 63;
-
 /// Filter state of [`ATTRIBUTES`], for access logs and RBAC as `wasm.<name>`.
 const FILTER_STATE: [&str; ATTRIBUTES.len()] =
     ["apexmcp_org", "apexmcp_principal", "apexmcp_subject", "apexmcp_method", "apexmcp_scope"];
@@ -57,22 +54,8 @@ pub(super) struct Plugin {
     pub(super) root_id: Cell<u32>,
     /// Whether this thread has served a request.
     pub(super) serves_requests: Cell<bool>,
-    /// What a held head holds with it.
-    pausing: Cell<Pausing>,
-    /// How many refusals did not wait for the rest of their requests since one did.
-    hasty: Cell<u32>,
-}
-
-/// What Envoy holds while a head is paused. The module can't ask; it sees.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Pausing {
-    /// Not seen yet.
-    #[default]
-    Unknown,
-    /// The head alone: a body came meanwhile (`allow_on_headers_stop_iteration`).
-    Head,
-    /// The body too, as far as is known.
-    All,
+    /// Whether a body came while its head was held: Envoy holds heads alone.
+    has_seen_body: Cell<bool>,
 }
 
 /// A stream whose request is held, and what for.
@@ -198,7 +181,7 @@ impl Stream {
 
     fn body_arrived(&self, length: usize, is_whole: bool) {
         if length > 0 && self.flow.gate.get() == Gate::Closed {
-            self.plugin.pausing.set(Pausing::Head);
+            self.plugin.has_seen_body.set(true);
         }
         self.flow.body_length.set(length);
         self.flow.body_is_whole.set(is_whole);
@@ -316,7 +299,7 @@ impl Plugin {
             Step::Await(exchange) => self.hold(id, flow, Awaiting::KeySet(exchange)),
             Step::ReadBody(exchange) => self.hold(id, flow, Awaiting::Body(exchange)),
             Step::ReplyAfterRest(exchange) => {
-                if flow.body_is_whole.get() || self.is_hasty() {
+                if flow.body_is_whole.get() || self.host_holds_bodies() == Some(true) {
                     self.apply(exchange.proceed(), id, flow);
                 } else {
                     self.hold(id, flow, Awaiting::Rest(exchange));
@@ -343,7 +326,7 @@ impl Plugin {
             Step::Inspect(edits, exchange) => {
                 if self.edit(&edits) {
                     identify(exchange.principal());
-                    if self.pausing.get() == Pausing::All && flow.body_length.get() == 0 {
+                    if self.host_holds_bodies() == Some(true) && flow.body_length.get() == 0 {
                         flow.gate.set(Gate::Head);
                     }
                     self.hold(id, flow, Awaiting::Message(exchange));
@@ -352,13 +335,12 @@ impl Plugin {
         }
     }
 
-    /// Whether to refuse at once, because the rest of a request does not come before its head is answered. Now and then one
-    /// waits all the same: a client that was slow looks like an Envoy that holds bodies, and would be believed for ever.
-    fn is_hasty(&self) -> bool {
-        let hasty = self.hasty.get();
-        let is_hasty = self.pausing.get() == Pausing::All && hasty < MAX_HASTY;
-        self.hasty.set(if is_hasty { hasty.saturating_add(1) } else { 0 });
-        is_hasty
+    /// Whether Envoy holds the body of a request while its head is held. The operator may say it; else a body that came while
+    /// its head was held shows that it does not, and `None` is not known. That bodies do not come shows nothing: a slow client
+    /// looks the same.
+    fn host_holds_bodies(&self) -> Option<bool> {
+        let configured = self.gateway.borrow().as_ref().and_then(|gateway| gateway.config.gateway.host_holds_bodies);
+        configured.or(self.has_seen_body.get().then_some(false))
     }
 
     /// Asks the rate limit service. From the root context: what a stream asks for is lost with it.
@@ -523,9 +505,10 @@ impl Plugin {
         self.apply(step, id, &flow);
     }
 
-    /// Lets heads go on whose bodies do not come: where it is not known to hold heads alone, Envoy may hold these too.
+    /// Lets heads go on whose bodies do not come, as long as nobody said and nothing has shown whether Envoy holds these too.
+    /// Each head is released for itself: what one slow client does must not change what happens to the requests of others.
     fn release_heads(&self) {
-        if self.pausing.get() == Pausing::Head {
+        if self.host_holds_bodies().is_some() {
             return;
         }
         let held = self.held.borrow();
@@ -538,7 +521,6 @@ impl Plugin {
         drop(held);
         for (id, flow) in waiting {
             if hostcalls::enter(id) {
-                self.pausing.set(Pausing::All);
                 flow.gate.set(Gate::Head);
                 hostcalls::resume_request();
             }
@@ -570,6 +552,7 @@ impl Plugin {
             }
             let before = flow.gate.get();
             let is_given_up = awaiting.hold().is_given_up();
+            let may_hold_bodies = self.host_holds_bodies() != Some(false);
             let step = match (awaiting, self.gateway.borrow_mut().as_mut()) {
                 (Awaiting::Policy(exchange), Some(gateway)) => {
                     hostcalls::request_head().map_or_else(headless, |head| exchange.proceed(head, gateway, now, &self.envoy))
@@ -578,19 +561,14 @@ impl Plugin {
                     hostcalls::request_head().map_or_else(headless, |head| exchange.proceed(head, gateway, now, &self.envoy))
                 }
                 (Awaiting::Body(exchange), _) => {
-                    if self.pausing.get() != Pausing::Head && !is_given_up {
+                    if may_hold_bodies && !is_given_up {
                         log::warn!(
                             "a body did not arrive in time; the filter needs allow_on_headers_stop_iteration to read bodies"
                         );
                     }
                     exchange.give_up()
                 }
-                (Awaiting::Rest(exchange), _) => {
-                    if self.pausing.get() == Pausing::Unknown && !is_given_up {
-                        self.pausing.set(Pausing::All);
-                    }
-                    exchange.proceed()
-                }
+                (Awaiting::Rest(exchange), _) => exchange.proceed(),
                 (Awaiting::Message(exchange), Some(gateway)) => exchange.give_up(gateway, &self.envoy),
                 (Awaiting::Count(exchange, _), Some(gateway)) => {
                     let (step, outcome) = exchange.proceed(ServiceAnswer::Overflow, gateway, &self.envoy);
