@@ -28,12 +28,14 @@ use crate::time::UnixTime;
 
 mod count;
 mod message;
+mod page;
 mod refusal;
 
 use count::Admitted;
 pub use count::{AwaitingCount, ServiceAnswer, ServiceOutcome};
 use message::Content;
 pub use message::{AwaitingMessage, MAX_MESSAGE_READ};
+pub use page::sharing;
 pub use refusal::AwaitingRest;
 use refusal::Size;
 
@@ -150,7 +152,11 @@ pub fn start(gateway: &mut Gateway, head: RequestHead, route: RouteSettings, now
     };
     let endpoint = Endpoint::at(head.path(), &gateway.config);
     let by_path = gateway.config.gateway.mcp_path.resource(head.path());
-    if gateway.policy.generation() == 0 && (endpoint.is_some() || by_path.is_some() || route.org.is_some()) {
+    let is_resource = endpoint.is_none() && (by_path.is_some() || route.org.is_some());
+    if let Some(step) = page::judge(gateway, &head, endpoint.as_ref(), is_resource, mode, host) {
+        return step;
+    }
+    if gateway.policy.generation() == 0 && (endpoint.is_some() || is_resource) {
         return wait_for_policy(gateway, &head, route, mode, now, host);
     }
     if let Some(endpoint) = endpoint {

@@ -30,6 +30,15 @@ pub(super) struct RawGateway {
     pub(super) unmatched_paths: super::UnmatchedPaths,
     #[serde(default)]
     pub(super) route_metadata: bool,
+    pub(super) allowed_origins: Option<RawOrigins>,
+}
+
+/// `"*"`, or a list.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum RawOrigins {
+    One(String),
+    Many(Vec<String>),
 }
 
 #[derive(Debug, Deserialize)]
