@@ -59,6 +59,8 @@ pub enum Reason {
     MessageTooLong,
     /// Something behind answered before the message had been read: nothing was called.
     MessageUnread,
+    /// `MCP-Protocol-Version` is a date before the first version of MCP.
+    ProtocolVersionUnsupported,
     /// `Mcp-Method` or `Mcp-Name` contradicts the body.
     HeaderMismatch,
     /// The body is no `application/json`, or compressed.
@@ -140,6 +142,11 @@ impl Reason {
                 error: "bad_gateway",
                 description: "The upstream answered before the message was read.",
             },
+            Self::ProtocolVersionUnsupported => invalid_request(
+                "protocol_version_unsupported",
+                400,
+                "No server speaks the version of MCP in the header MCP-Protocol-Version.",
+            ),
             Self::HeaderMismatch => {
                 invalid_request("header_mismatch", 400, "The header Mcp-Method or Mcp-Name contradicts the body.")
             }

@@ -17,6 +17,7 @@ use crate::gateway::{Admission, Findings, Gateway, NotAdmitted};
 use crate::host::Host;
 use crate::jwks::{KeySet, KeySetId, Waiter};
 use crate::limits::standing::Standing;
+use crate::mcp::headers;
 use crate::mcp::reply::ListRequest;
 use crate::oauth::discovery::{self, Endpoint};
 use crate::oauth::token_endpoint::{MAX_BODY_LENGTH, TokenError};
@@ -313,6 +314,9 @@ impl Request {
     fn decide(self, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Decision {
         let mut findings = Findings::default();
         Decision::Made(match gateway.admit(&self.head, &self.resource, now, host, &mut findings) {
+            Ok(_) if !headers::may_be_spoken(&self.head) => {
+                self.refuse(gateway, Reason::ProtocolVersionUnsupported.into(), findings, host)
+            }
             Ok(Admission::Whole(principal)) => self.admitted(gateway, principal, findings).count(gateway, now, host),
             Ok(Admission::ByMessage(principal)) => match message::check_head(&self.head) {
                 Err(reason) => self.refuse(gateway, reason.into(), findings, host),

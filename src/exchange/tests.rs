@@ -1080,3 +1080,15 @@ fn a_page_may_read_each_answer_to_it_and_the_public_documents() {
         Some(Sharing::Pages("*".into()))
     );
 }
+
+#[test]
+fn a_version_that_no_server_speaks_is_refused_after_the_credential() {
+    let mut world = World::new();
+    let old = ("mcp-protocol-version", "1999-01-01");
+    assert_eq!(reason(&world.start("/mcp/acme", &[old])), "credential_missing");
+    for path in ["/mcp/acme", "/mcp/acme/github"] {
+        let step = world.start(path, &[old, ("x-api-key", KEY)]);
+        assert_eq!((reason(&step), status(&step)), ("protocol_version_unsupported", 400), "{path}");
+        assert_eq!(reason(&world.start(path, &[("mcp-protocol-version", "2999-01-01"), ("x-api-key", KEY)])), "ok", "{path}");
+    }
+}

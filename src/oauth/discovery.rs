@@ -132,6 +132,8 @@ fn authorization_server(config: &Config) -> Map<String, Value> {
         ("authorization_endpoint", json!(format!("{origin}{AUTHORIZE}"))),
         ("response_types_supported", json!(["code"])),
         ("code_challenge_methods_supported", json!(["S256"])),
+        // RFC 9207 §3. The endpoint sends no authorization response at all, so none without `iss`.
+        ("authorization_response_iss_parameter_supported", json!(true)),
         ("jwks_uri", json!(format!("{origin}{JWKS}"))),
         ("grant_types_supported", json!(["client_credentials"])),
         ("scopes_supported", json!(["mcp:call"])),
