@@ -37,7 +37,7 @@ fn call(origin: &str) -> Request {
 fn is_shown(reply: &Reply, origin: &str) -> bool {
     let exposed = reply.header("access-control-expose-headers").unwrap_or_default();
     let has = |wanted: &&str| exposed.split(", ").any(|name| name == *wanted);
-    reply.header("access-control-allow-origin") == Some(origin) && EXPOSED.iter().all(|name| has(name))
+    reply.header("access-control-allow-origin") == Some(origin) && EXPOSED.iter().all(has)
 }
 
 fn varies(reply: &Reply) -> bool {
