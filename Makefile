@@ -4,6 +4,7 @@ TOOLS := .tools/.complete
 RATELIMIT := .tools/bin/ratelimit
 KUBERNETES := .tools/bin/kubernetes
 PROMETHEUS := .tools/bin/prometheus
+CHROMIUM := .tools/bin/chromium
 FUNC_E := .tools/bin/func-e
 WEB_SERVERS := .tools/bin/php-cgi
 WRK = @command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
@@ -18,7 +19,7 @@ help: ## this list
 run: setup build ## the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C
 	@exec .tools/bin/python demo/run.py
 
-test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) $(WEB_SERVERS) ## every test: unit, property, end to end in real Envoy
+test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) $(WEB_SERVERS) $(CHROMIUM) ## every test: unit, property, end to end in real Envoy
 	@scripts/prerequisites test
 	cargo test --workspace --locked
 
@@ -78,6 +79,9 @@ $(PROMETHEUS): scripts/prometheus $(TOOLS)
 
 $(WEB_SERVERS): scripts/web-servers $(TOOLS)
 	scripts/web-servers
+
+$(CHROMIUM): scripts/chromium $(TOOLS)
+	scripts/chromium
 
 $(FUNC_E): scripts/func-e scripts/go scripts/go.txt $(TOOLS)
 	scripts/func-e

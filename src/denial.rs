@@ -51,12 +51,16 @@ pub enum Reason {
     ClientUnknown,
     /// Valid, but without the scope that the operation needs.
     ScopeInsufficient,
+    /// The request comes from a web page whose origin is not allowed.
+    OriginNotAllowed,
     /// The body is no JSON-RPC message, or one that two readers could read differently.
     MessageMalformed,
     /// The body is longer than is read.
     MessageTooLong,
     /// Something behind answered before the message had been read: nothing was called.
     MessageUnread,
+    /// `MCP-Protocol-Version` is a date before the first version of MCP.
+    ProtocolVersionUnsupported,
     /// `Mcp-Method` or `Mcp-Name` contradicts the body.
     HeaderMismatch,
     /// The body is no `application/json`, or compressed.
@@ -124,6 +128,12 @@ impl Reason {
                 error: "insufficient_scope",
                 description: "The credential does not cover this operation.",
             },
+            Self::OriginNotAllowed => Wording {
+                word: "origin_not_allowed",
+                status: 403,
+                error: "origin_not_allowed",
+                description: "Web pages of this origin may not call this gateway.",
+            },
             Self::MessageMalformed => invalid_request("message_malformed", 400, "The body is no acceptable JSON-RPC message."),
             Self::MessageTooLong => invalid_request("message_too_long", 413, "The body is longer than 1 MiB."),
             Self::MessageUnread => Wording {
@@ -132,6 +142,11 @@ impl Reason {
                 error: "bad_gateway",
                 description: "The upstream answered before the message was read.",
             },
+            Self::ProtocolVersionUnsupported => invalid_request(
+                "protocol_version_unsupported",
+                400,
+                "No server speaks the version of MCP in the header MCP-Protocol-Version.",
+            ),
             Self::HeaderMismatch => {
                 invalid_request("header_mismatch", 400, "The header Mcp-Method or Mcp-Name contradicts the body.")
             }
@@ -243,7 +258,8 @@ impl Denial {
         let Wording { word, status, error, description } = self.reason.wording();
         let description = self.description.unwrap_or(description);
         let mut headers = vec![("content-type", "application/json".to_owned())];
-        if matches!(status, 401 | 403) {
+        // No credential makes the origin of a page an allowed one.
+        if matches!(status, 401 | 403) && self.reason != Reason::OriginNotAllowed {
             headers.push(("www-authenticate", self.challenge(error, description, resource_metadata)));
         }
         if let Some(standing) = &self.standing {
@@ -339,6 +355,7 @@ mod tests {
                 403,
                 Some(format!(r#"Bearer error="insufficient_scope", scope="mcp:call:github", resource_metadata="{METADATA}""#)),
             ),
+            (Reason::OriginNotAllowed.into(), 403, None),
             (Reason::PathUnmatched.into(), 404, None),
             (Reason::JwksUnavailable.into(), 503, None),
             (Reason::MessageMalformed.into(), 400, None),

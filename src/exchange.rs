@@ -17,6 +17,7 @@ use crate::gateway::{Admission, Findings, Gateway, NotAdmitted};
 use crate::host::Host;
 use crate::jwks::{KeySet, KeySetId, Waiter};
 use crate::limits::standing::Standing;
+use crate::mcp::headers;
 use crate::mcp::reply::ListRequest;
 use crate::oauth::discovery::{self, Endpoint};
 use crate::oauth::token_endpoint::{MAX_BODY_LENGTH, TokenError};
@@ -28,12 +29,14 @@ use crate::time::UnixTime;
 
 mod count;
 mod message;
+mod page;
 mod refusal;
 
 use count::Admitted;
 pub use count::{AwaitingCount, ServiceAnswer, ServiceOutcome};
 use message::Content;
 pub use message::{AwaitingMessage, MAX_MESSAGE_READ};
+pub use page::sharing;
 pub use refusal::AwaitingRest;
 use refusal::Size;
 
@@ -150,7 +153,11 @@ pub fn start(gateway: &mut Gateway, head: RequestHead, route: RouteSettings, now
     };
     let endpoint = Endpoint::at(head.path(), &gateway.config);
     let by_path = gateway.config.gateway.mcp_path.resource(head.path());
-    if gateway.policy.generation() == 0 && (endpoint.is_some() || by_path.is_some() || route.org.is_some()) {
+    let is_resource = endpoint.is_none() && (by_path.is_some() || route.org.is_some());
+    if let Some(step) = page::judge(gateway, &head, endpoint.as_ref(), is_resource, mode, host) {
+        return step;
+    }
+    if gateway.policy.generation() == 0 && (endpoint.is_some() || is_resource) {
         return wait_for_policy(gateway, &head, route, mode, now, host);
     }
     if let Some(endpoint) = endpoint {
@@ -297,7 +304,7 @@ pub fn refuse_invalid_route(gateway: &Gateway, head: &RequestHead, host: &dyn Ho
 /// The header by which a response may be compressed.
 pub const ACCEPT_ENCODING: &str = "accept-encoding";
 
-#[expect(clippy::large_enum_variant, reason = "it lives for one call")]
+#[allow(clippy::large_enum_variant)] // It lives for one call. On wasm32 it is small.
 enum Decision {
     Made(Step),
     NeedsKeySet(Request, KeySetId),
@@ -307,6 +314,9 @@ impl Request {
     fn decide(self, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Decision {
         let mut findings = Findings::default();
         Decision::Made(match gateway.admit(&self.head, &self.resource, now, host, &mut findings) {
+            Ok(_) if !headers::may_be_spoken(&self.head) => {
+                self.refuse(gateway, Reason::ProtocolVersionUnsupported.into(), findings, host)
+            }
             Ok(Admission::Whole(principal)) => self.admitted(gateway, principal, findings).count(gateway, now, host),
             Ok(Admission::ByMessage(principal)) => match message::check_head(&self.head) {
                 Err(reason) => self.refuse(gateway, reason.into(), findings, host),

@@ -3,7 +3,7 @@
 //! The crate is a pure core with a thin shell. The core decides and never asks: time, headers, fetched documents and
 //! signature checks are arguments. The shell, compiled for wasm32 alone, maps Envoy's callbacks to it.
 //!
-//! A request's way: [`request`] holds its head, [`path`] (or [`route`]) tells whose it is, [`credential`] finds the one
+//! A request's way: [`request`] holds its head, [`origin`] tells whether its page may call, [`path`] (or [`route`]) tells whose it is, [`credential`] finds the one
 //! thing it proves itself with, [`gateway`] judges that by [`policy`], [`jose`] and [`jwks`], and [`exchange`] turns
 //! the judgement, or the wait for it, into a step that the shell can do. [`denial`] words every refusal.
 
@@ -25,6 +25,7 @@ pub mod limits;
 pub mod mcp;
 pub mod names;
 pub mod oauth;
+pub mod origin;
 pub mod path;
 pub mod policy;
 pub mod principal;

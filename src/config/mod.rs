@@ -10,12 +10,13 @@ use http::Uri;
 use serde::Deserialize;
 
 use crate::jwks::{Clusters, MAX_TIMEOUT, Timing};
+use crate::origin::AllowedOrigins;
 use crate::path::{McpPath, Resource};
 use crate::policy::remote::Place;
 use crate::policy::{Environment, Policy, Surroundings};
 use crate::principal::ATTRIBUTES;
 use crate::problem::{self, Problem, Problems};
-use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawLimits, RawRemote, RawTokens};
+use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawLimits, RawOrigins, RawRemote, RawTokens};
 
 /// Inserted before a resource's own path where that describes itself, RFC 9728 §3.1.
 pub const PROTECTED_RESOURCE: &str = "/.well-known/oauth-protected-resource";
@@ -61,6 +62,8 @@ pub struct GatewaySettings {
     /// Whether Envoy holds a request's body too while the filter holds its head, which it does unless
     /// `allow_on_headers_stop_iteration` is on. `None` where the operator does not say.
     pub host_holds_bodies: Option<bool>,
+    /// Which web pages may call.
+    pub allowed_origins: AllowedOrigins,
 }
 
 impl GatewaySettings {
@@ -257,6 +260,7 @@ fn check_gateway(raw: RawGateway, problems: &mut Problems) -> Option<GatewaySett
     if !(1..=MAX_SEPARATOR_LENGTH).contains(&connector_separator.len()) || !connector_separator.bytes().all(is_plain) {
         problems.add("gateway.connector_separator", "must be 1 to 16 visible ASCII characters, without \" and \\, such as __");
     }
+    let allowed_origins = check_origins(origin.as_deref().unwrap_or_default(), raw.allowed_origins, problems);
     Some(GatewaySettings {
         origin: origin?,
         token_path,
@@ -265,7 +269,23 @@ fn check_gateway(raw: RawGateway, problems: &mut Problems) -> Option<GatewaySett
         unmatched_paths: raw.unmatched_paths,
         route_metadata: raw.route_metadata,
         host_holds_bodies: raw.host_holds_bodies,
+        allowed_origins,
     })
+}
+
+fn check_origins(own: &str, raw: Option<RawOrigins>, problems: &mut Problems) -> AllowedOrigins {
+    let path = "gateway.allowed_origins";
+    let entries = match raw {
+        None => Vec::new(),
+        Some(RawOrigins::Many(entries)) => entries,
+        Some(RawOrigins::One(text)) => {
+            if text != "*" {
+                problems.add(path, "must be a list of origins, such as [\"https://app.example.com\"], or \"*\"");
+            }
+            vec!["*".to_owned()]
+        }
+    };
+    AllowedOrigins::new(own, &entries, |index, problem| problems.add(format_args!("{path}[{index}]"), problem))
 }
 
 /// `scheme://host[:port]` as clients have it, who compare it letter by letter: in lower case and without the scheme's own
@@ -525,6 +545,37 @@ mod tests {
             ["policy.inline.orgs.acme.identity_providers: expected at most 32 providers, found 33: the gateway must fetch \
               the keys of each. Remove some, or move them to another organization"]
         );
+    }
+
+    #[test]
+    fn allowed_origins_are_a_list_or_an_asterisk() {
+        let read = |origins: &Value| {
+            let mut config = minimal();
+            config["gateway"]["allowed_origins"] = origins.clone();
+            let parsed = Config::parse(config.to_string().as_bytes(), &|_| None);
+            parsed.map(|(config, _)| config.gateway.allowed_origins)
+        };
+        let own = || std::collections::BTreeSet::from(["https://gw.example".to_owned()]);
+        for (origins, expected) in [
+            (json!(null), AllowedOrigins::Listed(own())),
+            (json!([]), AllowedOrigins::Listed(own())),
+            (json!("*"), AllowedOrigins::Any),
+            (json!(["*"]), AllowedOrigins::Any),
+            (json!(["HTTPS://gw.example:443/"]), AllowedOrigins::Listed(own())),
+        ] {
+            assert_eq!(read(&origins).unwrap(), expected, "{origins}");
+        }
+        for (origins, expected) in [
+            (json!("https://app.example"), "gateway.allowed_origins: must be a list"),
+            (json!(["https://a.example", "null"]), "gateway.allowed_origins[1]: must not be null"),
+            (json!(["https://*.example"]), "gateway.allowed_origins[0]: must not be a pattern"),
+            (json!(["https://app.example/x"]), "gateway.allowed_origins[0]: must be scheme://host[:port]"),
+            (json!([5]), "gateway.allowed_origins: "),
+            (json!({}), "gateway.allowed_origins: "),
+        ] {
+            let problems: Vec<String> = read(&origins).unwrap_err().iter().map(Problem::to_string).collect();
+            assert!(problems.len() == 1 && problems[0].starts_with(expected), "{origins}: {problems:?}");
+        }
     }
 
     #[test]

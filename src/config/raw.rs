@@ -31,6 +31,15 @@ pub(super) struct RawGateway {
     #[serde(default)]
     pub(super) route_metadata: bool,
     pub(super) host_holds_bodies: Option<bool>,
+    pub(super) allowed_origins: Option<RawOrigins>,
+}
+
+/// `"*"`, or a list.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum RawOrigins {
+    One(String),
+    Many(Vec<String>),
 }
 
 #[derive(Debug, Deserialize)]

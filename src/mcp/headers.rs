@@ -11,9 +11,31 @@ use crate::request::RequestHead;
 
 const METHOD: &str = "mcp-method";
 const NAME: &str = "mcp-name";
+const PROTOCOL_VERSION: &str = "mcp-protocol-version";
+
+/// The first version of MCP that any server speaks. Versions are dates (MCP, "Versioning").
+const FIRST_VERSION: &[u8] = b"2024-10-07";
 
 /// The code of JSON-RPC by which MCP 2026-07-28 refuses such a message.
 pub const MISMATCH_CODE: i32 = -32020;
+
+/// Whether `MCP-Protocol-Version` is absent, or may be a version that the server behind speaks. MCP (Transports, "Protocol
+/// Version Header") requires 400 for any other one.
+///
+/// The filter knows only the past: no server can speak a date before the first version. Later dates, drafts and other texts are
+/// left to the connector. A list of versions here would refuse the next version of MCP until the gateway is upgraded.
+pub fn may_be_spoken(head: &RequestHead) -> bool {
+    head.values(PROTOCOL_VERSION).all(|version| !is_date(version) || version >= FIRST_VERSION)
+}
+
+/// Whether `text` is `YYYY-MM-DD`.
+fn is_date(text: &[u8]) -> bool {
+    text.len() == FIRST_VERSION.len()
+        && text
+            .iter()
+            .zip(FIRST_VERSION)
+            .all(|(byte, sample)| if *sample == b'-' { *byte == b'-' } else { byte.is_ascii_digit() })
+}
 
 /// What a request's headers say about its body.
 #[derive(Debug, Default)]
@@ -72,6 +94,7 @@ fn decoded(value: &[u8]) -> Option<Cow<'_, [u8]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::head;
     use serde_json::json;
 
     #[test]
@@ -102,5 +125,29 @@ mod tests {
             let mirror = MirrorHeaders::of(&crate::testing::head(&headers));
             assert_eq!(mirror.agree_with(&body(message)), agree, "{message} {headers:?}");
         }
+    }
+
+    #[test]
+    fn versions_before_the_first_one_are_not_spoken() {
+        for (version, expected) in [
+            ("2024-10-07", true),
+            ("2024-11-05", true),
+            ("2025-06-18", true),
+            ("2026-07-28", true),
+            ("2999-01-01", true),
+            ("DRAFT-2026-v1", true),
+            ("1.0", true),
+            ("", true),
+            ("1999-01-01x", true),
+            ("1999/01/01", true),
+            ("1999-01-01", false),
+            ("2024-10-06", false),
+            ("0000-00-00", false),
+        ] {
+            assert_eq!(may_be_spoken(&head(&[("mcp-protocol-version", version)])), expected, "{version}");
+        }
+        assert!(may_be_spoken(&head::<&str, &str>(&[])));
+        let repeated = ["2025-06-18", "1999-01-01"].map(|version| ("mcp-protocol-version", version));
+        assert!(!may_be_spoken(&head(&repeated)));
     }
 }

@@ -98,16 +98,7 @@ impl Document {
                 }
                 None => (Denial::from(Reason::PathUnmatched).reply(None), Reason::PathUnmatched.word()),
             },
-            b"OPTIONS" => {
-                let headers = [
-                    ("access-control-allow-origin", "*"),
-                    ("access-control-allow-methods", "GET, HEAD, OPTIONS"),
-                    ("access-control-allow-headers", "*"),
-                    ("access-control-max-age", "86400"),
-                ];
-                let headers = headers.map(|(name, value)| (name, value.to_owned())).into();
-                (LocalReply { status: 204, headers, body: String::new() }, OK)
-            }
+            b"OPTIONS" => (options(), OK),
             _ => (method_not_allowed("GET, HEAD, OPTIONS"), "method_not_allowed"),
         }
     }
@@ -141,6 +132,8 @@ fn authorization_server(config: &Config) -> Map<String, Value> {
         ("authorization_endpoint", json!(format!("{origin}{AUTHORIZE}"))),
         ("response_types_supported", json!(["code"])),
         ("code_challenge_methods_supported", json!(["S256"])),
+        // RFC 9207 §3. The endpoint sends no authorization response at all, so none without `iss`.
+        ("authorization_response_iss_parameter_supported", json!(true)),
         ("jwks_uri", json!(format!("{origin}{JWKS}"))),
         ("grant_types_supported", json!(["client_credentials"])),
         ("scopes_supported", json!(["mcp:call"])),
@@ -159,6 +152,18 @@ fn protected_resource(resource: &Resource, config: &Config, policy: &PolicySourc
         "scopes_supported": [resource.needed_scope().to_string()],
         "bearer_methods_supported": ["header"],
     }))
+}
+
+/// The answer to OPTIONS for any document, preflights included: every page may read the documents.
+pub fn options() -> LocalReply {
+    let headers = [
+        ("access-control-allow-origin", "*"),
+        ("access-control-allow-methods", "GET, HEAD, OPTIONS"),
+        ("access-control-allow-headers", "Authorization, *"),
+        ("access-control-max-age", "86400"),
+    ];
+    let headers = headers.map(|(name, value)| (name, value.to_owned())).into();
+    LocalReply { status: 204, headers, body: String::new() }
 }
 
 /// RFC 6749 §4.1.2.1, said to the user agent: no client is known to whom it could be said by redirection.

@@ -21,6 +21,11 @@ pub(super) fn request_trailers() -> Vec<u8> {
     pairs(MapType::HttpRequestTrailers)
 }
 
+/// The same of its response, within the callback of its headers.
+pub(super) fn response_headers() -> Vec<u8> {
+    pairs(MapType::HttpResponseHeaders)
+}
+
 fn pairs(map: MapType) -> Vec<u8> {
     let (mut data, mut size) = (ptr::null_mut(), 0);
     // SAFETY: both pointers are to places of the right types, which live until the call has returned.

@@ -76,6 +76,11 @@ pub(super) fn response_header(name: &str) -> Vec<u8> {
     hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, name).ok().flatten().unwrap_or_default()
 }
 
+/// All headers of the current stream's response.
+pub(super) fn response_headers() -> Option<SerializedMap> {
+    SerializedMap::parse(header_map::response_headers())
+}
+
 /// Adds a response header.
 pub(super) fn add_response_header(name: &str, value: &str) {
     let _ = hostcalls::add_map_value(MapType::HttpResponseHeaders, name, value);

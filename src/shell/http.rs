@@ -21,6 +21,7 @@ use crate::gateway::{Findings, Gateway};
 use crate::limits::service::{self, OpenQuestions};
 use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
 use crate::mcp::reply::{ListReply, ListRequest, ResponseHead};
+use crate::origin::Sharing;
 use crate::principal::{ATTRIBUTES, Principal};
 use crate::request::CONNECTION;
 use crate::route::{RouteInvalid, RouteSettings};
@@ -127,6 +128,8 @@ struct Flow {
     is_answered: Cell<bool>,
     /// What the response tells of the limits.
     standing: Cell<Option<Box<Standing>>>,
+    /// Which web pages may read the response, where a page's browser sent the request.
+    sharing: Cell<Option<Sharing>>,
 }
 
 impl Flow {
@@ -185,10 +188,11 @@ impl Stream {
         }
         self.flow.body_length.set(length);
         self.flow.body_is_whole.set(is_whole);
-        if length > 0 && self.flow.gate.get() != Gate::Open {
-            if let Some(held) = self.plugin.held.borrow().get(&self.id) {
-                held.awaiting.hold().set_body(length);
-            }
+        if length > 0
+            && self.flow.gate.get() != Gate::Open
+            && let Some(held) = self.plugin.held.borrow().get(&self.id)
+        {
+            held.awaiting.hold().set_body(length);
         }
         self.plugin.read_body(self.id);
         self.plugin.answer_given_up(self.id);
@@ -203,7 +207,7 @@ impl Context for Stream {
 
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _num_headers: usize, end_of_stream: bool) -> Action {
-        let step = self.plugin.start();
+        let step = self.plugin.start(&self.flow);
         self.plugin.apply(step, self.id, &self.flow);
         if end_of_stream {
             self.body_arrived(0, true);
@@ -235,6 +239,15 @@ impl HttpContext for Stream {
         if let Some(standing) = self.flow.standing.take() {
             hostcalls::add_response_header(RATE_LIMIT_POLICY, &standing.policy());
             hostcalls::add_response_header(RATE_LIMIT, &standing.state());
+        }
+        if let Some(sharing) = self.flow.sharing.take() {
+            // Envoy's and the filter's own replies come here too.
+            for (name, value) in hostcalls::response_headers().iter().flat_map(|headers| sharing.changes(headers)) {
+                match value {
+                    Some(value) => hostcalls::set_response_header(name, &value),
+                    None => hostcalls::remove_response_header(name),
+                }
+            }
         }
         let lists = self.flow.lists.take();
         let is_early = self.flow.gate.get() == Gate::Head && !self.flow.is_answered.get();
@@ -276,11 +289,12 @@ impl Drop for Stream {
 }
 
 impl Plugin {
-    fn start(&self) -> Step {
+    fn start(&self, flow: &Flow) -> Step {
         let mut gateway = self.gateway.borrow_mut();
         let (Some(gateway), Some(head)) = (gateway.as_mut(), hostcalls::request_head()) else {
             return headless();
         };
+        flow.sharing.set(exchange::sharing(gateway, &head));
         let route = if gateway.config.gateway.route_metadata { route_settings() } else { Ok(RouteSettings::default()) };
         match route {
             Ok(route) => exchange::start(gateway, head, route, hostcalls::now(), &self.envoy),
@@ -293,6 +307,7 @@ impl Plugin {
         match step {
             Step::Pass => {
                 flow.passes.set(true);
+                flow.sharing.take();
                 flow.gate.set(Gate::Open);
             }
             Step::AwaitPolicy(exchange) => self.hold(id, flow, Awaiting::Policy(exchange)),

@@ -35,6 +35,14 @@ impl Request {
         Self { method: "POST", ..Self::get(path) }
     }
 
+    /// A browser's question whether a page of `origin` may send a POST (a CORS preflight).
+    pub fn preflight(path: &str, origin: &str) -> Self {
+        let options = Self { method: "OPTIONS", ..Self::get(path) };
+        let headers = "authorization,content-type,mcp-protocol-version,x-api-key";
+        let asked = options.header("access-control-request-method", "POST").header("access-control-request-headers", headers);
+        asked.header("origin", origin)
+    }
+
     /// As the product's documentation has it: a list of tools is asked for.
     pub fn tools_list(path: &str) -> Self {
         Self::post(path)

@@ -152,6 +152,11 @@ impl Site {
         policy(signing_keys, &self.client_key)
     }
 
+    /// Allows pages of this origin, as soon as the next policy is in force.
+    pub fn allow_origin(&mut self, origin: &str) {
+        self.filter["typed_config"]["config"]["configuration"]["value"]["gateway"]["allowed_origins"] = json!([origin]);
+    }
+
     /// Puts another policy in force.
     pub async fn enforce(&self, policy: &Value) {
         let taken = async || self.envoy.stat("extension_config_discovery.http_filter.apexmcp.update_success").await;
