@@ -55,6 +55,12 @@ pub enum NotAdmitted {
     AwaitKeySet(KeySetId),
 }
 
+impl From<Denial> for NotAdmitted {
+    fn from(denial: Denial) -> Self {
+        Self::Denied(denial)
+    }
+}
+
 impl From<Reason> for NotAdmitted {
     fn from(reason: Reason) -> Self {
         Self::Denied(reason.into())
