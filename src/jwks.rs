@@ -30,6 +30,9 @@ pub const CLAIM_MARGIN: Duration = Duration::from_secs(1);
 const MAX_ORGS: usize = MAX_FETCHES / MAX_FETCHES_PER_ORG;
 /// How old a used copy of the record may get before it is compared with the shared one.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// The `Accept` header of fetches of key sets. RFC 7517 §8.5.2 registers the media type, and a Kubernetes API server offers
+/// no other. Some providers offer only JSON, or say nothing that is true: the document is judged by its content.
+pub const ACCEPT: &str = "application/jwk-set+json, application/json;q=0.9, */*;q=0.1";
 
 /// Section `jwks` of the configuration.
 #[derive(Clone, Copy, Debug)]
