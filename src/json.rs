@@ -140,6 +140,16 @@ mod tests {
         assert!(parse_object(b"{\"a\":\"\xff\"}").is_err(), "not UTF-8");
     }
 
+    #[test]
+    fn a_byte_order_mark_and_white_space_before_the_json_are_removed() {
+        for before in ["", "\u{feff}", " \r\n\t", "\n\u{feff}", "\u{feff}\n", "\u{feff}\u{feff}"] {
+            assert_eq!(without_byte_order_mark(format!("{before}{{}} ").as_bytes()), b"{} ", "{before:?}");
+        }
+        for kept in [&b""[..], b"\xef\xbb{}", b"\xff\xfe{}", b")]}'\n{}", b"\xc2\xa0{}"] {
+            assert_eq!(without_byte_order_mark(kept), kept);
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn agrees_with_serde_json_where_members_are_unique(number: i64, text: String, flag: bool) {
