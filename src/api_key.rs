@@ -6,7 +6,8 @@ use sha2::{Digest, Sha256};
 
 use crate::denial::Reason;
 
-const PREFIX: &[u8] = b"apx_live_sk_";
+/// How each key begins.
+pub(crate) const PREFIX: &[u8] = b"apx_live_sk_";
 const SECRET_LENGTH: usize = 32;
 
 /// The SHA-256 of a whole key, prefix included.

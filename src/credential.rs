@@ -1,7 +1,7 @@
 //! From a request's headers to exactly one credential.
 
 use crate::api_key::{self, KeyDigest};
-use crate::denial::Reason;
+use crate::denial::{Denial, Reason};
 use crate::request::{CredentialHeader, RequestHead};
 
 /// Longest bearer token that is looked at. Real access tokens with many group claims stay below 8 KiB.
@@ -23,17 +23,21 @@ impl<'head> Credential<'head> {
     /// # Errors
     /// [`Reason::CredentialMissing`], [`Reason::CredentialRepeated`] where there are two (RFC 6750 §2: no more than one
     /// method for a request) and [`Reason::CredentialMalformed`].
-    pub fn from_head(head: &'head RequestHead) -> Result<Self, Reason> {
+    pub fn from_head(head: &'head RequestHead) -> Result<Self, Denial> {
         let mut found = None;
         for (name, value) in head.credential_headers() {
             if found.replace((name, value)).is_some() {
-                return Err(Reason::CredentialRepeated);
+                return Err(Reason::CredentialRepeated.into());
             }
         }
         match found {
-            None => Err(Reason::CredentialMissing),
-            Some((CredentialHeader::ApiKey, value)) => api_key::digest(value).map(Self::ApiKey),
-            Some((CredentialHeader::Authorization, value)) => bearer(value).map(Self::Bearer),
+            None => Err(Reason::CredentialMissing.into()),
+            Some((CredentialHeader::ApiKey, value)) => Ok(api_key::digest(value).map(Self::ApiKey)?),
+            Some((CredentialHeader::Authorization, value)) => match bearer(value) {
+                Ok(token) => Ok(Self::Bearer(token)),
+                Err(_) if holds_api_key(value) => Err(misplaced_api_key()),
+                Err(reason) => Err(reason.into()),
+            },
         }
     }
 }
@@ -48,18 +52,37 @@ fn bearer(value: &[u8]) -> Result<&str, Reason> {
     std::str::from_utf8(rest).map(|rest| rest.trim_start_matches(' ')).map_err(|_| Reason::CredentialMalformed)
 }
 
+/// The beginning of an API key as the user name of Basic, where clients such as `curl -u` put it: in base64.
+const API_KEY_IN_BASIC: &[u8] = b"YXB4X2xpdmVfc2tf";
+
+/// Whether the value of `Authorization` is an API key, after any scheme or after none.
+fn holds_api_key(value: &[u8]) -> bool {
+    let credential = value.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    credential.starts_with(api_key::PREFIX) || credential.starts_with(API_KEY_IN_BASIC)
+}
+
+/// The refusal of an API key in `Authorization`. It does not depend on whether the key exists.
+fn misplaced_api_key() -> Denial {
+    let description = Some("Send the API key in the X-API-Key header, not in Authorization.");
+    Denial { description, ..Reason::CredentialMalformed.into() }
+}
+
 /// Whether `text` is one token68 (RFC 9110 §11.2) that is not too long.
 ///
 /// # Errors
 /// [`Reason::CredentialMalformed`], or [`Reason::CredentialRepeated`] where it is more than one.
-pub fn check_token(text: &str) -> Result<(), Reason> {
+pub fn check_token(text: &str) -> Result<(), Denial> {
     // HTTP joins a repeated header with commas (RFC 9110 §5.3), and Envoy does so with this one.
     if text.contains(',') {
-        return Err(Reason::CredentialRepeated);
+        return Err(Reason::CredentialRepeated.into());
+    }
+    // No token begins so: a JWT's first byte is that of an object in base64url, "e".
+    if holds_api_key(text.as_bytes()) {
+        return Err(misplaced_api_key());
     }
     let is_token68 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
     let is_good = !text.is_empty() && text.len() <= MAX_TOKEN_LENGTH && text.bytes().all(is_token68);
-    if is_good { Ok(()) } else { Err(Reason::CredentialMalformed) }
+    if is_good { Ok(()) } else { Err(Reason::CredentialMalformed.into()) }
 }
 
 #[cfg(test)]
@@ -68,11 +91,43 @@ mod tests {
 
     const KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
 
-    fn read(headers: &[(&str, &[u8])]) -> Result<String, Reason> {
+    fn judge(headers: &[(&str, &[u8])]) -> Result<String, Denial> {
         match Credential::from_head(&crate::testing::head(headers))? {
             Credential::ApiKey(_) => Ok("key".to_owned()),
             Credential::Bearer(token) => check_token(token).map(|()| token.to_owned()),
         }
+    }
+
+    fn read(headers: &[(&str, &[u8])]) -> Result<String, Reason> {
+        judge(headers).map_err(|denial| denial.reason)
+    }
+
+    #[test]
+    fn an_api_key_in_authorization_is_told_where_it_belongs() {
+        let in_basic = "Basic YXB4X2xpdmVfc2tfMDEyMzQ1Njc4OWFiY2RlZmdoaWpBQkNERUZHSElKMDE6";
+        let [bearer, spaces, bare, other] = ["Bearer ", "bearer   ", "", "ApiKey "].map(|scheme| format!("{scheme}{KEY}"));
+        let short = "Bearer apx_live_sk_short";
+        for (value, is_told) in [
+            (bearer.as_str(), true),
+            (&spaces, true),
+            (&bare, true),
+            (&other, true),
+            (in_basic, true),
+            (short, true),
+            ("Bearer apx_secret_0123456789abcdefghijABCD", false),
+            ("Basic YTpi", false),
+            ("Bearer", false),
+            ("Bearer apx live_sk_", false),
+        ] {
+            match judge(&[("authorization", value.as_bytes())]) {
+                Err(denial) => {
+                    assert_eq!((denial.reason, denial.description.is_some()), (Reason::CredentialMalformed, is_told), "{value}");
+                    assert!(denial.description.is_none_or(|description| description.contains("X-API-Key")));
+                }
+                Ok(_) => assert!(!is_told, "{value}"),
+            }
+        }
+        assert_eq!(read(&[("authorization", bearer.as_bytes()), ("x-api-key", KEY.as_bytes())]), Err(Reason::CredentialRepeated));
     }
 
     #[test]

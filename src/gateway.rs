@@ -12,7 +12,7 @@ use crate::jose::claims;
 use crate::jose::compact::{CompactJws, Type};
 use crate::jose::jwk::RsaPublicKey;
 use crate::jose::signature;
-use crate::jwks::{KeySetId, KeySets, Lookup};
+use crate::jwks::{KeyName, KeySetId, KeySets, Lookup, SYNC_INTERVAL};
 use crate::limits;
 use crate::limits::local::Exceeded;
 use crate::limits::standing::Standing;
@@ -53,6 +53,12 @@ pub enum NotAdmitted {
     Denied(Denial),
     /// It cannot be decided before this key set was fetched.
     AwaitKeySet(KeySetId),
+}
+
+impl From<Denial> for NotAdmitted {
+    fn from(denial: Denial) -> Self {
+        Self::Denied(denial)
+    }
 }
 
 impl From<Reason> for NotAdmitted {
@@ -164,7 +170,8 @@ impl Gateway {
         host: &dyn Host,
         findings: &mut Findings,
     ) -> Result<Rc<Principal>, NotAdmitted> {
-        let version_of = |id| self.key_sets.get(id)?.version(now, &self.config.jwks);
+        let timing = &self.config.jwks;
+        let version_of = |id| self.key_sets.up_to_date(id, SYNC_INTERVAL, now, timing, host)?.version(now, timing);
         let holds = |basis: &mut Basis| basis.holds(&self.policy, resource, host);
         if let Some(principal) = self.tokens.get(token, resource, now, version_of, holds) {
             findings.token_cache = Some(CacheOutcome::Hit);
@@ -205,23 +212,27 @@ impl Gateway {
         claims::id(jws.claims())?;
 
         let key_set_id = self.key_sets.at(&provider.jwks_uri, &resource.org);
-        let key_set = self.key_sets.get_mut(key_set_id).ok_or(Reason::JwksUnavailable)?;
-        let (keys, version) = match key_set.lookup(now, &self.config.jwks) {
+        let timing = &self.config.jwks;
+        let known = self.key_sets.get(key_set_id);
+        // Where the copy lacks the key, another thread may have fetched it just now.
+        let is_lacking = jws.kid().is_some() && !known.is_some_and(|set| set.has_named(&jws.key_hint()));
+        let max_age = if is_lacking { Duration::ZERO } else { SYNC_INTERVAL };
+        let key_set = self.key_sets.up_to_date(key_set_id, max_age, now, timing, host).ok_or(Reason::JwksUnavailable)?;
+        let (keys, version) = match key_set.lookup(now, timing) {
             Lookup::Keys(keys, version) => (keys, version),
             Lookup::Pending => return Err(NotAdmitted::AwaitKeySet(key_set_id)),
             Lookup::Unavailable(retry_after) => return Err(jwks_unavailable(retry_after)),
         };
-        let candidates: Vec<&RsaPublicKey> = keys.candidates(jws.kid()).collect();
+        let candidates: Vec<&RsaPublicKey> = keys.candidates(jws.key_hint()).collect();
         // A rotated key shows as an unknown `kid`, or, where tokens have none, as a signature that fits no key.
-        let may_be_rotated = candidates.is_empty() || jws.kid().is_none();
-        let refusal = if candidates.is_empty() { Reason::KeyUnknown } else { Reason::SignatureInvalid };
+        let unknown = (!keys.has_named(&jws.key_hint())).then(|| KeyName::in_token(&jws));
+        let refusal = if unknown.is_some() && jws.kid().is_some() { Reason::KeyUnknown } else { Reason::SignatureInvalid };
         let Some(verified) = signature::verify(jws, candidates, host) else {
-            let is_awaited = may_be_rotated && key_set.request_unknown_kid(now, &self.config.jwks);
-            if is_awaited {
+            if unknown.is_some_and(|name| key_set.request_key(name, now, timing)) {
                 return Err(NotAdmitted::AwaitKeySet(key_set_id));
             }
             // The issuer may publish the key, and could not be asked.
-            let retry_after = key_set.retry_after_failure(now).filter(|_| may_be_rotated);
+            let retry_after = key_set.retry_after_failure(now).filter(|_| unknown.is_some());
             return Err(retry_after.map_or_else(|| refusal.into(), jwks_unavailable));
         };
         let granted = scope::granted_by(verified.claims()).map_err(|_| Reason::TokenMalformed)?;

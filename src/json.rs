@@ -26,6 +26,19 @@ pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, serde_json::Erro
     }
 }
 
+/// `document` without the bytes before its JSON that change nothing: white space, and the byte order mark that some editors
+/// and frameworks write. RFC 8259 §8.1: a parser may ignore the mark.
+pub fn without_byte_order_mark(mut document: &[u8]) -> &[u8] {
+    loop {
+        let trimmed = document.trim_ascii_start();
+        let rest = trimmed.strip_prefix(b"\xef\xbb\xbf").unwrap_or(trimmed);
+        if rest.len() == document.len() {
+            return document;
+        }
+        document = rest;
+    }
+}
+
 /// Builds a [`Value`], refusing what [`parse_object`] says.
 struct Strict {
     depth: usize,
@@ -125,6 +138,16 @@ mod tests {
             assert!(parse_object(text.as_bytes()).is_err(), "{why}: {text}");
         }
         assert!(parse_object(b"{\"a\":\"\xff\"}").is_err(), "not UTF-8");
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_white_space_before_the_json_are_removed() {
+        for before in ["", "\u{feff}", " \r\n\t", "\n\u{feff}", "\u{feff}\n", "\u{feff}\u{feff}"] {
+            assert_eq!(without_byte_order_mark(format!("{before}{{}} ").as_bytes()), b"{} ", "{before:?}");
+        }
+        for kept in [&b""[..], b"\xef\xbb{}", b"\xff\xfe{}", b")]}'\n{}", b"\xc2\xa0{}"] {
+            assert_eq!(without_byte_order_mark(kept), kept);
+        }
     }
 
     proptest::proptest! {

@@ -4,6 +4,7 @@
 //! first writes its claim into the record, so there is one fetch at a time. It also needs a slot (`fetch_slots.rs`). Each
 //! thread works with its own copy of the record and of the keys, a [`KeySet`].
 
+mod absent;
 mod record;
 mod shared;
 
@@ -15,9 +16,11 @@ use std::time::Duration;
 use http::Uri;
 
 use crate::fetch_slots::{MAX_FETCHES, MAX_FETCHES_PER_ORG, OrgHash};
-use crate::jose::jwk::{JwkSet, JwkSetError};
+use crate::jose::jwk::{JwkSet, JwkSetError, KeyHint};
 use crate::names::OrgName;
 use crate::time::UnixTime;
+use absent::AbsentNames;
+pub use absent::KeyName;
 use record::{MAX_BACKOFF, Record};
 pub use shared::Fetch;
 
@@ -28,8 +31,13 @@ pub const CLAIM_MARGIN: Duration = Duration::from_secs(1);
 /// Organizations that a key set remembers. Attackers who are to displace a neighbor must be as many, and then they could
 /// also take all slots.
 const MAX_ORGS: usize = MAX_FETCHES / MAX_FETCHES_PER_ORG;
-/// How old a used copy of the record may get before it is compared with the shared one.
-const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// How old a copy of the record may get before it is compared with the shared one. No older copy decides about a token.
+pub const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// The `Accept` header of fetches of key sets. RFC 7517 §8.5.2 registers the media type, and a Kubernetes API server offers
+/// no other. Some providers offer only JSON, or say nothing that is true: the document is judged by its content.
+pub const ACCEPT: &str = "application/jwk-set+json, application/json;q=0.9, */*;q=0.1";
+/// Names of keys that are remembered for the next fetch.
+const MAX_ASKED: usize = 16;
 
 /// Section `jwks` of the configuration.
 #[derive(Clone, Copy, Debug)]
@@ -148,6 +156,15 @@ impl KeySetId {
     }
 }
 
+/// On behalf of which key a set is to be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wanted {
+    /// One that is known to be absent.
+    Absent,
+    /// One of which nothing is known.
+    New,
+}
+
 /// What a token's `kid` finds in a [`KeySet`].
 pub enum Lookup<'set> {
     /// The keys of the set, which are fresh enough to judge by, and their version.
@@ -192,7 +209,12 @@ pub struct KeySet {
     used_at: UnixTime,
     /// Whether it is kept fresh also while nobody uses it.
     is_permanent: bool,
-    wants_unknown_kid: bool,
+    wanted: Option<Wanted>,
+    /// The keys for which requests wait, until a fetch succeeds.
+    asked: Vec<KeyName>,
+    absent: AbsentNames,
+    /// Why the shared document could not be read, until that is logged.
+    unread: Option<JwkSetError>,
     /// Of those who wait for this set: one issuer's outage takes no place from another's.
     waiters: Waiters,
 }
@@ -211,7 +233,10 @@ impl KeySet {
             is_used: Cell::new(false),
             used_at: UnixTime::default(),
             is_permanent: false,
-            wants_unknown_kid: false,
+            wanted: None,
+            asked: Vec::new(),
+            absent: AbsentNames::default(),
+            unread: None,
             waiters: Waiters::default(),
         }
     }
@@ -272,14 +297,51 @@ impl KeySet {
         self.keys.as_ref().filter(|_| !self.record.is_stale(now, timing))
     }
 
-    /// Asks for a fetch on behalf of a `kid` that the set lacks. Where the answer is no, the set has just been fetched
-    /// for such a one, and the `kid` is refused: made-up ones cannot cause a storm.
-    pub fn request_unknown_kid(&mut self, now: UnixTime, timing: &Timing) -> bool {
-        if self.record.may_fetch_unknown_kid(now, timing) {
-            self.wants_unknown_kid = true;
-            return true;
+    /// Whether the copy has a key that a token's header names.
+    pub fn has_named(&self, hint: &KeyHint<'_>) -> bool {
+        self.keys.as_ref().is_some_and(|keys| keys.has_named(hint))
+    }
+
+    /// Asks for a fetch on behalf of a key that the set lacks. If the answer is no, the set has just been fetched for such a
+    /// key, and the token is refused: made-up names cannot cause a storm. Names that are known to be absent neither start
+    /// the cool-down nor wait for it.
+    pub fn request_key(&mut self, name: KeyName, now: UnixTime, timing: &Timing) -> bool {
+        let wanted = if self.absent.contains(name) { Wanted::Absent } else { Wanted::New };
+        let may_fetch = self.may_fetch_for(wanted, now, timing);
+        if may_fetch {
+            self.wanted = self.wanted.max(Some(wanted));
         }
-        self.is_pending(now, timing)
+        let is_awaited = may_fetch || self.is_pending(now, timing);
+        if is_awaited && wanted == Wanted::New && self.asked.len() < MAX_ASKED && !self.asked.contains(&name) {
+            self.asked.push(name);
+        }
+        is_awaited
+    }
+
+    fn may_fetch_for(&self, wanted: Wanted, now: UnixTime, timing: &Timing) -> bool {
+        match wanted {
+            Wanted::Absent => self.record.may_fetch_absent(now, timing),
+            Wanted::New => self.record.may_fetch_unknown_kid(now, timing),
+        }
+    }
+
+    /// Remembers what `keys`, which were fetched just now, do not have: keys that the copy still has, and what was asked for.
+    fn note_absent(&mut self, keys: &JwkSet) {
+        let asked = std::mem::take(&mut self.asked);
+        let known = self.keys.as_ref().filter(|known| *known != keys);
+        if asked.is_empty() && known.is_none() {
+            return;
+        }
+        let present: Vec<KeyName> = keys.names().map(KeyName::new).collect();
+        let is_absent = |name: &KeyName| !present.contains(name);
+        let retired: Vec<KeyName> = known.into_iter().flat_map(JwkSet::names).map(KeyName::new).filter(is_absent).collect();
+        retired.into_iter().for_each(|name| self.absent.add_retired(name));
+        asked.into_iter().filter(is_absent).for_each(|name| self.absent.add_missing(name));
+    }
+
+    /// Whether the copy was compared with the shared record longer than `age` ago.
+    fn is_older_than(&self, age: Duration, now: UnixTime) -> bool {
+        now != self.synced_at && !self.synced_at.plus(age).is_ahead(now, age)
     }
 
     /// Whether a fetch is due. A set without keys is due unless its last fetch failed: its document may be lost, when one
@@ -306,9 +368,10 @@ impl KeySet {
     /// Whether the copy must be compared with the shared record: somebody waits, a fetch is due, or it is in use and old.
     pub fn is_sync_due(&self, now: UnixTime, timing: &Timing) -> bool {
         self.waiters.are_any()
-            || self.wants_unknown_kid
+            || self.wanted.is_some()
+            || self.unread.is_some()
             || (self.is_kept(now, timing) && self.is_due(now, timing) && !self.record.is_claimed(now, timing))
-            || (self.is_used.get() && !self.synced_at.plus(SYNC_INTERVAL).is_ahead(now, SYNC_INTERVAL))
+            || (self.is_used.get() && self.is_older_than(SYNC_INTERVAL, now))
     }
 
     /// Whether it is to be fetched again in time. The policy may have dropped its provider since anybody used it.
@@ -319,7 +382,11 @@ impl KeySet {
     /// The order in which sets are fetched when slots are short: first those for which requests wait, then those that have
     /// been due for longest. So no set of an organization waits for ever behind others that fail again and again.
     fn urgency(&self) -> (bool, UnixTime) {
-        let due_at = if self.wants_unknown_kid { self.record.unknown_kid_fetch_at } else { self.record.next_fetch_at };
+        let due_at = match self.wanted {
+            Some(Wanted::New) => self.record.unknown_kid_fetch_at,
+            Some(Wanted::Absent) => self.record.fetched_at,
+            None => self.record.next_fetch_at,
+        };
         (!self.waiters.are_any(), due_at)
     }
 
@@ -343,8 +410,8 @@ impl KeySet {
         }
         // A request that waited for another thread's fetch asks again if that did not help.
         let is_new = record.generation != self.record.generation;
-        self.wants_unknown_kid &= !is_new && record.may_fetch_unknown_kid(now, timing);
         self.record = record;
+        self.wanted = self.wanted.filter(|wanted| !is_new && self.may_fetch_for(*wanted, now, timing));
         if !is_new {
             return Ok(());
         }
@@ -352,6 +419,9 @@ impl KeySet {
             Ok(keys) => (keys, Ok(())),
             Err(error) => (None, Err(error)),
         };
+        if let Some(keys) = &keys {
+            self.note_absent(keys);
+        }
         if keys != self.keys {
             self.keys = keys;
             self.version = self.version.saturating_add(1);
@@ -361,11 +431,11 @@ impl KeySet {
 
     /// The record with this thread's claim to fetch, if a fetch is due and no other thread has claimed it.
     fn claim(&self, now: UnixTime, timing: &Timing) -> Option<Record> {
-        let for_unknown_kid = self.wants_unknown_kid && self.record.may_fetch_unknown_kid(now, timing);
-        if self.record.is_claimed(now, timing) || !(for_unknown_kid || self.is_due(now, timing)) {
+        let wanted = self.wanted.filter(|wanted| self.may_fetch_for(*wanted, now, timing));
+        if self.record.is_claimed(now, timing) || !(wanted.is_some() || self.is_due(now, timing)) {
             return None;
         }
-        Some(self.record.claimed(for_unknown_kid, now, timing))
+        Some(self.record.claimed(wanted == Some(Wanted::New), now, timing))
     }
 }
 
@@ -576,7 +646,7 @@ mod tests {
         threads.change(|record| Record { unknown_kid_fetch_at: ahead, ..record });
         assert_eq!(threads.tick(at(2)), 0);
         threads.sync(0, at(2));
-        assert!(threads.set(0).request_unknown_kid(at(2), &TIMING));
+        assert!(threads.set(0).request_key(KeyName::new("x"), at(2), &TIMING));
         threads.change(|record| record.failed(ahead));
         threads.sync(1, at(3));
         assert_eq!(threads.set(1).retry_after_failure(at(3)), Some(MAX_BACKOFF));
@@ -592,7 +662,8 @@ mod tests {
         for second in 1..=60 {
             for thread in 0..3 {
                 threads.set(thread).lookup(at(second), &TIMING);
-                threads.set(thread).request_unknown_kid(at(second), &TIMING);
+                let made_up = KeyName::new(&format!("{second} {thread}"));
+                threads.set(thread).request_key(made_up, at(second), &TIMING);
             }
             if threads.tick(at(second)) > 0 {
                 fetches += 1;
@@ -610,14 +681,14 @@ mod tests {
         for (second, kids) in [(1, &["1", "2"][..]), (2, &["2", "3"]), (3, &["3", "4"])] {
             threads.set(0).lookup(at(second), &TIMING);
             threads.tick(at(second));
-            assert!(threads.set(0).request_unknown_kid(at(second), &TIMING));
+            assert!(threads.set(0).request_key(KeyName::new(kids[1]), at(second), &TIMING));
             assert_eq!(threads.tick(at(second)), 1, "a fetch brought a key just before");
             threads.answer(kids, at(second));
         }
         let mut is_listened_to = |second| {
             threads.set(0).lookup(at(second), &TIMING);
             threads.tick(at(second));
-            let answer = threads.set(0).request_unknown_kid(at(second), &TIMING);
+            let answer = threads.set(0).request_key(KeyName::new(&format!("made up {second}")), at(second), &TIMING);
             if threads.tick(at(second)) > 0 {
                 threads.answer(&["4", "3"], at(second)); // The same keys in another order are no news.
             }
@@ -637,12 +708,142 @@ mod tests {
             threads.set(thread).lookup(at(1), &TIMING);
         }
         threads.tick(at(1));
-        assert!(threads.set(0).request_unknown_kid(at(2), &TIMING));
+        assert!(threads.set(0).request_key(KeyName::new("new"), at(2), &TIMING));
         assert_eq!(threads.tick(at(2)), 1);
         // The other one meets the new key before it knows of that fetch.
-        assert!(threads.set(1).request_unknown_kid(at(2), &TIMING));
+        assert!(threads.set(1).request_key(KeyName::new("new"), at(2), &TIMING));
         threads.answer(&["old", "new"], at(2));
         assert_eq!(threads.tick(at(3)), 0);
+    }
+
+    /// Threads that know the keys "old" and "current", of which the provider has retired "old".
+    fn after_a_rotation(count: usize) -> Threads {
+        let mut threads = Threads::new(count);
+        threads.tick(START);
+        threads.answer(&["old"], START);
+        for thread in 0..count {
+            threads.sync(thread, at(1));
+        }
+        assert!(threads.set(0).request_key(KeyName::new("current"), at(2), &TIMING));
+        assert_eq!(threads.tick(at(2)), 1);
+        threads.answer(&["current"], at(2));
+        threads
+    }
+
+    #[test]
+    fn a_retired_key_delays_no_rotation() {
+        for thread in [0, 1] {
+            let mut threads = after_a_rotation(2);
+            threads.sync(thread, at(3));
+            assert!(!threads.set(thread).request_key(KeyName::new("old"), at(3), &TIMING), "{thread}: it was just fetched");
+            // After the cool-down it causes a fetch, in case it is published again. That starts no cool-down.
+            assert!(threads.set(thread).request_key(KeyName::new("old"), at(12), &TIMING));
+            assert_eq!(threads.tick(at(12)), 1);
+            threads.answer(&["current"], at(12));
+            threads.sync(thread, at(13));
+            assert!(!threads.set(thread).request_key(KeyName::new("old"), at(13), &TIMING));
+            assert!(threads.set(thread).request_key(KeyName::new("next"), at(13), &TIMING), "{thread}: a rotation");
+            assert_eq!(threads.tick(at(13)), 1);
+        }
+    }
+
+    #[test]
+    fn a_thread_that_starts_later_knows_retired_and_missing_keys() {
+        let mut threads = after_a_rotation(1);
+        assert!(threads.set(0).request_key(KeyName::new("made up"), at(3), &TIMING));
+        assert_eq!(threads.tick(at(3)), 1);
+        threads.answer(&["current"], at(3));
+        threads.sets = vec![KeySets::new(&[(uri("keys"), vec![org("acme")])])];
+        threads.sync(0, at(14));
+        for name in ["old", "made up"] {
+            assert!(threads.set(0).request_key(KeyName::new(name), at(14), &TIMING), "{name}");
+        }
+        assert_eq!(threads.tick(at(14)), 1);
+        threads.answer(&["current"], at(14));
+        assert!(threads.set(0).request_key(KeyName::new("next"), at(15), &TIMING), "no cool-down was started");
+    }
+
+    #[test]
+    fn a_key_that_a_fetch_did_not_bring_starts_one_cooldown_and_is_found_later() {
+        let mut threads = after_a_rotation(1);
+        let mut ask = |kid: &str, second, published: &[&str]| {
+            threads.sync(0, at(second));
+            let is_awaited = threads.set(0).request_key(KeyName::new(kid), at(second), &TIMING);
+            let fetches = threads.tick(at(second));
+            if fetches > 0 {
+                threads.answer(published, at(second));
+            }
+            (is_awaited, fetches)
+        };
+        assert_eq!(ask("early", 20, &["current"]), (true, 1), "it is new");
+        assert_eq!(ask("early", 25, &["current"]), (false, 0));
+        assert_eq!(ask("next", 25, &["current"]), (false, 0), "README: one cool-down");
+        assert_eq!(ask("early", 30, &["current"]), (true, 1), "once in each cool-down");
+        assert_eq!(ask("next", 31, &["current", "next"]), (true, 1), "no second one");
+        assert_eq!(ask("early", 41, &["current", "next", "early"]), (true, 1), "a key that is published late");
+        assert_eq!(ask("another", 42, &["current", "next", "early", "another"]), (true, 1));
+    }
+
+    #[test]
+    fn keys_known_to_be_absent_cause_one_fetch_in_each_cooldown() {
+        let mut threads = after_a_rotation(3);
+        let mut fetches = 0;
+        for second in 3..=62 {
+            for thread in 0..3 {
+                threads.set(thread).lookup(at(second), &TIMING);
+                threads.set(thread).request_key(KeyName::new("old"), at(second), &TIMING);
+            }
+            if threads.tick(at(second)) > 0 {
+                fetches += 1;
+                // A failed fetch backs off, and is not repeated for the absent key.
+                threads.answer(&["current"], at(second));
+            }
+        }
+        assert_eq!(fetches, 6);
+    }
+
+    #[test]
+    fn a_copy_that_is_older_than_a_second_is_compared_before_it_decides() {
+        let mut threads = Threads::new(2);
+        threads.tick(START);
+        threads.answer(&["old"], START);
+        for thread in 0..2 {
+            threads.sync(thread, at(1));
+        }
+        assert!(threads.set(0).request_key(KeyName::new("new"), at(100), &TIMING));
+        threads.sync(0, at(100));
+        let fetch = threads.fetches.pop().unwrap();
+        threads.sets[0].finish(&fetch, Some(&testing::jwk_set(&["new"])), at(100), &TIMING, &threads.host).unwrap();
+        // The other thread was idle, and its copy still has the withdrawn key.
+        let old = KeyHint::from(Some("old"));
+        assert!(threads.set(1).has_named(&old));
+        let reads = threads.host.reads(&record_name());
+        for _ in 0..5 {
+            let set = threads.sets[1].up_to_date(SET, SYNC_INTERVAL, at(100), &TIMING, &threads.host).unwrap();
+            assert!(!set.has_named(&old) && set.version(at(100), &TIMING).is_some());
+        }
+        assert_eq!(threads.host.reads(&record_name()), reads + 1, "one hostcall a second");
+        let half = at(100).plus(Duration::from_millis(999));
+        threads.sets[1].up_to_date(SET, SYNC_INTERVAL, half, &TIMING, &threads.host);
+        assert_eq!(threads.host.reads(&record_name()), reads + 1);
+        threads.sets[1].up_to_date(SET, SYNC_INTERVAL, at(101), &TIMING, &threads.host);
+        assert_eq!(threads.host.reads(&record_name()), reads + 2);
+        threads.sets[1].up_to_date(SET, SYNC_INTERVAL, at(50), &TIMING, &threads.host);
+        assert_eq!(threads.host.reads(&record_name()), reads + 3, "the clock was set back");
+    }
+
+    #[test]
+    fn a_document_that_cannot_be_read_when_a_token_comes_is_told_by_the_next_tick() {
+        let mut threads = Threads::new(1);
+        threads.tick(START);
+        threads.answer(&["a"], START);
+        threads.host.update(&format!("{}/document", record_name()), &mut |_| Some(b"{".to_vec()));
+        threads.change(|record| Record { generation: 9, ..record });
+        let set = threads.sets[0].up_to_date(SET, SYNC_INTERVAL, at(5), &TIMING, &threads.host).unwrap();
+        assert!(matches!(set.lookup(at(5), &TIMING), Lookup::Pending));
+        assert_eq!(threads.sets[0].sync_due(at(5), &TIMING), [SET]);
+        assert!(threads.sets[0].sync(SET, at(5), &TIMING, &threads.host).is_err(), "once");
+        assert_eq!(threads.tick(at(5)), 1, "then it is fetched again");
     }
 
     #[test]

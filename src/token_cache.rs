@@ -83,7 +83,7 @@ impl TokenCache {
         token: &str,
         resource: &Resource,
         now: UnixTime,
-        version_of: impl Fn(KeySetId) -> Option<u64>,
+        mut version_of: impl FnMut(KeySetId) -> Option<u64>,
         holds: impl FnOnce(&mut Basis) -> bool,
     ) -> Option<Rc<Principal>> {
         let cache = self.0.as_mut()?;

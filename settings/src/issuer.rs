@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use apexmcp_auth::jose::jwk::JwkSet;
-use apexmcp_auth::jwks::JwksUri;
+use apexmcp_auth::json::without_byte_order_mark;
+use apexmcp_auth::jwks::{self, JwksUri};
 use serde::Serialize;
 use serde_json::Value;
 use ureq::Agent;
@@ -25,6 +26,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_LENGTH: u64 = 256 << 10;
 /// Real ones stay below 200 characters.
 const MAX_URL_LENGTH: usize = 2048;
+/// The `Accept` header for metadata documents, which are judged by their content. So no content negotiation should fail.
+const ACCEPT_METADATA: &str = "application/json, */*;q=0.1";
 /// Names that mean something within a network alone: RFC 6761, RFC 6762, RFC 8375, and those of clouds and clusters.
 const PRIVATE_SUFFIXES: [&str; 7] = [".localhost", ".local", ".internal", ".home.arpa", ".svc", ".lan", ".corp"];
 
@@ -106,7 +109,7 @@ fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>)
     let was_private = Arc::new(AtomicBool::new(false));
     let agent = agent(reach, Arc::clone(&was_private));
     discover(&agent, issuer, jwks_uri, findings);
-    findings.push(match fetch(&agent, jwks_uri) {
+    findings.push(match fetch(&agent, jwks_uri, jwks::ACCEPT) {
         Err(why) => Finding::new(false, format!("{jwks_uri} {why}")),
         Ok(body) => match JwkSet::parse(&body) {
             Err(why) => Finding::new(false, format!("{jwks_uri} is no key set for RS256: {why}")),
@@ -131,15 +134,15 @@ fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Find
             rest.split_once('/').map_or((rest, String::new()), |(authority, path)| (authority, format!("/{path}")));
         format!("{scheme}://{authority}/.well-known/oauth-authorization-server{path}")
     });
-    let document = fetch(agent, &oidc).map(|body| (oidc.clone(), body)).or_else(|why| {
+    let document = fetch(agent, &oidc, ACCEPT_METADATA).map(|body| (oidc.clone(), body)).or_else(|why| {
         let oauth = oauth.ok_or_else(|| why.clone())?;
-        fetch(agent, &oauth).map(|body| (oauth, body)).map_err(|_| why)
+        fetch(agent, &oauth, ACCEPT_METADATA).map(|body| (oauth, body)).map_err(|_| why)
     });
     let (url, body) = match document {
         Ok(found) => found,
         Err(why) => return findings.push(Finding::new(false, format!("{oidc} {why}"))),
     };
-    let Ok(document) = serde_json::from_slice::<Value>(&body) else {
+    let Ok(document) = serde_json::from_slice::<Value>(without_byte_order_mark(&body)) else {
         return findings.push(Finding::new(false, format!("{url} is no JSON")));
     };
     for (member, expected, option) in [("issuer", issuer, "--issuer"), ("jwks_uri", jwks_uri, "--jwks-uri")] {
@@ -153,9 +156,9 @@ fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Find
 }
 
 /// The body of a 200, or why there is none.
-fn fetch(agent: &Agent, url: &str) -> Result<Vec<u8>, String> {
-    let mut answer =
-        agent.get(url).header("accept", "application/json").call().map_err(|error| format!("cannot be fetched: {error}"))?;
+fn fetch(agent: &Agent, url: &str, accept: &str) -> Result<Vec<u8>, String> {
+    let answer = agent.get(url).header("accept", accept).header("accept-encoding", "identity").call();
+    let mut answer = answer.map_err(|error| format!("cannot be fetched: {error}"))?;
     match answer.status().as_u16() {
         200 => {}
         status @ 300..=399 => return Err(format!("answered {status}, and the gateway follows no redirects")),

@@ -184,7 +184,9 @@ fn a_remembered_token_is_judged_anew_when_its_keys_change() {
     let good = token(&claims());
     assert_eq!(reason(&world.bearer(&good)), "ok");
     world.publish(&["b"]);
-    let Step::Await(waiting) = world.bearer(&good) else { panic!("the key is gone: perhaps it was just rotated") };
+    assert_eq!(reason(&world.bearer(&good)), "key_unknown", "the set has just been fetched without it");
+    world.now = world.now.plus(world.gateway.config.jwks.refetch_cooldown);
+    let Step::Await(waiting) = world.bearer(&good) else { panic!("the key may be published again") };
     world.now = world.now.plus(Duration::from_secs(6));
     assert_eq!(reason(&waiting.proceed(bearer_head(&good), &mut world.gateway, world.now, &world.host)), "jwks_unavailable");
 }
@@ -303,6 +305,48 @@ fn tokens_without_kid_survive_a_rotation() {
     assert_eq!(reason(&world.bearer(&bare)), "ok");
     let forged = format!("{}{}", &bare[..bare.len() - 8], "AAAAAAAA");
     assert_eq!(reason(&world.bearer(&forged)), "await", "it may be signed by a key that is not fetched yet");
+}
+
+#[test]
+fn a_token_that_names_no_key_delays_the_next_rotation_only_once() {
+    for header in [json!({"alg": "RS256"}), json!({"alg": "RS256", "x5t": "retired"}), json!({"alg": "RS256", "kid": "retired"})]
+    {
+        let mut world = World::new();
+        world.publish(&["a"]);
+        let stale = testing::sign(&header, &claims());
+        let stale = format!("{}{}", &stale[..stale.len() - 8], "AAAAAAAA");
+        let cooldown = world.gateway.config.jwks.refetch_cooldown;
+        for _ in 0..3 {
+            assert_eq!(reason(&world.bearer(&stale)), "await", "once in each cool-down: {header}");
+            world.fetched(world.now, Some(&["a"]));
+            let refused = if header.get("kid").is_some() { "key_unknown" } else { "signature_invalid" };
+            assert_eq!(reason(&world.bearer(&stale)), refused, "{header}");
+            world.now = world.now.plus(cooldown);
+        }
+        assert_eq!(reason(&world.bearer(&stale)), "await");
+        world.fetched(world.now, Some(&["a"]));
+        let rotated = testing::sign(&json!({"alg": "RS256", "kid": "new"}), &claims());
+        assert_eq!(reason(&world.bearer(&rotated)), "await", "no cool-down holds it up: {header}");
+        world.fetched(world.now, Some(&["a", "new"]));
+        assert_eq!(reason(&world.bearer(&rotated)), "ok");
+    }
+}
+
+#[test]
+fn a_token_whose_kid_no_key_has_is_tried_with_the_keys_without_kid() {
+    let mut world = World::new();
+    let Gateway { key_sets, config, .. } = &mut world.gateway;
+    let fetch = key_sets.sync(KeySetId::at(0), NOW, &config.jwks, &world.host).unwrap().unwrap();
+    let document = testing::jwk_set(&["a"]).to_document().replace(r#""kid":"a","#, "");
+    assert!(!document.contains("kid"));
+    let keys = crate::jose::jwk::JwkSet::parse(document.as_bytes()).unwrap();
+    key_sets.finish(&fetch, Some(&keys), NOW, &config.jwks, &world.host).unwrap();
+    let token = testing::sign(&json!({"alg": "RS256", "kid": "anything"}), &claims());
+    assert_eq!(reason(&world.bearer(&token)), "ok");
+    let forged = format!("{}{}", &token[..token.len() - 8], "AAAAAAAA");
+    assert_eq!(reason(&world.bearer(&forged)), "await", "the set may have been rotated");
+    world.fetched(NOW, Some(&["a"]));
+    assert_eq!(reason(&world.bearer(&forged)), "key_unknown");
 }
 
 #[test]

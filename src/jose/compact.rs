@@ -4,6 +4,7 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
+use super::jwk::{KeyHint, thumbprint};
 use crate::denial::Reason;
 use crate::json;
 
@@ -16,9 +17,19 @@ pub struct CompactJws<'token> {
     token: &'token str,
     signing_input: &'token str,
     signature: Vec<u8>,
+    header: JoseHeader,
+    claims: Map<String, Value>,
+}
+
+/// The header members that are used. RFC 7515 §4.1 allows ignoring the others.
+#[derive(Debug)]
+struct JoseHeader {
     kid: Option<String>,
     typ: Option<String>,
-    claims: Map<String, Value>,
+    /// Only where there is no `kid`.
+    x5t: Option<Box<str>>,
+    /// As `x5t`.
+    x5t_s256: Option<Box<str>>,
 }
 
 impl<'token> CompactJws<'token> {
@@ -29,10 +40,10 @@ impl<'token> CompactJws<'token> {
     pub fn parse(token: &'token str) -> Result<Self, Reason> {
         let (signing_input, signature) = token.rsplit_once('.').ok_or(Reason::TokenMalformed)?;
         let (header, claims) = signing_input.split_once('.').ok_or(Reason::TokenMalformed)?;
-        let (kid, typ) = check_header(&object(header)?)?;
+        let header = check_header(&object(header)?)?;
         let claims = object(claims)?;
         let signature = decode(signature)?;
-        Ok(Self { token, signing_input, signature, kid, typ, claims })
+        Ok(Self { token, signing_input, signature, header, claims })
     }
 
     /// The whole token.
@@ -52,18 +63,24 @@ impl<'token> CompactJws<'token> {
 
     /// The `kid` header.
     pub fn kid(&self) -> Option<&str> {
-        self.kid.as_deref()
+        self.header.kid.as_deref()
+    }
+
+    /// What the header says about the key that signed the token.
+    pub fn key_hint(&self) -> KeyHint<'_> {
+        let JoseHeader { kid, x5t, x5t_s256, .. } = &self.header;
+        KeyHint { kid: kid.as_deref(), x5t: x5t.as_deref(), x5t_s256: x5t_s256.as_deref() }
     }
 
     /// Checks `typ`, the media type of what the token is (RFC 8725 §3.11): one of `accepted`, with or without
-    /// `application/`, in any case. A token typed as something else, such as `logout+jwt`, is not what it is taken for.
+    /// `application/`, in any case (RFC 7515 §4.1.9). A token typed as something else, such as `logout+jwt`, is not what it is taken for.
     ///
     /// # Errors
     /// [`Reason::TokenMalformed`].
     pub fn check_type(&self, accepted: &[Type]) -> Result<(), Reason> {
-        let typ = self.typ.as_deref().map(|typ| strip_prefix_ignore_case(typ, "application/").unwrap_or(typ));
+        let typ = self.header.typ.as_deref().map(|typ| strip_prefix_ignore_case(typ, "application/").unwrap_or(typ));
         let is = |accepted: &Type| match accepted {
-            Type::Untyped => typ.is_none(),
+            Type::Untyped => typ.is_none_or(|typ| typ.eq_ignore_ascii_case("jose")),
             Type::Named(name) => typ.is_some_and(|typ| typ.eq_ignore_ascii_case(name)),
         };
         if accepted.iter().any(is) { Ok(()) } else { Err(Reason::TokenMalformed) }
@@ -78,7 +95,7 @@ impl<'token> CompactJws<'token> {
 /// A `typ` that is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
-    /// None at all.
+    /// None at all, or `JOSE`, which only says that it is a compact JWS (RFC 7515 §4.1.9). JWT-SVID §2.3 allows it.
     Untyped,
     /// This one.
     Named(&'static str),
@@ -99,14 +116,15 @@ fn object(part: &str) -> Result<Map<String, Value>, Reason> {
     json::parse_object(&decode(part)?).map_err(|_| Reason::TokenMalformed)
 }
 
-/// Checks the JOSE header and returns its `kid` and `typ`.
-fn check_header(header: &Map<String, Value>) -> Result<(Option<String>, Option<String>), Reason> {
+/// Checks the JOSE header and returns what is used of it.
+fn check_header(header: &Map<String, Value>) -> Result<JoseHeader, Reason> {
     if header.get("alg").and_then(Value::as_str) != Some("RS256") {
         return Err(Reason::AlgorithmNotAllowed);
     }
-    // A key that the token brings or points to proves nothing (RFC 8725 §3.10), and no critical extension is
-    // understood here (RFC 7515 §4.1.11); `b64` is one (RFC 7797).
-    if ["jwk", "jku", "x5u", "x5c", "crit", "b64"].into_iter().any(|name| header.contains_key(name)) {
+    // No critical extension is understood here (RFC 7515 §4.1.11); `b64` is one (RFC 7797). `jwk`, `jku`, `x5u` and `x5c`
+    // are ignored: UAA puts `jku` into each token. A key that a token brings or points to proves nothing (RFC 8725 §3.10).
+    // So it is never fetched and never used.
+    if ["crit", "b64"].into_iter().any(|name| header.contains_key(name)) {
         return Err(Reason::TokenMalformed);
     }
     let text = |name| match header.get(name) {
@@ -114,7 +132,10 @@ fn check_header(header: &Map<String, Value>) -> Result<(Option<String>, Option<S
         Some(Value::String(text)) if text.len() <= MAX_HEADER_VALUE_LENGTH => Ok(Some(text.clone())),
         Some(_) => Err(Reason::TokenMalformed),
     };
-    Ok((text("kid")?, text("typ")?))
+    let kid = text("kid")?;
+    let hint = |name| header.get(name).filter(|_| kid.is_none()).and_then(thumbprint);
+    let (x5t, x5t_s256) = (hint("x5t"), hint("x5t#S256"));
+    Ok(JoseHeader { kid, typ: text("typ")?, x5t, x5t_s256 })
 }
 
 #[cfg(test)]
@@ -145,10 +166,11 @@ mod tests {
             (r#"{"alg":"rs256"}"#, Some(Reason::AlgorithmNotAllowed)),
             (r#"{}"#, Some(Reason::AlgorithmNotAllowed)),
             (r#"{"alg":"RS256","alg":"none"}"#, Some(Reason::TokenMalformed)),
-            (r#"{"alg":"RS256","jwk":{}}"#, Some(Reason::TokenMalformed)),
-            (r#"{"alg":"RS256","jku":"https://evil"}"#, Some(Reason::TokenMalformed)),
-            (r#"{"alg":"RS256","x5u":"https://evil"}"#, Some(Reason::TokenMalformed)),
-            (r#"{"alg":"RS256","x5c":[]}"#, Some(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","jwk":{}}"#, None),
+            (r#"{"alg":"RS256","jku":"https://evil"}"#, None),
+            (r#"{"alg":"RS256","x5u":"https://evil"}"#, None),
+            (r#"{"alg":"RS256","x5c":[]}"#, None),
+            (r#"{"alg":"RS256","x5t":7,"x5t#S256":null}"#, None),
             (r#"{"alg":"RS256","crit":[]}"#, Some(Reason::TokenMalformed)),
             (r#"{"alg":"RS256","b64":true}"#, Some(Reason::TokenMalformed)),
             (r#"{"alg":"RS256","typ":7}"#, Some(Reason::TokenMalformed)),
@@ -194,6 +216,20 @@ mod tests {
     }
 
     #[test]
+    fn thumbprints_are_read_where_there_is_no_kid() {
+        for (header, expected) in [
+            (r#"{"alg":"RS256","x5t":"abc"}"#, (Some("abc"), None)),
+            (r#"{"alg":"RS256","x5t#S256":"a-_9="}"#, (None, Some("a-_9"))),
+            (r#"{"alg":"RS256","x5t":"abc","kid":"k"}"#, (None, None)),
+            (r#"{"alg":"RS256","x5t":["abc"],"x5t#S256":"two words"}"#, (None, None)),
+        ] {
+            let token = token(header, "{}");
+            let jws = CompactJws::parse(&token).unwrap();
+            assert_eq!((jws.key_hint().x5t, jws.key_hint().x5t_s256), expected, "{header}");
+        }
+    }
+
+    #[test]
     fn types() {
         let accepted = [Type::Untyped, Type::Named("at+jwt")];
         for (header, expected) in [
@@ -203,6 +239,11 @@ mod tests {
             (r#"{"alg":"RS256","typ":"JWT"}"#, Err(Reason::TokenMalformed)),
             (r#"{"alg":"RS256","typ":"logout+jwt"}"#, Err(Reason::TokenMalformed)),
             (r#"{"alg":"RS256","typ":""}"#, Err(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","typ":"APPLICATION/AT+JWT"}"#, Ok(())),
+            (r#"{"alg":"RS256","typ":"JOSE"}"#, Ok(())),
+            (r#"{"alg":"RS256","typ":"application/jose"}"#, Ok(())),
+            (r#"{"alg":"RS256","typ":"text/at+jwt"}"#, Err(Reason::TokenMalformed)),
+            (r#"{"alg":"RS256","typ":"JOSE+JSON"}"#, Err(Reason::TokenMalformed)),
         ] {
             let token = token(header, "{}");
             assert_eq!(CompactJws::parse(&token).unwrap().check_type(&accepted), expected, "{header}");

@@ -1,6 +1,10 @@
 //! JSON Web Keys (RFC 7517): which of a published set can verify RS256 here.
 
+use std::fmt;
+
 use base64::Engine;
+use base64::alphabet::URL_SAFE;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use pkcs1::UintRef;
 use pkcs1::der::Encode;
@@ -22,6 +26,47 @@ const MAX_CANDIDATES: usize = 4;
 const MAX_CANDIDATE_BITS: usize = 16_384;
 /// Real exponents are 65537, or 3. What is longer only takes longer.
 const MAX_EXPONENT_BITS: usize = 17;
+/// Values of `use` that mean "verifies the signatures of tokens": RFC 7517 §4.2, and SPIFFE's JWT-SVID §4.2 for the keys of a
+/// trust bundle. IANA's registry has no other one.
+const USES: [&str; 2] = ["sig", "jwt-svid"];
+/// Longest thumbprint of a certificate that is used: SHA-256 has 43 characters.
+const MAX_THUMBPRINT_LENGTH: usize = 64;
+/// Keys whose problems an error names.
+const MAX_PROBLEMS: usize = 5;
+/// Longest part of a value from a key set that an error quotes, in characters.
+const MAX_QUOTE: usize = 40;
+
+/// Reads the numbers of keys as they are published. RFC 7518 §6.3.1 asks for base64url without padding. Some publishers pad
+/// them, or use the alphabet of RFC 4648 §4. The spelling of a number is not what is signed, so it can be read leniently.
+const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
+    &URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true).with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// What a token's header says about the key that signed it: RFC 7515 §4.1.4, §4.1.7 and §4.1.8.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KeyHint<'t> {
+    /// The id of the key.
+    pub kid: Option<&'t str>,
+    /// The SHA-1 thumbprint of its certificate. Not read where there is a `kid`.
+    pub x5t: Option<&'t str>,
+    /// The SHA-256 thumbprint of its certificate. Not read where there is a `kid`.
+    pub x5t_s256: Option<&'t str>,
+}
+
+impl<'t> From<Option<&'t str>> for KeyHint<'t> {
+    fn from(kid: Option<&'t str>) -> Self {
+        Self { kid, ..Self::default() }
+    }
+}
+
+/// The text of a certificate's thumbprint, without padding. Anything else is no thumbprint and is ignored.
+pub(super) fn thumbprint(value: &Value) -> Option<Box<str>> {
+    let text = value.as_str()?.trim_end_matches('=');
+    let is_base64url = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_good = !text.is_empty() && text.len() <= MAX_THUMBPRINT_LENGTH && text.bytes().all(is_base64url);
+    is_good.then(|| text.into())
+}
 
 /// An RSA public key of acceptable strength.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,17 +80,32 @@ impl RsaPublicKey {
     /// The key of these big-endian numbers; `None` where the modulus is too small or too large, or the exponent is
     /// even, below 3 or over 17 bits.
     pub fn from_components(modulus: &[u8], exponent: &[u8]) -> Option<Self> {
-        let modulus = UintRef::new(modulus).ok()?;
-        let exponent = UintRef::new(exponent).ok()?;
+        Self::checked(modulus, exponent).ok()
+    }
+
+    fn checked(modulus: &[u8], exponent: &[u8]) -> Result<Self, Unusable> {
+        let not_a_number = |name| move |_| Unusable::Number(name);
+        let modulus = UintRef::new(modulus).map_err(not_a_number("n"))?;
+        let exponent = UintRef::new(exponent).map_err(not_a_number("e"))?;
         let is_odd = |number: UintRef<'_>| number.as_bytes().last().is_some_and(|byte| byte & 1 == 1);
-        let is_long = !MODULUS_BITS.contains(&bits(modulus.as_bytes())?) || bits(exponent.as_bytes())? > MAX_EXPONENT_BITS;
-        if is_long || !is_odd(modulus) || !is_odd(exponent) || exponent.as_bytes() == [1] {
-            return None;
+        let length = bits(modulus.as_bytes()).unwrap_or(0);
+        if !MODULUS_BITS.contains(&length) {
+            return Err(Unusable::ModulusLength(length));
         }
-        let key = pkcs1::RsaPublicKey { modulus, public_exponent: exponent }.to_der().ok()?;
-        let spki =
-            SubjectPublicKeyInfo { algorithm: pkcs1::ALGORITHM_ID, subject_public_key: BitStringRef::from_bytes(&key).ok()? };
-        Some(Self { modulus: modulus.as_bytes().into(), exponent: exponent.as_bytes().into(), spki: spki.to_der().ok()? })
+        if !is_odd(modulus) {
+            return Err(Unusable::EvenModulus);
+        }
+        let is_long = bits(exponent.as_bytes()).is_none_or(|bits| bits > MAX_EXPONENT_BITS);
+        if is_long || !is_odd(exponent) || exponent.as_bytes() == [1] {
+            return Err(Unusable::Exponent);
+        }
+        let to_der = || {
+            let key = pkcs1::RsaPublicKey { modulus, public_exponent: exponent }.to_der()?;
+            let subject_public_key = BitStringRef::from_bytes(&key)?;
+            SubjectPublicKeyInfo { algorithm: pkcs1::ALGORITHM_ID, subject_public_key }.to_der()
+        };
+        let spki = to_der().map_err(not_a_number("n"))?;
+        Ok(Self { modulus: modulus.as_bytes().into(), exponent: exponent.as_bytes().into(), spki })
     }
 
     /// The modulus, big-endian, without leading zeros.
@@ -74,13 +134,15 @@ fn bits(number: &[u8]) -> Option<usize> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Jwk {
     kid: Option<Box<str>>,
+    x5t: Option<Box<str>>,
+    x5t_s256: Option<Box<str>>,
     key: RsaPublicKey,
 }
 
 impl Jwk {
     /// `key` under the id `kid`.
     pub fn new(kid: &str, key: RsaPublicKey) -> Self {
-        Self { kid: Some(kid.into()), key }
+        Self { kid: Some(kid.into()), x5t: None, x5t_s256: None, key }
     }
 
     /// Its id.
@@ -94,22 +156,41 @@ impl Jwk {
     }
 
     /// A key from a set, where it is one for RS256 signatures: RFC 7517 §4 and §5, unknown kinds are ignored.
-    fn from_members(members: &Map<String, Value>) -> Option<Self> {
-        let is_absent_or = |name: &str, wanted: &str| members.get(name).is_none_or(|value| value.as_str() == Some(wanted));
-        let may_verify = members.get("key_ops").is_none_or(|operations| {
-            operations
-                .as_array()
-                .is_some_and(|operations| operations.iter().any(|operation| operation.as_str() == Some("verify")))
-        });
-        if members.get("kty")?.as_str()? != "RSA" || !is_absent_or("use", "sig") || !is_absent_or("alg", "RS256") || !may_verify {
-            return None;
-        }
-        let number = |name: &str| BASE64_URL_SAFE_NO_PAD.decode(members.get(name)?.as_str()?).ok();
-        let kid = match members.get("kid") {
-            None => None,
-            Some(kid) => Some(kid.as_str()?.into()),
+    fn from_members(members: &Map<String, Value>) -> Result<Self, Unusable> {
+        // Serializers write null for what is not there.
+        let member = |name: &str| members.get(name).filter(|value| !value.is_null());
+        let expect = |name: &'static str, accepted: &'static [&'static str], may_be_absent: bool| {
+            let is_good = |value: &Value| value.as_str().is_some_and(|text| accepted.contains(&text));
+            let is_accepted = member(name).map_or(may_be_absent, is_good);
+            let found = || member(name).map(quoted);
+            if is_accepted { Ok(()) } else { Err(Unusable::Member { name, found: found(), accepted }) }
         };
-        Some(Self { kid, key: RsaPublicKey::from_components(&number("n")?, &number("e")?)? })
+        expect("kty", &["RSA"], false)?;
+        expect("use", &USES, true)?;
+        expect("alg", &["RS256"], true)?;
+        let is_verify = |operations: &Vec<Value>| operations.iter().any(|operation| operation.as_str() == Some("verify"));
+        if !member("key_ops").is_none_or(|operations| operations.as_array().is_some_and(is_verify)) {
+            return Err(Unusable::Operations);
+        }
+        let kid = member("kid").map(|kid| kid.as_str().ok_or(Unusable::Kid)).transpose()?.map(Into::into);
+        let number = |name| member(name).and_then(Value::as_str).and_then(published_number).ok_or(Unusable::Number(name));
+        let key = RsaPublicKey::checked(&number("n")?, &number("e")?)?;
+        let hint = |name| member(name).and_then(thumbprint);
+        Ok(Self { kid, x5t: hint("x5t"), x5t_s256: hint("x5t#S256"), key })
+    }
+
+    /// Whether a token's header means this key: by its `kid`, or by a thumbprint where it has no `kid`.
+    fn is_named_by(&self, hint: &KeyHint<'_>) -> bool {
+        let is_it = |own: &Option<Box<str>>, named: Option<&str>| named.is_some() && own.as_deref() == named;
+        match hint.kid {
+            Some(_) => is_it(&self.kid, hint.kid),
+            None => is_it(&self.x5t, hint.x5t) || is_it(&self.x5t_s256, hint.x5t_s256),
+        }
+    }
+
+    /// What tokens may call this key.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        [&self.kid, &self.x5t, &self.x5t_s256].into_iter().filter_map(|name| name.as_deref())
     }
 
     /// The key as members of a set that says what it is for, RFC 7517 §4.
@@ -123,13 +204,78 @@ impl Jwk {
     fn to_members(&self) -> Map<String, Value> {
         let number = |number: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(number).into();
         let key = [("kty", "RSA".into()), ("n", number(self.key.modulus())), ("e", number(self.key.exponent()))];
-        let kid = self.kid.as_ref().map(|kid| ("kid", (**kid).into()));
-        key.into_iter().chain(kid).map(|(name, value)| (name.to_owned(), value)).collect()
+        let names = [("kid", &self.kid), ("x5t", &self.x5t), ("x5t#S256", &self.x5t_s256)];
+        let names = names.into_iter().filter_map(|(name, value)| Some((name, Value::from(value.as_deref()?))));
+        key.into_iter().chain(names).map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// The number of a key, as [`LENIENT_BASE64`] says.
+fn published_number(text: &str) -> Option<Vec<u8>> {
+    let in_alphabet = |character| match character {
+        '+' => '-',
+        '/' => '_',
+        other => other,
+    };
+    let text: String = text.chars().filter(|character| !character.is_ascii_whitespace()).map(in_alphabet).collect();
+    LENIENT_BASE64.decode(text).ok()
+}
+
+/// A value from a key set, short enough for a log line. Debug formatting escapes what could deceive its reader.
+fn quoted(value: &Value) -> String {
+    let Some(text) = value.as_str() else { return "not a string".to_owned() };
+    let short: String = text.chars().take(MAX_QUOTE).collect();
+    let ellipsis = if short.len() < text.len() { "…" } else { "" };
+    format!("{short:?}{ellipsis}")
+}
+
+/// Why a key of a set cannot verify RS256 here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Unusable {
+    /// It is no JSON object.
+    NotAnObject,
+    /// A member has another value than the accepted ones, or is missing.
+    Member { name: &'static str, found: Option<String>, accepted: &'static [&'static str] },
+    /// `key_ops` is no array with "verify".
+    Operations,
+    /// `kid` is no string.
+    Kid,
+    /// `n` or `e` is missing or no number in base64url.
+    Number(&'static str),
+    /// The modulus has this number of bits.
+    ModulusLength(usize),
+    /// The modulus is even, so it is no product of two primes.
+    EvenModulus,
+    /// The exponent is even, 1, or too long.
+    Exponent,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAnObject => formatter.write_str("it is not a JSON object"),
+            Self::Member { name, found, accepted } => {
+                let accepted: Vec<String> = accepted.iter().map(|value| format!("{value:?}")).collect();
+                let found = found.as_deref().unwrap_or("missing");
+                write!(formatter, "{name:?} is {found}, expected {}", accepted.join(" or "))
+            }
+            Self::Operations => formatter.write_str("\"key_ops\" is not an array that contains \"verify\""),
+            Self::Kid => formatter.write_str("\"kid\" is not a string"),
+            Self::Number(name) => write!(formatter, "{name:?} is missing or is not a base64url number"),
+            Self::ModulusLength(bits) => {
+                let (least, most) = (MODULUS_BITS.start(), MODULUS_BITS.end());
+                write!(formatter, "the modulus \"n\" has {bits} bits, expected {least} to {most}")
+            }
+            Self::EvenModulus => formatter.write_str("the modulus \"n\" is even"),
+            Self::Exponent => {
+                write!(formatter, "the exponent \"e\" is even, is 1, or has over {MAX_EXPONENT_BITS} bits")
+            }
+        }
     }
 }
 
 /// Why a document is no usable set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JwkSetError {
     /// Over 256 KiB.
     TooLong,
@@ -137,17 +283,35 @@ pub enum JwkSetError {
     Malformed,
     /// Over 100 keys.
     TooManyKeys,
-    /// None of its keys can verify RS256. A provider that publishes nothing is taken for broken, not for having revoked all.
-    NoUsableKey,
+    /// None of its keys can verify RS256, for these reasons. A provider that publishes nothing is taken for broken, not for
+    /// having revoked all.
+    NoUsableKey(Box<str>),
 }
 
-impl std::fmt::Display for JwkSetError {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl JwkSetError {
+    fn no_usable_key(keys: &[Value], problems: &[Unusable]) -> Self {
+        if keys.is_empty() {
+            return Self::NoUsableKey("\"keys\" is empty".into());
+        }
+        let name = |index: usize, key: &Value| match key.get("kid").filter(|kid| kid.is_string()) {
+            Some(kid) => format!("keys[{index}] (kid {})", quoted(kid)),
+            None => format!("keys[{index}]"),
+        };
+        let known = keys.iter().zip(problems).enumerate().take(MAX_PROBLEMS);
+        let mut texts: Vec<String> = known.map(|(index, (key, why))| format!("{}: {why}", name(index, key))).collect();
+        let others = keys.len().saturating_sub(texts.len());
+        texts.extend((others > 0).then(|| format!("and {others} more")));
+        Self::NoUsableKey(format!("none of its keys can verify RS256: {}", texts.join("; ")).into())
+    }
+}
+
+impl fmt::Display for JwkSetError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::TooLong => "the document is over 256 KiB",
             Self::Malformed => "the document is no JWK set",
             Self::TooManyKeys => "the set has over 100 keys",
-            Self::NoUsableKey => "none of its keys is for RS256: RSA of 2048 to 8192 bits, use sig",
+            Self::NoUsableKey(why) => why,
         })
     }
 }
@@ -165,13 +329,20 @@ impl JwkSet {
         if document.len() > MAX_DOCUMENT_LENGTH {
             return Err(JwkSetError::TooLong);
         }
+        let document = json::without_byte_order_mark(document);
         let members = json::parse_object(document).map_err(|_| JwkSetError::Malformed)?;
         let keys = members.get("keys").and_then(Value::as_array).ok_or(JwkSetError::Malformed)?;
         if keys.len() > MAX_KEYS {
             return Err(JwkSetError::TooManyKeys);
         }
-        let usable: Vec<Jwk> = keys.iter().filter_map(|key| Jwk::from_members(key.as_object()?)).collect();
-        if usable.is_empty() { Err(JwkSetError::NoUsableKey) } else { Ok(Self(usable)) }
+        let (mut usable, mut problems) = (Vec::new(), Vec::new());
+        for key in keys {
+            match key.as_object().ok_or(Unusable::NotAnObject).and_then(Jwk::from_members) {
+                Ok(key) => usable.push(key),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if usable.is_empty() { Err(JwkSetError::no_usable_key(keys, &problems)) } else { Ok(Self(usable)) }
     }
 
     /// The set as a document that [`JwkSet::parse`] reads to the same set. It is no longer than the one that was published,
@@ -180,17 +351,34 @@ impl JwkSet {
         serde_json::json!({ "keys": self.0.iter().map(Jwk::to_members).collect::<Vec<_>>() }).to_string()
     }
 
-    /// The keys with which a token of this `kid` may be signed: those that bear it, or all where it names none. At most
-    /// four, and of long ones fewer.
-    pub fn candidates(&self, kid: Option<&str>) -> impl Iterator<Item = &RsaPublicKey> {
+    /// Whether the set has a key that a token's header names.
+    pub fn has_named(&self, hint: &KeyHint<'_>) -> bool {
+        self.0.iter().any(|jwk| jwk.is_named_by(hint))
+    }
+
+    /// The keys with which a token of this header may be signed: those that it names. If it names none of the set: the keys
+    /// without `kid`, which RFC 7517 §4.5 makes optional, or all keys where the token has no `kid`. At most four, and of
+    /// long ones fewer.
+    pub fn candidates<'s, 'h>(&'s self, hint: impl Into<KeyHint<'h>>) -> impl Iterator<Item = &'s RsaPublicKey> {
+        let hint = hint.into();
+        let has_named = self.has_named(&hint);
         let mut left = MAX_CANDIDATE_BITS;
         let mut is_affordable = move |key: &&RsaPublicKey| {
             let after = bits(&key.modulus).and_then(|bits| left.checked_sub(bits));
             left = after.unwrap_or(left);
             after.is_some()
         };
-        let named = self.0.iter().filter(move |jwk| kid.is_none() || jwk.kid.as_deref() == kid).map(|jwk| &jwk.key);
-        named.filter(move |key| is_affordable(key)).take(MAX_CANDIDATES)
+        let may_be = move |jwk: &&Jwk| match (has_named, hint.kid) {
+            (true, _) => jwk.is_named_by(&hint),
+            (false, Some(_)) => jwk.kid.is_none(),
+            (false, None) => true,
+        };
+        self.0.iter().filter(may_be).map(|jwk| &jwk.key).filter(move |key| is_affordable(key)).take(MAX_CANDIDATES)
+    }
+
+    /// The names of all keys: `kid`s, and thumbprints of certificates.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().flat_map(Jwk::names)
     }
 
     /// Whether it has a key that `other` lacks.
@@ -221,11 +409,12 @@ mod tests {
         BASE64_URL_SAFE_NO_PAD.encode(bytes)
     }
 
+    /// Whether a good key with these changes is used. `"<absent>"` removes a member.
     fn usable(changes: Value) -> bool {
         let mut key = json!({"kty": "RSA", "n": number(2048), "e": "AQAB", "kid": "a"});
         for (name, value) in changes.as_object().unwrap() {
             match value {
-                Value::Null => key.as_object_mut().unwrap().remove(name),
+                Value::String(text) if text == "<absent>" => key.as_object_mut().unwrap().remove(name),
                 value => key.as_object_mut().unwrap().insert(name.clone(), value.clone()),
             };
         }
@@ -242,6 +431,21 @@ mod tests {
             (json!({"e": "Aw"}), true),
             (json!({"kty": "EC"}), false),
             (json!({"kty": null}), false),
+            (json!({"kty": "<absent>"}), false),
+            (json!({"kid": "<absent>"}), true),
+            (json!({"use": null, "alg": null, "key_ops": null, "x5t": null, "x5c": null, "x5t#S256": null}), true),
+            (json!({"use": "jwt-svid"}), true),
+            (json!({"use": "x509-svid"}), false),
+            (json!({"use": "SIG"}), false),
+            (json!({"use": ["sig"]}), false),
+            (json!({"n": format!("{}==", number(2048))}), true),
+            (json!({"n": number(2048).replace('_', "/").replace('-', "+")}), true),
+            (json!({"n": number(2048).replace('_', "/") + "==\n"}), true),
+            (json!({"n": number(2048).split_at(76).0.to_owned() + "\r\n" + number(2048).split_at(76).1}), true),
+            (json!({"e": "AQAB===="}), false),
+            (json!({"e": "AQAB="}), false),
+            (json!({"e": "Aw=="}), true),
+            (json!({"e": 65537}), false),
             (json!({"use": "enc"}), false),
             (json!({"alg": "RS512"}), false),
             (json!({"alg": "HS256"}), false),
@@ -251,6 +455,8 @@ mod tests {
             (json!({"n": number(1024)}), false),
             (json!({"n": number(8200)}), false),
             (json!({"n": null}), false),
+            (json!({"e": null}), false),
+            (json!({"n": "<absent>"}), false),
             (json!({"n": "!"}), false),
             (json!({"n": ""}), false),
             (json!({"e": "AQ"}), false),
@@ -287,7 +493,7 @@ mod tests {
         let parse = |document: &Value| JwkSet::parse(document.to_string().as_bytes());
         assert_eq!(parse(&json!({"keys": vec![key.clone(); 100]})).unwrap().len(), 100);
         assert_eq!(parse(&json!({"keys": vec![key.clone(); 101]})), Err(JwkSetError::TooManyKeys));
-        assert_eq!(parse(&json!({"keys": []})), Err(JwkSetError::NoUsableKey));
+        assert_eq!(parse(&json!({"keys": []})), Err(JwkSetError::NoUsableKey("\"keys\" is empty".into())));
         assert_eq!(parse(&json!({"keys": {}})), Err(JwkSetError::Malformed));
         assert_eq!(parse(&json!({})), Err(JwkSetError::Malformed));
         assert_eq!(JwkSet::parse(b"<html>"), Err(JwkSetError::Malformed));
@@ -311,6 +517,78 @@ mod tests {
         let set = JwkSet::parse(json!({ "keys": lengths }).to_string().as_bytes()).unwrap();
         let tried: Vec<usize> = set.candidates(None).map(|key| key.modulus().len() * 8).collect();
         assert_eq!(tried, [8192, 4096, 2048]);
+    }
+
+    #[test]
+    fn harmless_bytes_before_the_json_are_skipped() {
+        let document = json!({"keys": [{"kty": "RSA", "n": number(2048), "e": "AQAB"}]}).to_string();
+        for (before, is_read) in [("\u{feff}", true), ("\n\u{feff} ", true), ("\r\n\t", true), (")]}'\n", false), ("x", false)] {
+            assert_eq!(JwkSet::parse(format!("{before}{document}").as_bytes()).is_ok(), is_read, "{before:?}");
+        }
+    }
+
+    #[test]
+    fn keys_are_chosen_by_thumbprint_and_by_the_lack_of_a_kid() {
+        let key = |bits: usize, names: Value| {
+            let mut key = json!({"kty": "RSA", "n": number(bits), "e": "AQAB"});
+            key.as_object_mut().unwrap().extend(names.as_object().unwrap().clone());
+            key
+        };
+        let keys = [
+            key(2048, json!({"kid": "a"})),
+            key(2056, json!({"x5t": "one"})),
+            key(2064, json!({"kid": "b", "x5t#S256": "two=="})),
+            key(2072, json!({})),
+            key(2080, json!({"x5t": "no thumbprint"})),
+            key(2088, json!({"kid": null})),
+            key(2096, json!({})),
+        ];
+        let set = JwkSet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap();
+        assert_eq!(JwkSet::parse(set.to_document().as_bytes()).as_ref(), Ok(&set), "thumbprints are printed");
+        let chosen = |kid, x5t, x5t_s256| {
+            let keys = set.candidates(KeyHint { kid, x5t, x5t_s256 });
+            keys.map(|key| key.modulus().len() * 8).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(Some("a"), None, None), [2048]);
+        assert_eq!(chosen(Some("new"), None, None), [2056, 2072, 2080, 2088], "keys without kid, four of them");
+        assert_eq!(chosen(Some(""), None, None), [2056, 2072, 2080, 2088]);
+        assert_eq!(chosen(None, Some("one"), None), [2056]);
+        assert_eq!(chosen(None, None, Some("two")), [2064]);
+        assert_eq!(chosen(None, Some("one"), Some("two")), [2056, 2064]);
+        assert_eq!(chosen(None, Some("two"), Some("one")), [2048, 2056, 2064, 2072], "no key has it: as without");
+        assert_eq!(chosen(None, None, None), [2048, 2056, 2064, 2072]);
+        let named = JwkSet::parse(json!({"keys": [keys[0], keys[2]]}).to_string().as_bytes()).unwrap();
+        assert_eq!(named.candidates(Some("new")).count(), 0, "each key has another kid");
+    }
+
+    #[test]
+    fn a_set_without_usable_keys_says_why_for_each_key() {
+        let why = |keys: Value| JwkSet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap_err().to_string();
+        let good = json!({"kty": "RSA", "n": number(2048), "e": "AQAB", "kid": "k"});
+        let with = |name: &str, value: Value| {
+            let mut key = good.clone();
+            key[name] = value;
+            key
+        };
+        for (key, expected) in [
+            (with("kty", json!("EC")), r#"keys[0] (kid "k"): "kty" is "EC", expected "RSA""#),
+            (with("kty", json!(null)), r#"keys[0] (kid "k"): "kty" is missing, expected "RSA""#),
+            (with("use", json!("enc")), r#"keys[0] (kid "k"): "use" is "enc", expected "sig" or "jwt-svid""#),
+            (with("use", json!(["sig"])), r#"keys[0] (kid "k"): "use" is not a string, expected "sig" or "jwt-svid""#),
+            (with("alg", json!("PS256")), r#"keys[0] (kid "k"): "alg" is "PS256", expected "RS256""#),
+            (with("key_ops", json!(["sign"])), r#"keys[0] (kid "k"): "key_ops" is not an array that contains "verify""#),
+            (with("kid", json!(7)), r#"keys[0]: "kid" is not a string"#),
+            (with("n", json!("a.b")), r#"keys[0] (kid "k"): "n" is missing or is not a base64url number"#),
+            (with("n", json!(number(1024))), r#"keys[0] (kid "k"): the modulus "n" has 1024 bits, expected 2048 to 8192"#),
+            (with("e", json!("AQ")), r#"keys[0] (kid "k"): the exponent "e" is even, is 1, or has over 17 bits"#),
+            (json!("a key"), "keys[0]: it is not a JSON object"),
+        ] {
+            assert_eq!(why(json!([key])), format!("none of its keys can verify RS256: {expected}"));
+        }
+        let hostile = "\u{202e}\n".repeat(50);
+        let many = why(json!(vec![json!({"kid": hostile, "kty": hostile}); 100]));
+        assert!(many.ends_with("; and 95 more") && many.matches("keys[").count() == 5, "{many}");
+        assert!(many.len() < 8_192 && !many.contains(['\n', '\u{202e}']), "{} bytes", many.len());
     }
 
     /// What comes of a long document goes through shared data, and is read anew there.

@@ -71,6 +71,12 @@ impl Record {
         !self.unknown_kid_fetch_at.is_ahead(now, timing.refetch_cooldown)
     }
 
+    /// Whether the set may be fetched for a name that is known to be absent. Such a fetch starts no cool-down, and waits for
+    /// the end of one since the last fetch: the key may be published late, or again. After a failure the back-off decides.
+    pub(super) fn may_fetch_absent(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.failures == 0 && !self.fetched_at.plus(timing.refetch_cooldown).is_ahead(now, timing.refetch_cooldown)
+    }
+
     /// The record with a thread's claim to fetch.
     pub(super) fn claimed(self, for_unknown_kid: bool, now: UnixTime, timing: &Timing) -> Self {
         let cooldown = now.plus(timing.refetch_cooldown);

@@ -4,8 +4,11 @@
 //! the two, other threads keep their copies until the next fetch. If two threads finish at the same time, both raise the
 //! generation after they have written. So every thread reads a document again that was written after it read it.
 
+use std::time::Duration;
+
 use sha2::{Digest, Sha256};
 
+use super::absent::AbsentNames;
 use super::record::Record;
 use super::{JwksUri, KeySet, KeySetId, KeySets, Timing};
 use crate::fetch_slots::{self, FetchSlot};
@@ -34,12 +37,14 @@ impl Fetch {
 struct Names {
     record: String,
     document: String,
+    absent: String,
 }
 
 impl Names {
     fn of(uri: &JwksUri) -> Self {
         let hash = hex::encode(Sha256::digest(uri.as_str()));
-        Self { record: format!("apexmcp/key-set/2/{hash}"), document: format!("apexmcp/key-set/2/{hash}/document") }
+        let record = format!("apexmcp/key-set/2/{hash}");
+        Self { document: format!("{record}/document"), absent: format!("{record}/absent"), record }
     }
 }
 
@@ -51,6 +56,9 @@ impl KeySet {
     /// Compares the copy with what all threads share.
     fn read_shared(&mut self, names: &Names, now: UnixTime, timing: &Timing, host: &dyn Host) -> Result<(), JwkSetError> {
         let record = Record::from_bytes(&shared(&names.record, host));
+        if record.generation != self.record.generation {
+            self.absent.merge(&AbsentNames::from_bytes(&shared(&names.absent, host)));
+        }
         let read = || {
             let document = shared(&names.document, host);
             // It is empty after it was forgotten.
@@ -61,6 +69,25 @@ impl KeySet {
 }
 
 impl KeySets {
+    /// The set of this id, to judge a token by. The copy is compared with the shared record before it decides, unless that
+    /// happened less than `max_age` ago: another thread may have fetched the set without a key that the copy still has.
+    pub fn up_to_date(
+        &mut self,
+        id: KeySetId,
+        max_age: Duration,
+        now: UnixTime,
+        timing: &Timing,
+        host: &dyn Host,
+    ) -> Option<&mut KeySet> {
+        let set = self.sets.get_mut(&id)?;
+        if set.is_older_than(max_age, now) {
+            let read = set.read_shared(&Names::of(&set.uri), now, timing, host);
+            // The next tick tells it. Until then the set has no keys.
+            set.unread = read.err().or(set.unread.take());
+        }
+        Some(set)
+    }
+
     /// Compares this thread's copy of a key set with what all threads share. Returns a fetch if one is due, a slot is free,
     /// and no other thread has claimed it.
     ///
@@ -70,6 +97,9 @@ impl KeySets {
         let Some(set) = self.sets.get_mut(&id) else { return Ok(None) };
         let names = Names::of(&set.uri);
         set.read_shared(&names, now, timing, host)?;
+        if let Some(error) = set.unread.take() {
+            return Err(error);
+        }
         let Some(claimed) = set.claim(now, timing) else { return Ok(None) };
         let orgs = set.orgs.iter().map(|(_, hash)| *hash);
         let Some(slot) = fetch_slots::take(orgs, claimed.claimed_until, now, host) else { return Ok(None) };
@@ -83,6 +113,7 @@ impl KeySets {
             return Ok(None);
         }
         set.sync(claimed, || Ok(None), now, timing)?;
+        set.wanted = None;
         Ok(Some(Fetch { key_set: id, slot }))
     }
 
@@ -110,6 +141,13 @@ impl KeySets {
         let _ = set.read_shared(&names, now, timing, host);
         let known = set.record.generation;
         let brought_a_key = set.keys.as_ref().is_none_or(|known| keys.has_more_than(known));
+        set.note_absent(keys);
+        host.update(&names.absent, &mut |bytes| {
+            let shared = AbsentNames::from_bytes(bytes);
+            let mut merged = shared.clone();
+            merged.merge(&set.absent);
+            (merged != shared).then(|| merged.to_bytes())
+        });
         let document = keys.to_document().into_bytes();
         host.update(&names.document, &mut |_| Some(document.clone()));
         let mut written = None;
@@ -139,7 +177,9 @@ impl KeySets {
                 record.is_stale(now, timing).then(|| record.forgotten().to_bytes())
             });
             if update == Update::Changed {
-                host.update(&names.document, &mut |bytes| (!bytes.is_empty()).then(Vec::new));
+                for name in [&names.document, &names.absent] {
+                    host.update(name, &mut |bytes| (!bytes.is_empty()).then(Vec::new));
+                }
             }
         }
         forgotten.len()

@@ -251,7 +251,7 @@ impl TokenEndpoint<'_> {
         if jws.check_type(&accepted).is_err() || claims::check_audience(jws.claims(), &audiences).is_err() {
             return false;
         }
-        let keys: Vec<_> = jwks.candidates(jws.kid()).collect();
+        let keys: Vec<_> = jwks.candidates(jws.key_hint()).collect();
         let Some(verified) = signature::verify(jws, keys, self.host) else { return false };
         let Ok(jti) = claims::id(verified.claims()) else { return false };
         !jti.is_empty() && Use::new(&client.id, jti, self.now, expires_at, self.longest_assertion()).is_first(self.host)

@@ -9,7 +9,7 @@ use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 use super::header_map;
 use crate::config::{RemoteSettings, Secret};
 use crate::denial::LocalReply;
-use crate::jwks::JwksUri;
+use crate::jwks::{self, JwksUri};
 use crate::request::{RequestHead, RequestTrailers};
 use crate::serialized_map::SerializedMap;
 use crate::time::UnixTime;
@@ -154,7 +154,7 @@ pub(super) fn set_shared_data(key: &str, value: &[u8], cas: Cas) -> bool {
 /// the answer is lost with the stream.
 pub(super) fn get(cluster: &str, uri: &JwksUri, timeout: Duration) -> Result<u32, Status> {
     let headers = [(":scheme", uri.scheme()), (":authority", uri.authority()), (":path", uri.path())];
-    call_http(cluster, headers.into(), timeout)
+    call_http(cluster, headers.into(), jwks::ACCEPT, timeout)
 }
 
 /// Begins to ask the Settings service for another policy than that of `etag`. Only in the root context.
@@ -167,12 +167,13 @@ pub(super) fn get_policy(settings: &RemoteSettings, etag: Option<&str>) -> Resul
     headers.extend(bearer.as_deref().map(|bearer| ("authorization", bearer)));
     headers.extend(etag.map(|etag| ("if-none-match", etag)));
     let patience = if is_waiting { settings.long_poll } else { Duration::ZERO };
-    call_http(&settings.cluster, headers, settings.timeout.saturating_add(patience))
+    call_http(&settings.cluster, headers, "application/json, */*;q=0.1", settings.timeout.saturating_add(patience))
 }
 
-fn call_http(cluster: &str, mut headers: Vec<(&str, &str)>, timeout: Duration) -> Result<u32, Status> {
+fn call_http<'h>(cluster: &str, mut headers: Vec<(&'h str, &'h str)>, accept: &'h str, timeout: Duration) -> Result<u32, Status> {
     let agent = concat!("apexmcp-auth/", env!("CARGO_PKG_VERSION"));
-    headers.extend([(":method", "GET"), ("accept", "application/json"), ("user-agent", agent)]);
+    // RFC 9110 §12.5.3: without Accept-Encoding, a server may compress, which nothing here reads.
+    headers.extend([(":method", "GET"), ("accept", accept), ("accept-encoding", "identity"), ("user-agent", agent)]);
     hostcalls::dispatch_http_call(cluster, headers, None, Vec::new(), timeout)
 }
 

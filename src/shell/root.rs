@@ -278,7 +278,7 @@ impl Root {
         let fetch = match synced {
             Ok(Some(fetch)) => fetch,
             Ok(None) => return,
-            Err(error) => return log_unreadable(uri, error),
+            Err(error) => return log_unreadable(uri, &error),
         };
         let begun = match config.clusters.of(uri) {
             Ok(cluster) => hostcalls::get(cluster, uri, config.jwks.timeout).map_err(|status| refused_callout(cluster, status)),
@@ -313,7 +313,7 @@ impl Root {
             Err(problem) => log::warn!("key set {} could not be fetched: {problem}", uri.as_str()),
         }
         if let Err(error) = finished {
-            log_unreadable(uri, error);
+            log_unreadable(uri, &error);
         }
         let mut metrics = self.plugin.metrics.borrow_mut();
         metrics.jwks_fetched(fetched.is_ok());
@@ -328,7 +328,7 @@ impl Root {
     }
 }
 
-fn log_unreadable(uri: &JwksUri, error: JwkSetError) {
+fn log_unreadable(uri: &JwksUri, error: &JwkSetError) {
     log::error!("the shared keys of {} cannot be read, and are fetched again: {error}", uri.as_str());
 }
 

@@ -46,6 +46,7 @@ async fn no_forged_or_deformed_token_passes() {
     let header = key.header().to_string();
     let claims = issuer.claims().to_string();
     let headed = |changes: Value| key.token_with(&merged(key.header(), &changes), &issuer.claims());
+    let foreign_with = |changes: Value| foreign.token_with(&merged(foreign.header(), &changes), &issuer.claims());
     let with = |changes: Value| key.token(&issuer.claims_with(&changes));
     let text = |header: &str, claims: &str| key.sign(Algorithm::Rs256, header, claims);
     let signed =
@@ -70,10 +71,11 @@ async fn no_forged_or_deformed_token_passes() {
         ("alg absent", ALGORITHM, headed(json!({"alg": null}))),
         ("alg an array", ALGORITHM, headed(json!({"alg": ["RS256"]}))),
         // Keys that the token brings along, RFC 8725 §3.10; extensions, RFC 7515 §4.1.11 and RFC 7797.
-        ("jwk", MALFORMED, foreign.token_with(&merged(foreign.header(), &json!({"jwk": foreign.jwk()})), &issuer.claims())),
-        ("jku", MALFORMED, headed(json!({"jku": issuer.jwks_uri()}))),
-        ("x5u", MALFORMED, headed(json!({"x5u": issuer.jwks_uri()}))),
-        ("x5c", MALFORMED, headed(json!({"x5c": ["MIIB"]}))),
+        ("jwk", "key_unknown", foreign_with(json!({"jwk": foreign.jwk(), "kid": "b"}))),
+        ("jwk under the kid of the issuer", "signature_invalid", foreign_with(json!({"jwk": foreign.jwk(), "kid": "a"}))),
+        ("jku", "key_unknown", foreign_with(json!({"jku": issuer.jwks_uri(), "kid": "b"}))),
+        ("x5u", "signature_invalid", foreign_with(json!({"x5u": issuer.jwks_uri(), "kid": "a"}))),
+        ("x5c", "key_unknown", foreign_with(json!({"x5c": ["MIIB"], "kid": "b"}))),
         ("crit", MALFORMED, headed(json!({"crit": ["exp"], "exp": 1}))),
         ("crit empty", MALFORMED, headed(json!({"crit": []}))),
         ("b64", MALFORMED, headed(json!({"b64": false, "crit": ["b64"]}))),

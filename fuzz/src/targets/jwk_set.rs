@@ -1,7 +1,10 @@
 //! JWK sets: each key that is used is a strong one, and is the one that was published.
 
 use apexmcp_auth::jose::jwk::JwkSet;
+use apexmcp_auth::json::without_byte_order_mark;
 use base64::Engine;
+use base64::alphabet::URL_SAFE;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rsa::pkcs1::RsaPublicKey;
 use rsa::pkcs8::SubjectPublicKeyInfoRef;
@@ -17,7 +20,7 @@ pub fn check(data: &[u8]) -> bool {
     assert_eq!(JwkSet::parse(printed.as_bytes()).as_ref(), Ok(&set), "parse, print, parse");
     assert!(printed.len() <= document.len(), "{} of {}", printed.len(), document.len());
 
-    let lax = Json::read(&document).expect("JSON");
+    let lax = Json::read(without_byte_order_mark(&document)).expect("JSON");
     let published: Vec<&Json> = lax.exactly("keys").flat_map(Json::elements).collect();
     let kids = published.iter().flat_map(|key| key.exactly("kid").map(Json::text));
     for kid in kids.chain([None]) {
@@ -28,13 +31,20 @@ pub fn check(data: &[u8]) -> bool {
             let is_it = |published: &&&Json| {
                 let has = |name, bytes: &[u8]| {
                     let number = published.exactly(name).next().and_then(Json::text);
-                    let number = number.and_then(|number| BASE64_URL_SAFE_NO_PAD.decode(number).ok());
+                    let number = number.and_then(lenient_base64);
                     number.is_some_and(|number| number.iter().skip_while(|byte| **byte == 0).eq(bytes))
                 };
-                let says = |name, text| published.exactly(name).all(|value| value.text() == Some(text));
-                let is_for_rs256 =
-                    published.exactly("kty").any(|kty| kty.text() == Some("RSA")) && says("use", "sig") && says("alg", "RS256");
-                let has_kid = kid.is_none() || published.exactly("kid").next().map(Json::text) == Some(kid);
+                let says = |name, texts: &[&str]| {
+                    published
+                        .exactly(name)
+                        .all(|value| *value == Json::Word || value.text().is_some_and(|text| texts.contains(&text)))
+                };
+                let is_for_rs256 = published.exactly("kty").any(|kty| kty.text() == Some("RSA"))
+                    && says("use", &["sig", "jwt-svid"])
+                    && says("alg", &["RS256"]);
+                // A key without kid is tried only where no key has the token's.
+                let own_kid = published.exactly("kid").next().and_then(Json::text);
+                let has_kid = kid.is_none() || own_kid == kid || (own_kid.is_none() && !set.has_named(&kid.into()));
                 has("n", key.modulus()) && has("e", key.exponent()) && is_for_rs256 && has_kid
             };
             assert!(published.iter().any(|key| is_it(&key)), "published as such: {kid:?}");
@@ -47,6 +57,14 @@ pub fn check(data: &[u8]) -> bool {
         }
     }
     true
+}
+
+fn lenient_base64(text: &str) -> Option<Vec<u8>> {
+    let lenient = GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let text: String = text.split_ascii_whitespace().collect();
+    GeneralPurpose::new(&URL_SAFE, lenient).decode(text.replace('+', "-").replace('/', "_")).ok()
 }
 
 fn bits(number: &[u8]) -> usize {

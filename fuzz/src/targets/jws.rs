@@ -6,8 +6,20 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use crate::reader::Json;
 
-/// The members of a header that must not be there: they bring a key, or change what the rest means.
-const FORBIDDEN: [&str; 6] = ["jwk", "jku", "x5u", "x5c", "crit", "b64"];
+/// Header members that must not be there, because they change what the rest means.
+const FORBIDDEN: [&str; 2] = ["crit", "b64"];
+/// Header members that bring a key or point to one. They must change nothing.
+const IGNORED: [&str; 4] = ["jwk", "jku", "x5u", "x5c"];
+
+/// What is read of the same token without the members that are ignored.
+fn without_ignored_members(header: &[u8], claims: &str, signature: &str) -> String {
+    let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).expect("a header in JSON");
+    IGNORED.iter().for_each(|name| drop(header.remove(*name)));
+    let header = BASE64_URL_SAFE_NO_PAD.encode(serde_json::Value::from(header).to_string());
+    let token = format!("{header}.{claims}.{signature}");
+    let jws = CompactJws::parse(&token).expect("a token without them");
+    format!("{:?} {:?}", jws.key_hint(), jws.claims())
+}
 
 /// `data` is a token. Where it has a line feed, it is the texts of header and claims, and a signature.
 pub fn check(data: &[u8]) -> bool {
@@ -25,12 +37,20 @@ pub fn check(data: &[u8]) -> bool {
     assert_eq!((jws.token(), jws.signing_input()), (token.as_str(), format!("{header}.{claims}").as_str()));
     assert_eq!(jws.signature(), decoded(signature));
 
-    let header = Json::read(&decoded(header)).expect("a header in JSON");
+    let header_text = decoded(header);
+    let header = Json::read(&header_text).expect("a header in JSON");
     let texts = |name| header.exactly(name).map(|value| value.text()).collect::<Vec<_>>();
     assert_eq!(texts("alg"), [Some("RS256")]);
     assert!(FORBIDDEN.iter().all(|name| header.exactly(name).next().is_none()), "{header:?}");
     assert_eq!(texts("kid"), jws.kid().map(|kid| vec![Some(kid)]).unwrap_or_default());
     assert!(jws.kid().is_none_or(|kid| kid.len() <= 256));
+    let hint = jws.key_hint();
+    for (name, read) in [("x5t", hint.x5t), ("x5t#S256", hint.x5t_s256)] {
+        assert!(read.is_none() || (jws.kid().is_none() && texts(name)[0].map(|text| text.trim_end_matches('=')) == read));
+    }
+    if IGNORED.iter().any(|name| header.exactly(name).next().is_some()) {
+        assert_eq!(without_ignored_members(&header_text, claims, signature), format!("{hint:?} {:?}", jws.claims()));
+    }
     super::claims::check(&decoded(claims));
     true
 }

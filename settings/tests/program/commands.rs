@@ -288,6 +288,23 @@ fn values_end_where_they_are_said_to() {
 }
 
 #[test]
+fn a_provider_may_negotiate_its_content_and_begin_with_a_byte_order_mark() {
+    let settings = Settings::new();
+    let keys = json!({"keys": [public_jwk()]}).to_string();
+    for path in ["/only/application/jwk-set+json", "/only/application/json", "/only/text/plain"] {
+        let discovery = json!({"issuer": "ORIGIN", "jwks_uri": format!("ORIGIN{path}")}).to_string();
+        let origin = website(vec![
+            ("/.well-known/openid-configuration", 200, format!("\u{feff}{discovery}")),
+            (path, 200, format!("\u{feff}{keys}")),
+        ]);
+        let jwks_uri = format!("{origin}{path}");
+        let provider = ["--issuer", &origin, "--jwks-uri", &jwks_uri, "--audience", "a", "--allow-private-address"];
+        let saved = settings.json(&[&["sso", "configure", "--org", "acme"], &provider[..]].concat());
+        assert_eq!(saved["saved"], true, "{saved}");
+    }
+}
+
+#[test]
 fn a_wrong_command_line_is_2_and_help_is_0() {
     let settings = Settings::new();
     for arguments in [

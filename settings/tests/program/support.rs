@@ -180,6 +180,13 @@ fn answer(mut stream: TcpStream, pages: &[(&str, u16, String)], origin: &str) {
     }
     let head = String::from_utf8_lossy(&head).into_owned();
     let path = head.split(' ').nth(1).unwrap_or_default();
+    let accept = head.lines().find_map(|line| line.strip_prefix("accept: ")).unwrap_or("*/*");
+    // A path such as `/only/application/json` offers this media type alone.
+    let offered = path.strip_prefix("/only/").unwrap_or_default();
+    if !offered.is_empty() && !accept.contains(offered) && !accept.contains("*/*") {
+        let _ = write!(stream, "HTTP/1.1 406 x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        return;
+    }
     let (status, body) = pages.iter().find(|page| page.0 == path).map_or((404, String::new()), |page| (page.1, page.2.clone()));
     let body = body.replace("ORIGIN", origin);
     let _ = write!(
