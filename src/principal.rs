@@ -46,6 +46,7 @@ pub struct Principal {
     /// Where in `text` the name and the subject end.
     name_end: usize,
     limits: Subjects,
+    has_unread_grant: bool,
 }
 
 impl Principal {
@@ -69,6 +70,15 @@ impl Principal {
         Self::new(org, Method::Byoidp, format!("{org}/idp/{}#", HeaderSafe(issuer)), HeaderSafe(sub), scopes, limits)
     }
 
+    /// A subject of an identity provider whose token seems to carry a grant that could not be read. It has no scope.
+    pub(crate) fn of_unread_grant(org: &OrgName, issuer: &str, sub: &str, limits: Subjects) -> Rc<Self> {
+        let mut principal = Self::of_identity_provider(org, issuer, sub, ScopeSet::default(), limits);
+        if let Some(principal) = Rc::get_mut(&mut principal) {
+            principal.has_unread_grant = true;
+        }
+        principal
+    }
+
     /// Whose name is `namespace` and then `subject`.
     fn new(
         org: &OrgName,
@@ -82,7 +92,7 @@ impl Principal {
         let name = format!("{namespace}{subject}");
         let name_end = name.len();
         let text = format!("{name}{scopes}").into();
-        Rc::new(Self { org: org.clone(), method, scopes, text, subject_at, name_end, limits })
+        Rc::new(Self { org: org.clone(), method, scopes, text, subject_at, name_end, limits, has_unread_grant: false })
     }
 
     /// The org to which the credential belongs.
@@ -98,6 +108,11 @@ impl Principal {
     /// What it may do.
     pub fn scopes(&self) -> &ScopeSet {
         &self.scopes
+    }
+
+    /// Whether the default scopes do not apply, because the token seems to carry a grant that could not be read.
+    pub fn has_unread_grant(&self) -> bool {
+        self.has_unread_grant
     }
 
     /// What its requests are counted at.

@@ -13,6 +13,11 @@ use crate::clock::Moment;
 use crate::failure::Failure;
 use crate::yaml;
 
+/// What happens to tokens of a provider whose record says no default scopes.
+const ABSENT_DEFAULT_SCOPES: &str = "is absent: a token without any mcp: scope is granted mcp:call, but nothing where any value in \
+     it contains mcp:call without being a scope of the gateway, such as apexmcp/mcp:call:github, or a role. To decide it \
+     yourself, write the scopes, or [] for none";
+
 /// What was found.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -20,6 +25,8 @@ pub struct Report {
     pub errors: Vec<Problem>,
     /// These are for somebody to look at.
     pub warnings: Vec<Problem>,
+    /// These say what a default does. Nothing is wrong with them.
+    pub notes: Vec<Problem>,
 }
 
 /// What is known of the Envoy in which it will be.
@@ -44,7 +51,7 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
         Ok(document) => (vec![document], true),
         Err(error) if bytes.trim_ascii_start().starts_with(b"{") => {
             let problem = Problem { path: ".".to_owned(), message: error.to_string() };
-            return Ok(Report { errors: vec![problem], warnings: Vec::new() });
+            return Ok(Report { errors: vec![problem], ..Report::default() });
         }
         Err(_) => {
             let text = str::from_utf8(bytes).map_err(Failure::during("neither JSON nor YAML"))?;
@@ -156,6 +163,10 @@ impl Lint<'_> {
         self.report.warnings.push(Problem { path, message: message.into() });
     }
 
+    fn note(&mut self, path: String, message: impl Into<String>) {
+        self.report.notes.push(Problem { path, message: message.into() });
+    }
+
     fn plugin(&mut self, plugin: &Value) {
         for pointer in
             ["/jwks/https_cluster", "/jwks/http_cluster", "/policy/remote/cluster", "/limits/rate_limit_service/cluster"]
@@ -202,6 +213,9 @@ impl Lint<'_> {
             for (index, provider) in in_force(org, "identity_providers") {
                 let path = format!("{path}.identity_providers[{index}]");
                 self.scopes(&format!("{path}.default_scopes"), provider.get("default_scopes"));
+                if provider.get("default_scopes").is_none_or(Value::is_null) {
+                    self.note(format!("{path}.default_scopes"), ABSENT_DEFAULT_SCOPES);
+                }
                 if provider.get("jwks_uri").and_then(Value::as_str).is_some_and(|uri| uri.starts_with("http://")) {
                     self.warn(format!("{path}.jwks_uri"), "is not https: whoever is on the way can put keys of his own in");
                 }

@@ -250,9 +250,13 @@ pub enum SsoCommand {
         /// The aud claim that means this gateway; repeat it for more, any one will do
         #[arg(long = "audience", required = true)]
         audiences: Vec<String>,
-        /// What a token without any mcp: scope is granted; repeat it for more; mcp:call where it is left out
+        /// What a token without any mcp: scope is granted; repeat it for more. Without this option: mcp:call, but nothing where
+        /// any value in the token contains mcp:call
         #[arg(long = "default-scope", value_name = "SCOPE")]
         default_scopes: Vec<String>,
+        /// Grant nothing to a token without any mcp: scope
+        #[arg(long, conflicts_with = "default_scopes")]
+        no_default_scope: bool,
         /// Save it though what it publishes is wrong or out of reach
         #[arg(long)]
         force: bool,

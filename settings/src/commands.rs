@@ -279,7 +279,16 @@ impl Session<'_> {
 
     fn sso(&self, command: SsoCommand) -> Result<Answer, Failure> {
         match command {
-            SsoCommand::Configure { org, issuer, jwks_uri, audiences, default_scopes, force, allow_private_address } => {
+            SsoCommand::Configure {
+                org,
+                issuer,
+                jwks_uri,
+                audiences,
+                default_scopes,
+                no_default_scope,
+                force,
+                allow_private_address,
+            } => {
                 // What nobody would save anyway is not asked for.
                 let sharing = self.open()?.read(|connection| {
                     provider::require_room(connection, &org, &issuer)?;
@@ -302,7 +311,7 @@ impl Session<'_> {
                     let answer = Answer::new(text, json!({"saved": false, "findings": findings}));
                     return Ok(answer.but(Failure::new(why)));
                 }
-                let default_scopes = (!default_scopes.is_empty()).then_some(default_scopes);
+                let default_scopes = (no_default_scope || !default_scopes.is_empty()).then_some(default_scopes);
                 let configured_at = self.actor.now.to_string();
                 let record = Provider { org, issuer, jwks_uri, audience: audiences, default_scopes, configured_at };
                 self.change(
@@ -316,8 +325,7 @@ impl Session<'_> {
             SsoCommand::List { org } => {
                 let providers = self.open()?.read(|connection| provider::list(connection, &org))?;
                 let row = |provider: &Provider| {
-                    let scopes =
-                        provider.default_scopes.as_ref().map_or_else(|| "mcp:call".to_owned(), |scopes| scopes.join(" "));
+                    let scopes = listed(provider.default_scopes.as_deref(), "mcp:call");
                     [provider.issuer.clone(), provider.jwks_uri.clone(), provider.audience.join(" "), scopes]
                 };
                 let rows: Vec<_> = providers.iter().map(row).collect();
@@ -480,11 +488,12 @@ fn policy_check(file: &Path, surroundings: &Surroundings, now: Moment) -> Result
     let errors = report.errors.iter().map(|problem| format!("error: {problem}"));
     let warnings = report.warnings.iter().map(|problem| format!("warning: {problem}"));
     let summary = format!("{name}: {} errors, {} warnings", report.errors.len(), report.warnings.len());
-    let lines: Vec<String> = errors.chain(warnings).chain([summary]).collect();
+    let notes = report.notes.iter().map(|problem| format!("note: {problem}"));
+    let lines: Vec<String> = errors.chain(warnings).chain(notes).chain([summary]).collect();
     let list = |problems: &[Problem]| -> Vec<Value> {
         problems.iter().map(|problem| json!({"path": problem.path, "message": problem.message})).collect()
     };
-    let json = json!({"errors": list(&report.errors), "warnings": list(&report.warnings)});
+    let json = json!({"errors": list(&report.errors), "warnings": list(&report.warnings), "notes": list(&report.notes)});
     let answer = Answer::new(lines.join("\n"), json);
     Ok(match report.errors.len() {
         0 => answer,
@@ -529,6 +538,15 @@ fn with(record: &impl Serialize, secrets: &[(&str, &str)]) -> Value {
         members.extend(secrets.iter().map(|(name, secret)| ((*name).to_owned(), json!(secret))));
     }
     value
+}
+
+/// Scopes in a table: `absent` where nothing is configured, a dash where nothing is meant.
+fn listed(scopes: Option<&[String]>, absent: &str) -> String {
+    match scopes {
+        None => absent.to_owned(),
+        Some([]) => "-".to_owned(),
+        Some(scopes) => scopes.join(" "),
+    }
 }
 
 fn or_dash(text: Option<&String>) -> String {

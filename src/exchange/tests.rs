@@ -115,6 +115,65 @@ fn attributes(step: Step) -> Vec<String> {
     }
 }
 
+/// RFC 6749 §3.3 leaves the form of scopes to the provider: one in a form that is not read must not become `mcp:call`.
+#[test]
+fn a_narrow_grant_never_becomes_a_wide_one() {
+    let narrow = [
+        json!({"scope": "apexmcp/mcp:call:github"}),
+        json!({"roles": ["mcp:call:github"]}),
+        json!({"realm_access": {"roles": ["mcp:call:github"]}}),
+        json!({"scp": ["api://apexmcp/mcp:call:github"], "permissions": []}),
+        json!({"cognito:groups": ["team-mcp:call:github"]}),
+    ];
+    let with = |changes: &Value| {
+        let mut claims = claims();
+        claims.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        token(&claims)
+    };
+    let mut world = World::new();
+    world.publish(&["a"]);
+    for (index, changes) in narrow.iter().enumerate() {
+        // The second time, the token is remembered.
+        for is_new in [true, false] {
+            let (reply, record) = match world.bearer(&with(changes)) {
+                Step::Reply(reply, record) => (reply, record),
+                other => panic!("{changes}: {other:?}"),
+            };
+            assert_eq!((reply.status, record.reason()), (403, "scope_insufficient"), "{changes}");
+            assert!(reply.body.contains("contains mcp:call but is no scope"), "{changes}: {}", reply.body);
+            let Record::Resource { findings, .. } = record else { panic!("{changes}") };
+            // At most one line in ten seconds.
+            assert_eq!(findings.note.is_some(), index == 0 && is_new, "{changes}: {:?}", findings.note);
+            assert!(findings.note.is_none_or(|note| note.contains(r#""apexmcp/mcp:call:github" in the claim "scope""#)));
+        }
+        let bearer = format!("Bearer {}", with(changes));
+        assert_eq!(reason(&world.start("/mcp/acme/github", &[("authorization", &bearer)])), "scope_insufficient", "{changes}");
+    }
+    world.now = world.now.plus(Duration::from_secs(10));
+    let late = world.bearer(&with(&json!({"groups": ["mcp:call:\r\n"]})));
+    let Step::Reply(_, Record::Resource { findings, .. }) = late else { panic!("{late:?}") };
+    assert!(findings.note.is_some_and(|note| note.contains(r#""mcp:call:\r\n" in the claim "groups""#)));
+    // A scope that is read counts, whatever else is in the token; the issuer and the audiences are the policy's own words.
+    for changes in [json!({"scope": "mcp:call", "roles": ["mcp:call:github"]}), json!({"scope": "openid"})] {
+        assert_eq!(attributes(world.bearer(&with(&changes)))[4], "mcp:call", "{changes}");
+    }
+
+    for (default_scopes, scope) in [(json!(["mcp:call:notes"]), Some("mcp:call:notes")), (json!([]), None)] {
+        let mut world = World::with(|config| {
+            config["policy"]["inline"]["orgs"]["acme"]["identity_providers"][0]["default_scopes"] = default_scopes;
+        });
+        world.publish(&["a"]);
+        for changes in narrow.iter().chain([&json!({}), &json!({"scope": "openid"})]) {
+            let bearer = format!("Bearer {}", with(changes));
+            let step = world.start("/mcp/acme/notes", &[("authorization", &bearer)]);
+            match scope {
+                Some(scope) => assert_eq!(attributes(step)[4], scope, "{changes}"),
+                None => assert_eq!(reason(&step), "scope_insufficient", "{changes}"),
+            }
+        }
+    }
+}
+
 #[test]
 fn who_is_admitted_as_whom() {
     let mut world = World::new();

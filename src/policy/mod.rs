@@ -119,8 +119,16 @@ pub struct IdentityProvider {
     pub jwks_uri: JwksUri,
     /// The `aud` values that mean this gateway; any one will do.
     pub audiences: Vec<Box<str>>,
-    /// What a token without any `mcp:` scope is granted.
-    pub default_scopes: ScopeSet,
+    /// The scopes of a token that carries none of the `mcp:` family, where the policy says them. A default that nobody wrote
+    /// applies to fewer tokens: see [`crate::scope::unread_grant`].
+    pub default_scopes: Option<ScopeSet>,
+}
+
+impl IdentityProvider {
+    /// Whether `text` is its issuer or one of its audiences.
+    pub fn is_named(&self, text: &str) -> bool {
+        *self.issuer == *text || self.audiences.iter().any(|audience| **audience == *text)
+    }
 }
 
 #[derive(Debug)]
@@ -418,8 +426,8 @@ impl Checker<'_> {
             self.problems.add(format_args!("{path}.audience"), "must name an audience");
         }
         let default_scopes = match raw.default_scopes {
-            None => Some([Scope::AllConnectors].into_iter().collect()),
-            Some(texts) => self.scopes(&format!("{path}.default_scopes"), &texts),
+            None => Some(None),
+            Some(texts) => self.scopes(&format!("{path}.default_scopes"), &texts).map(Some),
         };
         let jwks_uri = jwks_uri?;
         // Organizations that share a provider share its keys.

@@ -26,7 +26,7 @@ pub struct Provider {
     pub jwks_uri: String,
     /// The `aud` values that mean this gateway; any one will do.
     pub audience: Vec<String>,
-    /// What a token without any `mcp:` scope is granted; none: `mcp:call`.
+    /// The scopes of a token that carries none of the `mcp:` family. Absent: the default of the policy document; empty: none.
     pub default_scopes: Option<Vec<String>>,
     /// When it was configured last.
     pub configured_at: String,

@@ -474,6 +474,15 @@ fn an_identity_provider_is_looked_at_before_it_is_trusted() {
     let record = settings.policy()["orgs"]["acme"]["identity_providers"][0].clone();
     assert_eq!((&record["audience"], &record["default_scopes"]), (&json!(["apexmcp"]), &json!(["mcp:call:a"])));
     assert!(settings.text(&["sso", "list", "--org", "acme"]).contains(record["issuer"].as_str().unwrap()));
+    let again = |options: &[&str]| {
+        let (issuer, jwks_uri) = (record["issuer"].as_str().unwrap(), record["jwks_uri"].as_str().unwrap());
+        let provider =
+            ["--issuer", issuer, "--jwks-uri", jwks_uri, "--audience", "apexmcp", "--force", "--allow-private-address"];
+        settings.json(&[&["sso", "configure", "--org", "acme"][..], &provider, options].concat());
+        settings.policy()["orgs"]["acme"]["identity_providers"][0].clone()
+    };
+    assert_eq!(again(&["--no-default-scope"])["default_scopes"], json!([]));
+    assert_eq!(again(&[]).get("default_scopes"), None);
     settings.json(&["org", "create", "other"]);
     let again = |org: &str, audience: &str| {
         let (issuer, jwks_uri) = (record["issuer"].as_str().unwrap(), record["jwks_uri"].as_str().unwrap());
@@ -662,6 +671,15 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
         let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
         assert!(output.status.code() == Some(1) && said.contains(part), "{length}: {said}");
         assert_eq!(said.contains("1 errors"), part == "32.json", "{length}: {said}");
+    }
+    for (default_scopes, is_noted) in [(json!(null), true), (json!(["mcp:call"]), false), (json!([]), false)] {
+        let document = org(json!({"identity_providers": [with(&idp, "default_scopes", default_scopes)]}));
+        let file = settings.write("defaults.json", &document.to_string());
+        let notes = settings.json(&["policy", "check", &file])["notes"].clone();
+        let path = "policy.orgs.acme.identity_providers[0].default_scopes";
+        let expected = if is_noted { json!(path) } else { json!(null) };
+        assert_eq!((&notes[0]["path"], &notes[1]), (&expected, &json!(null)), "{document}");
+        assert_eq!(settings.text(&["policy", "check", &file]).contains(&format!("note: {path}: is absent")), is_noted);
     }
     let twice = settings.write("twice.json", r#"{"orgs": {"a": {}, "a": {}}}"#);
     assert_eq!(settings.run(&["policy", "check", &twice]).status.code(), Some(1), "a name that stands twice");
