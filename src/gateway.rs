@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::budget::Budget;
 use crate::config::{Config, LimitStore, RemoteSettings};
 use crate::credential::{self, Credential};
-use crate::denial::{Denial, LocalReply, Reason};
+use crate::denial::{Denial, Discovery, LocalReply, Reason};
 use crate::host::Host;
 use crate::jose::claims;
 use crate::jose::compact::{CompactJws, Type};
@@ -355,10 +355,16 @@ impl Gateway {
 
     /// The answer to a request for `resource` that was denied.
     pub fn reply(&self, denial: &Denial, resource: Option<&Resource>, host: &dyn Host) -> LocalReply {
-        let url = resource
-            .filter(|resource| self.policy.org(&resource.org, host).is_some_and(|org| org.offers_oauth()))
-            .map(|resource| self.config.gateway.metadata_url(resource));
-        denial.reply(url.as_deref())
+        let Some(resource) = resource else { return denial.reply(None) };
+        let org = self.policy.org(&resource.org, host);
+        let offers_oauth = org.as_ref().is_some_and(|org| org.offers_oauth());
+        let resource_metadata = offers_oauth.then(|| self.config.gateway.metadata_url(resource));
+        // No other challenge names what to ask for: that of insufficient scope names what the operation needs.
+        let scope = (denial.reason == Reason::CredentialMissing).then(|| {
+            let needed = resource.needed_scope();
+            org.map_or_else(|| needed.to_string(), |org| org.client_scopes(&needed).join(" "))
+        });
+        denial.reply(Some(&Discovery { resource_metadata, scope: scope.filter(|scope| !scope.is_empty()) }))
     }
 }
 

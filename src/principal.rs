@@ -67,7 +67,13 @@ impl Principal {
 
     /// Whom `issuer`, an identity provider of the org, calls `sub`.
     pub(crate) fn of_identity_provider(org: &OrgName, issuer: &str, sub: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
-        Self::new(org, Method::Byoidp, format!("{org}/idp/{}#", HeaderSafe(issuer)), HeaderSafe(sub), scopes, limits)
+        Self::new(org, Method::Byoidp, Self::namespace_of_issuer(org.as_str(), issuer), HeaderSafe(sub), scopes, limits)
+    }
+
+    /// The beginning of the names of all subjects of `issuer`. A `#` in the issuer is encoded, so that the first one ends it:
+    /// else `a#b` with the subject `c` would be `a` with the subject `b#c`.
+    pub fn namespace_of_issuer(org: &str, issuer: &str) -> String {
+        format!("{org}/idp/{}#", HeaderSafe(issuer).to_string().replace('#', "%23"))
     }
 
     /// A subject of an identity provider whose token seems to carry a grant that could not be read. It has no scope.
@@ -164,7 +170,30 @@ mod tests {
         assert_eq!(subject("ä"), "%C3%A4");
     }
 
+    fn name(issuer: &str, sub: &str) -> String {
+        let org = OrgName::parse("acme").unwrap();
+        Principal::of_identity_provider(&org, issuer, sub, ScopeSet::default(), Subjects::default()).attributes()[1].to_owned()
+    }
+
+    #[test]
+    fn an_issuer_that_is_no_url_is_told_from_its_subject() {
+        for (issuer, sub, expected) in [
+            ("accounts.example.com", "u1", "acme/idp/accounts.example.com#u1"),
+            ("agent@project.iam.example.com", "a#b", "acme/idp/agent@project.iam.example.com#a#b"),
+            ("did:web:idp.example#key", "u1", "acme/idp/did:web:idp.example%23key#u1"),
+            ("did:web:idp.example%23key", "u1", "acme/idp/did:web:idp.example%2523key#u1"),
+            ("Our provider \u{e4}", "u1", "acme/idp/Our%20provider%20%C3%A4#u1"),
+        ] {
+            assert_eq!(name(issuer, sub), expected);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn no_two_principals_have_one_name(one in "[a#%]{1,3}", other in "[a#%]{1,3}", sub in "[a#%]{1,3}", sub2 in "[a#%]{1,3}") {
+            prop_assert_eq!(name(&one, &sub) == name(&other, &sub2), (one, sub) == (other, sub2));
+        }
+
         #[test]
         fn no_two_subjects_become_one(one: String, other: String) {
             prop_assert_eq!(subject(&one) == subject(&other), one == other);

@@ -125,6 +125,11 @@ pub fn granted_by(claims: &serde_json::Map<String, Value>) -> Result<Option<Scop
     Ok(family.map(ScopeSet::from_iter))
 }
 
+/// Whether `text` is one scope of any authorization server: a scope-token of RFC 6749 §3.3, which has no space, `"` or `\`.
+pub fn is_scope_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'))
+}
+
 /// A text in a token's claims that looks like a scope of this gateway, where no scope was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnreadGrant<'c> {

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use apexmcp_auth::config::{Config, DEFAULT_SEPARATOR};
 use apexmcp_auth::jwks::Clusters;
+use apexmcp_auth::policy::issuer::is_url;
 use apexmcp_auth::policy::remote::Publication;
 use apexmcp_auth::problem::Problem;
 use serde_json::Value;
 
+use crate::advice::audience_of_many;
 use crate::chain;
 use crate::clock::Moment;
 use crate::failure::Failure;
@@ -27,6 +29,8 @@ pub struct Report {
     pub warnings: Vec<Problem>,
     /// These say what a default does. Nothing is wrong with them.
     pub notes: Vec<Problem>,
+    /// The key sets that the document names, each with the path of the first provider that names it.
+    pub key_sets: BTreeMap<String, String>,
 }
 
 /// What is known of the Envoy in which it will be.
@@ -220,7 +224,18 @@ impl Lint<'_> {
                     self.warn(format!("{path}.jwks_uri"), "is not https: whoever is on the way can put keys of his own in");
                 }
                 let issuer = provider.get("issuer").and_then(Value::as_str).unwrap_or_default();
+                if !issuer.is_empty() && !is_url(issuer) {
+                    let text = "is no URL: clients cannot discover this provider, so the resource metadata does not name it";
+                    self.note(format!("{path}.issuer"), text);
+                }
+                if let Some(uri) = provider.get("jwks_uri").and_then(Value::as_str) {
+                    let path = format!("{path}.jwks_uri");
+                    self.report.key_sets.entry(uri.to_owned()).or_insert(path);
+                }
                 for audience in texts(provider.get("audience")) {
+                    if let Some(why) = audience_of_many(issuer, audience) {
+                        self.warn(format!("{path}.audience"), format!("{audience:?}: {why}"));
+                    }
                     match providers.insert((issuer.to_owned(), audience.to_owned()), name) {
                         Some(other) if other != name => {
                             let both = format!(

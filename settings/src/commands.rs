@@ -13,6 +13,7 @@ use rusqlite::Connection;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::advice;
 use crate::check::{self, Surroundings};
 use crate::cli::{
     AuditCommand, Cli, ClientCommand, Command, EcdsCommand, HolderArgs, KeyCommand, LimitsCommand, OrgCommand, PolicyCommand,
@@ -62,10 +63,11 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
             let json = serde_json::from_str(&document).map_err(Failure::during("the policy document"))?;
             Ok(Answer::new(document, json))
         }
-        Command::Policy(PolicyCommand::Check { file, clusters, connectors }) => {
+        Command::Policy(PolicyCommand::Check { file, clusters, connectors, fetch_keys, allow_private_address }) => {
             let (clusters, connectors) = (clusters.into_iter().collect(), connectors.into_iter().collect());
             let surroundings = Surroundings { clusters, connectors, ..Surroundings::default() };
-            policy_check(&file, &surroundings, session.actor.now)
+            let reach = if allow_private_address { Reach::Anywhere } else { Reach::Public };
+            policy_check(&file, &surroundings, session.actor.now, fetch_keys.then_some(reach))
         }
         Command::Ecds(command) => session.ecds(command),
         Command::PluginConfig { format, origin } => plugin_config::render(format, &origin),
@@ -286,6 +288,8 @@ impl Session<'_> {
                 audiences,
                 default_scopes,
                 no_default_scope,
+                client_scopes,
+                no_client_scope,
                 force,
                 allow_private_address,
             } => {
@@ -295,7 +299,15 @@ impl Session<'_> {
                     provider::sharing(connection, &org, &issuer, &audiences)
                 })?;
                 let reach = if allow_private_address { Reach::Anywhere } else { Reach::Public };
-                let mut findings = issuer::inspect(&issuer, &jwks_uri, reach)?;
+                let client_scopes = (no_client_scope || !client_scopes.is_empty()).then_some(client_scopes);
+                let issuer::Inspection { mut findings, scopes_supported } = issuer::inspect(&issuer, &jwks_uri, reach)?;
+                let proposal = advice::client_scopes(client_scopes.as_deref(), scopes_supported.as_deref());
+                findings.extend(proposal.finding.map(Finding::warning));
+                let proposed = proposal.client_scopes;
+                findings.extend(audiences.iter().filter_map(|audience| {
+                    let why = advice::audience_of_many(&issuer, audience)?;
+                    Some(Finding::warning(format!("--audience {audience}: {why}")))
+                }));
                 findings.extend(sharing.iter().map(|other| {
                     Finding::warning(format!(
                         "the org {other} has this issuer with one of these audiences: a token for one of the two is accepted in both"
@@ -308,17 +320,22 @@ impl Session<'_> {
                 if failed > 0 && !force {
                     let text = format!("{lines}\n\nNothing was saved. Mend it, or save it as it is with --force.");
                     let why = format!("nothing was saved: {failed} of {} findings failed", findings.len());
-                    let answer = Answer::new(text, json!({"saved": false, "findings": findings}));
+                    let answer =
+                        Answer::new(text, json!({"saved": false, "findings": findings, "proposed_client_scopes": proposed}));
                     return Ok(answer.but(Failure::new(why)));
                 }
                 let default_scopes = (no_default_scope || !default_scopes.is_empty()).then_some(default_scopes);
                 let configured_at = self.actor.now.to_string();
-                let record = Provider { org, issuer, jwks_uri, audience: audiences, default_scopes, configured_at };
+                let record =
+                    Provider { org, issuer, jwks_uri, audience: audiences, default_scopes, client_scopes, configured_at };
                 self.change(
                     |change, actor| provider::configure(change, actor, &record),
                     |()| {
                         let text = format!("{lines}\n\nSaved: tokens of {} are accepted for {}.", record.issuer, record.org);
-                        Answer::new(text, json!({"saved": true, "findings": findings, "identity_provider": record}))
+                        let json = json!({
+                            "saved": true, "findings": findings, "proposed_client_scopes": proposed, "identity_provider": record,
+                        });
+                        Answer::new(text, json)
                     },
                 )
             }
@@ -326,11 +343,12 @@ impl Session<'_> {
                 let providers = self.open()?.read(|connection| provider::list(connection, &org))?;
                 let row = |provider: &Provider| {
                     let scopes = listed(provider.default_scopes.as_deref(), "mcp:call");
-                    [provider.issuer.clone(), provider.jwks_uri.clone(), provider.audience.join(" "), scopes]
+                    let client_scopes = listed(provider.client_scopes.as_deref(), "mcp:call");
+                    [provider.issuer.clone(), provider.jwks_uri.clone(), provider.audience.join(" "), scopes, client_scopes]
                 };
                 let rows: Vec<_> = providers.iter().map(row).collect();
                 let empty = format!("{org} has no identity provider: see 'apexmcp sso configure --help'");
-                let text = || table(["ISSUER", "JWKS URI", "AUDIENCE", "DEFAULT SCOPES"], &rows, &empty);
+                let text = || table(["ISSUER", "JWKS URI", "AUDIENCE", "DEFAULT SCOPES", "CLIENT SCOPES"], &rows, &empty);
                 Ok(self.answer(text, json!(providers)))
             }
             SsoCommand::Remove { org, issuer } => self.change(
@@ -482,9 +500,17 @@ impl Session<'_> {
     }
 }
 
-fn policy_check(file: &Path, surroundings: &Surroundings, now: Moment) -> Result<Answer, Failure> {
+/// Checks a file, and the key sets that it names where `reach` says from where they may come.
+fn policy_check(file: &Path, surroundings: &Surroundings, now: Moment, reach: Option<Reach>) -> Result<Answer, Failure> {
     let name = file.display().to_string();
-    let report = check::check(&read(file)?, surroundings, now).map_err(Failure::during(&name))?;
+    let mut report = check::check(&read(file)?, surroundings, now).map_err(Failure::during(&name))?;
+    if let Some(reach) = reach {
+        for (uri, path) in std::mem::take(&mut report.key_sets) {
+            if let Some(message) = issuer::wrong_with_keys(&uri, reach) {
+                report.warnings.push(Problem { path, message });
+            }
+        }
+    }
     let errors = report.errors.iter().map(|problem| format!("error: {problem}"));
     let warnings = report.warnings.iter().map(|problem| format!("warning: {problem}"));
     let summary = format!("{name}: {} errors, {} warnings", report.errors.len(), report.warnings.len());

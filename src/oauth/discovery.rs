@@ -153,12 +153,17 @@ fn authorization_server(config: &Config) -> Map<String, Value> {
 fn protected_resource(resource: &Resource, config: &Config, policy: &PolicySource, host: &dyn Host) -> Option<Value> {
     let org = policy.org(&resource.org, host).filter(|org| org.offers_oauth())?;
     let own = org.has_clients().then_some(config.gateway.origin.as_str());
-    Some(json!({
+    let mut metadata = json!({
         "resource": config.gateway.resource_url(resource),
-        "authorization_servers": own.into_iter().chain(org.issuers()).collect::<Vec<_>>(),
-        "scopes_supported": [resource.needed_scope().to_string()],
+        "authorization_servers": own.into_iter().chain(org.authorization_servers()).collect::<Vec<_>>(),
+        "scopes_supported": org.client_scopes(&resource.needed_scope()),
         "bearer_methods_supported": ["header"],
-    }))
+    });
+    if let Some(members) = metadata.as_object_mut() {
+        // RFC 9728 §3.2: an empty list is left out.
+        members.retain(|_, value| value.as_array().is_none_or(|values| !values.is_empty()));
+    }
+    Some(metadata)
 }
 
 /// RFC 6749 §4.1.2.1, said to the user agent: no client is known to whom it could be said by redirection.
