@@ -251,16 +251,26 @@ struct Body<'d> {
     reason: &'d str,
 }
 
+/// What a challenge says of the way to a token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Discovery {
+    /// The URL of RFC 9728 §5.1; `None` where the org offers no OAuth, so that a client with a static key is not drawn into
+    /// discovery.
+    pub resource_metadata: Option<String>,
+    /// The scopes to ask for, separated by spaces; `None` where none are named.
+    pub scope: Option<String>,
+}
+
 impl Denial {
-    /// The answer. `resource_metadata` is the URL of RFC 9728 §5.1; `None` where the org offers no OAuth, so that a
-    /// client with a static key is not drawn into discovery.
-    pub fn reply(&self, resource_metadata: Option<&str>) -> LocalReply {
+    /// The answer. `discovery` is for the challenge, where the resource is known.
+    pub fn reply(&self, discovery: Option<&Discovery>) -> LocalReply {
+        let resource_metadata = discovery.and_then(|discovery| discovery.resource_metadata.as_deref());
         let Wording { word, status, error, description } = self.reason.wording();
         let description = self.description.unwrap_or(description);
         let mut headers = vec![("content-type", "application/json".to_owned())];
         // No credential makes the origin of a page an allowed one.
         if matches!(status, 401 | 403) && self.reason != Reason::OriginNotAllowed {
-            headers.push(("www-authenticate", self.challenge(error, description, resource_metadata)));
+            headers.push(("www-authenticate", self.challenge(error, description, resource_metadata, discovery)));
         }
         if let Some(standing) = &self.standing {
             headers.push((RATE_LIMIT_POLICY, standing.policy()));
@@ -289,7 +299,13 @@ impl Denial {
     }
 
     /// RFC 6750 §3: a request without any credential gets no error code.
-    fn challenge(&self, error: &str, description: &str, resource_metadata: Option<&str>) -> String {
+    fn challenge(
+        &self,
+        error: &str,
+        description: &str,
+        resource_metadata: Option<&str>,
+        discovery: Option<&Discovery>,
+    ) -> String {
         let mut challenge = String::with_capacity(TYPICAL_CHALLENGE);
         challenge.push_str("Bearer");
         let mut separator = " ";
@@ -303,7 +319,11 @@ impl Denial {
                 if let Some(url) = resource_metadata {
                     parameter("resource_metadata", url);
                 }
-                parameter("scope", &Scope::AllConnectors.to_string());
+                match discovery.map(|discovery| discovery.scope.as_deref()) {
+                    Some(Some(scope)) => parameter("scope", scope),
+                    Some(None) => {}
+                    None => parameter("scope", &Scope::AllConnectors.to_string()),
+                }
             }
             Reason::ScopeInsufficient => {
                 parameter("error", error);
@@ -362,7 +382,8 @@ mod tests {
             (Reason::MethodNotAllowed.into(), 405, None),
         ];
         for (denial, status, challenge) in table {
-            let reply = denial.reply(Some(METADATA));
+            let scope = Some("mcp:call".to_owned());
+            let reply = denial.reply(Some(&Discovery { resource_metadata: Some(METADATA.to_owned()), scope }));
             assert_eq!(reply.status, status);
             assert_eq!(header(&reply, "www-authenticate"), challenge);
             assert_eq!(header(&reply, "retry-after").is_some(), status == 503);

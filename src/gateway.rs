@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::budget::Budget;
 use crate::config::{Config, LimitStore, RemoteSettings};
 use crate::credential::{self, Credential};
-use crate::denial::{Denial, LocalReply, Reason};
+use crate::denial::{Denial, Discovery, LocalReply, Reason};
 use crate::host::Host;
 use crate::jose::claims;
 use crate::jose::compact::{CompactJws, Type};
@@ -16,6 +16,7 @@ use crate::jwks::{KeyName, KeySetId, KeySets, Lookup, SYNC_INTERVAL};
 use crate::limits;
 use crate::limits::local::Exceeded;
 use crate::limits::standing::Standing;
+use crate::names::OrgName;
 use crate::oauth::access_token;
 use crate::oauth::attempts::Attempts;
 use crate::oauth::discovery::Document;
@@ -27,7 +28,7 @@ use crate::policy::source::PolicySource;
 use crate::principal::{Method, Principal};
 use crate::problem::Problem;
 use crate::request::RequestHead;
-use crate::scope;
+use crate::scope::{self, Scope, ScopeSet, UnreadGrant};
 use crate::time::UnixTime;
 use crate::token_cache::{Basis, Entry, TokenCache};
 
@@ -42,6 +43,8 @@ pub struct Gateway {
     pub policy: PolicySource,
     tokens: TokenCache,
     attempts: Attempts,
+    /// Before then, no other finding is logged.
+    next_note: UnixTime,
     /// For everything that this thread holds.
     pub budget: Budget,
 }
@@ -96,6 +99,8 @@ pub struct Findings {
     pub principal: Option<Rc<Principal>>,
     /// Whether a token was found among those verified before.
     pub token_cache: Option<CacheOutcome>,
+    /// A line for the log, where the operator should know something.
+    pub note: Option<String>,
 }
 
 /// Whether a token had been verified before.
@@ -119,7 +124,15 @@ impl Gateway {
             }
         };
         let tokens = TokenCache::new(config.tokens.cache_size);
-        Self { config, key_sets, policy, tokens, attempts: Attempts::default(), budget: Budget::default() }
+        Self {
+            config,
+            key_sets,
+            policy,
+            tokens,
+            attempts: Attempts::default(),
+            next_note: UnixTime::default(),
+            budget: Budget::default(),
+        }
     }
 
     /// Checks a document of the Settings service, and publishes it to all threads.
@@ -158,8 +171,20 @@ impl Gateway {
         } else if resource.connector.is_none() && !principal.scopes().is_empty() {
             Ok(Admission::ByMessage(principal))
         } else {
-            Err(NotAdmitted::Denied(Denial { needed: Some(needed), ..Reason::ScopeInsufficient.into() }))
+            let description = principal.has_unread_grant().then_some(UNREAD_GRANT);
+            Err(NotAdmitted::Denied(Denial { needed: Some(needed), description, ..Reason::ScopeInsufficient.into() }))
         }
+    }
+
+    /// Whether a note may be logged now. A provider may issue such tokens all the time.
+    fn may_note(&mut self, now: UnixTime) -> bool {
+        let latest = now.plus(NOTE_INTERVAL);
+        // A clock that was set back must not silence the log for longer.
+        let is_due = now >= self.next_note || self.next_note > latest;
+        if is_due {
+            self.next_note = latest;
+        }
+        is_due
     }
 
     fn bearer(
@@ -186,7 +211,7 @@ impl Gateway {
             findings.method = Some(Method::Oauth);
             self.gateway_token(jws, resource, now, host)?
         } else {
-            self.provider_token(jws, resource, now, host)?
+            self.provider_token(jws, resource, now, host, findings)?
         };
         let principal = Rc::clone(&entry.principal);
         self.tokens.insert(token, entry);
@@ -201,6 +226,7 @@ impl Gateway {
         resource: &Resource,
         now: UnixTime,
         host: &dyn Host,
+        findings: &mut Findings,
     ) -> Result<Entry, NotAdmitted> {
         let issuer = claims::issuer(jws.claims())?;
         let org = self.policy.org(&resource.org, host).ok_or(Reason::IssuerUnknown)?;
@@ -236,9 +262,25 @@ impl Gateway {
             return Err(retry_after.map_or_else(|| refusal.into(), jwks_unavailable));
         };
         let granted = scope::granted_by(verified.claims()).map_err(|_| Reason::TokenMalformed)?;
-        let scopes = granted.unwrap_or_else(|| provider.default_scopes.clone());
         let subject = claims::subject(verified.claims())?;
-        let principal = Principal::of_identity_provider(&resource.org, &provider.issuer, subject, scopes, org.limits().clone());
+        let limits = org.limits().clone();
+        let (scopes, unread) = match granted.or_else(|| provider.default_scopes.clone()) {
+            Some(scopes) => (scopes, None),
+            // A narrow grant never becomes a wide one.
+            None => match scope::unread_grant(verified.claims(), |text| provider.is_named(text)) {
+                None => ([Scope::AllConnectors].into_iter().collect(), None),
+                Some(unread) => (ScopeSet::default(), Some(unread)),
+            },
+        };
+        let principal = match unread {
+            None => Principal::of_identity_provider(&resource.org, &provider.issuer, subject, scopes, limits),
+            Some(_) => Principal::of_unread_grant(&resource.org, &provider.issuer, subject, limits),
+        };
+        if let Some(unread) = unread
+            && self.may_note(now)
+        {
+            findings.note = Some(unread_grant_note(&resource.org, &provider.issuer, unread));
+        }
         // After the signature: a forged token must not tell which tokens are revoked.
         let [_, name, ..] = principal.attributes();
         if org.has_revoked(claims::id(verified.claims())?, name, claims::issued_at(verified.claims()).ok()) {
@@ -324,11 +366,39 @@ impl Gateway {
 
     /// The answer to a request for `resource` that was denied.
     pub fn reply(&self, denial: &Denial, resource: Option<&Resource>, host: &dyn Host) -> LocalReply {
-        let url = resource
-            .filter(|resource| self.policy.org(&resource.org, host).is_some_and(|org| org.offers_oauth()))
-            .map(|resource| self.config.gateway.metadata_url(resource));
-        denial.reply(url.as_deref())
+        let Some(resource) = resource else { return denial.reply(None) };
+        let org = self.policy.org(&resource.org, host);
+        let offers_oauth = org.as_ref().is_some_and(|org| org.offers_oauth());
+        let resource_metadata = offers_oauth.then(|| self.config.gateway.metadata_url(resource));
+        // No other challenge names what to ask for: that of insufficient scope names what the operation needs.
+        let scope = (denial.reason == Reason::CredentialMissing).then(|| {
+            let needed = resource.needed_scope();
+            org.map_or_else(|| needed.to_string(), |org| org.client_scopes(&needed).join(" "))
+        });
+        denial.reply(Some(&Discovery { resource_metadata, scope: scope.filter(|scope| !scope.is_empty()) }))
     }
+}
+
+/// What a client is told whose token carries a grant that could not be read. Without `=`, `"` and `\\`, as all descriptions.
+const UNREAD_GRANT: &str = "A value of the access token contains mcp:call but is no scope of this gateway, so nothing is granted \
+     by default. Send mcp:call or mcp:call:<connector> as a value of the claim scope or scp.";
+
+/// Shortest time between two notes of a worker.
+const NOTE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Longest part of a claim in a note, in characters.
+const MAX_QUOTED: usize = 80;
+
+/// The log line about a token that carries a grant that could not be read.
+fn unread_grant_note(org: &OrgName, issuer: &str, unread: UnreadGrant<'_>) -> String {
+    // Escaped, so that a claim cannot break the line.
+    let quoted = |text: &str| format!("{:?}", text.chars().take(MAX_QUOTED).collect::<String>());
+    format!(
+        "org {org}: a token of {issuer} has {} in the claim {}, which is no scope of this gateway, so nothing is granted by default. \
+         Let the provider issue mcp:call or mcp:call:<connector> in scope or scp, or write default_scopes in the policy",
+        quoted(unread.text),
+        quoted(unread.claim)
+    )
 }
 
 fn jwks_unavailable(retry_after: Duration) -> NotAdmitted {

@@ -46,6 +46,7 @@ pub struct Principal {
     /// Where in `text` the name and the subject end.
     name_end: usize,
     limits: Subjects,
+    has_unread_grant: bool,
 }
 
 impl Principal {
@@ -66,7 +67,22 @@ impl Principal {
 
     /// Whom `issuer`, an identity provider of the org, calls `sub`.
     pub(crate) fn of_identity_provider(org: &OrgName, issuer: &str, sub: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
-        Self::new(org, Method::Byoidp, format!("{org}/idp/{}#", HeaderSafe(issuer)), HeaderSafe(sub), scopes, limits)
+        Self::new(org, Method::Byoidp, Self::namespace_of_issuer(org.as_str(), issuer), HeaderSafe(sub), scopes, limits)
+    }
+
+    /// The beginning of the names of all subjects of `issuer`. A `#` in the issuer is encoded, so that the first one ends it:
+    /// else `a#b` with the subject `c` would be `a` with the subject `b#c`.
+    pub fn namespace_of_issuer(org: &str, issuer: &str) -> String {
+        format!("{org}/idp/{}#", HeaderSafe(issuer).to_string().replace('#', "%23"))
+    }
+
+    /// A subject of an identity provider whose token seems to carry a grant that could not be read. It has no scope.
+    pub(crate) fn of_unread_grant(org: &OrgName, issuer: &str, sub: &str, limits: Subjects) -> Rc<Self> {
+        let mut principal = Self::of_identity_provider(org, issuer, sub, ScopeSet::default(), limits);
+        if let Some(principal) = Rc::get_mut(&mut principal) {
+            principal.has_unread_grant = true;
+        }
+        principal
     }
 
     /// Whose name is `namespace` and then `subject`.
@@ -82,7 +98,7 @@ impl Principal {
         let name = format!("{namespace}{subject}");
         let name_end = name.len();
         let text = format!("{name}{scopes}").into();
-        Rc::new(Self { org: org.clone(), method, scopes, text, subject_at, name_end, limits })
+        Rc::new(Self { org: org.clone(), method, scopes, text, subject_at, name_end, limits, has_unread_grant: false })
     }
 
     /// The org to which the credential belongs.
@@ -98,6 +114,11 @@ impl Principal {
     /// What it may do.
     pub fn scopes(&self) -> &ScopeSet {
         &self.scopes
+    }
+
+    /// Whether the default scopes do not apply, because the token seems to carry a grant that could not be read.
+    pub fn has_unread_grant(&self) -> bool {
+        self.has_unread_grant
     }
 
     /// What its requests are counted at.
@@ -149,7 +170,30 @@ mod tests {
         assert_eq!(subject("ä"), "%C3%A4");
     }
 
+    fn name(issuer: &str, sub: &str) -> String {
+        let org = OrgName::parse("acme").unwrap();
+        Principal::of_identity_provider(&org, issuer, sub, ScopeSet::default(), Subjects::default()).attributes()[1].to_owned()
+    }
+
+    #[test]
+    fn an_issuer_that_is_no_url_is_told_from_its_subject() {
+        for (issuer, sub, expected) in [
+            ("accounts.example.com", "u1", "acme/idp/accounts.example.com#u1"),
+            ("agent@project.iam.example.com", "a#b", "acme/idp/agent@project.iam.example.com#a#b"),
+            ("did:web:idp.example#key", "u1", "acme/idp/did:web:idp.example%23key#u1"),
+            ("did:web:idp.example%23key", "u1", "acme/idp/did:web:idp.example%2523key#u1"),
+            ("Our provider \u{e4}", "u1", "acme/idp/Our%20provider%20%C3%A4#u1"),
+        ] {
+            assert_eq!(name(issuer, sub), expected);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn no_two_principals_have_one_name(one in "[a#%]{1,3}", other in "[a#%]{1,3}", sub in "[a#%]{1,3}", sub2 in "[a#%]{1,3}") {
+            prop_assert_eq!(name(&one, &sub) == name(&other, &sub2), (one, sub) == (other, sub2));
+        }
+
         #[test]
         fn no_two_subjects_become_one(one: String, other: String) {
             prop_assert_eq!(subject(&one) == subject(&other), one == other);

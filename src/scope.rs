@@ -96,7 +96,7 @@ pub fn parse_words(text: &str) -> ScopeSet {
     text.split(' ').filter_map(Scope::parse).collect()
 }
 
-/// The scopes that a token's claims carry, or `None` where they name none of the `mcp:` family and the provider's defaults hold.
+/// The scopes that a token's claims carry, or `None` where they name none of the `mcp:` family and the provider's defaults may apply.
 ///
 /// Both `scope` and `scp` are read, as a space-separated string or as an array: Okta, Entra and Keycloak differ.
 /// A scope of the family that this gateway does not know grants nothing, and keeps the defaults out too.
@@ -125,10 +125,80 @@ pub fn granted_by(claims: &serde_json::Map<String, Value>) -> Result<Option<Scop
     Ok(family.map(ScopeSet::from_iter))
 }
 
+/// Whether `text` is one scope of any authorization server: a scope-token of RFC 6749 §3.3, which has no space, `"` or `\`.
+pub fn is_scope_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'))
+}
+
+/// A text in a token's claims that looks like a scope of this gateway, where no scope was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnreadGrant<'c> {
+    /// The top-level claim in which it is.
+    pub claim: &'c str,
+    /// The text.
+    pub text: &'c str,
+}
+
+/// Finds a text that contains `mcp:call` in claims of which [`granted_by`] read no scope.
+///
+/// Such a token may carry a narrow grant in a form that is not understood: Cognito prefixes each scope
+/// (`apexmcp/mcp:call:github`), other providers have roles, groups or permissions. The default scopes would be wider than that
+/// grant. Providers name and nest such claims freely, so every claim is searched, member names too, in any letter case.
+/// `is_configured` tells the texts that the policy itself names, which grant nothing: the issuer and the audiences.
+pub fn unread_grant<'c>(
+    claims: &'c serde_json::Map<String, Value>,
+    is_configured: impl Fn(&str) -> bool,
+) -> Option<UnreadGrant<'c>> {
+    let is_suspect = |text: &str| {
+        let mut windows = text.as_bytes().windows(ALL.len());
+        windows.any(|window| window.eq_ignore_ascii_case(ALL.as_bytes())) && !is_configured(text)
+    };
+    claims.iter().find_map(|(claim, value)| {
+        let text = if is_suspect(claim) { Some(claim.as_str()) } else { find_text(value, &is_suspect) };
+        text.map(|text| UnreadGrant { claim, text })
+    })
+}
+
+/// The first text in `value`, at any depth, for which `is_wanted` holds. Claims are nested to a limited depth ([`crate::json`]).
+fn find_text<'v>(value: &'v Value, is_wanted: &impl Fn(&str) -> bool) -> Option<&'v str> {
+    match value {
+        Value::String(text) => is_wanted(text).then_some(text),
+        Value::Array(elements) => elements.iter().find_map(|element| find_text(element, is_wanted)),
+        Value::Object(members) => members
+            .iter()
+            .find_map(|(name, member)| if is_wanted(name) { Some(name.as_str()) } else { find_text(member, is_wanted) }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_grant_in_any_claim_is_found() {
+        for (claims, expected) in [
+            (json!({"scope": "apexmcp/mcp:call:github"}), Some("scope: apexmcp/mcp:call:github")),
+            (json!({"scp": ["openid", "api://apexmcp/mcp:call"]}), Some("scp: api://apexmcp/mcp:call")),
+            (json!({"scope": "openid,mcp:call:github"}), Some("scope: openid,mcp:call:github")),
+            (json!({"roles": ["reader", "mcp:call:github"]}), Some("roles: mcp:call:github")),
+            (json!({"groups": "mcp:call:github"}), Some("groups: mcp:call:github")),
+            (json!({"permissions": [{"rsname": "mcp:call:github"}]}), Some("permissions: mcp:call:github")),
+            (json!({"realm_access": {"roles": ["mcp:call:github"]}}), Some("realm_access: mcp:call:github")),
+            (json!({"resource_access": {"mcp:call": {"roles": []}}}), Some("resource_access: mcp:call")),
+            (json!({"cognito:groups": ["MCP:Call:GitHub"]}), Some("cognito:groups: MCP:Call:GitHub")),
+            (json!({"https://idp.example/mcp:call:github": true}), {
+                Some("https://idp.example/mcp:call:github: https://idp.example/mcp:call:github")
+            }),
+            (json!({"aud": ["urn:mcp:call", "mcp:call:github"]}), Some("aud: mcp:call:github")),
+            (json!({"aud": "urn:mcp:call", "sub": "u1", "exp": 7, "scope": "openid", "roles": ["mcp-call", "mcp"]}), None),
+            (json!({}), None),
+        ] {
+            let found = unread_grant(claims.as_object().unwrap(), |text| text == "urn:mcp:call");
+            assert_eq!(found.map(|found| format!("{}: {}", found.claim, found.text)).as_deref(), expected, "{claims}");
+        }
+    }
 
     fn granted(claims: Value) -> Result<Option<String>, &'static str> {
         granted_by(claims.as_object().unwrap()).map(|scopes| scopes.map(|scopes| scopes.to_string()))

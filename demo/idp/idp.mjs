@@ -1,7 +1,9 @@
 // A real OpenID provider in place of the customer's own: oidc-provider with one client of client credentials.
 //
-//   node idp.mjs [--port N] [--state FILE]
+//   node idp.mjs [--port N] [--state FILE] [--scopes "A B"]
 //
+// Its client may ask for --scopes alone; without that option, for those of the demo. It knows both, and answers invalid_scope
+// to a request for a scope that the client may not ask for.
 // It prints one line of JSON when it is ready. FILE keeps its keys, so that it comes back with them.
 // `control` is for tests: POST <control>/rotate[?drop=1] signs with a new key from now on (and forgets the old ones),
 // GET <control>/stats counts the requests for its key set.
@@ -12,9 +14,17 @@ import { createServer } from "node:http";
 import { parseArgs } from "node:util";
 import { Provider } from "oidc-provider";
 
-const { values } = parseArgs({ options: { port: { type: "string", default: "0" }, state: { type: "string" } } });
+const { values } = parseArgs({
+  options: {
+    port: { type: "string", default: "0" },
+    state: { type: "string" },
+    scopes: { type: "string" },
+  },
+});
 
-const SCOPES = ["mcp:call", "mcp:call:notes", "mcp:call:clock"];
+const DEMO_SCOPES = ["mcp:call", "mcp:call:notes", "mcp:call:clock"];
+const ALLOWED = values.scopes?.split(" ") ?? DEMO_SCOPES;
+const SCOPES = [...new Set([...DEMO_SCOPES, ...ALLOWED])];
 
 function newKey() {
   const { privateKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
@@ -42,7 +52,7 @@ function newProvider(issuer) {
         grant_types: ["client_credentials"],
         redirect_uris: [],
         response_types: [],
-        scope: SCOPES.join(" "),
+        scope: ALLOWED.join(" "),
       },
     ],
     scopes: SCOPES,

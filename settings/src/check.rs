@@ -4,14 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use apexmcp_auth::config::{Config, DEFAULT_SEPARATOR};
 use apexmcp_auth::jwks::Clusters;
+use apexmcp_auth::policy::issuer::is_url;
 use apexmcp_auth::policy::remote::Publication;
 use apexmcp_auth::problem::Problem;
 use serde_json::Value;
 
+use crate::advice::audience_of_many;
 use crate::chain;
 use crate::clock::Moment;
 use crate::failure::Failure;
 use crate::yaml;
+
+/// What happens to tokens of a provider whose record says no default scopes.
+const ABSENT_DEFAULT_SCOPES: &str = "is absent: a token without any mcp: scope is granted mcp:call, but nothing where any value in \
+     it contains mcp:call without being a scope of the gateway, such as apexmcp/mcp:call:github, or a role. To decide it \
+     yourself, write the scopes, or [] for none";
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -20,6 +27,10 @@ pub struct Report {
     pub errors: Vec<Problem>,
     /// These are for somebody to look at.
     pub warnings: Vec<Problem>,
+    /// These say what a default does. Nothing is wrong with them.
+    pub notes: Vec<Problem>,
+    /// The key sets that the document names, each with the path of the first provider that names it.
+    pub key_sets: BTreeMap<String, String>,
 }
 
 /// What is known of the Envoy in which it will be.
@@ -44,7 +55,7 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
         Ok(document) => (vec![document], true),
         Err(error) if bytes.trim_ascii_start().starts_with(b"{") => {
             let problem = Problem { path: ".".to_owned(), message: error.to_string() };
-            return Ok(Report { errors: vec![problem], warnings: Vec::new() });
+            return Ok(Report { errors: vec![problem], ..Report::default() });
         }
         Err(_) => {
             let text = str::from_utf8(bytes).map_err(Failure::during("neither JSON nor YAML"))?;
@@ -156,6 +167,10 @@ impl Lint<'_> {
         self.report.warnings.push(Problem { path, message: message.into() });
     }
 
+    fn note(&mut self, path: String, message: impl Into<String>) {
+        self.report.notes.push(Problem { path, message: message.into() });
+    }
+
     fn plugin(&mut self, plugin: &Value) {
         for pointer in
             ["/jwks/https_cluster", "/jwks/http_cluster", "/policy/remote/cluster", "/limits/rate_limit_service/cluster"]
@@ -202,11 +217,25 @@ impl Lint<'_> {
             for (index, provider) in in_force(org, "identity_providers") {
                 let path = format!("{path}.identity_providers[{index}]");
                 self.scopes(&format!("{path}.default_scopes"), provider.get("default_scopes"));
+                if provider.get("default_scopes").is_none_or(Value::is_null) {
+                    self.note(format!("{path}.default_scopes"), ABSENT_DEFAULT_SCOPES);
+                }
                 if provider.get("jwks_uri").and_then(Value::as_str).is_some_and(|uri| uri.starts_with("http://")) {
                     self.warn(format!("{path}.jwks_uri"), "is not https: whoever is on the way can put keys of his own in");
                 }
                 let issuer = provider.get("issuer").and_then(Value::as_str).unwrap_or_default();
+                if !issuer.is_empty() && !is_url(issuer) {
+                    let text = "is no URL: clients cannot discover this provider, so the resource metadata does not name it";
+                    self.note(format!("{path}.issuer"), text);
+                }
+                if let Some(uri) = provider.get("jwks_uri").and_then(Value::as_str) {
+                    let path = format!("{path}.jwks_uri");
+                    self.report.key_sets.entry(uri.to_owned()).or_insert(path);
+                }
                 for audience in texts(provider.get("audience")) {
+                    if let Some(why) = audience_of_many(issuer, audience) {
+                        self.warn(format!("{path}.audience"), format!("{audience:?}: {why}"));
+                    }
                     match providers.insert((issuer.to_owned(), audience.to_owned()), name) {
                         Some(other) if other != name => {
                             let both = format!(

@@ -250,9 +250,20 @@ pub enum SsoCommand {
         /// The aud claim that means this gateway; repeat it for more, any one will do
         #[arg(long = "audience", required = true)]
         audiences: Vec<String>,
-        /// What a token without any mcp: scope is granted; repeat it for more; mcp:call where it is left out
+        /// What a token without any mcp: scope is granted; repeat it for more. Without this option: mcp:call, but nothing where
+        /// any value in the token contains mcp:call
         #[arg(long = "default-scope", value_name = "SCOPE")]
         default_scopes: Vec<String>,
+        /// Grant nothing to a token without any mcp: scope
+        #[arg(long, conflicts_with = "default_scopes")]
+        no_default_scope: bool,
+        /// A scope that clients are told to ask this provider for, in challenges and in the resource metadata; repeat it for
+        /// more. Without this option: mcp:call, or mcp:call:<connector-id> at a connector's own path
+        #[arg(long = "client-scope", value_name = "SCOPE")]
+        client_scopes: Vec<String>,
+        /// Tell clients no scope: for a provider that does not know the mcp scopes and needs no others
+        #[arg(long, conflicts_with = "client_scopes")]
+        no_client_scope: bool,
         /// Save it though what it publishes is wrong or out of reach
         #[arg(long)]
         force: bool,
@@ -414,6 +425,12 @@ known, of Istio or of Envoy Gateway. - is standard input.
         /// A connector behind your gateway, where the file does not tell; repeat it for all
         #[arg(long = "connector", value_name = "ID")]
         connectors: Vec<String>,
+        /// Fetch the key set of each identity provider, and warn where it has no key for RS256
+        #[arg(long)]
+        fetch_keys: bool,
+        /// Fetch key sets also from addresses that are not of the public Internet, and by http
+        #[arg(long, requires = "fetch_keys")]
+        allow_private_address: bool,
     },
 }
 

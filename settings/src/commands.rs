@@ -13,6 +13,7 @@ use rusqlite::Connection;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::advice;
 use crate::check::{self, Surroundings};
 use crate::cli::{
     AuditCommand, Cli, ClientCommand, Command, EcdsCommand, HolderArgs, KeyCommand, LimitsCommand, OrgCommand, PolicyCommand,
@@ -62,10 +63,11 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
             let json = serde_json::from_str(&document).map_err(Failure::during("the policy document"))?;
             Ok(Answer::new(document, json))
         }
-        Command::Policy(PolicyCommand::Check { file, clusters, connectors }) => {
+        Command::Policy(PolicyCommand::Check { file, clusters, connectors, fetch_keys, allow_private_address }) => {
             let (clusters, connectors) = (clusters.into_iter().collect(), connectors.into_iter().collect());
             let surroundings = Surroundings { clusters, connectors, ..Surroundings::default() };
-            policy_check(&file, &surroundings, session.actor.now)
+            let reach = if allow_private_address { Reach::Anywhere } else { Reach::Public };
+            policy_check(&file, &surroundings, session.actor.now, fetch_keys.then_some(reach))
         }
         Command::Ecds(command) => session.ecds(command),
         Command::PluginConfig { format, origin } => plugin_config::render(format, &origin),
@@ -279,14 +281,33 @@ impl Session<'_> {
 
     fn sso(&self, command: SsoCommand) -> Result<Answer, Failure> {
         match command {
-            SsoCommand::Configure { org, issuer, jwks_uri, audiences, default_scopes, force, allow_private_address } => {
+            SsoCommand::Configure {
+                org,
+                issuer,
+                jwks_uri,
+                audiences,
+                default_scopes,
+                no_default_scope,
+                client_scopes,
+                no_client_scope,
+                force,
+                allow_private_address,
+            } => {
                 // What nobody would save anyway is not asked for.
                 let sharing = self.open()?.read(|connection| {
                     provider::require_room(connection, &org, &issuer)?;
                     provider::sharing(connection, &org, &issuer, &audiences)
                 })?;
                 let reach = if allow_private_address { Reach::Anywhere } else { Reach::Public };
-                let mut findings = issuer::inspect(&issuer, &jwks_uri, reach)?;
+                let client_scopes = (no_client_scope || !client_scopes.is_empty()).then_some(client_scopes);
+                let issuer::Inspection { mut findings, scopes_supported } = issuer::inspect(&issuer, &jwks_uri, reach)?;
+                let proposal = advice::client_scopes(client_scopes.as_deref(), scopes_supported.as_deref());
+                findings.extend(proposal.finding.map(Finding::warning));
+                let proposed = proposal.client_scopes;
+                findings.extend(audiences.iter().filter_map(|audience| {
+                    let why = advice::audience_of_many(&issuer, audience)?;
+                    Some(Finding::warning(format!("--audience {audience}: {why}")))
+                }));
                 findings.extend(sharing.iter().map(|other| {
                     Finding::warning(format!(
                         "the org {other} has this issuer with one of these audiences: a token for one of the two is accepted in both"
@@ -299,30 +320,35 @@ impl Session<'_> {
                 if failed > 0 && !force {
                     let text = format!("{lines}\n\nNothing was saved. Mend it, or save it as it is with --force.");
                     let why = format!("nothing was saved: {failed} of {} findings failed", findings.len());
-                    let answer = Answer::new(text, json!({"saved": false, "findings": findings}));
+                    let answer =
+                        Answer::new(text, json!({"saved": false, "findings": findings, "proposed_client_scopes": proposed}));
                     return Ok(answer.but(Failure::new(why)));
                 }
-                let default_scopes = (!default_scopes.is_empty()).then_some(default_scopes);
+                let default_scopes = (no_default_scope || !default_scopes.is_empty()).then_some(default_scopes);
                 let configured_at = self.actor.now.to_string();
-                let record = Provider { org, issuer, jwks_uri, audience: audiences, default_scopes, configured_at };
+                let record =
+                    Provider { org, issuer, jwks_uri, audience: audiences, default_scopes, client_scopes, configured_at };
                 self.change(
                     |change, actor| provider::configure(change, actor, &record),
                     |()| {
                         let text = format!("{lines}\n\nSaved: tokens of {} are accepted for {}.", record.issuer, record.org);
-                        Answer::new(text, json!({"saved": true, "findings": findings, "identity_provider": record}))
+                        let json = json!({
+                            "saved": true, "findings": findings, "proposed_client_scopes": proposed, "identity_provider": record,
+                        });
+                        Answer::new(text, json)
                     },
                 )
             }
             SsoCommand::List { org } => {
                 let providers = self.open()?.read(|connection| provider::list(connection, &org))?;
                 let row = |provider: &Provider| {
-                    let scopes =
-                        provider.default_scopes.as_ref().map_or_else(|| "mcp:call".to_owned(), |scopes| scopes.join(" "));
-                    [provider.issuer.clone(), provider.jwks_uri.clone(), provider.audience.join(" "), scopes]
+                    let scopes = listed(provider.default_scopes.as_deref(), "mcp:call");
+                    let client_scopes = listed(provider.client_scopes.as_deref(), "mcp:call");
+                    [provider.issuer.clone(), provider.jwks_uri.clone(), provider.audience.join(" "), scopes, client_scopes]
                 };
                 let rows: Vec<_> = providers.iter().map(row).collect();
                 let empty = format!("{org} has no identity provider: see 'apexmcp sso configure --help'");
-                let text = || table(["ISSUER", "JWKS URI", "AUDIENCE", "DEFAULT SCOPES"], &rows, &empty);
+                let text = || table(["ISSUER", "JWKS URI", "AUDIENCE", "DEFAULT SCOPES", "CLIENT SCOPES"], &rows, &empty);
                 Ok(self.answer(text, json!(providers)))
             }
             SsoCommand::Remove { org, issuer } => self.change(
@@ -474,17 +500,26 @@ impl Session<'_> {
     }
 }
 
-fn policy_check(file: &Path, surroundings: &Surroundings, now: Moment) -> Result<Answer, Failure> {
+/// Checks a file, and the key sets that it names where `reach` says from where they may come.
+fn policy_check(file: &Path, surroundings: &Surroundings, now: Moment, reach: Option<Reach>) -> Result<Answer, Failure> {
     let name = file.display().to_string();
-    let report = check::check(&read(file)?, surroundings, now).map_err(Failure::during(&name))?;
+    let mut report = check::check(&read(file)?, surroundings, now).map_err(Failure::during(&name))?;
+    if let Some(reach) = reach {
+        for (uri, path) in std::mem::take(&mut report.key_sets) {
+            if let Some(message) = issuer::wrong_with_keys(&uri, reach) {
+                report.warnings.push(Problem { path, message });
+            }
+        }
+    }
     let errors = report.errors.iter().map(|problem| format!("error: {problem}"));
     let warnings = report.warnings.iter().map(|problem| format!("warning: {problem}"));
     let summary = format!("{name}: {} errors, {} warnings", report.errors.len(), report.warnings.len());
-    let lines: Vec<String> = errors.chain(warnings).chain([summary]).collect();
+    let notes = report.notes.iter().map(|problem| format!("note: {problem}"));
+    let lines: Vec<String> = errors.chain(warnings).chain(notes).chain([summary]).collect();
     let list = |problems: &[Problem]| -> Vec<Value> {
         problems.iter().map(|problem| json!({"path": problem.path, "message": problem.message})).collect()
     };
-    let json = json!({"errors": list(&report.errors), "warnings": list(&report.warnings)});
+    let json = json!({"errors": list(&report.errors), "warnings": list(&report.warnings), "notes": list(&report.notes)});
     let answer = Answer::new(lines.join("\n"), json);
     Ok(match report.errors.len() {
         0 => answer,
@@ -529,6 +564,15 @@ fn with(record: &impl Serialize, secrets: &[(&str, &str)]) -> Value {
         members.extend(secrets.iter().map(|(name, secret)| ((*name).to_owned(), json!(secret))));
     }
     value
+}
+
+/// Scopes in a table: `absent` where nothing is configured, a dash where nothing is meant.
+fn listed(scopes: Option<&[String]>, absent: &str) -> String {
+    match scopes {
+        None => absent.to_owned(),
+        Some([]) => "-".to_owned(),
+        Some(scopes) => scopes.join(" "),
+    }
 }
 
 fn or_dash(text: Option<&String>) -> String {

@@ -14,7 +14,7 @@ use crate::clock::Moment;
 use crate::failure::Failure;
 
 /// In the order in which they are applied; `user_version` counts those that were. What was released is never edited.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001.sql"), include_str!("../migrations/0002.sql")];
 
 /// In the file's head, so that another program's database is not taken for ours: "apex".
 const APPLICATION_ID: i64 = 0x6170_6578;

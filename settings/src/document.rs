@@ -76,6 +76,8 @@ struct IdentityProvider {
     audience: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     default_scopes: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_scopes: Option<Vec<String>>,
 }
 
 #[derive(Default, Serialize)]
@@ -194,6 +196,7 @@ fn of_orgs(connection: &Connection, only: Option<&str>) -> Result<String, Failur
             jwks_uri: row.get("jwks_uri")?,
             audience: json(row, "audiences")?.unwrap_or_default(),
             default_scopes: json(row, "default_scopes")?,
+            client_scopes: json(row, "client_scopes")?,
         });
         Ok(())
     })?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use apexmcp_auth::jose::jwk::JwkSet;
 use apexmcp_auth::json::without_byte_order_mark;
 use apexmcp_auth::jwks::{self, JwksUri};
+use apexmcp_auth::policy::issuer::{check as check_issuer, is_url};
 use serde::Serialize;
 use serde_json::Value;
 use ureq::Agent;
@@ -74,59 +75,112 @@ impl Finding {
     }
 }
 
-/// Fetches the discovery document of `issuer`, and the keys at `jwks_uri`.
+/// What a look at a provider found.
+#[derive(Debug, Default)]
+pub struct Inspection {
+    /// In the order of looking.
+    pub findings: Vec<Finding>,
+    /// `scopes_supported` of its metadata (RFC 8414 §2), where it says them.
+    pub scopes_supported: Option<Vec<String>>,
+}
+
+/// Fetches the discovery document of `issuer`, where that is a URL, and the keys at `jwks_uri`.
 ///
 /// # Errors
 /// Where the gateway would refuse one of the two, or must not be led there. Whatever else is wrong is a finding.
-pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Vec<Finding>, Failure> {
+pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Inspection, Failure> {
     let mut findings = Vec::new();
-    for (option, url) in [("--issuer", issuer), ("--jwks-uri", jwks_uri)] {
+    let issuer_url = is_url(issuer).then_some(("--issuer", issuer));
+    if issuer_url.is_none() {
+        check_issuer(issuer.to_owned()).map_err(|wrong| Failure::new(format!("--issuer {wrong}")))?;
+        if issuer.len() > MAX_URL_LENGTH {
+            return Err(Failure::new(format!("--issuer must have at most {MAX_URL_LENGTH} characters")));
+        }
+        findings.push(Finding::new(true, format!("the issuer {issuer:?} is no URL, so there is no metadata to look at")));
+    }
+    for (option, url) in issuer_url.into_iter().chain([("--jwks-uri", jwks_uri)]) {
         // As the gateway reads them: https or http, a host, no user information.
         let parsed = JwksUri::parse(url).map_err(|wrong| Failure::new(format!("{option} {wrong}")))?;
-        if url.len() > MAX_URL_LENGTH {
-            return Err(Failure::new(format!("{option} must have at most {MAX_URL_LENGTH} characters")));
-        }
-        port(option, parsed.authority())?;
-        match (parsed.scheme(), reach) {
-            ("http", Reach::Public) => {
-                return Err(Failure::new(format!(
-                    "{option} must be https: whoever is on the way could put keys of his own in; --allow-private-address allows http"
-                )));
-            }
-            ("http", Reach::Anywhere) => findings.push(Finding::warning(format!(
-                "{url} is not https: gateways without jwks.http_cluster let none of its tokens pass"
-            ))),
-            (_, Reach::Public) => findings.extend(refuse_private(option, &parsed)?),
-            (_, Reach::Anywhere) => {}
-        }
+        findings.extend(judge_url(option, &parsed, reach)?);
     }
-    look(reach, issuer, jwks_uri, &mut findings)?;
-    Ok(findings)
+    let scopes_supported = look(reach, issuer, jwks_uri, &mut findings)?;
+    Ok(Inspection { findings, scopes_supported })
 }
 
-/// What is published there.
-fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>) -> Result<(), Failure> {
-    let was_private = Arc::new(AtomicBool::new(false));
-    let agent = agent(reach, Arc::clone(&was_private));
-    discover(&agent, issuer, jwks_uri, findings);
-    findings.push(match fetch(&agent, jwks_uri, jwks::ACCEPT) {
+/// Refuses a URL to which the gateway must not be led. What may be wrong is a finding.
+fn judge_url(option: &str, url: &JwksUri, reach: Reach) -> Result<Option<Finding>, Failure> {
+    if url.as_str().len() > MAX_URL_LENGTH {
+        return Err(Failure::new(format!("{option} must have at most {MAX_URL_LENGTH} characters")));
+    }
+    port(option, url.authority())?;
+    match (url.scheme(), reach) {
+        ("http", Reach::Public) => Err(Failure::new(format!(
+            "{option} must be https: whoever is on the way could put keys of his own in; --allow-private-address allows http"
+        ))),
+        ("http", Reach::Anywhere) => Ok(Some(Finding::warning(format!(
+            "{} is not https: gateways without jwks.http_cluster let none of its tokens pass",
+            url.as_str()
+        )))),
+        (_, Reach::Public) => refuse_private(option, url),
+        (_, Reach::Anywhere) => Ok(None),
+    }
+}
+
+/// Fetches the keys at `jwks_uri`, and says why the gateway could not use them.
+pub fn wrong_with_keys(jwks_uri: &str, reach: Reach) -> Option<String> {
+    // What is no URL is an error of the document.
+    let url = JwksUri::parse(jwks_uri).ok()?;
+    match judge_url("the key set was not fetched", &url, reach) {
+        Err(failure) => Some(failure.to_string()),
+        Ok(_) => {
+            Some(fetch_keys(&agent(reach, Arc::default()), jwks_uri)).filter(|finding| !finding.ok).map(|finding| finding.finding)
+        }
+    }
+}
+
+/// Whether the keys at `jwks_uri` are usable.
+fn fetch_keys(agent: &Agent, jwks_uri: &str) -> Finding {
+    match fetch(agent, jwks_uri, jwks::ACCEPT) {
         Err(why) => Finding::new(false, format!("{jwks_uri} {why}")),
         Ok(body) => match JwkSet::parse(&body) {
             Err(why) => Finding::new(false, format!("{jwks_uri} is no key set for RS256: {why}")),
             Ok(keys) => Finding::new(true, format!("{jwks_uri} has {} usable RS256 keys", keys.len())),
         },
-    });
+    }
+}
+
+/// What is published there. Returns `scopes_supported` of the metadata.
+fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>) -> Result<Option<Vec<String>>, Failure> {
+    let was_private = Arc::new(AtomicBool::new(false));
+    let agent = agent(reach, Arc::clone(&was_private));
+    let metadata = is_url(issuer).then(|| discover(&agent, issuer, jwks_uri, findings)).flatten();
+    let list = |member: &str| {
+        let values = metadata.as_ref()?.get(member)?.as_array()?;
+        Some(values.iter().filter_map(|value| Some(value.as_str()?.to_owned())).collect::<Vec<_>>())
+    };
+    findings.extend(
+        list("id_token_signing_alg_values_supported").filter(|algorithms| !algorithms.iter().any(|it| it == "RS256")).map(
+            |algorithms| {
+                let algorithms = algorithms.join(", ");
+                Finding::warning(format!(
+                    "the metadata of {issuer} names the signature algorithms {algorithms}, and the gateway accepts RS256 alone: \
+                 make the provider sign access tokens with RS256"
+                ))
+            },
+        ),
+    );
+    findings.push(fetch_keys(&agent, jwks_uri));
     // No finding, which --force would let pass: the names had another address, or none, when they were looked at first.
     match was_private.load(Ordering::Relaxed) {
         true => Err(Failure::new(format!(
             "--issuer or --jwks-uri leads to an address that is not of the public Internet: {INTO_THE_NETWORK}"
         ))),
-        false => Ok(()),
+        false => Ok(list("scopes_supported")),
     }
 }
 
 /// OpenID Connect Discovery §4, else RFC 8414 §3.
-fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>) {
+fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>) -> Option<Value> {
     let base = issuer.trim_end_matches('/');
     let oidc = format!("{base}/.well-known/openid-configuration");
     let oauth = base.split_once("://").map(|(scheme, rest)| {
@@ -140,10 +194,14 @@ fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Find
     });
     let (url, body) = match document {
         Ok(found) => found,
-        Err(why) => return findings.push(Finding::new(false, format!("{oidc} {why}"))),
+        Err(why) => {
+            findings.push(Finding::new(false, format!("{oidc} {why}")));
+            return None;
+        }
     };
     let Ok(document) = serde_json::from_slice::<Value>(without_byte_order_mark(&body)) else {
-        return findings.push(Finding::new(false, format!("{url} is no JSON")));
+        findings.push(Finding::new(false, format!("{url} is no JSON")));
+        return None;
     };
     for (member, expected, option) in [("issuer", issuer, "--issuer"), ("jwks_uri", jwks_uri, "--jwks-uri")] {
         let found = document.get(member).and_then(Value::as_str);
@@ -153,6 +211,7 @@ fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Find
             None => Finding::new(false, format!("{url} names no {member}")),
         });
     }
+    Some(document)
 }
 
 /// The body of a 200, or why there is none.

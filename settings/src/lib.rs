@@ -1,6 +1,7 @@
 //! Settings of the gateway: what `apexmcp` does, as a library that its tests can call.
 
 pub mod address;
+pub mod advice;
 pub mod chain;
 pub mod check;
 pub mod cli;

@@ -579,6 +579,42 @@ mod tests {
     }
 
     #[test]
+    fn client_scopes_are_scopes_of_rfc_6749() {
+        let many = |count: usize| (0..count).map(|number| format!("s{number}")).collect::<Vec<_>>();
+        for (scopes, wrong) in [
+            (json!([]), None),
+            (json!(["openid", "https://idp.example/scope?a=b#c", "!~"]), None),
+            (json!(["s".repeat(256)]), None),
+            (json!(many(16)), None),
+            (json!(["s".repeat(257)]), Some("[0]")),
+            (json!(many(17)), Some("")),
+            (json!(["a", ""]), Some("[1]")),
+            (json!(["a b"]), Some("[0]")),
+            (json!(["a\"b"]), Some("[0]")),
+            (json!(["a\\b"]), Some("[0]")),
+            (json!(["a\r\nb"]), Some("[0]")),
+            (json!(["\u{e4}"]), Some("[0]")),
+            (json!("openid"), Some("")),
+        ] {
+            let provider =
+                json!({"issuer": "https://idp", "jwks_uri": "https://idp/keys", "audience": "a", "client_scopes": scopes});
+            let mut config = minimal();
+            config["jwks"] = json!({"https_cluster": "c"});
+            config["policy"]["inline"]["orgs"]["acme"] = json!({"identity_providers": [provider]});
+            let problems: Vec<String> = Config::parse(config.to_string().as_bytes(), &|_| None)
+                .err()
+                .unwrap_or_default()
+                .iter()
+                .map(Problem::to_string)
+                .collect();
+            let expected = wrong.map(|index| format!("policy.inline.orgs.acme.identity_providers[0].client_scopes{index}: "));
+            let is_expected = problems.len() == usize::from(expected.is_some())
+                && problems.iter().all(|problem| expected.as_ref().is_some_and(|expected| problem.starts_with(expected)));
+            assert!(is_expected, "{scopes}: {problems:?}");
+        }
+    }
+
+    #[test]
     fn limits_are_checked() {
         for (store, expected) in [
             (json!({"store": "redis"}), "limits.store: is of another type or value"),
@@ -644,7 +680,7 @@ mod tests {
                     "identity_providers": [{
                         "issuer": "https://your-company.okta.com/oauth2/default",
                         "jwks_uri": "https://your-company.okta.com/oauth2/default/v1/keys",
-                        "audience": "apexmcp", "default_scopes": ["mcp:call"],
+                        "audience": "apexmcp", "default_scopes": ["mcp:call"], "client_scopes": ["api://apexmcp/.default"],
                     }],
                     "limits": {"rate": {"requests": 600, "per": "minute", "burst": 1}, "monthly_quota": 4_294_967_295_u32},
                     "revoked_tokens": {"jti": ["j"], "issued_before": {"apx_client_4b7d9e21": "2026-11-23T00:00:00Z"}},

@@ -115,6 +115,86 @@ fn attributes(step: Step) -> Vec<String> {
     }
 }
 
+/// RFC 6749 §3.3 leaves the form of scopes to the provider: one in a form that is not read must not become `mcp:call`.
+#[test]
+fn a_narrow_grant_never_becomes_a_wide_one() {
+    let narrow = [
+        json!({"scope": "apexmcp/mcp:call:github"}),
+        json!({"roles": ["mcp:call:github"]}),
+        json!({"realm_access": {"roles": ["mcp:call:github"]}}),
+        json!({"scp": ["api://apexmcp/mcp:call:github"], "permissions": []}),
+        json!({"cognito:groups": ["team-mcp:call:github"]}),
+    ];
+    let with = |changes: &Value| {
+        let mut claims = claims();
+        claims.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        token(&claims)
+    };
+    let mut world = World::new();
+    world.publish(&["a"]);
+    for (index, changes) in narrow.iter().enumerate() {
+        // The second time, the token is remembered.
+        for is_new in [true, false] {
+            let (reply, record) = match world.bearer(&with(changes)) {
+                Step::Reply(reply, record) => (reply, record),
+                other => panic!("{changes}: {other:?}"),
+            };
+            assert_eq!((reply.status, record.reason()), (403, "scope_insufficient"), "{changes}");
+            assert!(reply.body.contains("contains mcp:call but is no scope"), "{changes}: {}", reply.body);
+            let Record::Resource { findings, .. } = record else { panic!("{changes}") };
+            // At most one line in ten seconds.
+            assert_eq!(findings.note.is_some(), index == 0 && is_new, "{changes}: {:?}", findings.note);
+            assert!(findings.note.is_none_or(|note| note.contains(r#""apexmcp/mcp:call:github" in the claim "scope""#)));
+        }
+        let bearer = format!("Bearer {}", with(changes));
+        assert_eq!(reason(&world.start("/mcp/acme/github", &[("authorization", &bearer)])), "scope_insufficient", "{changes}");
+    }
+    world.now = world.now.plus(Duration::from_secs(10));
+    let late = world.bearer(&with(&json!({"groups": ["mcp:call:\r\n"]})));
+    let Step::Reply(_, Record::Resource { findings, .. }) = late else { panic!("{late:?}") };
+    assert!(findings.note.is_some_and(|note| note.contains(r#""mcp:call:\r\n" in the claim "groups""#)));
+    // A scope that is read counts, whatever else is in the token; the issuer and the audiences are the policy's own words.
+    for changes in [json!({"scope": "mcp:call", "roles": ["mcp:call:github"]}), json!({"scope": "openid"})] {
+        assert_eq!(attributes(world.bearer(&with(&changes)))[4], "mcp:call", "{changes}");
+    }
+
+    for (default_scopes, scope) in [(json!(["mcp:call:notes"]), Some("mcp:call:notes")), (json!([]), None)] {
+        let mut world = World::with(|config| {
+            config["policy"]["inline"]["orgs"]["acme"]["identity_providers"][0]["default_scopes"] = default_scopes;
+        });
+        world.publish(&["a"]);
+        for changes in narrow.iter().chain([&json!({}), &json!({"scope": "openid"})]) {
+            let bearer = format!("Bearer {}", with(changes));
+            let step = world.start("/mcp/acme/notes", &[("authorization", &bearer)]);
+            match scope {
+                Some(scope) => assert_eq!(attributes(step)[4], scope, "{changes}"),
+                None => assert_eq!(reason(&step), "scope_insufficient", "{changes}"),
+            }
+        }
+    }
+}
+
+/// RFC 7519 §4.1.1: an issuer is a StringOrURI.
+#[test]
+fn an_issuer_need_not_be_a_url() {
+    for (issuer, name) in [
+        ("accounts.example.com", "acme/idp/accounts.example.com#u1"),
+        ("agent@project.iam.example.com", "acme/idp/agent@project.iam.example.com#u1"),
+        ("urn:example:idp", "acme/idp/urn:example:idp#u1"),
+        ("did:web:idp.example#key", "acme/idp/did:web:idp.example%23key#u1"),
+    ] {
+        let mut world = World::with(|config| {
+            config["policy"]["inline"]["orgs"]["acme"]["identity_providers"][0]["issuer"] = json!(issuer);
+        });
+        world.publish(&["a"]);
+        let mut claims = claims();
+        claims["iss"] = json!(issuer);
+        assert_eq!(attributes(world.bearer(&token(&claims)))[1], name);
+        claims["iss"] = json!(format!("https://{issuer}"));
+        assert_eq!(reason(&world.bearer(&token(&claims))), "issuer_unknown", "{issuer}");
+    }
+}
+
 #[test]
 fn who_is_admitted_as_whom() {
     let mut world = World::new();
@@ -606,6 +686,69 @@ fn document(world: &mut World, method: &str, path: &str) -> (u32, Vec<&'static s
     }
 }
 
+/// An authorization server refuses a request for a scope that it does not know.
+#[test]
+fn clients_are_told_scopes_that_their_server_knows() {
+    let entra = json!(["api://apexmcp/.default"]);
+    let (all, notes) = ("mcp:call", "mcp:call:notes");
+    for (has_clients, providers, at_org, at_notes) in [
+        (false, vec![], Some(all), Some(notes)),
+        (true, vec![], Some(all), Some(notes)),
+        (false, vec![json!(null)], Some(all), Some(notes)),
+        (true, vec![json!(null)], Some(all), Some(notes)),
+        (false, vec![entra.clone()], Some("api://apexmcp/.default"), Some("api://apexmcp/.default")),
+        (false, vec![json!(["openid", "a", "openid"]), json!(["a", "openid"])], Some("openid a"), Some("openid a")),
+        (false, vec![json!([])], None, None),
+        (false, vec![json!([]), json!([])], None, None),
+        (false, vec![entra.clone(), json!(null)], None, None),
+        (false, vec![entra.clone(), json!([])], None, None),
+        (true, vec![entra.clone()], None, None),
+        (true, vec![json!(["mcp:call"])], Some(all), None),
+    ] {
+        let what = format!("clients {has_clients}, providers {providers:?}");
+        let mut world = issuing(|policy| {
+            let acme = &mut policy["orgs"]["acme"];
+            let record = acme["identity_providers"][0].clone();
+            let records = providers.iter().enumerate().map(|(index, scopes)| {
+                let mut record = record.clone();
+                record["issuer"] = json!(format!("https://idp.example/{index}"));
+                record["client_scopes"] = scopes.clone();
+                record
+            });
+            acme["identity_providers"] = records.collect();
+            if !has_clients {
+                acme["oauth_clients"] = json!([]);
+            }
+        });
+        for (path, expected) in [("/mcp/acme", at_org), ("/mcp/acme/notes", at_notes)] {
+            let Step::Reply(reply, _) = world.start(path, &[]) else { panic!("{what}") };
+            let challenge = &reply.headers.iter().find(|(name, _)| *name == "www-authenticate").unwrap().1;
+            let scope = expected.map(|scope| format!("scope=\"{scope}\""));
+            let is_oauth = has_clients || !providers.is_empty();
+            let url =
+                is_oauth.then(|| format!("resource_metadata=\"https://gw.example/.well-known/oauth-protected-resource{path}\""));
+            let parameters: Vec<String> = url.into_iter().chain(scope).collect();
+            assert_eq!(*challenge, format!("Bearer {}", parameters.join(", ")), "{what}");
+
+            let (status, _, metadata) = document(&mut world, "GET", &format!("/.well-known/oauth-protected-resource{path}"));
+            assert_eq!(status == 200, is_oauth, "{what}");
+            let list = expected.filter(|_| is_oauth).map(|scope| json!(scope.split(' ').collect::<Vec<_>>()));
+            assert_eq!(metadata.get("scopes_supported"), list.as_ref(), "{what} {path}");
+        }
+    }
+
+    let mut world = World::with(|config| {
+        config["policy"]["inline"]["orgs"]["acme"]["identity_providers"][0]["client_scopes"] = entra;
+    });
+    world.publish(&["a"]);
+    let mut narrow = claims();
+    narrow["scope"] = json!("mcp:call:clock");
+    let authorization = format!("Bearer {}", token(&narrow));
+    let Step::Reply(reply, _) = world.start("/mcp/acme/notes", &[("authorization", &authorization)]) else { panic!() };
+    let challenge = &reply.headers.iter().find(|(name, _)| *name == "www-authenticate").unwrap().1;
+    assert!(challenge.contains(r#"error="insufficient_scope", scope="mcp:call:notes""#), "{challenge}");
+}
+
 #[test]
 fn discovery() {
     let mut world = issuing(|_| {});
@@ -621,6 +764,7 @@ fn discovery() {
     );
     let (_, _, metadata) = document(&mut world, "GET", &format!("{resource}/github"));
     assert_eq!(metadata["resource"], "https://gw.example/mcp/acme/github");
+    assert_eq!(metadata["scopes_supported"], json!(["mcp:call:github"]));
     let (_, _, metadata) = document(&mut world, "GET", "/.well-known/oauth-authorization-server");
     assert_eq!(metadata["issuer"], "https://gw.example");
     assert_eq!(metadata["token_endpoint"], "https://gw.example/oauth/token");
@@ -641,6 +785,22 @@ fn discovery() {
     ] {
         assert_eq!(document(&mut world, method, path).0, status, "{method} {path}");
     }
+    // A workload's issuer that is no URL cannot be discovered, and decides nothing of what clients are told.
+    let mut world = issuing(|policy| {
+        let providers = policy["orgs"]["acme"]["identity_providers"].as_array_mut().unwrap();
+        let mut workload = providers[0].clone();
+        workload["issuer"] = json!("agent@project.iam.example.com");
+        workload["client_scopes"] = json!([]);
+        providers.push(workload);
+    });
+    let (_, _, metadata) = document(&mut world, "GET", resource);
+    assert_eq!(metadata["authorization_servers"], json!(["https://gw.example", ISSUER]));
+    assert_eq!(metadata["scopes_supported"], json!(["mcp:call"]));
+    let mut world = World::with(|config| {
+        config["policy"]["inline"]["orgs"]["acme"]["identity_providers"][0]["issuer"] = json!("accounts.example.com");
+    });
+    let (status, _, metadata) = document(&mut world, "GET", resource);
+    assert_eq!((status, metadata.get("authorization_servers")), (200, None));
     let mut without = World::new();
     assert_eq!(document(&mut without, "GET", resource).2["authorization_servers"], json!([ISSUER]));
     for path in ["/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/oauth/token", "/oauth/authorize"] {

@@ -146,12 +146,17 @@ fn authorization_server(config: &Config) -> Map<String, Value> {
 fn protected_resource(resource: &Resource, config: &Config, policy: &PolicySource, host: &dyn Host) -> Option<Value> {
     let org = policy.org(&resource.org, host).filter(|org| org.offers_oauth())?;
     let own = org.has_clients().then_some(config.gateway.origin.as_str());
-    Some(json!({
+    let mut metadata = json!({
         "resource": config.gateway.resource_url(resource),
-        "authorization_servers": own.into_iter().chain(org.issuers()).collect::<Vec<_>>(),
-        "scopes_supported": [resource.needed_scope().to_string()],
+        "authorization_servers": own.into_iter().chain(org.authorization_servers()).collect::<Vec<_>>(),
+        "scopes_supported": org.client_scopes(&resource.needed_scope()),
         "bearer_methods_supported": ["header"],
-    }))
+    });
+    if let Some(members) = metadata.as_object_mut() {
+        // RFC 9728 §3.2: an empty list is left out.
+        members.retain(|_, value| value.as_array().is_none_or(|values| !values.is_empty()));
+    }
+    Some(metadata)
 }
 
 /// The answer to OPTIONS for any document, preflights included: every page may read the documents.

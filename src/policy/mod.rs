@@ -1,15 +1,14 @@
 //! Who may do what: orgs, their API keys and identity providers, indexed for look-up and otherwise inert.
 
+pub mod issuer;
 pub mod poll;
 pub(crate) mod raw;
 pub mod remote;
 pub mod source;
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
-
-use http::Uri;
 
 use crate::api_key::KeyDigest;
 use crate::denial::Reason;
@@ -22,12 +21,17 @@ use crate::oauth::client::OauthClient;
 use crate::oauth::signing_key::SigningKey;
 use crate::principal::Principal;
 use crate::problem::Problems;
-use crate::scope::{Scope, ScopeSet};
+use crate::scope::{Scope, ScopeSet, is_scope_token};
 use crate::time::UnixTime;
 use raw::{RawApiKey, RawIdentityProvider, RawOauthClient, RawOrg, RawPolicy, RawSigningKey};
 
 /// Identity providers of one organization. Each costs fetches of its keys and memory for them. Large companies have below ten.
 pub const MAX_IDENTITY_PROVIDERS: usize = 32;
+
+/// Scopes that clients are told to ask a provider for: the header with all of them stays far below what clients accept, 8 KiB.
+pub const MAX_CLIENT_SCOPES: usize = 16;
+/// Longest of them, in bytes. Those of Entra and Google are URLs.
+pub const MAX_CLIENT_SCOPE_LENGTH: usize = 256;
 
 /// The variables of the VM's environment, by name.
 pub type Environment<'e> = dyn Fn(&str) -> Option<String> + 'e;
@@ -102,6 +106,30 @@ impl Org {
         self.identity_providers.iter().map(|provider| &*provider.issuer)
     }
 
+    /// The issuers of its identity providers that are URLs: nothing else is an authorization server's identifier (RFC 8414
+    /// §2), and clients fail on what they cannot read as a URL.
+    pub fn authorization_servers(&self) -> impl Iterator<Item = &str> {
+        self.issuers().filter(|issuer| issuer::is_url(issuer))
+    }
+
+    /// The scopes that clients are told to ask for where an operation needs `needed`. Each authorization server of the org,
+    /// the gateway among them, has its own. Empty, and so not told, where they differ: a server refuses the whole request for
+    /// a scope that it does not know (RFC 6749 §5.2), and nobody knows which server the client asks.
+    pub fn client_scopes(&self, needed: &Scope) -> Vec<String> {
+        let ours = vec![needed.to_string()];
+        let own = self.has_clients.then_some(&ours);
+        let is_led_nowhere = !self.has_clients && self.authorization_servers().next().is_none();
+        // Clients are not led to the others. Where they are the only ones, the operator means those clients that know them.
+        let is_led_to = |provider: &&IdentityProvider| is_led_nowhere || issuer::is_url(&provider.issuer);
+        let providers = self.identity_providers.iter().filter(is_led_to);
+        let providers = providers.map(|provider| provider.client_scopes.as_ref().unwrap_or(&ours));
+        let mut told = own.into_iter().chain(providers);
+        let Some(first) = told.next() else { return ours };
+        let set = |scopes: &[String]| -> BTreeSet<String> { scopes.iter().cloned().collect() };
+        let is_agreed = told.all(|other| set(other) == set(first));
+        if is_agreed { first.clone() } else { Vec::new() }
+    }
+
     /// Whether a token of `principal` is revoked, by its `jti` or by the moment at which it was issued. `jti` is empty where
     /// the token has none. A token that does not say when it was issued counts as issued before any moment.
     pub fn has_revoked(&self, jti: &str, principal: &str, issued_at: Option<UnixTime>) -> bool {
@@ -119,8 +147,19 @@ pub struct IdentityProvider {
     pub jwks_uri: JwksUri,
     /// The `aud` values that mean this gateway; any one will do.
     pub audiences: Vec<Box<str>>,
-    /// What a token without any `mcp:` scope is granted.
-    pub default_scopes: ScopeSet,
+    /// The scopes of a token that carries none of the `mcp:` family, where the policy says them. A default that nobody wrote
+    /// applies to fewer tokens: see [`crate::scope::unread_grant`].
+    pub default_scopes: Option<ScopeSet>,
+    /// The scopes that clients are told to ask this provider for; none are named where the list is empty. Absent: those of
+    /// the gateway.
+    pub client_scopes: Option<Vec<String>>,
+}
+
+impl IdentityProvider {
+    /// Whether `text` is its issuer or one of its audiences.
+    pub fn is_named(&self, text: &str) -> bool {
+        *self.issuer == *text || self.audiences.iter().any(|audience| **audience == *text)
+    }
 }
 
 #[derive(Debug)]
@@ -395,7 +434,7 @@ impl Checker<'_> {
 
     fn identity_provider(&mut self, path: &str, org: &OrgName, raw: RawIdentityProvider) -> Option<IdentityProvider> {
         let issuer = self.problems.required(format_args!("{path}.issuer"), raw.issuer);
-        let issuer = issuer.and_then(|issuer| self.problems.checked(format_args!("{path}.issuer"), check_issuer(issuer)));
+        let issuer = issuer.and_then(|issuer| self.problems.checked(format_args!("{path}.issuer"), issuer::check(issuer)));
         if issuer.is_some() && issuer.as_deref() == self.surroundings.origin {
             // No error: one org's provider must not hold up the policy of all, and this one never matches.
             let useless =
@@ -418,8 +457,12 @@ impl Checker<'_> {
             self.problems.add(format_args!("{path}.audience"), "must name an audience");
         }
         let default_scopes = match raw.default_scopes {
-            None => Some([Scope::AllConnectors].into_iter().collect()),
-            Some(texts) => self.scopes(&format!("{path}.default_scopes"), &texts),
+            None => Some(None),
+            Some(texts) => self.scopes(&format!("{path}.default_scopes"), &texts).map(Some),
+        };
+        let client_scopes = match raw.client_scopes {
+            None => Some(None),
+            Some(scopes) => self.client_scopes(&format!("{path}.client_scopes"), scopes).map(Some),
         };
         let jwks_uri = jwks_uri?;
         // Organizations that share a provider share its keys.
@@ -434,7 +477,30 @@ impl Checker<'_> {
             jwks_uri,
             audiences: audiences.into_iter().map(String::into_boxed_str).collect(),
             default_scopes: default_scopes?,
+            client_scopes: client_scopes?,
         })
+    }
+
+    /// Scopes of another authorization server, which stand in challenges.
+    fn client_scopes(&mut self, path: &str, mut scopes: Vec<String>) -> Option<Vec<String>> {
+        let mut is_good = true;
+        for (index, scope) in scopes.iter().enumerate() {
+            if scope.len() > MAX_CLIENT_SCOPE_LENGTH || !is_scope_token(scope) {
+                let wrong = format!(
+                    "expected one scope of at most {MAX_CLIENT_SCOPE_LENGTH} visible ASCII characters without space, \" and \\ (RFC 6749 §3.3)"
+                );
+                self.problems.add(format_args!("{path}[{index}]"), wrong);
+                is_good = false;
+            }
+        }
+        let mut seen = HashSet::new();
+        scopes.retain(|scope| seen.insert(scope.clone()));
+        if scopes.len() > MAX_CLIENT_SCOPES {
+            let count = scopes.len();
+            self.problems.add(path, format_args!("expected at most {MAX_CLIENT_SCOPES} scopes, found {count}"));
+            is_good = false;
+        }
+        is_good.then_some(scopes)
     }
 
     fn scopes(&mut self, path: &str, texts: &[String]) -> Option<ScopeSet> {
@@ -459,20 +525,6 @@ impl Checker<'_> {
     fn identifier<T>(&mut self, path: &str, parsed: Option<T>) -> Option<T> {
         self.problems.checked(path, parsed.ok_or("must be 1 to 128 of A-Z a-z 0-9 . _ ~ -"))
     }
-}
-
-/// An issuer identifier is a URL without query and fragment, RFC 8414 §2. It is compared as text, so it stays as written.
-fn check_issuer(issuer: String) -> Result<String, &'static str> {
-    let uri: Result<Uri, _> = issuer.parse();
-    let good = uri.is_ok_and(|uri| {
-        matches!(uri.scheme_str(), Some("https" | "http"))
-            && uri.authority().is_some()
-            && uri.query().is_none()
-            && !issuer.contains('#')
-            // RFC 3986 §2: `Uri` lets other characters pass in a path.
-            && issuer.bytes().all(|byte| byte.is_ascii_graphic())
-    });
-    if good { Ok(issuer) } else { Err("must be the issuer's URL, letter by letter as in the iss claim of its tokens") }
 }
 
 #[cfg(test)]

@@ -75,6 +75,7 @@ pub(super) struct RawIdentityProvider {
     pub(super) jwks_uri: Option<String>,
     pub(super) audience: Option<OneOrMany>,
     pub(super) default_scopes: Option<Vec<String>>,
+    pub(super) client_scopes: Option<Vec<String>>,
     #[serde(default)]
     pub(super) revoked: bool,
 }

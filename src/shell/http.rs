@@ -462,8 +462,12 @@ impl Plugin {
     fn note(&self, record: &Record) {
         self.metrics.borrow_mut().decided(record);
         hostcalls::set_filter_state("apexmcp_reason", record.reason());
-        if let Record::Resource { findings: Findings { principal: Some(principal), .. }, .. } = record {
+        let Record::Resource { findings, .. } = record else { return };
+        if let Some(principal) = &findings.principal {
             identify(principal);
+        }
+        if let Some(note) = &findings.note {
+            log::info!("{note}");
         }
     }
 

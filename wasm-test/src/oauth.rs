@@ -232,6 +232,8 @@ fn with_policy(filter: &Value, origin: &str, policy: &Value) -> String {
     let plugin = &mut config["config"]["configuration"]["value"];
     plugin["gateway"]["origin"] = json!(origin);
     plugin["policy"]["inline"] = policy.clone();
+    // Identity providers of tests have no certificate.
+    plugin["jwks"]["http_cluster"] = json!("jwks_http");
     json!({"resources": [{
         "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
         "name": filter["name"],
@@ -273,11 +275,20 @@ fn program(name: &str) -> (&'static str, String) {
 /// # Panics
 /// Where it fails.
 pub async fn run_client(site: &Site, name: &str, method: &str, changes: &Value) -> Value {
+    let said = try_client(site, name, method, changes).await;
+    let said = said.unwrap_or_else(|said| panic!("{name} {method} failed: {said}"));
+    serde_json::from_str(said.trim()).unwrap_or_else(|error| panic!("{name} {method}: {error}: {said}"))
+}
+
+/// Runs a client to its end, with its settings changed like this, and returns what it printed, also where it fails.
+///
+/// # Errors
+/// What a client that fails printed.
+pub async fn try_client(site: &Site, name: &str, method: &str, changes: &Value) -> Result<String, String> {
     let folder = Folder::new().expect("a folder");
     let (tool, script) = program(name);
     let settings = site.settings(method, changes, &folder);
-    let said = crate::process::run(tool, &[&script, argument(&settings), method]).await;
-    serde_json::from_str(said.trim()).unwrap_or_else(|error| panic!("{name} {method}: {error}: {said}"))
+    crate::process::try_run(tool, &[&script, argument(&settings), method]).await
 }
 
 /// A client at work until it is told to stop.

@@ -134,12 +134,25 @@ impl Drop for Process {
 /// # Panics
 /// Where it fails, with its last words.
 pub async fn run(tool: &str, arguments: &[&str]) -> String {
+    try_run(tool, arguments).await.unwrap_or_else(|said| panic!("{tool} {arguments:?}: {said}"))
+}
+
+/// The same, with the last words of a program that fails as an error.
+///
+/// # Errors
+/// Its status and what it printed, where it fails.
+///
+/// # Panics
+/// Where it does not start.
+pub async fn try_run(tool: &str, arguments: &[&str]) -> Result<String, String> {
     let folder = Folder::new().expect("a folder");
     let mut process = Process::start(tool, arguments, &folder).expect("the program starts");
     eventually(tool, async || process.has_ended().then_some(())).await;
     let status = process.0.wait().expect("its status");
-    assert!(status.success(), "{tool} {arguments:?}: {status}\n{}\n{}", folder.read("stdout"), folder.read("stderr"));
-    folder.read("stdout")
+    match status.success() {
+        true => Ok(folder.read("stdout")),
+        false => Err(format!("{status}\n{}\n{}", folder.read("stdout"), folder.read("stderr"))),
+    }
 }
 
 /// A path as a program's argument.

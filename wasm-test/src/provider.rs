@@ -11,16 +11,22 @@ use crate::process::{Folder, Process, argument, free_port};
 pub struct Provider {
     folder: Folder,
     port: String,
+    scopes: &'static str,
     /// What it said of itself when it was ready.
     about: Value,
     process: Option<Process>,
 }
 
 impl Provider {
-    /// Starts one.
+    /// Starts one that knows the scopes of the demo.
     pub async fn start() -> Self {
+        Self::with_scopes("mcp:call mcp:call:notes mcp:call:clock").await
+    }
+
+    /// Starts one whose client may ask for these scopes, separated by spaces, and for no others.
+    pub async fn with_scopes(scopes: &'static str) -> Self {
         let folder = Folder::new().expect("a folder");
-        let mut provider = Self { folder, port: free_port().to_string(), about: Value::Null, process: None };
+        let mut provider = Self { folder, port: free_port().to_string(), scopes, about: Value::Null, process: None };
         provider.revive().await;
         provider
     }
@@ -33,7 +39,7 @@ impl Provider {
     /// Starts it where it was.
     pub async fn revive(&mut self) {
         let state = self.folder.file("state.json");
-        let arguments = ["demo/idp/idp.mjs", "--port", &self.port, "--state", argument(&state)];
+        let arguments = ["demo/idp/idp.mjs", "--port", &self.port, "--state", argument(&state), "--scopes", self.scopes];
         self.folder.write("stdout", "").expect("an empty file");
         let mut process = Process::start("node", &arguments, &self.folder).expect("node starts");
         self.about = eventually("the provider is ready", async || {
@@ -47,6 +53,15 @@ impl Provider {
     /// Its record in a policy.
     pub fn record(&self) -> Value {
         json!({"issuer": self.about["issuer"], "jwks_uri": self.about["jwks_uri"], "audience": "apexmcp"})
+    }
+
+    /// What a client of it knows before it begins: the member `issuer`, its id and its secret.
+    pub fn client(&self) -> Value {
+        json!({
+            "issuer": self.about["issuer"],
+            "client_id": self.about["client_id"],
+            "client_secret": self.about["client_secret"],
+        })
     }
 
     /// A token by client credentials, as OAuth clients get it.

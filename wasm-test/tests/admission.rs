@@ -132,6 +132,40 @@ async fn tokens_of_identity_providers() {
     eventually("all three keys are told", async || are_all_told().await.then_some(())).await;
 }
 
+/// Providers write scopes and roles in forms of their own. What is not read must not become the default.
+#[tokio::test]
+async fn a_narrow_grant_never_becomes_a_wide_one() {
+    let upstream = upstream::start().await;
+    let key = Key::first("a");
+    let (implied, written) = (Issuer::start(&[&key]).await, Issuer::start(&[&key]).await);
+    let gateway = Setup::new(plugin(&json!({"acme": {"identity_providers": [
+        implied.record(),
+        merged(written.record(), &json!({"default_scopes": ["mcp:call:notes"]})),
+    ]}})))
+    .start(&upstream)
+    .await;
+    for grant in [
+        json!({"scope": "apexmcp/mcp:call:github"}),
+        json!({"roles": ["mcp:call:github"]}),
+        json!({"resource_access": {"apexmcp": {"roles": ["mcp:call:github"]}}}),
+        json!({"https://idp.example/entitlements": "mcp:call:github"}),
+    ] {
+        let what = grant.to_string();
+        for path in ["/mcp/acme", "/mcp/acme/github"] {
+            let refusal =
+                gateway.refuses(&what, &Request::tools_list(path).bearer(&key.token(&implied.claims_with(&grant)))).await;
+            assert_eq!((refusal.status, &*refusal.reason), (403, "scope_insufficient"), "{what}");
+        }
+        let token = key.token(&written.claims_with(&grant));
+        let arrived = gateway.admits(&what, &Request::tools_list("/mcp/acme/notes").bearer(&token)).await;
+        assert_eq!(arrived.headers_below(PREFIX)["scope"], "mcp:call:notes", "{what}");
+    }
+    let log = gateway.log();
+    let lines = log.matches("which is no scope of this gateway").count();
+    // Ten seconds pass between two lines of a worker.
+    assert!((1..8).contains(&lines) && log.contains(r#""apexmcp/mcp:call:github" in the claim "scope""#), "{lines}: {log}");
+}
+
 /// A signature says nothing of its issuer but by the key set of the record of the org that is addressed.
 #[tokio::test]
 async fn a_provider_signs_for_its_own_issuer_and_org_alone() {

@@ -1,8 +1,10 @@
 //! OAuth clients as they are: each knows the endpoint and its credential, and discovers the rest from a bare 401.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use wasm_test::http::Request;
-use wasm_test::oauth::{METHODS, ORG, PrivateKey, Site, WITH_SECRET, Worker, run_client};
+use wasm_test::oauth::{METHODS, ORG, PrivateKey, Site, WITH_SECRET, Worker, run_client, try_client};
+use wasm_test::policy::merged;
+use wasm_test::provider::Provider;
 
 const TOOLS: [&str; 5] = ["clock__days_between", "clock__now", "notes__read", "notes__titles", "notes__write"];
 const WELCOME: &str = "This note came through the gateway.";
@@ -43,6 +45,43 @@ async fn oauth_libraries() {
         }
     }
     site.assert_keeps_secrets();
+}
+
+/// The official Python client asks for the scopes that the gateway names, and a real provider refuses a client that asks for
+/// a scope that it may not have.
+#[tokio::test]
+async fn a_provider_that_refuses_unknown_scopes() {
+    let key = PrivateKey::new();
+    let site = Site::start(&json!([key.record("a")])).await;
+    let own = ["read", "titles", "write"];
+    // What the client may ask for; the member client_scopes; the connector whose path is called; the client's tools, or the
+    // refusal.
+    for (scopes, client_scopes, connector, expected) in [
+        ("mcp:call:notes", json!(null), Some("notes"), Ok(&own[..])),
+        ("mcp:call:notes", json!(null), None, Err("invalid_scope")),
+        ("mcp:call:notes", json!(["mcp:call:notes"]), None, Ok(&TOOLS[2..])),
+        ("mcp:call:notes mcp:call", json!(null), None, Ok(&TOOLS)),
+        ("api.default", json!(null), None, Err("invalid_scope")),
+        ("api.default", json!(["api.default"]), None, Ok(&TOOLS)),
+        ("api.default", json!(["api.default"]), Some("notes"), Ok(&own)),
+    ] {
+        let what = format!("{scopes} {client_scopes} {connector:?}");
+        let provider = Provider::with_scopes(scopes).await;
+        let audience = [site.endpoint(None), site.endpoint(Some("notes"))];
+        let record = merged(provider.record(), &json!({"audience": audience, "client_scopes": client_scopes}));
+        site.enforce(&json!({"orgs": {ORG: {"identity_providers": [record]}}})).await;
+        let tool = if connector.is_some() { "read" } else { "notes__read" };
+        let settings = merged(provider.client(), &json!({"url": site.endpoint(connector), "tool": tool}));
+        let got = try_client(&site, "mcp_client.py", "client_secret_basic", &settings).await;
+        match (got, expected) {
+            (Ok(said), Ok(tools)) => {
+                let said: Value = serde_json::from_str(said.trim()).unwrap_or_default();
+                assert_eq!(said, json!({"tools": tools, "said": WELCOME}), "{what}");
+            }
+            (Err(said), Err(part)) => assert!(said.contains(part), "{what}: {said}"),
+            (got, _) => panic!("{what}: {got:?}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -125,7 +125,10 @@ async fn each_has_its_status_challenge_body_word_and_count() {
         let description = &refusal.description;
         let (error, expected) = match challenge {
             Absent => (if status == 404 { "not_found" } else { "temporarily_unavailable" }, vec![]),
-            Bare => ("invalid_token", vec![metadata, r#"scope="mcp:call""#.into()]),
+            Bare => {
+                let scope = if request.path() == "/mcp/acme/notes" { "mcp:call:notes" } else { "mcp:call" };
+                ("invalid_token", vec![metadata, format!(r#"scope="{scope}""#)])
+            }
             InvalidToken => {
                 let parts = [r#"error="invalid_token""#.into(), format!(r#"error_description="{description}""#), metadata];
                 ("invalid_token", parts.into())

@@ -1,6 +1,7 @@
 //! Customers' identity providers.
 
-use apexmcp_auth::policy::MAX_IDENTITY_PROVIDERS;
+use apexmcp_auth::policy::{MAX_CLIENT_SCOPE_LENGTH, MAX_CLIENT_SCOPES, MAX_IDENTITY_PROVIDERS};
+use apexmcp_auth::scope::is_scope_token;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 use serde_json::json;
@@ -26,8 +27,10 @@ pub struct Provider {
     pub jwks_uri: String,
     /// The `aud` values that mean this gateway; any one will do.
     pub audience: Vec<String>,
-    /// What a token without any `mcp:` scope is granted; none: `mcp:call`.
+    /// The scopes of a token that carries none of the `mcp:` family. Absent: the default of the policy document; empty: none.
     pub default_scopes: Option<Vec<String>>,
+    /// The scopes that clients are told to ask the provider for. Absent: the mcp scopes; empty: none are named.
+    pub client_scopes: Option<Vec<String>>,
     /// When it was configured last.
     pub configured_at: String,
 }
@@ -40,6 +43,7 @@ impl Provider {
             jwks_uri: row.get("jwks_uri")?,
             audience: json_column(row, "audiences")?.unwrap_or_default(),
             default_scopes: json_column(row, "default_scopes")?,
+            client_scopes: json_column(row, "client_scopes")?,
             configured_at: row.get("configured_at")?,
         })
     }
@@ -57,16 +61,45 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
     require_room(change, &provider.org, &provider.issuer)?;
     check_scopes("--default-scope", provider.default_scopes.as_deref().unwrap_or_default())?;
     let default_scopes = provider.default_scopes.as_ref().map(|scopes| json!(scopes).to_string());
+    check_client_scopes(provider.client_scopes.as_deref().unwrap_or_default())?;
+    let client_scopes = provider.client_scopes.as_ref().map(|scopes| json!(scopes).to_string());
     let audience = json!(provider.audience).to_string();
     change.execute(
-        "INSERT OR REPLACE INTO identity_providers (org, issuer, jwks_uri, audiences, default_scopes, configured_at)
-            VALUES (?, ?, ?, ?, ?, ?)",
-        params![provider.org, provider.issuer, provider.jwks_uri, audience, default_scopes, provider.configured_at],
+        "INSERT OR REPLACE INTO identity_providers
+            (org, issuer, jwks_uri, audiences, default_scopes, client_scopes, configured_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        params![
+            provider.org,
+            provider.issuer,
+            provider.jwks_uri,
+            audience,
+            default_scopes,
+            client_scopes,
+            provider.configured_at
+        ],
     )?;
-    let details =
-        json!({"jwks_uri": provider.jwks_uri, "audience": provider.audience, "default_scopes": provider.default_scopes});
+    let details = json!({
+        "jwks_uri": provider.jwks_uri,
+        "audience": provider.audience,
+        "default_scopes": provider.default_scopes,
+        "client_scopes": provider.client_scopes,
+    });
     change.record(actor, &Record { action: "sso.configure", org: Some(&provider.org), subject: &provider.issuer, details })?;
     document::verify_larger(change, &provider.org).map(drop)
+}
+
+/// The scopes of another authorization server, which the gateway puts into a header.
+fn check_client_scopes(scopes: &[String]) -> Result<(), Failure> {
+    let is_wrong = |scope: &&String| scope.len() > MAX_CLIENT_SCOPE_LENGTH || !is_scope_token(scope);
+    if let Some(wrong) = scopes.iter().find(is_wrong) {
+        return Err(Failure::new(format!(
+            "--client-scope {wrong:?}: expected one scope of at most {MAX_CLIENT_SCOPE_LENGTH} visible ASCII characters; \
+             repeat the option for more"
+        )));
+    }
+    match scopes.len() > MAX_CLIENT_SCOPES {
+        true => Err(Failure::new(format!("--client-scope: at most {MAX_CLIENT_SCOPES} for one provider"))),
+        false => Ok(()),
+    }
 }
 
 /// Checks that the organization can have this provider. One that it has already can always be changed.

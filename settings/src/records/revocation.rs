@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use apexmcp_auth::names::is_plain;
+use apexmcp_auth::principal::Principal;
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
@@ -76,7 +77,7 @@ pub fn of_principal(
     org::require(change, org)?;
     // As the gateway writes an issuer into the name of a principal.
     let belongs_to = |issuer: &str| {
-        let subject = principal.strip_prefix(&format!("{org}/idp/{}#", issuer.replace('%', "%25")));
+        let subject = principal.strip_prefix(&Principal::namespace_of_issuer(org, issuer));
         subject.is_some_and(|subject| !subject.is_empty())
     };
     if !provider::list(change, org)?.iter().any(|provider| belongs_to(&provider.issuer)) {

@@ -236,11 +236,17 @@ fn values_end_where_they_are_said_to() {
         let scopes = many(count, 3).into_iter().flat_map(|number| ["--default-scope".to_owned(), format!("mcp:call:{number}")]);
         [sso(&many(1, 1), 200), scopes.collect()].concat()
     };
+    let client_scopes = |count, length| {
+        let scopes = many(count, length).into_iter().flat_map(|scope| ["--client-scope".to_owned(), scope]);
+        [sso(&many(1, 1), 200), scopes.collect()].concat()
+    };
     let misnamed = [sso(&many(1, 1), 200), words("--default-scope nope")].concat();
     for (good, bad, part) in [
         (of("key", key(256, "--connector", "c")), of("key", key(257, "--connector", "c")), "--connector: at most 256"),
         (of("client", key(256, "--scope", "mcp:call:")), of("client", key(257, "--scope", "mcp:call:")), "--scope: at most 256"),
         (scopes(256), scopes(257), "--default-scope: at most 256"),
+        (client_scopes(16, 256), client_scopes(17, 1), "--client-scope: at most 16"),
+        (client_scopes(1, 256), client_scopes(1, 257), "expected one scope of at most 256"),
         (scopes(1), misnamed, "--default-scope \"nope\" must be"),
         (
             words(&format!("key create --org acme --name {}", "\u{e4}".repeat(200))),
@@ -491,6 +497,22 @@ fn an_identity_provider_is_looked_at_before_it_is_trusted() {
     let record = settings.policy()["orgs"]["acme"]["identity_providers"][0].clone();
     assert_eq!((&record["audience"], &record["default_scopes"]), (&json!(["apexmcp"]), &json!(["mcp:call:a"])));
     assert!(settings.text(&["sso", "list", "--org", "acme"]).contains(record["issuer"].as_str().unwrap()));
+    let again = |options: &[&str]| {
+        let (issuer, jwks_uri) = (record["issuer"].as_str().unwrap(), record["jwks_uri"].as_str().unwrap());
+        let provider =
+            ["--issuer", issuer, "--jwks-uri", jwks_uri, "--audience", "apexmcp", "--force", "--allow-private-address"];
+        settings.json(&[&["sso", "configure", "--org", "acme"][..], &provider, options].concat());
+        settings.policy()["orgs"]["acme"]["identity_providers"][0].clone()
+    };
+    assert_eq!(again(&["--no-default-scope"])["default_scopes"], json!([]));
+    assert_eq!(again(&[]).get("default_scopes"), None);
+    assert_eq!(again(&[]).get("client_scopes"), None);
+    assert_eq!(again(&["--no-client-scope"])["client_scopes"], json!([]));
+    assert_eq!(
+        again(&["--client-scope", "openid", "--client-scope", "api://a/.default"])["client_scopes"],
+        json!(["openid", "api://a/.default"])
+    );
+    assert!(settings.text(&["sso", "list", "--org", "acme"]).contains("openid api://a/.default"));
     settings.json(&["org", "create", "other"]);
     let again = |org: &str, audience: &str| {
         let (issuer, jwks_uri) = (record["issuer"].as_str().unwrap(), record["jwks_uri"].as_str().unwrap());
@@ -506,6 +528,119 @@ fn an_identity_provider_is_looked_at_before_it_is_trusted() {
     settings.json(&["sso", "remove", "--org", "other", "--issuer", record["issuer"].as_str().unwrap()]);
     settings.json(&["sso", "remove", "--org", "acme", "--issuer", record["issuer"].as_str().unwrap()]);
     assert_eq!(settings.policy()["orgs"]["acme"], json!({}));
+}
+
+#[test]
+fn what_a_provider_publishes_is_advised_on() {
+    let keys = json!({"keys": [public_jwk()]}).to_string();
+    let discovery = "/.well-known/openid-configuration";
+    let metadata = |more: Value| {
+        let mut metadata = json!({"issuer": "ORIGIN", "jwks_uri": "ORIGIN/keys"});
+        metadata.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        metadata.to_string()
+    };
+    let only = |algorithm: &str| json!({"id_token_signing_alg_values_supported": [algorithm]});
+    for (more, options, proposed, warnings) in [
+        (json!({}), "--audience apexmcp", json!(null), &[][..]),
+        (json!({"scopes_supported": ["openid", "mcp:call"]}), "--audience apexmcp", json!(null), &[]),
+        (
+            json!({"scopes_supported": ["openid", "a/mcp:call"]}),
+            "--audience apexmcp",
+            json!(["a/mcp:call"]),
+            &["--client-scope a/mcp:call"],
+        ),
+        (json!({"scopes_supported": ["openid", "email"]}), "--audience apexmcp", json!([]), &["it names: openid email"]),
+        (json!({"scopes_supported": ["openid", "email"]}), "--audience apexmcp --client-scope email", json!(null), &[]),
+        (json!({"scopes_supported": ["openid"]}), "--audience apexmcp --client-scope x", json!(null), &["does not name x:"]),
+        (json!({"scopes_supported": ["openid"]}), "--audience apexmcp --no-client-scope", json!(null), &[]),
+        (json!({}), "--audience account", json!(null), &["--audience account: Keycloak"]),
+        (
+            json!({}),
+            "--audience apexmcp --audience 1.apps.googleusercontent.com",
+            json!(null),
+            &["--audience 1.apps.googleusercontent.com"],
+        ),
+        (only("RS256"), "--audience apexmcp", json!(null), &[]),
+        (only("ES256"), "--audience apexmcp", json!(null), &["ES256, and the gateway accepts RS256 alone"]),
+    ] {
+        let settings = Settings::new();
+        let origin = website(vec![(discovery, 200, metadata(more.clone())), ("/keys", 200, keys.clone())]);
+        let arguments =
+            format!("sso configure --org acme --issuer {origin} --jwks-uri {origin}/keys --allow-private-address {options}");
+        let printed = settings.json(&arguments.split(' ').collect::<Vec<_>>());
+        assert_eq!((&printed["saved"], &printed["proposed_client_scopes"]), (&json!(true), &proposed), "{printed}");
+        let is_told = |finding: &&Value| finding["warning"] == true && !finding["finding"].to_string().contains("is not https");
+        let told: Vec<&Value> = printed["findings"].as_array().unwrap().iter().filter(is_told).collect();
+        assert_eq!(told.len(), warnings.len(), "{more} {options}: {told:?}");
+        for part in warnings {
+            assert!(told.iter().any(|finding| finding["finding"].as_str().unwrap().contains(part)), "{part}: {told:?}");
+        }
+    }
+}
+
+#[test]
+fn a_database_of_before_client_scopes_is_brought_to_this_form() {
+    let settings = Settings::new();
+    let url = "https://idp.example";
+    let older = "ALTER TABLE identity_providers DROP COLUMN client_scopes; PRAGMA user_version = 1;
+        INSERT INTO identity_providers VALUES ('acme', 'https://idp.example', 'https://idp.example/keys', '[\"a\"]', '[]', '2026-01-01T00:00:00Z');";
+    rusqlite::Connection::open(settings.file("test.db")).unwrap().execute_batch(older).unwrap();
+    let listed = settings.json(&["sso", "list", "--org", "acme"]);
+    assert_eq!((&listed[0]["issuer"], &listed[0]["client_scopes"]), (&json!(url), &json!(null)));
+    assert_eq!(settings.policy()["orgs"]["acme"]["identity_providers"][0]["default_scopes"], json!([]));
+}
+
+/// RFC 7519 §4.1.1: an issuer is a StringOrURI. There is nothing to discover where it is no URL.
+#[test]
+fn an_issuer_need_not_be_a_url() {
+    let keys = json!({"keys": [public_jwk()]}).to_string();
+    let origin = website(vec![("/keys", 200, keys)]);
+    let settings = Settings::new();
+    let jwks_uri = format!("{origin}/keys");
+    for issuer in
+        ["accounts.example.com", "agent@project.iam.example.com", "urn:example:idp", "did:web:idp.example#k%41y", "Our provider"]
+    {
+        let arguments = ["sso", "configure", "--org", "acme", "--issuer", issuer, "--jwks-uri", &jwks_uri, "--audience", "a"];
+        let printed = settings.json(&[&arguments[..], &["--allow-private-address"]].concat());
+        assert_eq!(printed["saved"], true, "{printed}");
+        assert!(printed["findings"].to_string().contains("is no URL"), "{printed}");
+        let principal = format!("acme/idp/{}#agent-7", issuer.replace('%', "%25").replace('#', "%23").replace(' ', "%20"));
+        settings.json(&["token", "revoke", "--org", "acme", "--principal", &principal]);
+        let revoked = settings.policy()["orgs"]["acme"]["revoked_tokens"]["issued_before"].clone();
+        assert!(revoked.get(&principal).is_some(), "{revoked}");
+        let file = settings.write("exported.json", &settings.text(&["policy", "export"]));
+        let checked = settings.json(&["policy", "check", &file]);
+        assert_eq!((&checked["errors"], checked["notes"].to_string().contains("is no URL")), (&json!([]), true), "{checked}");
+        settings.json(&["sso", "remove", "--org", "acme", "--issuer", issuer]);
+    }
+    for wrong in ["", " accounts.example.com", "a b:c", "https:/idp.example.com", "1a:b"] {
+        let arguments =
+            ["sso", "configure", "--org", "acme", "--issuer", wrong, "--jwks-uri", &jwks_uri, "--audience", "a", "--force"];
+        assert!(settings.failure(&arguments).starts_with("--issuer must be"), "{wrong}");
+    }
+}
+
+#[test]
+fn key_sets_of_a_policy_are_fetched_where_that_is_asked_for() {
+    let settings = Settings::new();
+    let elliptic = json!({"keys": [{"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "a"}]}).to_string();
+    let origin = website(vec![("/good", 200, json!({"keys": [public_jwk()]}).to_string()), ("/elliptic", 200, elliptic)]);
+    for (path, part) in [("/good", None), ("/elliptic", Some("no key set for RS256")), ("/absent", Some("answered 404"))] {
+        let provider = json!({"issuer": "https://idp", "jwks_uri": format!("{origin}{path}"), "audience": "a"});
+        let document = json!({"orgs": {"acme": {"identity_providers": [provider]}}});
+        let file = settings.write("document.json", &document.to_string());
+        let warned = |options: &[&str]| settings.json(&[&["policy", "check", &file], options].concat())["warnings"].clone();
+        let is_of_keys = |warning: &&Value| !warning["message"].as_str().unwrap().contains("is not https");
+        let offline = warned(&[]);
+        assert_eq!(offline.as_array().unwrap().iter().filter(is_of_keys).count(), 0, "{offline}");
+        let fetched = warned(&["--fetch-keys", "--allow-private-address"]);
+        let told: Vec<&Value> = fetched.as_array().unwrap().iter().filter(is_of_keys).collect();
+        assert_eq!(told.len(), usize::from(part.is_some()), "{fetched}");
+        assert!(told.iter().all(|it| it["path"] == "policy.orgs.acme.identity_providers[0].jwks_uri"), "{fetched}");
+        assert!(told.iter().all(|it| it["message"].as_str().unwrap().contains(part.unwrap())), "{fetched}");
+        let refused = warned(&["--fetch-keys"]);
+        assert!(refused.to_string().contains("the key set was not fetched"), "{refused}");
+    }
 }
 
 #[test]
@@ -576,10 +711,13 @@ fn nobody_is_led_into_the_operators_network() {
             assert!(line.contains("--allow-private-address"), "{line}");
         }
     }
-    for wrong in ["ftp://idp.example.com", "idp.example.com", "https://user@idp.example.com", "https://"] {
+    for (wrong, is_issuer) in
+        [("ftp://idp.example.com", true), ("idp.example.com", true), ("https://user@idp.example.com", false), ("https://", false)]
+    {
         let arguments =
             ["sso", "configure", "--org", "acme", "--issuer", wrong, "--jwks-uri", wrong, "--audience", "a", "--force"];
-        assert!(settings.failure(&arguments).starts_with("--issuer must be"), "{wrong}");
+        let expected = if is_issuer { "--jwks-uri must be" } else { "--issuer must be" };
+        assert!(settings.failure(&arguments).starts_with(expected), "{wrong}");
     }
 }
 
@@ -623,6 +761,18 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
             &[],
             &["jwks_uri: is not https"],
         ),
+        (
+            org(json!({"identity_providers": [with(&idp, "audience", json!(["apexmcp", "account"]))]})),
+            &[],
+            &["audience: \"account\": Keycloak"],
+        ),
+        (
+            org(json!({"identity_providers": [with(&idp, "audience", json!("1-a.apps.googleusercontent.com"))]})),
+            &[],
+            &["a client id of Google"],
+        ),
+        (org(json!({"identity_providers": [with(&idp, "audience", json!("https://idp/"))]})), &[], &["the issuer itself"]),
+        (org(json!({"identity_providers": [with(&idp, "client_scopes", json!(["a b"]))]})), &["client_scopes[0]: expected"], &[]),
         (org(json!({"api_keys": [with(&key, "connectors", json!(["nope"]))]})), &[], &["no connector \"nope\""]),
         (org(json!({"api_keys": [{"id": "k", "sha256": hash}]})), &[], &["never expires"]),
         (org(json!({"api_keys": [with(&key, "expires_at", json!("2020-01-01T00:00:00Z"))]})), &[], &["has passed"]),
@@ -679,6 +829,15 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
         let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
         assert!(output.status.code() == Some(1) && said.contains(part), "{length}: {said}");
         assert_eq!(said.contains("1 errors"), part == "32.json", "{length}: {said}");
+    }
+    for (default_scopes, is_noted) in [(json!(null), true), (json!(["mcp:call"]), false), (json!([]), false)] {
+        let document = org(json!({"identity_providers": [with(&idp, "default_scopes", default_scopes)]}));
+        let file = settings.write("defaults.json", &document.to_string());
+        let notes = settings.json(&["policy", "check", &file])["notes"].clone();
+        let path = "policy.orgs.acme.identity_providers[0].default_scopes";
+        let expected = if is_noted { json!(path) } else { json!(null) };
+        assert_eq!((&notes[0]["path"], &notes[1]), (&expected, &json!(null)), "{document}");
+        assert_eq!(settings.text(&["policy", "check", &file]).contains(&format!("note: {path}: is absent")), is_noted);
     }
     let twice = settings.write("twice.json", r#"{"orgs": {"a": {}, "a": {}}}"#);
     assert_eq!(settings.run(&["policy", "check", &twice]).status.code(), Some(1), "a name that stands twice");
@@ -752,7 +911,7 @@ fn what_the_template_cannot_carry_is_not_made_and_what_ends_something_is() {
     settings.json(&["key", "revoke", first]);
     assert!(!written().contains(first));
 
-    let insert = "INSERT INTO identity_providers VALUES ('acme', ?1, ?1, '[\"a\"]', NULL, '2026-01-01T00:00:00Z')";
+    let insert = "INSERT INTO identity_providers VALUES ('acme', ?1, ?1, '[\"a\"]', NULL, '2026-01-01T00:00:00Z', NULL)";
     rusqlite::Connection::open(settings.file("test.db")).unwrap().execute(insert, [url]).unwrap();
     let output = settings.run(&["key", "revoke", second]);
     let said = String::from_utf8(output.stderr).unwrap();

@@ -21,7 +21,7 @@ enum Step {
     Org(String),
     Key { org: String, name: String, connectors: Vec<String>, expires_at: Option<String> },
     Client { org: String, name: String, scopes: Vec<String> },
-    Provider { org: String, issuer: String, jwks_uri: String, audience: Vec<String>, default_scopes: Option<Vec<String>> },
+    Provider { org: String, issuer: String, jwks_uri: String, audience: Vec<String>, scopes: [Option<Vec<String>>; 2] },
     Limits { org: String, requests: u32, per: String, burst: Option<u32>, monthly_quota: Option<u32> },
     RevokeToken { org: String, jti: String },
     SigningKey(String),
@@ -40,21 +40,28 @@ fn org() -> impl Strategy<Value = String> {
 
 fn step() -> impl Strategy<Value = Step> {
     let url = "https?://[a-z]{1,5}(:[0-9]{1,6})?/[a-z/]{0,5}";
+    let issuer = "https?://[a-z]{1,5}/[a-z]{0,5}|[a-z@.]{1,9}|[a-z]{1,3}:[!-~]{1,5}";
     let scopes = || vec(text("mcp:call(:[a-z]{1,3})?"), 0..3);
     prop_oneof![
         org().prop_map(Step::Org),
         (org(), text("[a-z ]{1,9}"), vec(text("[a-z]{1,4}"), 0..3), prop::option::of("20[0-9]{2}-01-01T00:00:00Z"))
             .prop_map(|(org, name, connectors, expires_at)| Step::Key { org, name, connectors, expires_at }),
         (org(), text("[a-z ]{1,9}"), scopes()).prop_map(|(org, name, scopes)| Step::Client { org, name, scopes }),
-        (org(), text(url), text(url), vec(text("[a-z]{1,4}"), 0..3), prop::option::of(scopes())).prop_map(
-            |(org, issuer, jwks_uri, audience, default_scopes)| Step::Provider {
+        (
+            org(),
+            text(issuer),
+            text(url),
+            vec(text("[a-z]{1,4}"), 0..3),
+            prop::option::of(scopes()),
+            prop::option::of(vec(text("[!-~]{1,3}"), 0..3))
+        )
+            .prop_map(|(org, issuer, jwks_uri, audience, default_scopes, client_scopes)| Step::Provider {
                 org,
                 issuer,
                 jwks_uri,
                 audience,
-                default_scopes
-            }
-        ),
+                scopes: [default_scopes, client_scopes],
+            }),
         (org(), any::<u32>(), text("second|minute|hour|day"), any::<Option<u32>>(), any::<Option<u32>>())
             .prop_map(|(org, requests, per, burst, monthly_quota)| Step::Limits { org, requests, per, burst, monthly_quota }),
         (org(), any::<String>()).prop_map(|(org, jti)| Step::RevokeToken { org, jti }),
@@ -76,10 +83,12 @@ fn take(database: &mut Database, actor: &Actor, step: &Step) -> bool {
             Step::Client { org, name, scopes } => {
                 client::create(change, actor, &NewClient { org, name, scopes, jwks: None })?;
             }
-            Step::Provider { org, issuer, jwks_uri, audience, default_scopes } => {
+            Step::Provider { org, issuer, jwks_uri, audience, scopes } => {
                 let (org, issuer, jwks_uri) = (org.clone(), issuer.clone(), jwks_uri.clone());
-                let (audience, default_scopes, configured_at) = (audience.clone(), default_scopes.clone(), actor.now.to_string());
-                provider::configure(change, actor, &Provider { org, issuer, jwks_uri, audience, default_scopes, configured_at })?;
+                let [default_scopes, client_scopes] = scopes.clone();
+                let (audience, configured_at) = (audience.clone(), actor.now.to_string());
+                let provider = Provider { org, issuer, jwks_uri, audience, default_scopes, client_scopes, configured_at };
+                provider::configure(change, actor, &provider)?;
             }
             Step::Limits { org, requests, per, burst, monthly_quota } => {
                 let rate = Some(Rate { requests: *requests, per: per.clone(), burst: *burst });
