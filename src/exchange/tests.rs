@@ -673,11 +673,16 @@ fn heads_after_which_no_message_is_read() {
 fn a_message_decides() {
     let call = |name: &str| json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name}}).to_string();
     let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+    let task = r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"taskId":"1"}}"#.to_owned();
     let padded = |length: usize| format!("{ping}{}", " ".repeat(length - ping.len()));
     for (mirror, body, expected, refused, challenge) in [
         (None, call("notes__a"), "ok", 0, None),
         (Some("tools/call"), call("files__a"), "ok", 0, None),
         (Some("tools/list"), call("notes__a"), "header_mismatch", 400, None),
+        (Some("tools/list"), call("clock__a"), "scope_insufficient", 403, Some("mcp:call:clock")),
+        (Some("tools/call"), task.clone(), "scope_insufficient", 403, Some("mcp:call")),
+        (Some("ping"), format!("[{}]", call("clock__a")), "scope_insufficient", 403, Some("mcp:call:clock")),
+        (Some("ping"), format!("[{}]", call("notes__a")), "header_mismatch", 400, None),
         (None, call("clock__a"), "scope_insufficient", 403, Some("mcp:call:clock")),
         (None, call("a"), "scope_insufficient", 403, Some("mcp:call")),
         (None, "{}".to_owned(), "message_malformed", 400, None),

@@ -24,7 +24,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde_json::Value;
 
 use super::address;
-use super::method::{self, Reach};
+use super::method::{self, Mirrored, Reach};
 use crate::names::ConnectorId;
 use crate::scope::{Scope, ScopeSet};
 
@@ -87,7 +87,7 @@ pub struct Message {
     pub target: Target,
     /// Its method; a response has none.
     pub method: Option<Box<str>>,
-    /// The `params.name` or `params.uri` that it carries.
+    /// What the header `Mcp-Name` may repeat of it: the member that the specification names for its method.
     pub name: Option<Box<str>>,
     /// Its `id`; null where it has none.
     pub id: Value,
@@ -172,6 +172,7 @@ struct Parts<'a> {
 struct Params<'a> {
     name: Option<&'a str>,
     uri: Option<&'a str>,
+    task_id: Option<Cow<'a, str>>,
     reference: Option<Reference<'a>>,
 }
 
@@ -230,8 +231,21 @@ impl Parts<'_> {
                 }
             },
         };
-        let name = self.params.name.or(self.params.uri);
+        let name = self.method.as_deref().and_then(|method| self.params.mirrored(method));
         Some(Message { target, method: self.method.map(Into::into), name: name.map(Into::into), id: self.id.value })
+    }
+}
+
+impl Params<'_> {
+    /// The member of a message of `method` that the header `Mcp-Name` repeats.
+    fn mirrored(&self, method: &str) -> Option<&str> {
+        match method::name_of(method) {
+            Mirrored::Name => self.name,
+            Mirrored::Uri => self.uri,
+            Mirrored::TaskId => self.task_id.as_deref(),
+            Mirrored::Reference => self.reference.as_ref().and_then(|reference| reference.name.or(reference.uri)),
+            Mirrored::Nothing => None,
+        }
     }
 }
 
@@ -427,6 +441,61 @@ impl<'a> Visitor<'a> for PassOver {
     }
 }
 
+/// The text of a string. Any other value is passed over: it decides nothing.
+struct TextOrOther(PassOver);
+
+impl<'a> DeserializeSeed<'a> for TextOrOther {
+    type Value = Option<Cow<'a, str>>;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'a> Visitor<'a> for TextOrOther {
+    type Value = Option<Cow<'a, str>>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, elements: A) -> Result<Self::Value, A::Error> {
+        self.0.visit_seq(elements).map(|()| None)
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, members: A) -> Result<Self::Value, A::Error> {
+        self.0.visit_map(members).map(|()| None)
+    }
+}
+
 /// An object whose members are read by name.
 trait Members<'a>: Default {
     /// Reads the member `name`.
@@ -456,6 +525,7 @@ impl<'a> Members<'a> for Params<'a> {
             "name" => self.name = Some(members.next_value_seed(LiteralSeed)?),
             "uri" => self.uri = Some(members.next_value_seed(LiteralSeed)?),
             "ref" => self.reference = Some(members.next_value_seed(ObjectSeed(PhantomData))?),
+            "taskId" => self.task_id = members.next_value_seed(TextOrOther(PassOver { depth: 2 }))?,
             _ => members.next_value_seed(PassOver { depth: 2 })?,
         }
         Ok(())
