@@ -143,12 +143,23 @@ impl ListReply {
             return event;
         }
         let text = std::str::from_utf8(&data).ok();
+        if text.is_some_and(holds_no_list) {
+            return event;
+        }
         match text.map(|text| self.request.permitted.cut(text)) {
             Some(Ok(Cow::Borrowed(_))) => event,
             Some(Ok(Cow::Owned(cut))) => sse::with_data(&event, &cut),
             _ => sse::with_data(&event, &self.request.error()),
         }
     }
+}
+
+/// Whether no reader, however lenient, finds the entries of a list in `text`, which may be the data of a heartbeat such as
+/// `data: ping`. The entries of a list are objects. A reader in Rust also takes an array for an object (serde reads structs
+/// so), and finds a name in it only where the array holds a string.
+fn holds_no_list(text: &str) -> bool {
+    let has_array_of_strings = || text.contains('[') && text.contains(['"', '\'', '`']);
+    !text.contains('{') && !has_array_of_strings()
 }
 
 fn media_type(content_type: &[u8]) -> &[u8] {
@@ -236,6 +247,37 @@ mod tests {
         let event = pass(begin("text/event-stream", ""), b"data: {\"result\":{\"tools\":7}}\n\ndata: {}\n\n", &[10]);
         let (first, second) = event.split_once("\n\n").unwrap();
         assert!(is_error(first.strip_prefix("data: ").unwrap()) && second == "data: {}\n\n", "{event}");
+    }
+
+    #[test]
+    fn a_heartbeat_passes_and_what_may_be_a_list_does_not() {
+        for data in ["ping", "7", "\"keep-alive\"", "null", "[DONE]", "2027-01-15T08:00:00Z", "clock__now", "größe", "a\ndata: b"] {
+            let stream = format!("data: {data}\n\nevent: message\ndata: {LIST}\n\ndata:{data}\r\n\r\n");
+            let cut = stream.replace(LIST, CUT);
+            for length in [1, 7, stream.len()] {
+                assert_eq!(pass(begin("text/event-stream", ""), stream.as_bytes(), &[length]), cut, "{data}");
+            }
+        }
+        // A stream of data that is no list does not end the request.
+        assert_eq!(pass(begin("text/event-stream", ""), b"data: pi", &[3]), "data: pi");
+        let error = pass(begin("text/event-stream", "br"), b"", &[1]);
+        for data in [
+            r#"{"result":{"tools":[{"name":"clock__now"}]}"#,
+            r#"{"result":{"tools":[{"name":"clock__now"}]}} ping"#,
+            r#"ping {"result":{"tools":[{"name":"clock__now"}]}}"#,
+            "{result:{tools:[{name:'clock__now'}]}}",
+            r#"["2.0",7,[[["clock__now"]]]"#,
+            "['2.0',7,[[['clock__now']]]]",
+            "[`clock__now`]",
+            "[\ndata: \"clock__now\"",
+            "\u{feff}{\"result\":{\"tools\":[{\"name\":\"clock__now\"}]}}",
+        ] {
+            let stream = format!("data: {data}\n\n");
+            assert_eq!(pass(begin("text/event-stream", ""), stream.as_bytes(), &[9]), error, "{data}");
+        }
+        // A reader that decodes carelessly could find a brace in these bytes.
+        let overlong = pass(begin("text/event-stream", ""), b"data: \xc1\xbb\"clock__now\"\xc1\xbd\n\n", &[9]);
+        assert_eq!(overlong, error);
     }
 
     #[test]
