@@ -15,6 +15,7 @@ use crate::policy::remote::Place;
 use crate::policy::{Environment, Policy, Surroundings};
 use crate::principal::ATTRIBUTES;
 use crate::problem::{self, Problem, Problems};
+use crate::url;
 use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawLimits, RawRemote, RawTokens};
 
 /// Inserted before a resource's own path where that describes itself, RFC 9728 §3.1.
@@ -64,6 +65,12 @@ impl GatewaySettings {
     /// The identifier of a protected resource (RFC 8707, RFC 9728): the URL that clients call.
     pub fn resource_url(&self, resource: &Resource) -> String {
         format!("{}{}", self.origin, self.mcp_path.path_of(resource))
+    }
+
+    /// The protected resource that a client names with `url`, however it is spelled.
+    pub fn resource_of_url(&self, url: &str) -> Option<Resource> {
+        let url = url::normalized(url)?;
+        self.mcp_path.resource(url.strip_prefix(self.origin.as_str())?.as_bytes())
     }
 
     /// Where a protected resource describes itself, RFC 9728 §3.1.

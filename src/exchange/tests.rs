@@ -448,6 +448,9 @@ fn a_gateway_token_is_accepted_where_it_is_meant_for() {
     assert_eq!(attributes(world.bearer(&token)), expected, "remembered");
     assert_eq!(world.host.verifications.get(), 1);
     let for_one = world.token("&resource=https://gw.example/mcp/acme/github");
+    let github = "&resource=https://gw.example/mcp/acme/github";
+    let for_two = world.token(&format!("{github}&resource=HTTPS://gw.example:443/mcp/acme/jira"));
+    let for_all = world.token(&format!("{github}&resource=https://gw.example/mcp/acme"));
     let table = [
         (&token, "/mcp/acme/jira", "ok"),
         (&token, "/mcp/other", "audience_mismatch"),
@@ -455,11 +458,21 @@ fn a_gateway_token_is_accepted_where_it_is_meant_for() {
         (&for_one, "/mcp/acme/jira", "audience_mismatch"),
         (&for_one, "/mcp/acme", "audience_mismatch"),
         (&for_one, "/mcp/acme/github", "ok"),
+        (&for_two, "/mcp/acme/github", "ok"),
+        (&for_two, "/mcp/acme/jira", "ok"),
+        (&for_two, "/mcp/acme/slack", "audience_mismatch"),
+        (&for_two, "/mcp/acme", "audience_mismatch"),
+        (&for_two, "/mcp/other/jira", "audience_mismatch"),
+        (&for_two, "/mcp/acme/jira", "ok"),
+        (&for_two, "/mcp/acme/github", "ok"),
+        (&for_all, "/mcp/acme/slack", "ok"),
+        (&for_all, "/mcp/acme", "ok"),
     ];
     for (token, path, expected) in table {
         let bearer = format!("Bearer {token}");
         assert_eq!(reason(&world.start(path, &[("authorization", &bearer)])), expected, "{path}");
     }
+    assert_eq!(world.host.verifications.get(), 4, "each token is verified once for all its resources");
     world.now = world.now.plus(Duration::from_secs(3660));
     assert_eq!(reason(&world.bearer(&token)), "token_expired");
 }
