@@ -731,6 +731,28 @@ fn a_message_decides() {
 }
 
 #[test]
+fn a_list_for_a_full_credential_is_marked_as_private() {
+    for (method, path, mode, is_marked) in [
+        (Some("tools/list"), "/mcp/acme", "enforce", true),
+        (Some("resources/templates/list"), "/mcp/acme", "enforce", true),
+        (Some("prompts/list"), "/mcp/acme/notes", "enforce", true),
+        (Some("tools/call"), "/mcp/acme", "enforce", false),
+        (Some("tools/list "), "/mcp/acme", "enforce", false),
+        (None, "/mcp/acme", "enforce", false),
+        (Some("tools/list"), "/mcp/acme", "shadow", false),
+    ] {
+        let mut world = World::with(|config| config["mode"] = json!(mode));
+        let method = method.map(|method| ("mcp-method", method));
+        let headers = [("x-api-key", KEY), ("accept-encoding", "gzip")];
+        let headers: Vec<(&str, &str)> = headers.into_iter().chain(method).collect();
+        let Step::Forward(forward, _) = world.start(path, &headers) else { panic!("refused") };
+        assert_eq!(forward.lists.is_some(), is_marked, "{method:?} {path} {mode}");
+        assert_eq!(forward.edits.accept_identity, is_marked, "{method:?}");
+        assert_eq!(forward.edits.remove.contains(&"accept-encoding".into()), is_marked, "{method:?}");
+    }
+}
+
+#[test]
 fn lists_are_cut_where_verdicts_are_enforced() {
     let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
     for (mode, is_cut) in [("enforce", true), ("shadow", false)] {

@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use super::message::{Body, Message};
+use super::method::{self, Reach};
 use crate::request::RequestHead;
 
 const METHOD: &str = "mcp-method";
@@ -26,6 +27,13 @@ pub struct MirrorHeaders {
 enum Mirrored {
     Once(Box<[u8]>),
     Repeated,
+}
+
+/// Whether `head` says that its message asks for a list. MCP 2026-07-28, which alone has hints for caches, requires this
+/// header in each request.
+pub fn asks_for_lists(head: &RequestHead) -> bool {
+    let method = head.values(METHOD).next().and_then(|method| std::str::from_utf8(method).ok());
+    method.is_some_and(|method| method::reach_of(method) == Reach::List)
 }
 
 impl MirrorHeaders {
@@ -79,7 +87,8 @@ mod tests {
         let body = |message: &serde_json::Value| Body::parse(message.to_string().as_bytes(), "__").unwrap();
         let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "notes__größe"}});
         let list = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
-        let named = |method: &str, params: serde_json::Value| json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let named =
+            |method: &str, params: serde_json::Value| json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let read = named("resources/read", json!({"uri": "notes+n://a", "name": "notes__a"}));
         let get = named("prompts/get", json!({"uri": "notes+n://p", "name": "notes__p", "taskId": "t"}));
         let task = named("tasks/get", json!({"taskId": "786512e2/1", "name": "notes__other"}));

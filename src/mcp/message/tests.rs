@@ -126,7 +126,9 @@ fn an_escape_that_every_reader_reads_alike_is_no_reason_to_refuse() {
 #[test]
 fn the_id_of_a_task_may_be_anything_that_has_one_reading() {
     let task = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{{"taskId":{id}}}}}"#);
-    for (id, name) in [(r#""a\/b""#, Some("a/b")), (r#""clock__a""#, Some("clock__a")), ("7", None), ("null", None), ("[{}]", None)] {
+    for (id, name) in
+        [(r#""a\/b""#, Some("a/b")), (r#""clock__a""#, Some("clock__a")), ("7", None), ("null", None), ("[{}]", None)]
+    {
         let body = read(&task(id)).unwrap();
         assert_eq!((body.messages[0].name.as_deref(), &body.messages[0].target), (name, &Target::Untied), "{id}");
     }
