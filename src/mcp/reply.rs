@@ -205,7 +205,7 @@ pub fn private_cache_control(said: &[u8]) -> Option<String> {
     let is_shared = |directive: &&str| is(directive, "public") || is(directive, "s-maxage");
     let directives: Vec<&str> = said.split(',').map(str::trim_ascii).filter(|directive| !directive.is_empty()).collect();
     let is_private = directives.iter().any(|directive| is(directive, "private") || is(directive, "no-store"));
-    if is_private && !directives.iter().any(|directive| is_shared(directive)) {
+    if is_private && !directives.iter().any(&is_shared) {
         return None;
     }
     let kept = directives.into_iter().filter(|directive| !is_shared(directive) && !is(directive, "private"));
