@@ -282,6 +282,8 @@ impl Denial {
         }
         if status == 405 {
             headers.push(("allow", "POST, DELETE".to_owned()));
+            // RFC 9110 §15.5.6: caches may keep this answer, which another credential does not get.
+            headers.push(("cache-control", "no-store".to_owned()));
         }
         let body = Body { error, error_description: description, reason: word };
         let body = match self.reason {

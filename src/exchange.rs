@@ -351,8 +351,13 @@ impl Request {
     }
 
     fn admitted(self, gateway: &Gateway, principal: Rc<Principal>, findings: Findings) -> Admitted {
-        let edits = edits(gateway, &self.head, Some(Rc::clone(&principal)));
-        let forward = Forward { edits, ..Forward::default() };
+        let mut edits = edits(gateway, &self.head, Some(Rc::clone(&principal)));
+        let is_list = self.mode == Mode::Enforce && headers::asks_for_lists(&self.head);
+        let lists = is_list.then(|| {
+            self.ask_for_plain(&mut edits);
+            ListRequest::of_whole(self.resource.org.clone())
+        });
+        let forward = Forward { edits, lists, ..Forward::default() };
         let size = Size::of(&self.head);
         Admitted { size, resource: self.resource, mode: self.mode, principal, forward, findings }
     }
@@ -364,9 +369,14 @@ impl Request {
             return self.refuse(gateway, Reason::Overloaded.into(), findings, host);
         };
         let mut edits = edits(gateway, &self.head, Some(Rc::clone(&principal)));
+        self.ask_for_plain(&mut edits);
+        Step::Inspect(edits, AwaitingMessage::new(self, principal, findings, hold))
+    }
+
+    /// Asks for a response that is not compressed, so that it can be read.
+    fn ask_for_plain(&self, edits: &mut Edits) {
         edits.remove.extend(self.head.values(ACCEPT_ENCODING).next().map(|_| Cow::Borrowed(ACCEPT_ENCODING)));
         edits.accept_identity = true;
-        Step::Inspect(edits, AwaitingMessage::new(self, principal, findings, hold))
     }
 
     fn refuse(self, gateway: &Gateway, denial: Denial, findings: Findings, host: &dyn Host) -> Step {

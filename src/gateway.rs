@@ -324,7 +324,9 @@ impl Gateway {
         if org.has_revoked(claims::id(claims)?, name, Some(claims::issued_at(claims)?)) {
             return Err(Reason::TokenRevoked.into());
         }
-        let only_for = (!is_for_whole).then(|| resource.clone());
+        let is_here = |named: &Resource| named.org == resource.org;
+        let named = || claims::audiences(claims).into_iter().filter_map(|url| self.config.gateway.resource_of_url(url));
+        let only_for = (!is_for_whole).then(|| named().filter(is_here).collect());
         let basis = Basis { generation: self.policy.generation(), org, client: Some((client, signing_keys)) };
         Ok(Entry { principal, validity, only_for, key_set: None, basis })
     }

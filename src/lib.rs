@@ -36,6 +36,7 @@ pub mod scope;
 pub mod serialized_map;
 pub mod time;
 pub mod token_cache;
+pub mod url;
 
 #[cfg(target_arch = "wasm32")]
 mod shell;

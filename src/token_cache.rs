@@ -23,8 +23,8 @@ pub struct Entry {
     pub principal: Rc<Principal>,
     /// When it is good.
     pub validity: Validity,
-    /// The one resource for which it is good, where it is not good for all of the org's.
-    pub only_for: Option<Resource>,
+    /// The resources for which it is good, where it is not good for all of the org's.
+    pub only_for: Option<Box<[Resource]>>,
     /// The key set that verified it, and that set's version then. A token of the gateway itself has none: its keys
     /// change only with the whole policy, and this cache with them.
     pub key_set: Option<(KeySetId, u64)>,
@@ -90,7 +90,7 @@ impl TokenCache {
         let entry = cache.get_mut(token)?;
         // Two orgs may trust one provider, and then one token may be good for both, with different principals.
         let is_for_resource =
-            *entry.principal.org() == resource.org && entry.only_for.as_ref().is_none_or(|only| only == resource);
+            *entry.principal.org() == resource.org && entry.only_for.as_ref().is_none_or(|only| only.contains(resource));
         let are_keys_old = entry.key_set.is_some_and(|(id, version)| version_of(id) != Some(version));
         if !entry.validity.holds(now) || are_keys_old || (is_for_resource && !holds(&mut entry.basis)) {
             cache.pop(token);
@@ -151,12 +151,19 @@ mod tests {
     }
 
     #[test]
-    fn a_token_for_one_connector_is_remembered_for_that_one() {
+    fn a_token_for_some_connectors_is_remembered_for_these() {
         let mut cache = TokenCache::new(8);
-        cache.insert("t", Entry { only_for: Some(resource("a", Some("github"))), key_set: None, ..entry("a", 100) });
+        cache.insert(
+            "t",
+            Entry {
+                only_for: Some([resource("a", Some("github")), resource("a", Some("slack"))].into()),
+                key_set: None,
+                ..entry("a", 100)
+            },
+        );
         let mut is_hit =
             |connector| cache.get("t", &resource("a", connector), UnixTime::from_secs(60), |_| None, |_| true).is_some();
-        assert!(is_hit(Some("github")));
+        assert!(is_hit(Some("github")) && is_hit(Some("slack")));
         assert!(!is_hit(Some("jira")) && !is_hit(None));
     }
 

@@ -62,11 +62,11 @@ const TAKEN: [(&str, usize); 11] = [
     ("credential", 2),
     ("jwk_set", 5),
     ("jws", 3),
-    ("list", 5),
+    ("list", 6),
     ("message", 11),
     ("path", 2),
     ("policy", 6),
-    ("token_form", 5),
+    ("token_form", 6),
 ];
 
 struct Input<'a> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use apexmcp_auth::config::{Config, DEFAULT_SEPARATOR};
 use apexmcp_auth::jwks::Clusters;
+use apexmcp_auth::mcp::address;
 use apexmcp_auth::policy::issuer::is_url;
 use apexmcp_auth::policy::remote::Publication;
 use apexmcp_auth::problem::Problem;
@@ -75,7 +76,12 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
     {
         let clusters = Clusters { https: Some(String::new()), http: Some(String::new()) };
         match Publication::of(&as_json(policy, true), &clusters, DEFAULT_SEPARATOR) {
-            Ok(publication) => report.warnings.extend_from_slice(publication.warnings()),
+            Ok(publication) => {
+                let conflicts = publication.conflicts();
+                report.errors.extend_from_slice(conflicts);
+                let others = publication.warnings().iter().filter(|warning| !conflicts.contains(warning));
+                report.warnings.extend(others.cloned());
+            }
             Err(problems) => report.take(problems),
         }
         Lint { report: &mut report, surroundings: &surroundings, now }.policy("policy", policy);
@@ -187,9 +193,19 @@ impl Lint<'_> {
                 }
             }
         }
+        let separator = plugin.pointer("/gateway/connector_separator").and_then(Value::as_str).unwrap_or(DEFAULT_SEPARATOR);
+        let known = &self.surroundings.connectors;
+        for connector in known {
+            let Some(other) = address::misread_as(connector, separator).filter(|other| known.contains(*other)) else { continue };
+            let message = format!(
+                "the connectors {connector:?} and {other:?} cannot be told apart: a name is split at its first {separator:?}, so the \
+                 tools of {connector:?} are taken for tools of {other:?}. Rename one of them"
+            );
+            self.report.errors.push(Problem { path: "gateway.connector_separator".to_owned(), message });
+        }
         let origin = plugin.pointer("/gateway/origin").and_then(Value::as_str).unwrap_or_default();
-        if origin.starts_with("http://")
-            && !["http://127.0.0.1", "http://localhost"].iter().any(|local| origin.starts_with(local))
+        if is_plain_http(origin)
+            && !["http://127.0.0.1", "http://localhost"].iter().any(|local| origin.to_ascii_lowercase().starts_with(local))
         {
             self.warn("gateway.origin".to_owned(), "is not https: clients send their credentials in clear");
         }
@@ -220,7 +236,7 @@ impl Lint<'_> {
                 if provider.get("default_scopes").is_none_or(Value::is_null) {
                     self.note(format!("{path}.default_scopes"), ABSENT_DEFAULT_SCOPES);
                 }
-                if provider.get("jwks_uri").and_then(Value::as_str).is_some_and(|uri| uri.starts_with("http://")) {
+                if provider.get("jwks_uri").and_then(Value::as_str).is_some_and(is_plain_http) {
                     self.warn(format!("{path}.jwks_uri"), "is not https: whoever is on the way can put keys of his own in");
                 }
                 let issuer = provider.get("issuer").and_then(Value::as_str).unwrap_or_default();
@@ -278,6 +294,11 @@ impl Lint<'_> {
     }
 }
 
+/// Whether `uri` is one without TLS. A scheme may be written in any case, RFC 3986 §3.1.
+fn is_plain_http(uri: &str) -> bool {
+    uri.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"))
+}
+
 pub(crate) fn list<'a>(value: &'a Value, member: &str) -> impl Iterator<Item = (usize, &'a Value)> {
     value.get(member).and_then(Value::as_array).into_iter().flatten().enumerate()
 }
@@ -292,5 +313,20 @@ fn texts(value: Option<&Value>) -> Vec<&str> {
         Some(Value::String(text)) => vec![text],
         Some(Value::Array(values)) => values.iter().filter_map(Value::as_str).collect(),
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_plain_http;
+
+    #[test]
+    fn a_scheme_has_no_case() {
+        for uri in ["http://idp.example", "HTTP://idp.example", "hTTp://"] {
+            assert!(is_plain_http(uri), "{uri}");
+        }
+        for uri in ["https://idp.example", "http:", "", "xhttp://idp.example", "é://idp.example"] {
+            assert!(!is_plain_http(uri), "{uri}");
+        }
     }
 }

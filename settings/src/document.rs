@@ -114,10 +114,11 @@ pub fn render(connection: &Connection) -> Result<String, Failure> {
 /// # Errors
 /// That, and what hinders the database.
 pub fn verify(connection: &Connection, org: &str) -> Result<Vec<Problem>, Failure> {
-    read(&of_orgs(connection, Some(org))?)
+    Ok(read(&of_orgs(connection, Some(org))?)?.warnings().to_vec())
 }
 
-/// The same after something was added to `org`, which must leave room for others.
+/// The same after something was added to `org`, which must leave room for others, and name no connectors that cannot be told
+/// apart.
 ///
 /// # Errors
 /// Where it does not, and those of [`verify`].
@@ -129,15 +130,19 @@ pub fn verify_larger(connection: &Connection, org: &str) -> Result<Vec<Problem>,
             "the policy of {org} alone would have {length} bytes, of at most {MAX_ORG_LENGTH}: revoke keys and clients that are no longer needed"
         )));
     }
-    read(&document)
+    let publication = read(&document)?;
+    match publication.conflicts().first() {
+        Some(conflict) => Err(Failure::new(conflict.to_string())),
+        None => Ok(publication.warnings().to_vec()),
+    }
 }
 
 /// A document as the gateway reads it.
-fn read(document: &str) -> Result<Vec<Problem>, Failure> {
+fn read(document: &str) -> Result<Publication, Failure> {
     // Which clusters a gateway has is its operator's business.
     let clusters = Clusters { https: Some(String::new()), http: Some(String::new()) };
     let checked = Publication::of(document.as_bytes(), &clusters, DEFAULT_SEPARATOR);
-    checked.map(|publication| publication.warnings().to_vec()).map_err(|problems| {
+    checked.map_err(|problems| {
         let first = problems.first().map(Problem::to_string).unwrap_or_default();
         Failure::new(format!("the gateway would refuse {first}"))
     })

@@ -16,6 +16,7 @@ use crate::policy::remote::Place;
 use crate::policy::{Environment, Policy, Surroundings};
 use crate::principal::ATTRIBUTES;
 use crate::problem::{self, Problem, Problems};
+use crate::url;
 use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawLimits, RawOrigins, RawRemote, RawTokens};
 
 /// Inserted before a resource's own path where that describes itself, RFC 9728 §3.1.
@@ -70,6 +71,12 @@ impl GatewaySettings {
     /// The identifier of a protected resource (RFC 8707, RFC 9728): the URL that clients call.
     pub fn resource_url(&self, resource: &Resource) -> String {
         format!("{}{}", self.origin, self.mcp_path.path_of(resource))
+    }
+
+    /// The protected resource that a client names with `url`, however it is spelled.
+    pub fn resource_of_url(&self, url: &str) -> Option<Resource> {
+        let url = url::normalized(url)?;
+        self.mcp_path.resource(url.strip_prefix(self.origin.as_str())?.as_bytes())
     }
 
     /// Where a protected resource describes itself, RFC 9728 §3.1.
@@ -500,8 +507,52 @@ mod tests {
         config["policy"]["inline"]["orgs"]["acme"] = json!({ "api_keys": [key] });
         let (read, _) = Config::parse(config.to_string().as_bytes(), &|_| None).unwrap();
         let warnings: Vec<String> = read.warnings.iter().map(Problem::to_string).collect();
-        let expected = "policy.inline.orgs.acme.api_keys[0].connectors[1]: \"my__notes\" contains gateway.connector_separator: ";
+        let expected =
+            "policy.inline.orgs.acme.api_keys[0].connectors[1]: \"my__notes\" contains gateway.connector_separator, or ";
         assert!(warnings.len() == 1 && warnings[0].starts_with(expected), "{warnings:?}");
+    }
+
+    #[test]
+    fn connectors_that_cannot_be_told_apart_are_refused() {
+        let key = |connectors: &[&str]| json!({"id": connectors.concat(), "sha256": "0".repeat(64), "connectors": connectors});
+        let client = |scope: &str| json!({"client_id": "c", "secret_sha256": ["0".repeat(64)], "scopes": [scope]});
+        let provider = |scope: &str| json!({"issuer": "https://idp", "jwks_uri": "https://idp/keys", "audience": "a", "default_scopes": [scope]});
+        let keys = |connectors: &[&str]| json!({"api_keys": [key(connectors)]});
+        for (separator, acme, path) in [
+            ("__", keys(&["notes", "notes_"]), Some("api_keys[0].connectors[1]")),
+            ("__", keys(&["my__notes", "my"]), Some("api_keys[0].connectors[0]")),
+            ("-", keys(&["notes", "notes-v2"]), Some("api_keys[0].connectors[1]")),
+            (
+                "__",
+                json!({"api_keys": [key(&["notes"])], "oauth_clients": [client("mcp:call:notes_")]}),
+                Some("oauth_clients[0].scopes[0]"),
+            ),
+            (
+                "__",
+                json!({"identity_providers": [provider("mcp:call:a__b")], "oauth_clients": [client("mcp:call:a")]}),
+                Some("identity_providers[0].default_scopes[0]"),
+            ),
+            ("__", keys(&["notes", "my_notes", "_notes"]), None),
+            ("__", keys(&["notes_", "other"]), None),
+            ("--", keys(&["notes", "notes_", "my-notes"]), None),
+        ] {
+            let mut config = minimal();
+            config["gateway"]["connector_separator"] = json!(separator);
+            config["jwks"] = json!({"https_cluster": "https"});
+            config["policy"]["inline"]["orgs"]["acme"] = acme.clone();
+            let environment = |_: &str| Some(crate::testing::signing_key_pem().to_owned());
+            config["policy"]["inline"]["signing_keys"] = json!([{"kid": "s", "private_key_env": "KEY"}]);
+            let problems = Config::parse(config.to_string().as_bytes(), &environment).err().unwrap_or_default();
+            let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+            let expected = path.map(|path| format!("policy.inline.orgs.acme.{path}"));
+            assert_eq!(paths, expected.iter().map(String::as_str).collect::<Vec<_>>(), "{separator} {acme}");
+            assert!(problems.iter().all(|problem| problem.message.contains("cannot be told apart")), "{problems:?}");
+        }
+        // Each organization has connectors of its own.
+        let mut config = minimal();
+        let named = |connector: &str, digit: &str| json!({"api_keys": [{"id": "k", "sha256": digit.repeat(64), "connectors": [connector]}]});
+        config["policy"]["inline"]["orgs"] = json!({"acme": named("notes", "1"), "other": named("notes_", "2")});
+        assert_eq!(problems_of(&config), Vec::<String>::new());
     }
 
     #[test]

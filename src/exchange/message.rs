@@ -112,12 +112,13 @@ impl AwaitingMessage {
         let separator = &gateway.config.gateway.connector_separator;
         let body = Body::parse(bytes, separator)
             .map_err(|error| Denial { description: Some(error.description()), ..Reason::MessageMalformed.into() })?;
-        if !self.mirror.agree_with(&body) {
-            return Err(Denial { request_id: body.id(), ..Reason::HeaderMismatch.into() });
-        }
+        // The scope first: a client that lacks it must hear of that, whatever else is wrong.
         let scopes = self.principal.scopes();
         if let Some(needed) = body.lacks(scopes) {
             return Err(Denial { needed: Some(needed), ..Reason::ScopeInsufficient.into() });
+        }
+        if !self.mirror.agree_with(&body) {
+            return Err(Denial { request_id: body.id(), ..Reason::HeaderMismatch.into() });
         }
         let permitted = || Permitted { scopes: scopes.clone(), separator: separator.clone() };
         Ok(body.asks_for_lists().then(|| ListRequest::new(self.resource.org.clone(), permitted(), body.id())))

@@ -572,6 +572,9 @@ fn a_gateway_token_is_accepted_where_it_is_meant_for() {
     assert_eq!(attributes(world.bearer(&token)), expected, "remembered");
     assert_eq!(world.host.verifications.get(), 1);
     let for_one = world.token("&resource=https://gw.example/mcp/acme/github");
+    let github = "&resource=https://gw.example/mcp/acme/github";
+    let for_two = world.token(&format!("{github}&resource=HTTPS://gw.example:443/mcp/acme/jira"));
+    let for_all = world.token(&format!("{github}&resource=https://gw.example/mcp/acme"));
     let table = [
         (&token, "/mcp/acme/jira", "ok"),
         (&token, "/mcp/other", "audience_mismatch"),
@@ -579,11 +582,21 @@ fn a_gateway_token_is_accepted_where_it_is_meant_for() {
         (&for_one, "/mcp/acme/jira", "audience_mismatch"),
         (&for_one, "/mcp/acme", "audience_mismatch"),
         (&for_one, "/mcp/acme/github", "ok"),
+        (&for_two, "/mcp/acme/github", "ok"),
+        (&for_two, "/mcp/acme/jira", "ok"),
+        (&for_two, "/mcp/acme/slack", "audience_mismatch"),
+        (&for_two, "/mcp/acme", "audience_mismatch"),
+        (&for_two, "/mcp/other/jira", "audience_mismatch"),
+        (&for_two, "/mcp/acme/jira", "ok"),
+        (&for_two, "/mcp/acme/github", "ok"),
+        (&for_all, "/mcp/acme/slack", "ok"),
+        (&for_all, "/mcp/acme", "ok"),
     ];
     for (token, path, expected) in table {
         let bearer = format!("Bearer {token}");
         assert_eq!(reason(&world.start(path, &[("authorization", &bearer)])), expected, "{path}");
     }
+    assert_eq!(world.host.verifications.get(), 4, "each token is verified once for all its resources");
     world.now = world.now.plus(Duration::from_secs(3660));
     assert_eq!(reason(&world.bearer(&token)), "token_expired");
 }
@@ -877,11 +890,16 @@ fn heads_after_which_no_message_is_read() {
 fn a_message_decides() {
     let call = |name: &str| json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name}}).to_string();
     let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+    let task = r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"taskId":"1"}}"#.to_owned();
     let padded = |length: usize| format!("{ping}{}", " ".repeat(length - ping.len()));
     for (mirror, body, expected, refused, challenge) in [
         (None, call("notes__a"), "ok", 0, None),
         (Some("tools/call"), call("files__a"), "ok", 0, None),
         (Some("tools/list"), call("notes__a"), "header_mismatch", 400, None),
+        (Some("tools/list"), call("clock__a"), "scope_insufficient", 403, Some("mcp:call:clock")),
+        (Some("tools/call"), task.clone(), "scope_insufficient", 403, Some("mcp:call")),
+        (Some("ping"), format!("[{}]", call("clock__a")), "scope_insufficient", 403, Some("mcp:call:clock")),
+        (Some("ping"), format!("[{}]", call("notes__a")), "header_mismatch", 400, None),
         (None, call("clock__a"), "scope_insufficient", 403, Some("mcp:call:clock")),
         (None, call("a"), "scope_insufficient", 403, Some("mcp:call")),
         (None, "{}".to_owned(), "message_malformed", 400, None),
@@ -913,6 +931,28 @@ fn a_message_decides() {
                 other => panic!("{other:?}"),
             }
         }
+    }
+}
+
+#[test]
+fn a_list_for_a_full_credential_is_marked_as_private() {
+    for (method, path, mode, is_marked) in [
+        (Some("tools/list"), "/mcp/acme", "enforce", true),
+        (Some("resources/templates/list"), "/mcp/acme", "enforce", true),
+        (Some("prompts/list"), "/mcp/acme/notes", "enforce", true),
+        (Some("tools/call"), "/mcp/acme", "enforce", false),
+        (Some("tools/list "), "/mcp/acme", "enforce", false),
+        (None, "/mcp/acme", "enforce", false),
+        (Some("tools/list"), "/mcp/acme", "shadow", false),
+    ] {
+        let mut world = World::with(|config| config["mode"] = json!(mode));
+        let method = method.map(|method| ("mcp-method", method));
+        let headers = [("x-api-key", KEY), ("accept-encoding", "gzip")];
+        let headers: Vec<(&str, &str)> = headers.into_iter().chain(method).collect();
+        let Step::Forward(forward, _) = world.start(path, &headers) else { panic!("refused") };
+        assert_eq!(forward.lists.is_some(), is_marked, "{method:?} {path} {mode}");
+        assert_eq!(forward.edits.accept_identity, is_marked, "{method:?}");
+        assert_eq!(forward.edits.remove.contains(&"accept-encoding".into()), is_marked, "{method:?}");
     }
 }
 

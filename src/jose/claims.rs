@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::denial::Reason;
 use crate::time::UnixTime;
+use crate::url;
 
 /// 9999-12-31T23:59:59Z. A later date is a mistake or an attack.
 const LATEST: f64 = 253_402_300_799.0;
@@ -59,22 +60,37 @@ pub fn issued_at(claims: &Map<String, Value>) -> Result<UnixTime, Reason> {
     numeric_date(claims, "iat")?.ok_or(Reason::ClaimMissing)
 }
 
-/// Checks that `aud`, a string or an array of strings (RFC 7519 §4.1.3), names one of `accepted`.
+/// The strings in the claim `aud`.
+pub fn audiences(claims: &Map<String, Value>) -> Vec<&str> {
+    match claims.get("aud") {
+        Some(Value::Array(audiences)) => audiences.iter().filter_map(Value::as_str).collect(),
+        Some(Value::String(audience)) => vec![audience],
+        _ => Vec::new(),
+    }
+}
+
+/// Checks that `aud`, a string or an array of strings (RFC 7519 §4.1.3), names one of `accepted`. Of a URL any spelling will
+/// do: clients and providers write into `aud` what the client was given as its resource.
 ///
 /// # Errors
 /// [`Reason::AudienceMismatch`], and as [`issuer`].
 pub fn check_audience(claims: &Map<String, Value>, accepted: &[Box<str>]) -> Result<(), Reason> {
-    let is_accepted = |audience: &str| accepted.iter().any(|accepted| &**accepted == audience);
-    let named = match claims.get("aud") {
+    let is_text = match claims.get("aud") {
         None => return Err(Reason::ClaimMissing),
-        Some(Value::String(audience)) => is_accepted(audience),
-        Some(Value::Array(audiences)) => {
-            let audiences: Option<Vec<&str>> = audiences.iter().map(Value::as_str).collect();
-            audiences.ok_or(Reason::TokenMalformed)?.into_iter().any(is_accepted)
-        }
-        Some(_) => return Err(Reason::TokenMalformed),
+        Some(Value::Array(audiences)) => audiences.iter().all(Value::is_string),
+        Some(audience) => audience.is_string(),
     };
-    if named { Ok(()) } else { Err(Reason::AudienceMismatch) }
+    if !is_text {
+        return Err(Reason::TokenMalformed);
+    }
+    let audiences = audiences(claims);
+    let is_named = audiences.iter().any(|audience| accepted.iter().any(|accepted| &**accepted == *audience));
+    let is_named_otherwise = || {
+        let accepted: Vec<String> = accepted.iter().filter_map(|accepted| url::normalized(accepted)).collect();
+        !accepted.is_empty()
+            && audiences.iter().filter_map(|audience| url::normalized(audience)).any(|url| accepted.contains(&url))
+    };
+    if is_named || is_named_otherwise() { Ok(()) } else { Err(Reason::AudienceMismatch) }
 }
 
 /// Checks `exp`, `nbf` and `iat` at `now`, the issuer's clock being at most `skew` off, and returns when
@@ -193,5 +209,17 @@ mod tests {
             assert_eq!(check_audience(json!({"aud": aud}).as_object().unwrap(), &accepted), expected, "{aud}");
         }
         assert_eq!(check_audience(&Map::new(), &accepted), Err(Reason::ClaimMissing));
+        let accepted = ["https://gw.example/mcp/acme".into(), "https://GW.example:443".into(), "apexmcp".into()];
+        for (aud, is_good) in [
+            (json!("https://GW.Example:443/mcp/acme"), true),
+            (json!(["x", "HTTPS://gw.example/mcp/%61cme"]), true),
+            (json!("https://gw.example/"), true),
+            (json!("https://gw.example:8443/mcp/acme"), false),
+            (json!("https://gw.example/mcp/acme/other"), false),
+            (json!("https://gw.example.evil/mcp/acme"), false),
+            (json!("APEXMCP"), false),
+        ] {
+            assert_eq!(check_audience(json!({"aud": aud}).as_object().unwrap(), &accepted).is_ok(), is_good, "{aud}");
+        }
     }
 }

@@ -7,6 +7,13 @@ pub fn of_name(name: &str, separator: &str) -> Option<ConnectorId> {
     name.split_once(separator).and_then(|(connector, _)| ConnectorId::parse(connector))
 }
 
+/// What stands before the first separator in the names of `connector`'s tools, where that is not `connector` itself: with
+/// the separator `__`, `notes___read` of the connector `notes_` is read as the tool `_read` of `notes`.
+pub fn misread_as<'c>(connector: &'c str, separator: &str) -> Option<&'c str> {
+    let at = format!("{connector}{separator}").find(separator)?;
+    connector.get(..at).filter(|before| *before != connector)
+}
+
 /// The connector of a resource, `<connector>+<scheme>://<rest>`: what stands before the first `+` of the scheme.
 pub fn of_uri(uri: &str) -> Option<ConnectorId> {
     let (scheme, _) = uri.split_once("://")?;
@@ -33,6 +40,23 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(name(text).as_deref(), connector, "{text}");
+        }
+        for (connector, separator, before) in [
+            ("notes", "__", None),
+            ("my_notes", "__", None),
+            ("_notes", "__", None),
+            ("notes_", "__", Some("notes")),
+            ("notes__", "__", Some("notes")),
+            ("my__notes", "__", Some("my")),
+            ("__notes", "__", Some("")),
+            ("my-notes", "-", Some("my")),
+            ("notes-", "-", Some("notes")),
+            ("notes.v1", ".", Some("notes")),
+            ("notes_", "-", None),
+            ("xab", "aba", Some("x")),
+            ("xa", "ab", None),
+        ] {
+            assert_eq!(misread_as(connector, separator), before, "{connector} {separator}");
         }
         let uri = |uri| of_uri(uri).map(|id| id.to_string());
         for (text, connector) in [

@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use super::message::{Body, Message};
+use super::method::{self, Reach};
 use crate::request::RequestHead;
 
 const METHOD: &str = "mcp-method";
@@ -48,6 +49,13 @@ pub struct MirrorHeaders {
 enum Mirrored {
     Once(Box<[u8]>),
     Repeated,
+}
+
+/// Whether `head` says that its message asks for a list. MCP 2026-07-28, which alone has hints for caches, requires this
+/// header in each request.
+pub fn asks_for_lists(head: &RequestHead) -> bool {
+    let method = head.values(METHOD).next().and_then(|method| std::str::from_utf8(method).ok());
+    method.is_some_and(|method| method::reach_of(method) == Reach::List)
 }
 
 impl MirrorHeaders {
@@ -102,6 +110,15 @@ mod tests {
         let body = |message: &serde_json::Value| Body::parse(message.to_string().as_bytes(), "__").unwrap();
         let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "notes__größe"}});
         let list = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
+        let named =
+            |method: &str, params: serde_json::Value| json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let read = named("resources/read", json!({"uri": "notes+n://a", "name": "notes__a"}));
+        let get = named("prompts/get", json!({"uri": "notes+n://p", "name": "notes__p", "taskId": "t"}));
+        let task = named("tasks/get", json!({"taskId": "786512e2/1", "name": "notes__other"}));
+        let cancel = named("tasks/cancel", json!({"taskId": "786512e2/1"}));
+        let odd = named("tasks/get", json!({"taskId": 7}));
+        let completed = json!({"ref": {"type": "ref/prompt", "name": "notes__p"}, "argument": {"name": "p", "value": ""}});
+        let complete = named("completion/complete", completed);
         let response = json!({"jsonrpc": "2.0", "id": 1, "result": {}});
         let encoded = format!("=?base64?{}?=", BASE64_STANDARD.encode("notes__größe"));
         for (message, headers, agree) in [
@@ -118,6 +135,17 @@ mod tests {
             (&list, vec![("mcp-method", "tools/list")], true),
             (&list, vec![("mcp-method", "tools/list"), ("mcp-name", "notes__a")], false),
             (&response, vec![("mcp-method", "tools/list")], false),
+            (&read, vec![("mcp-method", "resources/read"), ("mcp-name", "notes+n://a")], true),
+            (&read, vec![("mcp-method", "resources/read"), ("mcp-name", "notes__a")], false),
+            (&get, vec![("mcp-method", "prompts/get"), ("mcp-name", "notes__p")], true),
+            (&get, vec![("mcp-method", "prompts/get"), ("mcp-name", "notes+n://p")], false),
+            (&task, vec![("mcp-method", "tasks/get"), ("mcp-name", "786512e2/1")], true),
+            (&task, vec![("mcp-method", "tasks/get"), ("mcp-name", "notes__other")], false),
+            (&cancel, vec![("mcp-method", "tasks/cancel"), ("mcp-name", "786512e2/1")], true),
+            (&complete, vec![("mcp-method", "completion/complete"), ("mcp-name", "notes__p")], true),
+            (&complete, vec![("mcp-method", "completion/complete"), ("mcp-name", "p")], false),
+            (&odd, vec![("mcp-method", "tasks/get")], true),
+            (&odd, vec![("mcp-method", "tasks/get"), ("mcp-name", "7")], false),
             (&json!([list]), vec![("mcp-method", "tools/list")], false),
             (&json!([list]), vec![], true),
         ] {

@@ -1,7 +1,12 @@
-//! Lists of tools, prompts and resources, cut to what a credential covers. What stays, stays byte for byte.
+//! Lists of tools, prompts and resources, cut to what a credential covers, and marked as private for caches. What stays,
+//! stays byte for byte.
+//!
+//! MCP 2026-07-28 lets a server mark a list with `cacheScope: "public"`. Then a client or a proxy may show it to any user,
+//! also to one with another scope. A server cannot know that the gateway shows different lists to different credentials.
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
@@ -29,14 +34,20 @@ const MAX_ENTRIES: usize = 65_536;
 pub struct Unreadable;
 
 #[derive(Deserialize)]
-struct Response<'a> {
-    #[serde(borrow, default)]
-    result: Outcome<'a>,
+#[serde(bound(deserialize = "T: Deserialize<'de>"))]
+struct Response<T> {
+    #[serde(default)]
+    result: Outcome<T>,
 }
 
 /// The `result` of a response. One that is no object holds no list.
-#[derive(Default)]
-struct Outcome<'a>(Option<Lists<'a>>);
+struct Outcome<T>(Option<T>);
+
+impl<T> Default for Outcome<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -49,6 +60,89 @@ struct Lists<'a> {
     resources: Option<Entries<'a>>,
     #[serde(borrow, default)]
     resource_templates: Option<Entries<'a>>,
+    #[serde(borrow, default)]
+    cache_scope: Member<'a>,
+    #[serde(borrow, default)]
+    ttl_ms: Member<'a>,
+    #[serde(borrow, default)]
+    result_type: Member<'a>,
+}
+
+/// The same where no entry is looked at.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct UncutLists<'a> {
+    tools: Option<IgnoredAny>,
+    prompts: Option<IgnoredAny>,
+    resources: Option<IgnoredAny>,
+    resource_templates: Option<IgnoredAny>,
+    #[serde(borrow, default)]
+    cache_scope: Member<'a>,
+    #[serde(borrow, default)]
+    ttl_ms: Member<'a>,
+    #[serde(borrow, default)]
+    result_type: Member<'a>,
+}
+
+/// A member's value as it is written, also where that is `null`.
+#[derive(Clone, Copy, Default)]
+struct Member<'a>(Option<&'a str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <&RawValue>::deserialize(deserializer).map(|value| Self(Some(value.get())))
+    }
+}
+
+/// What a result tells caches, MCP 2026-07-28, Caching.
+struct Hints<'a> {
+    cache_scope: Member<'a>,
+    ttl_ms: Member<'a>,
+    result_type: Member<'a>,
+}
+
+const PRIVATE: &str = "\"private\"";
+
+impl<'a> Hints<'a> {
+    /// What makes the result private. A list of MCP 2026-07-28 without a scope is marked too, because some clients take that
+    /// for public. Results of older versions have no hints, and stay as they are.
+    fn made_private(&self, is_list: bool) -> Option<Cut<'a>> {
+        if let Some(scope) = self.cache_scope.0 {
+            return (scope != PRIVATE).then(|| Cut { first: scope, last: scope, kept: PRIVATE.to_owned() });
+        }
+        let neighbor = self.ttl_ms.0.or(self.result_type.0).filter(|_| is_list)?;
+        Some(Cut { first: neighbor, last: neighbor, kept: format!("{neighbor},\"cacheScope\":{PRIVATE}") })
+    }
+}
+
+/// `text`, a JSON-RPC message or a batch of them, with its results marked as private, and nothing else changed.
+///
+/// # Errors
+/// [`Unreadable`] where it is no JSON of this form.
+pub fn mark_private(text: &str) -> Result<Cow<'_, str>, Unreadable> {
+    change(text, |message, changes| {
+        let Some(lists) = parse_object::<Response<UncutLists<'_>>>(message)?.result.0 else { return Ok(()) };
+        let UncutLists { tools, prompts, resources, resource_templates, cache_scope, ttl_ms, result_type } = lists;
+        let is_list = [tools, prompts, resources, resource_templates].iter().any(Option::is_some);
+        changes.extend(Hints { cache_scope, ttl_ms, result_type }.made_private(is_list));
+        Ok(())
+    })
+}
+
+/// Changes each message of `text`, which is one or a batch.
+fn change<'a>(
+    text: &'a str,
+    mut change_message: impl FnMut(&'a str, &mut Vec<Cut<'a>>) -> Result<(), Unreadable>,
+) -> Result<Cow<'a, str>, Unreadable> {
+    let mut cuts = Vec::new();
+    if text.trim_ascii_start().starts_with('[') {
+        for message in parse::<Entries<'_>>(text)?.0 {
+            change_message(message.get(), &mut cuts)?;
+        }
+    } else {
+        change_message(text, &mut cuts)?;
+    }
+    if cuts.is_empty() { Ok(Cow::Borrowed(text)) } else { splice(text, &cuts).map(Cow::Owned) }
 }
 
 /// At most [`MAX_ENTRIES`] values.
@@ -81,23 +175,23 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Outcome<'a> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Outcome<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(OutcomeVisitor).map(Self)
+        deserializer.deserialize_any(OutcomeVisitor(PhantomData)).map(Self)
     }
 }
 
-struct OutcomeVisitor;
+struct OutcomeVisitor<T>(PhantomData<T>);
 
-impl<'de> Visitor<'de> for OutcomeVisitor {
-    type Value = Option<Lists<'de>>;
+impl<'de, T: Deserialize<'de>> Visitor<'de> for OutcomeVisitor<T> {
+    type Value = Option<T>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("a result")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Self::Value, A::Error> {
-        Lists::deserialize(MapAccessDeserializer::new(members)).map(Some)
+        T::deserialize(MapAccessDeserializer::new(members)).map(Some)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
@@ -122,31 +216,26 @@ struct Entry<'a> {
 }
 
 impl Permitted {
-    /// `text`, a JSON-RPC message or a batch of them, without what the credential does not cover.
+    /// `text`, a JSON-RPC message or a batch of them, without what the credential does not cover, and marked as private.
     ///
     /// # Errors
     /// [`Unreadable`] where it is no JSON of this form.
     pub fn cut<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, Unreadable> {
-        let mut cuts = Vec::new();
-        if text.trim_ascii_start().starts_with('[') {
-            for message in parse::<Entries<'_>>(text)?.0 {
-                self.cut_message(message.get(), &mut cuts)?;
-            }
-        } else {
-            self.cut_message(text, &mut cuts)?;
-        }
-        if cuts.is_empty() { Ok(Cow::Borrowed(text)) } else { splice(text, &cuts).map(Cow::Owned) }
+        change(text, |message, cuts| self.cut_message(message, cuts))
     }
 
     fn cut_message<'a>(&self, message: &'a str, cuts: &mut Vec<Cut<'a>>) -> Result<(), Unreadable> {
-        let Some(lists) = parse_object::<Response<'_>>(message)?.result.0 else { return Ok(()) };
+        let Some(lists) = parse_object::<Response<Lists<'_>>>(message)?.result.0 else { return Ok(()) };
         let of_name = |entry: &Entry<'_>| address::of_name(entry.name.as_deref()?, &self.separator);
         let of_uri = |entry: &Entry<'_>| address::of_uri(entry.uri.as_deref()?);
         let of_template = |entry: &Entry<'_>| address::of_uri(entry.uri_template.as_deref()?);
-        cuts.extend(self.cut_list(lists.tools, of_name));
-        cuts.extend(self.cut_list(lists.prompts, of_name));
-        cuts.extend(self.cut_list(lists.resources, of_uri));
-        cuts.extend(self.cut_list(lists.resource_templates, of_template));
+        let Lists { tools, prompts, resources, resource_templates, cache_scope, ttl_ms, result_type } = lists;
+        let is_list = [&tools, &prompts, &resources, &resource_templates].iter().any(|list| list.is_some());
+        cuts.extend(Hints { cache_scope, ttl_ms, result_type }.made_private(is_list));
+        cuts.extend(self.cut_list(tools, of_name));
+        cuts.extend(self.cut_list(prompts, of_name));
+        cuts.extend(self.cut_list(resources, of_uri));
+        cuts.extend(self.cut_list(resource_templates, of_template));
         Ok(())
     }
 
@@ -168,7 +257,7 @@ impl Permitted {
     }
 }
 
-/// What stays of a list's entries, from the first to the last.
+/// A part of a text, and what stands in its place: what stays of a list's entries, from the first to the last, or a hint.
 struct Cut<'a> {
     first: &'a str,
     last: &'a str,
@@ -184,7 +273,7 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Unreadable> {
     serde_json::from_str(text).map_err(|_| Unreadable)
 }
 
-/// `text` with the entries of each of these lists in it replaced.
+/// `text` with each of these parts of it replaced.
 fn splice(text: &str, cuts: &[Cut<'_>]) -> Result<String, Unreadable> {
     let offset = |part: &str| (part.as_ptr() as usize).checked_sub(text.as_ptr() as usize);
     let place = |cut: &Cut<'_>| Some((offset(cut.first)?, offset(cut.last)?.checked_add(cut.last.len())?));
@@ -246,6 +335,66 @@ mod tests {
         }
         let batch = r#"[{"id":1,"result":{"tools":[{"name":"clock__b"}],"prompts":[{"name":"clock__b"}]}},{"id":2,"result":{}}]"#;
         assert_eq!(cut(batch).unwrap(), r#"[{"id":1,"result":{"tools":[],"prompts":[]}},{"id":2,"result":{}}]"#);
+    }
+
+    #[test]
+    fn every_list_is_private_whatever_its_server_says() {
+        let entries = |list: &str| match list {
+            "tools" | "prompts" => json!([{"name": "notes__a"}]),
+            "resources" => json!([{"uri": "notes+n://a"}]),
+            _ => json!([{"uriTemplate": "notes+n://{a}"}]),
+        };
+        for list in ["tools", "prompts", "resources", "resourceTemplates"] {
+            let entries = entries(list);
+            for (result, expected) in [
+                (
+                    format!(r#"{{"{list}":{entries},"ttlMs":60000,"cacheScope": "public" }}"#),
+                    format!(r#"{{"{list}":{entries},"ttlMs":60000,"cacheScope": "private" }}"#),
+                ),
+                (
+                    format!(r#"{{"cacheScope":"PUBLIC","{list}":{entries}}}"#),
+                    format!(r#"{{"cacheScope":"private","{list}":{entries}}}"#),
+                ),
+                (format!(r#"{{"cacheScope":null,"{list}":[]}}"#), format!(r#"{{"cacheScope":"private","{list}":[]}}"#)),
+                (
+                    format!(r#"{{"cache\u0053cope":["public"],"{list}":[]}}"#),
+                    format!(r#"{{"cache\u0053cope":"private","{list}":[]}}"#),
+                ),
+                (format!(r#"{{"{list}":[],"ttlMs": 5}}"#), format!(r#"{{"{list}":[],"ttlMs": 5,"cacheScope":"private"}}"#)),
+                (
+                    format!(r#"{{"resultType":"complete","{list}":[]}}"#),
+                    format!(r#"{{"resultType":"complete","cacheScope":"private","{list}":[]}}"#),
+                ),
+            ] {
+                let message = |result: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"result":{result}}}"#);
+                let (text, expected) = (message(&result), message(&expected));
+                assert_eq!(cut(&text).unwrap(), expected, "scoped");
+                assert_eq!(mark_private(&text).unwrap(), expected, "full");
+                let batch = |text: &str| format!("[{text},{text}]");
+                assert_eq!(mark_private(&batch(&text)).unwrap(), batch(&expected), "full, a batch");
+            }
+        }
+        let with_foreign = r#"{"result":{"cacheScope":"public","tools":[{"name":"clock__a"},{"name":"notes__a"}]}}"#;
+        assert_eq!(cut(with_foreign).unwrap(), r#"{"result":{"cacheScope":"private","tools":[{"name":"notes__a"}]}}"#);
+        let marked = r#"{"result":{"cacheScope":"private","tools":[{"name":"clock__a"},{"name":"notes__a"}]}}"#;
+        assert_eq!(mark_private(with_foreign).unwrap(), marked);
+        for untouched in [
+            r#"{"result":{"tools":[{"name":"notes__a"}]}}"#,
+            r#"{"result":{"tools":[{"name":"notes__a","cacheScope":"public"}],"_meta":{"cacheScope":"public"}}}"#,
+            r#"{"result":{"tools":[],"ttlMs":1,"cacheScope":"private"}}"#,
+            r#"{"result":{"resultType":"input_required","ttlMs":1}}"#,
+            r#"{"method":"notifications/message","params":{"cacheScope":"public"}}"#,
+            r#"{"error":{"cacheScope":"public"}}"#,
+        ] {
+            assert!(
+                matches!(cut(untouched), Ok(Cow::Borrowed(_))) && matches!(mark_private(untouched), Ok(Cow::Borrowed(_))),
+                "{untouched}"
+            );
+        }
+        let twice = r#"{"result":{"tools":[],"cacheScope":"private","cacheScope":"public"}}"#;
+        assert_eq!((cut(twice), mark_private(twice)), (Err(Unreadable), Err(Unreadable)));
+        let long = format!(r#"{{"result":{{"cacheScope":"public","tools":[{}]}}}}"#, vec!["{}"; 70_000].join(","));
+        assert_eq!(mark_private(&long).unwrap(), long.replace("public", "private"), "no entry of it is looked at");
     }
 
     #[test]

@@ -10,7 +10,10 @@
 //! - a member with an empty name, at any depth,
 //! - where the connector is decided (in the message, its `params` and its `ref`), a member whose name has a `.`, is not
 //!   ASCII, or is one of the names that decide in other letters: some readers do not tell `Name` from `name`,
-//! - escapes inside a method, a name, a URI or an id.
+//! - escapes inside a name, a URI, or the id of a response, which may name a connector.
+//!
+//! An escape anywhere else has one meaning for every reader. PHP's `json_encode` escapes each `/`, so real clients send
+//! `tools\/call`.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
@@ -21,7 +24,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde_json::Value;
 
 use super::address;
-use super::method::{self, Reach};
+use super::method::{self, Mirrored, Reach};
 use crate::names::ConnectorId;
 use crate::scope::{Scope, ScopeSet};
 
@@ -56,7 +59,7 @@ impl MessageError {
 const DUPLICATE: &str = "The message has a member twice.";
 const UNNAMED: &str = "The message has a member with an empty name.";
 const LOOKALIKE: &str = "The message has a member whose name could be read as one that names its target.";
-const ESCAPED: &str = "The message has an escape in its method, name, URI or id. Write them literally.";
+const ESCAPED: &str = "The message has an escape in a name, a URI or the id of a response. Send these without escapes.";
 const TOO_DEEP: &str = "The message is nested too deeply.";
 
 /// The names of members by which a connector is decided.
@@ -84,7 +87,7 @@ pub struct Message {
     pub target: Target,
     /// Its method; a response has none.
     pub method: Option<Box<str>>,
-    /// The `params.name` or `params.uri` that it carries.
+    /// What the header `Mcp-Name` may repeat of it: the member that the specification names for its method.
     pub name: Option<Box<str>>,
     /// Its `id`; null where it has none.
     pub id: Value,
@@ -109,11 +112,8 @@ impl Body {
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let read = BodySeed.deserialize(&mut deserializer).and_then(|read| deserializer.end().map(|()| read));
         let (parts, is_batch) = read.map_err(|error| explain(&error))?;
-        let messages = parts.into_iter().map(|parts| parts.message(separator)).collect::<Option<Vec<_>>>();
-        match messages {
-            Some(messages) if !messages.is_empty() => Ok(Self { messages, is_batch }),
-            _ => Err(MessageError::NotJsonRpc),
-        }
+        let messages = parts.into_iter().map(|parts| parts.message(separator)).collect::<Result<Vec<_>, _>>()?;
+        if messages.is_empty() { Err(MessageError::NotJsonRpc) } else { Ok(Self { messages, is_batch }) }
     }
 
     /// Whether lists come back.
@@ -162,8 +162,8 @@ fn explain(error: &serde_json::Error) -> MessageError {
 #[derive(Default)]
 struct Parts<'a> {
     is_version_2: bool,
-    method: Option<&'a str>,
-    id: Value,
+    method: Option<Cow<'a, str>>,
+    id: Id,
     is_response: bool,
     params: Params<'a>,
 }
@@ -172,27 +172,49 @@ struct Parts<'a> {
 struct Params<'a> {
     name: Option<&'a str>,
     uri: Option<&'a str>,
+    task_id: Option<Cow<'a, str>>,
     reference: Option<Reference<'a>>,
 }
 
 #[derive(Default)]
 struct Reference<'a> {
-    kind: Option<&'a str>,
+    kind: Option<Cow<'a, str>>,
     name: Option<&'a str>,
     uri: Option<&'a str>,
 }
 
+/// The `id` of a message, JSON-RPC 2.0 §4.
+#[derive(Default)]
+struct Id {
+    value: Value,
+    is_escaped: bool,
+}
+
+impl Id {
+    fn plain(value: impl Into<Value>) -> Self {
+        Self { value: value.into(), is_escaped: false }
+    }
+}
+
 impl Parts<'_> {
-    fn message(self, separator: &str) -> Option<Message> {
+    fn message(self, separator: &str) -> Result<Message, MessageError> {
+        // Only the id of a response decides a connector.
+        if self.is_response && self.id.is_escaped {
+            return Err(MessageError::Ambiguous(ESCAPED));
+        }
+        self.checked(separator).ok_or(MessageError::NotJsonRpc)
+    }
+
+    fn checked(self, separator: &str) -> Option<Message> {
         if !self.is_version_2 {
             return None;
         }
         let by_name = |name: &str| address::of_name(name, separator);
         let connector = |connector: Option<ConnectorId>| connector.map_or(Target::Untied, Target::Connector);
-        let target = match (self.method, self.is_response) {
+        let target = match (self.method.as_deref(), self.is_response) {
             (Some(_), true) | (None, false) => return None,
             // `mcp_router` writes the connector into the id of what its servers ask, and reads it there in the answer.
-            (None, true) => self.id.as_str().and_then(by_name).map_or(Target::Nothing, Target::Connector),
+            (None, true) => self.id.value.as_str().and_then(by_name).map_or(Target::Nothing, Target::Connector),
             (Some(method), false) => match method::reach_of(method) {
                 Reach::Nothing => Target::Nothing,
                 Reach::List => Target::Lists,
@@ -201,7 +223,7 @@ impl Parts<'_> {
                 Reach::Uri => connector(address::of_uri(self.params.uri?)),
                 Reach::Reference => {
                     let reference = self.params.reference.as_ref()?;
-                    match reference.kind? {
+                    match reference.kind.as_deref()? {
                         "ref/prompt" => connector(by_name(reference.name?)),
                         "ref/resource" => connector(address::of_uri(reference.uri?)),
                         _ => Target::Untied,
@@ -209,8 +231,21 @@ impl Parts<'_> {
                 }
             },
         };
-        let name = self.params.name.or(self.params.uri);
-        Some(Message { target, method: self.method.map(Into::into), name: name.map(Into::into), id: self.id })
+        let name = self.method.as_deref().and_then(|method| self.params.mirrored(method));
+        Some(Message { target, method: self.method.map(Into::into), name: name.map(Into::into), id: self.id.value })
+    }
+}
+
+impl Params<'_> {
+    /// The member of a message of `method` that the header `Mcp-Name` repeats.
+    fn mirrored(&self, method: &str) -> Option<&str> {
+        match method::name_of(method) {
+            Mirrored::Name => self.name,
+            Mirrored::Uri => self.uri,
+            Mirrored::TaskId => self.task_id.as_deref(),
+            Mirrored::Reference => self.reference.as_ref().and_then(|reference| reference.name.or(reference.uri)),
+            Mirrored::Nothing => None,
+        }
     }
 }
 
@@ -220,7 +255,7 @@ struct Names<'a>(HashSet<Cow<'a, str>>);
 
 impl<'a> Names<'a> {
     fn next<A: MapAccess<'a>>(&mut self, members: &mut A) -> Result<Option<Cow<'a, str>>, A::Error> {
-        let Some(name) = members.next_key_seed(NameSeed)? else { return Ok(None) };
+        let Some(name) = members.next_key_seed(TextSeed)? else { return Ok(None) };
         if name.is_empty() {
             return Err(A::Error::custom(UNNAMED));
         }
@@ -242,10 +277,10 @@ fn is_lookalike(name: &str) -> bool {
     name.contains('.') || !name.is_ascii() || DECIDING.iter().find(|one| decides(one)).is_some_and(|one| *one != name)
 }
 
-/// A member's name, borrowed where it has no escapes.
-struct NameSeed;
+/// A string, borrowed from the text where it has no escapes.
+struct TextSeed;
 
-impl<'a> DeserializeSeed<'a> for NameSeed {
+impl<'a> DeserializeSeed<'a> for TextSeed {
     type Value = Cow<'a, str>;
 
     fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -253,19 +288,19 @@ impl<'a> DeserializeSeed<'a> for NameSeed {
     }
 }
 
-impl<'a> Visitor<'a> for NameSeed {
+impl<'a> Visitor<'a> for TextSeed {
     type Value = Cow<'a, str>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a name")
+        formatter.write_str("a string")
     }
 
-    fn visit_borrowed_str<E>(self, name: &'a str) -> Result<Self::Value, E> {
-        Ok(Cow::Borrowed(name))
+    fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(text))
     }
 
-    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(Cow::Owned(name.to_owned()))
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(text.to_owned()))
     }
 }
 
@@ -300,42 +335,42 @@ impl<'a> Visitor<'a> for LiteralSeed {
 struct IdSeed;
 
 impl<'a> DeserializeSeed<'a> for IdSeed {
-    type Value = Value;
+    type Value = Id;
 
-    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Value, D::Error> {
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Id, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
 impl<'a> Visitor<'a> for IdSeed {
-    type Value = Value;
+    type Value = Id;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("an id")
     }
 
-    fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Value, E> {
-        Ok(text.into())
+    fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Id, E> {
+        Ok(Id::plain(text))
     }
 
-    fn visit_str<E: Error>(self, _: &str) -> Result<Value, E> {
-        Err(E::custom(ESCAPED))
+    fn visit_str<E>(self, text: &str) -> Result<Id, E> {
+        Ok(Id { is_escaped: true, ..Id::plain(text) })
     }
 
-    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
-        Ok(number.into())
+    fn visit_i64<E>(self, number: i64) -> Result<Id, E> {
+        Ok(Id::plain(number))
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
-        Ok(number.into())
+    fn visit_u64<E>(self, number: u64) -> Result<Id, E> {
+        Ok(Id::plain(number))
     }
 
-    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
-        Ok(number.into())
+    fn visit_f64<E>(self, number: f64) -> Result<Id, E> {
+        Ok(Id::plain(number))
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+    fn visit_unit<E>(self) -> Result<Id, E> {
+        Ok(Id::default())
     }
 }
 
@@ -406,6 +441,61 @@ impl<'a> Visitor<'a> for PassOver {
     }
 }
 
+/// The text of a string. Any other value is passed over: it decides nothing.
+struct TextOrOther(PassOver);
+
+impl<'a> DeserializeSeed<'a> for TextOrOther {
+    type Value = Option<Cow<'a, str>>;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'a> Visitor<'a> for TextOrOther {
+    type Value = Option<Cow<'a, str>>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, elements: A) -> Result<Self::Value, A::Error> {
+        self.0.visit_seq(elements).map(|()| None)
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, members: A) -> Result<Self::Value, A::Error> {
+        self.0.visit_map(members).map(|()| None)
+    }
+}
+
 /// An object whose members are read by name.
 trait Members<'a>: Default {
     /// Reads the member `name`.
@@ -415,8 +505,8 @@ trait Members<'a>: Default {
 impl<'a> Members<'a> for Parts<'a> {
     fn read<A: MapAccess<'a>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error> {
         match name {
-            "jsonrpc" => self.is_version_2 = members.next_value_seed(LiteralSeed)? == "2.0",
-            "method" => self.method = Some(members.next_value_seed(LiteralSeed)?),
+            "jsonrpc" => self.is_version_2 = members.next_value_seed(TextSeed)? == "2.0",
+            "method" => self.method = Some(members.next_value_seed(TextSeed)?),
             "id" => self.id = members.next_value_seed(IdSeed)?,
             "params" => self.params = members.next_value_seed(ObjectSeed(PhantomData))?,
             "result" | "error" => {
@@ -435,6 +525,7 @@ impl<'a> Members<'a> for Params<'a> {
             "name" => self.name = Some(members.next_value_seed(LiteralSeed)?),
             "uri" => self.uri = Some(members.next_value_seed(LiteralSeed)?),
             "ref" => self.reference = Some(members.next_value_seed(ObjectSeed(PhantomData))?),
+            "taskId" => self.task_id = members.next_value_seed(TextOrOther(PassOver { depth: 2 }))?,
             _ => members.next_value_seed(PassOver { depth: 2 })?,
         }
         Ok(())
@@ -444,7 +535,7 @@ impl<'a> Members<'a> for Params<'a> {
 impl<'a> Members<'a> for Reference<'a> {
     fn read<A: MapAccess<'a>>(&mut self, name: &str, members: &mut A) -> Result<(), A::Error> {
         match name {
-            "type" => self.kind = Some(members.next_value_seed(LiteralSeed)?),
+            "type" => self.kind = Some(members.next_value_seed(TextSeed)?),
             "name" => self.name = Some(members.next_value_seed(LiteralSeed)?),
             "uri" => self.uri = Some(members.next_value_seed(LiteralSeed)?),
             _ => members.next_value_seed(PassOver { depth: 3 })?,

@@ -17,6 +17,33 @@ pub enum Reach {
     Untied,
 }
 
+/// Which member of a message the header `Mcp-Name` repeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mirrored {
+    /// `params.name`
+    Name,
+    /// `params.uri`
+    Uri,
+    /// `params.taskId`
+    TaskId,
+    /// `params.ref.name` or `params.ref.uri`
+    Reference,
+    /// None.
+    Nothing,
+}
+
+/// Which member `Mcp-Name` repeats in a message of `method`: MCP 2026-07-28, Streamable HTTP, and SEP-2663 for tasks. The
+/// specification names none for a completion; what it completes is the only one that a client could mean.
+pub fn name_of(method: &str) -> Mirrored {
+    match reach_of(method) {
+        Reach::Name => Mirrored::Name,
+        Reach::Uri => Mirrored::Uri,
+        Reach::Reference => Mirrored::Reference,
+        _ if method.starts_with("tasks/") => Mirrored::TaskId,
+        _ => Mirrored::Nothing,
+    }
+}
+
 /// What `method` reaches. Unknown ones cannot be tied to anything.
 pub fn reach_of(method: &str) -> Reach {
     match method {

@@ -1,10 +1,11 @@
-//! The way back of a request for lists: whatever comes, and in whatever chunks, only what the credential covers passes.
+//! The way back of a request for lists: whatever comes, and in whatever chunks, only what the credential covers passes,
+//! and no cache may share it.
 
 use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
-use super::list::Permitted;
+use super::list::{self, Permitted};
 use super::sse::{self, EventSplitter};
 use crate::budget::{Account, Budget, Hold, Waits};
 use crate::names::OrgName;
@@ -19,7 +20,9 @@ const INTERNAL_ERROR: i32 = -32603;
 #[derive(Debug)]
 pub struct ListRequest {
     org: OrgName,
-    permitted: Permitted,
+    /// `None` where the credential covers all. Then a list is only marked as private. One that cannot be read passes as it
+    /// is, because to refuse it would take a list from a client that may see it.
+    permitted: Option<Permitted>,
     id: Value,
 }
 
@@ -50,6 +53,8 @@ enum Form {
     Events(EventSplitter),
     /// This passes in its place.
     Instead(Vec<u8>),
+    /// The rest passes as it comes.
+    Passing,
     /// Nothing more passes.
     Ended,
 }
@@ -57,11 +62,16 @@ enum Form {
 impl ListRequest {
     /// A request of `org` with this `id`, whose answers are cut to what is permitted.
     pub fn new(org: OrgName, permitted: Permitted, id: Value) -> Self {
-        Self { org, permitted, id }
+        Self { org, permitted: Some(permitted), id }
+    }
+
+    /// A request of `org` with a credential that covers all.
+    pub fn of_whole(org: OrgName) -> Self {
+        Self { org, permitted: None, id: Value::Null }
     }
 
     /// The response begins. What is kept of it is charged to `budget`. `None` where it passes as it is, because its status
-    /// says that there is no list.
+    /// says that there is no list, or it cannot be read and no entry of it is foreign.
     pub fn begin(self, head: ResponseHead<'_>, budget: &Budget) -> Option<ListReply> {
         if !(200..300).contains(&head.status) {
             return None;
@@ -70,6 +80,9 @@ impl ListRequest {
         let is_stream = media_type(head.content_type).eq_ignore_ascii_case(b"text/event-stream");
         // A compressed response was not asked for, and is not read.
         let hold = is_plain.then(|| budget.hold(Account::Org(self.org.clone()), Waits::ForOthers, 0)).flatten();
+        if hold.is_none() && self.permitted.is_none() {
+            return None;
+        }
         let form = match (hold.is_some(), is_stream) {
             (true, true) => Form::Events(EventSplitter::default()),
             // Also what says to be something else: the client may take it for JSON.
@@ -91,11 +104,16 @@ impl ListReply {
     pub fn push(&mut self, chunk: &[u8], is_last: bool) -> Vec<u8> {
         let (passed, form) = match std::mem::replace(&mut self.form, Form::Ended) {
             Form::Ended => (Vec::new(), Form::Ended),
+            Form::Passing => (chunk.to_vec(), Form::Passing),
             Form::Instead(passed) => (passed, Form::Ended),
             Form::Json(mut body) => {
                 body.extend_from_slice(chunk);
                 if !self.keeps(body.len()) {
-                    (self.request.error().into_bytes(), Form::Ended)
+                    if self.request.permitted.is_none() {
+                        (body, Form::Passing)
+                    } else {
+                        (self.request.error().into_bytes(), Form::Ended)
+                    }
                 } else if is_last {
                     (self.cut_body(body), Form::Ended)
                 } else {
@@ -107,7 +125,10 @@ impl ListReply {
                 for event in splitter.push(chunk) {
                     passed.append(&mut self.cut_event(event));
                 }
-                if !self.keeps(splitter.pending()) {
+                if !self.keeps(splitter.pending()) && self.request.permitted.is_none() {
+                    passed.extend(splitter.finish());
+                    (passed, Form::Passing)
+                } else if !self.keeps(splitter.pending()) {
                     passed.extend(sse::with_data(&[], &self.request.error()));
                     (passed, Form::Ended)
                 } else if is_last {
@@ -122,6 +143,14 @@ impl ListReply {
         passed
     }
 
+    /// What passes in the place of `text`; `None` where it cannot be read.
+    fn change<'a>(&self, text: &'a str) -> Option<Cow<'a, str>> {
+        match &self.request.permitted {
+            Some(permitted) => permitted.cut(text).ok(),
+            None => list::mark_private(text).ok().or(Some(Cow::Borrowed(text))),
+        }
+    }
+
     /// Whether so much of this response may be kept.
     fn keeps(&self, length: usize) -> bool {
         let Some(hold) = self.hold.as_ref().filter(|_| length <= MAX_LENGTH) else { return false };
@@ -133,8 +162,13 @@ impl ListReply {
         if body.is_empty() {
             return body;
         }
-        let cut = std::str::from_utf8(&body).ok().and_then(|text| self.request.permitted.cut(text).ok());
-        cut.map_or_else(|| self.request.error(), Cow::into_owned).into_bytes()
+        let changed = match std::str::from_utf8(&body).ok().map(|text| self.change(text)) {
+            Some(Some(Cow::Borrowed(_))) => None,
+            Some(Some(Cow::Owned(changed))) => Some(changed),
+            None if self.request.permitted.is_none() => None,
+            Some(None) | None => Some(self.request.error()),
+        };
+        changed.map_or(body, String::into_bytes)
     }
 
     fn cut_event(&self, event: Vec<u8>) -> Vec<u8> {
@@ -143,12 +177,47 @@ impl ListReply {
             return event;
         }
         let text = std::str::from_utf8(&data).ok();
-        match text.map(|text| self.request.permitted.cut(text)) {
-            Some(Ok(Cow::Borrowed(_))) => event,
-            Some(Ok(Cow::Owned(cut))) => sse::with_data(&event, &cut),
-            _ => sse::with_data(&event, &self.request.error()),
+        if text.is_some_and(holds_no_list) {
+            return event;
+        }
+        match text.map(|text| self.change(text)) {
+            Some(Some(Cow::Borrowed(_))) => event,
+            Some(Some(Cow::Owned(changed))) => sse::with_data(&event, &changed),
+            None if self.request.permitted.is_none() => event,
+            Some(None) | None => sse::with_data(&event, &self.request.error()),
         }
     }
+}
+
+/// The header by which HTTP caches are told, RFC 9111 §5.2.
+pub const CACHE_CONTROL: &str = "cache-control";
+
+/// The cache-control of a list whose server said `said`, where that must change. RFC 9111 §3.5 keeps shared caches from
+/// answers to requests with `Authorization`, but not from those to requests with `X-API-Key`.
+pub fn private_cache_control(said: &[u8]) -> Option<String> {
+    let said = String::from_utf8_lossy(said);
+    if said.contains('"') {
+        return Some("no-store".to_owned()); // Its parts cannot be told apart simply, and nobody sends this.
+    }
+    let is = |directive: &str, name: &str| {
+        directive.split('=').next().is_some_and(|said| said.trim_ascii().eq_ignore_ascii_case(name))
+    };
+    let is_shared = |directive: &&str| is(directive, "public") || is(directive, "s-maxage");
+    let directives: Vec<&str> = said.split(',').map(str::trim_ascii).filter(|directive| !directive.is_empty()).collect();
+    let is_private = directives.iter().any(|directive| is(directive, "private") || is(directive, "no-store"));
+    if is_private && !directives.iter().any(&is_shared) {
+        return None;
+    }
+    let kept = directives.into_iter().filter(|directive| !is_shared(directive) && !is(directive, "private"));
+    Some(["private"].into_iter().chain(kept).collect::<Vec<_>>().join(", "))
+}
+
+/// Whether no reader, however lenient, finds the entries of a list in `text`, which may be the data of a heartbeat such as
+/// `data: ping`. The entries of a list are objects. A reader in Rust also takes an array for an object (serde reads structs
+/// so), and finds a name in it only where the array holds a string.
+fn holds_no_list(text: &str) -> bool {
+    let has_array_of_strings = || text.contains('[') && text.contains(['"', '\'', '`']);
+    !text.contains('{') && !has_array_of_strings()
 }
 
 fn media_type(content_type: &[u8]) -> &[u8] {
@@ -203,6 +272,56 @@ mod tests {
         assert_eq!(pass(begin("text/event-stream", ""), format!("data: {LIST}").as_bytes(), &[10]), format!("data: {CUT}\n\n"));
     }
 
+    fn begin_whole(content_type: &str, content_encoding: &str) -> Option<ListReply> {
+        let head =
+            ResponseHead { status: 200, content_type: content_type.as_bytes(), content_encoding: content_encoding.as_bytes() };
+        ListRequest::of_whole(OrgName::parse("acme").unwrap()).begin(head, &Budget::default())
+    }
+
+    #[test]
+    fn a_list_for_a_full_credential_is_marked_and_else_stays() {
+        let public = LIST.replace("\"result\":{", "\"result\":{\"ttlMs\":1000,\"cacheScope\":\"public\",");
+        let private = public.replace("public", "private");
+        let marked = |body: &str, length| pass(begin_whole("application/json", "").unwrap(), body.as_bytes(), &[length]);
+        let events = |body: &str, length| pass(begin_whole("text/event-stream", "").unwrap(), body.as_bytes(), &[length]);
+        for length in [1, 10, 1 << 16] {
+            assert_eq!(marked(&public, length), private);
+            assert_eq!(
+                events(&format!("data: ping\n\nevent: message\ndata: {public}\n\n"), length),
+                format!("data: ping\n\nevent: message\ndata: {private}\n\n")
+            );
+            // None of these can be read, and the client may see all of them.
+            for unread in ["nonsense", "{", r#"{"result":{"tools":[],"tools":[]}}"#, LIST, ""] {
+                assert_eq!(marked(unread, length), unread);
+                let stream = format!("data: {unread}\n\n");
+                assert_eq!(events(&stream, length), stream);
+            }
+        }
+        let long = format!("{public}{}", " ".repeat(2 * MAX_LENGTH));
+        assert!(marked(&long, 1 << 16) == long);
+        let long = format!("data: {long}\n\n");
+        assert!(events(&long, 1 << 16) == long);
+        let mut bytes = begin_whole("application/json", "").unwrap();
+        assert_eq!(bytes.push(b"\xff", true), b"\xff");
+        assert!(begin_whole("application/json", "gzip").is_none(), "it is not read, and passes");
+    }
+
+    #[test]
+    fn http_caches_are_told_that_a_list_is_private() {
+        for (said, expected) in [
+            ("", Some("private")),
+            ("public, max-age=60", Some("private, max-age=60")),
+            ("Public,S-MaxAge = 60 , no-transform", Some("private, no-transform")),
+            ("no-cache, no-transform", Some("private, no-cache, no-transform")),
+            ("no-store, public", Some("private, no-store")),
+            ("private=\"set-cookie\", max-age=60", Some("no-store")),
+            ("private, max-age=60", None),
+            ("no-store", None),
+        ] {
+            assert_eq!(private_cache_control(said.as_bytes()).as_deref(), expected, "{said}");
+        }
+    }
+
     #[test]
     fn errors_of_the_connector_pass_as_they_are() {
         let permitted = || Permitted { scopes: Default::default(), separator: "__".into() };
@@ -236,6 +355,38 @@ mod tests {
         let event = pass(begin("text/event-stream", ""), b"data: {\"result\":{\"tools\":7}}\n\ndata: {}\n\n", &[10]);
         let (first, second) = event.split_once("\n\n").unwrap();
         assert!(is_error(first.strip_prefix("data: ").unwrap()) && second == "data: {}\n\n", "{event}");
+    }
+
+    #[test]
+    fn a_heartbeat_passes_and_what_may_be_a_list_does_not() {
+        for data in ["ping", "7", "\"keep-alive\"", "null", "[DONE]", "2027-01-15T08:00:00Z", "clock__now", "größe", "a\ndata: b"]
+        {
+            let stream = format!("data: {data}\n\nevent: message\ndata: {LIST}\n\ndata:{data}\r\n\r\n");
+            let cut = stream.replace(LIST, CUT);
+            for length in [1, 7, stream.len()] {
+                assert_eq!(pass(begin("text/event-stream", ""), stream.as_bytes(), &[length]), cut, "{data}");
+            }
+        }
+        // A stream of data that is no list does not end the request.
+        assert_eq!(pass(begin("text/event-stream", ""), b"data: pi", &[3]), "data: pi");
+        let error = pass(begin("text/event-stream", "br"), b"", &[1]);
+        for data in [
+            r#"{"result":{"tools":[{"name":"clock__now"}]}"#,
+            r#"{"result":{"tools":[{"name":"clock__now"}]}} ping"#,
+            r#"ping {"result":{"tools":[{"name":"clock__now"}]}}"#,
+            "{result:{tools:[{name:'clock__now'}]}}",
+            r#"["2.0",7,[[["clock__now"]]]"#,
+            "['2.0',7,[[['clock__now']]]]",
+            "[`clock__now`]",
+            "[\ndata: \"clock__now\"",
+            "\u{feff}{\"result\":{\"tools\":[{\"name\":\"clock__now\"}]}}",
+        ] {
+            let stream = format!("data: {data}\n\n");
+            assert_eq!(pass(begin("text/event-stream", ""), stream.as_bytes(), &[9]), error, "{data}");
+        }
+        // A reader that decodes carelessly could find a brace in these bytes.
+        let overlong = pass(begin("text/event-stream", ""), b"data: \xc1\xbb\"clock__now\"\xc1\xbd\n\n", &[9]);
+        assert_eq!(overlong, error);
     }
 
     #[test]

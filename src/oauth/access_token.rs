@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// The `typ` of an access token, RFC 9068 §2.1.
 pub const TYPE: &str = "at+jwt";
@@ -16,8 +16,9 @@ pub struct AccessTokenClaims<'c> {
     pub sub: &'c str,
     /// The client.
     pub client_id: &'c str,
-    /// The resource for which it is good.
-    pub aud: &'c str,
+    /// The resources for which it is good, at least one.
+    #[serde(serialize_with = "string_or_array")]
+    pub aud: &'c [String],
     /// Seconds since the epoch.
     pub iat: u64,
     /// Seconds since the epoch.
@@ -26,6 +27,14 @@ pub struct AccessTokenClaims<'c> {
     pub jti: &'c str,
     /// What it allows.
     pub scope: &'c str,
+}
+
+/// RFC 7519 §4.1.3: one audience may be a string, and is one, as most readers expect it.
+fn string_or_array<S: Serializer>(audiences: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    match audiences {
+        [only] => only.serialize(serializer),
+        all => all.serialize(serializer),
+    }
 }
 
 impl AccessTokenClaims<'_> {

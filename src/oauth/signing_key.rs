@@ -60,8 +60,11 @@ impl SigningKey {
         let mut all = Claims::with_custom_claims(own, CoarseDuration::default())
             .with_issuer(claims.iss)
             .with_subject(claims.sub)
-            .with_audience(claims.aud)
             .with_jwt_id(claims.jti);
+        all = match claims.aud {
+            [only] => all.with_audience(only),
+            several => all.with_audiences(several.iter().cloned().collect()),
+        };
         all.issued_at = Some(UnixTimeStamp::from_secs(claims.iat));
         all.expires_at = Some(UnixTimeStamp::from_secs(claims.exp));
         all.invalid_before = None;

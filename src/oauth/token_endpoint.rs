@@ -1,6 +1,6 @@
 //! `POST /oauth/token`: RFC 6749 §4.4 with the client authentication of §2.3.1 and RFC 7523, and RFC 8707.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ use crate::time::UnixTime;
 /// The longest body that is read. A client assertion is the longest thing in it, and below 4 KiB.
 pub const MAX_BODY_LENGTH: usize = 16 * 1024;
 
+const RESOURCE: &str = "resource";
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 /// How long an assertion serves: as long is its `jti` remembered.
 const MAX_ASSERTION_LIFETIME: Duration = Duration::from_secs(600);
@@ -49,7 +50,7 @@ pub enum TokenError {
     UnsupportedGrantType,
     /// `invalid_scope`
     InvalidScope,
-    /// The same: a token for all of them would be longer than one that is taken.
+    /// The same: a token for all of these, and for all resources that the client named, would be longer than one that is taken.
     ScopeTooLong,
     /// RFC 8707 §2 `invalid_target`
     InvalidTarget,
@@ -95,8 +96,8 @@ impl TokenError {
             Self::InvalidClient { .. } => (401, "invalid_client", "The client is unknown or did not prove itself."),
             Self::UnsupportedGrantType => (400, "unsupported_grant_type", "Only client_credentials is granted here."),
             Self::InvalidScope => (400, "invalid_scope", "The client holds none of these scopes."),
-            Self::ScopeTooLong => (400, "invalid_scope", "The client holds so many scopes that it has to ask for some of them."),
-            Self::InvalidTarget => (400, "invalid_target", "The resource is not one of this client's org."),
+            Self::ScopeTooLong => (400, "invalid_scope", "The token would be too long. Ask for fewer scopes or resources."),
+            Self::InvalidTarget => (400, "invalid_target", "A resource is not one of this client's org."),
             Self::TooManyAttempts(_) => (429, "rate_limited", "Too many failed attempts of this client. Try again later."),
             Self::RateLimit(_) => (429, "rate_limited", "This client takes tokens too often. Use one until it expires."),
             Self::BodyTooLong => (413, "invalid_request", "The body is too long."),
@@ -154,7 +155,7 @@ impl TokenEndpoint<'_> {
             None => return Err(TokenError::InvalidRequest("The parameter grant_type is required.")),
         }
         let scope = granted(&client, form.get("scope"))?.to_string();
-        let audience = self.audience(&client, form.get("resource"))?;
+        let audiences = self.audiences(&client, &form.resources)?;
         limits::local::take_one(&limits::of_token_endpoint(&client.id), self.now, self.host)
             .map_err(|exceeded| TokenError::RateLimit(exceeded.retry_after))?;
 
@@ -166,7 +167,7 @@ impl TokenEndpoint<'_> {
             iss: &self.config.gateway.origin,
             sub: &client.id,
             client_id: &client.id,
-            aud: &audience,
+            aud: &audiences,
             iat: self.now.as_secs(),
             exp: self.now.plus(ttl).as_secs(),
             jti: &jti,
@@ -275,18 +276,19 @@ impl TokenEndpoint<'_> {
         MAX_ASSERTION_LIFETIME.saturating_add(skew).saturating_add(skew)
     }
 
-    /// The `aud` of the token: the resource that the client names (RFC 8707 §2), else its org's endpoint.
-    fn audience(&self, client: &OauthClient, named: Option<&str>) -> Result<String, TokenError> {
+    /// The `aud` of the token: the resources that the client names (RFC 8707 §2), each once, else its org's endpoint.
+    fn audiences(&self, client: &OauthClient, named: &[String]) -> Result<Vec<String>, TokenError> {
         let gateway = &self.config.gateway;
-        match named {
-            None => Ok(gateway.resource_url(&Resource { org: client.org.clone(), connector: None })),
-            Some(url) => url
-                .strip_prefix(gateway.origin.as_str())
-                .and_then(|path| gateway.mcp_path.resource(path.as_bytes()))
-                .filter(|resource| resource.org == client.org)
-                .map(|resource| gateway.resource_url(&resource))
-                .ok_or(TokenError::InvalidTarget),
+        if named.is_empty() {
+            return Ok(vec![gateway.resource_url(&Resource { org: client.org.clone(), connector: None })]);
         }
+        let audience = |text: &String| {
+            let resource = gateway.resource_of_url(text).filter(|resource| resource.org == client.org);
+            resource.map(|resource| gateway.resource_url(&resource)).ok_or(TokenError::InvalidTarget)
+        };
+        let audiences = named.iter().map(audience).collect::<Result<Vec<_>, _>>()?;
+        let mut seen = HashSet::new();
+        Ok(audiences.into_iter().filter(|audience| seen.insert(audience.clone())).collect())
     }
 }
 
@@ -307,12 +309,17 @@ fn basic_credentials(value: &[u8]) -> Option<(String, String)> {
     }
     let decoded = BASE64_STANDARD.decode(encoded.trim_ascii()).ok()?;
     let (id, secret) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
-    let plain = |text| percent_decode_str(text).decode_utf8().ok().map(std::borrow::Cow::into_owned);
+    // A client that encodes nothing is understood too: no id or secret that Settings makes has a `+` or a `%`.
+    let plain = |text: &str| Some(percent_decode_str(&text.replace('+', " ")).decode_utf8().ok()?.into_owned());
     Some((plain(id)?, plain(secret)?))
 }
 
 /// The parameters of the body. One without a value is left out, RFC 6749 §3.2.
-struct Form(HashMap<String, String>);
+struct Form {
+    parameters: HashMap<String, String>,
+    /// The parameter `resource`, the only one that may be repeated (RFC 8707 §2).
+    resources: Vec<String>,
+}
 
 impl Form {
     fn read(head: &RequestHead, body: &[u8]) -> Result<Self, TokenError> {
@@ -326,18 +333,20 @@ impl Form {
         if body.len() > MAX_BODY_LENGTH {
             return Err(TokenError::BodyTooLong);
         }
-        let mut parameters = HashMap::new();
+        let (mut parameters, mut resources) = (HashMap::new(), Vec::new());
         for (name, value) in form_urlencoded::parse(body) {
-            if parameters.insert(name.into_owned(), value.into_owned()).is_some() {
+            if name == RESOURCE {
+                resources.extend(Some(value.into_owned()).filter(|value| !value.is_empty()));
+            } else if parameters.insert(name.into_owned(), value.into_owned()).is_some() {
                 return Err(TokenError::InvalidRequest("A parameter is repeated."));
             }
         }
         parameters.retain(|_, value| !value.is_empty());
-        Ok(Self(parameters))
+        Ok(Self { parameters, resources })
     }
 
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.parameters.get(name).map(String::as_str)
     }
 }
 
@@ -359,6 +368,9 @@ mod tests {
     const SECRET: &str = "apx_secret_0123456789abcdefghijABCD";
     const NEXT_SECRET: &str = "apx_secret_next56789abcdefghijABCD";
 
+    const PLUS_SECRET: &str = "with space+and%";
+    const PLUS_SECRET_ENCODED: &str = "with+space%2Band%25";
+
     struct World {
         config: Config,
         policy: PolicySource,
@@ -378,7 +390,7 @@ mod tests {
                     "signing_keys": [{"kid": "s1", "private_key_env": "SIGNING_KEY"}],
                     "orgs": {
                         "acme": {"oauth_clients": [
-                            {"client_id": CLIENT, "secret_sha256": [hash(SECRET), hash(NEXT_SECRET)], "scopes": ["mcp:call"]},
+                            {"client_id": CLIENT, "secret_sha256": [hash(SECRET), hash(NEXT_SECRET), hash(PLUS_SECRET)], "scopes": ["mcp:call"]},
                             {"client_id": SCOPED, "secret_sha256": [hash(SECRET)], "scopes": ["mcp:call:github", "mcp:call:jira"]},
                             {"client_id": KEYED, "jwks": jwks, "scopes": ["mcp:call"]},
                             {"client_id": BOTH, "secret_sha256": [hash(SECRET)], "jwks": jwks, "scopes": ["mcp:call"]},
@@ -455,6 +467,19 @@ mod tests {
     #[test]
     fn both_ways_and_both_live_secrets() {
         let mut world = World::new();
+        for (id, secret) in [
+            (CLIENT, PLUS_SECRET_ENCODED),
+            (CLIENT, "with%20space%2Band%25"),
+            (CLIENT, "with+space%2band%25"),
+            ("apx%5Fclient_4b7d9e21", SECRET),
+        ] {
+            assert!(world.basic(id, secret, "grant_type=client_credentials").is_ok(), "{id} {secret}");
+        }
+        for secret in ["with space and%", "with%2Bspace%2Band%25", "with+space+and%25"] {
+            assert!(world.basic(CLIENT, secret, "grant_type=client_credentials").is_err(), "{secret}");
+        }
+        let form = format!("grant_type=client_credentials&client_id={CLIENT}&client_secret={PLUS_SECRET_ENCODED}");
+        assert!(world.post(&form).is_ok(), "a form says the same");
         for secret in [SECRET, NEXT_SECRET, "apx%5Fsecret_0123456789abcdefghijABCD"] {
             assert!(world.basic(CLIENT, secret, "grant_type=client_credentials").is_ok(), "{secret}");
         }
@@ -475,6 +500,15 @@ mod tests {
             (SCOPED, "&scope=mcp:call:slack", Err(TokenError::InvalidScope), ""),
             (CLIENT, "&resource=https://gw.example/mcp/acme", Ok("mcp:call"), "/mcp/acme"),
             (CLIENT, "&resource=https://gw.example/mcp/acme/github", Ok("mcp:call"), "/mcp/acme/github"),
+            (CLIENT, "&resource=HTTPS://GW.Example:443/mcp/acme", Ok("mcp:call"), "/mcp/acme"),
+            (CLIENT, "&resource=https://gw.example:/mcp/%2561cme/x/../github", Ok("mcp:call"), "/mcp/acme/github"),
+            (CLIENT, "&resource=https://gw.example/x/%252e./mcp/acme", Ok("mcp:call"), "/mcp/acme"),
+            (CLIENT, "&resource=https://gw.example/mcp/ACME", Err(TokenError::InvalidTarget), ""),
+            (CLIENT, "&resource=https://gw.example:8443/mcp/acme", Err(TokenError::InvalidTarget), ""),
+            (CLIENT, "&resource=http://gw.example/mcp/acme", Err(TokenError::InvalidTarget), ""),
+            (CLIENT, "&resource=https://x@gw.example/mcp/acme", Err(TokenError::InvalidTarget), ""),
+            (CLIENT, "&resource=https://gw.example/mcp/acme%23f", Err(TokenError::InvalidTarget), ""),
+            (CLIENT, "&resource=https://gw.example/mcp/acme/%2e%2e/other", Err(TokenError::InvalidTarget), ""),
             (CLIENT, "&resource=https://gw.example/mcp/other", Err(TokenError::InvalidTarget), ""),
             (CLIENT, "&resource=https://gw.example/mcp/acme/", Err(TokenError::InvalidTarget), ""),
             (CLIENT, "&resource=https://gw.example.evil/mcp/acme", Err(TokenError::InvalidTarget), ""),
@@ -491,6 +525,41 @@ mod tests {
                 assert_eq!(claims_of(&answer)["aud"], format!("{ORIGIN}{audience}"), "{client}{more}");
             }
         }
+    }
+
+    #[test]
+    fn a_client_may_name_several_resources_of_its_org() {
+        let mut world = World::new();
+        let url = |path: &str| format!("{ORIGIN}/mcp/{path}");
+        for (named, expected) in [
+            (vec!["acme/github", "acme/jira"], Ok(json!([url("acme/github"), url("acme/jira")]))),
+            (vec!["acme", "acme/github"], Ok(json!([url("acme"), url("acme/github")]))),
+            (vec!["acme/github", "ac%256de/github", "acme/./github"], Ok(json!(url("acme/github")))),
+            (vec!["acme/jira", "acme/%2567ithub", "acme/jira"], Ok(json!([url("acme/github"), url("acme/jira")]))),
+            (vec!["acme/github", "other"], Err(TokenError::InvalidTarget)),
+            (vec!["other/github", "acme"], Err(TokenError::InvalidTarget)),
+            (vec!["acme", "acme/github/x"], Err(TokenError::InvalidTarget)),
+        ] {
+            let more: String = named.iter().map(|path| format!("&resource={}", url(path))).collect();
+            let answer = world.post(&with_secret(CLIENT, &more));
+            // Which comes first depends on who signs, Envoy or the filter.
+            let sorted = |answer| {
+                let mut audience = claims_of(&answer)["aud"].clone();
+                if let Some(audiences) = audience.as_array_mut() {
+                    audiences.sort_by_key(Value::to_string);
+                }
+                audience
+            };
+            assert_eq!(answer.map(sorted), expected, "{named:?}");
+        }
+        let one = world.post(&with_secret(CLIENT, "&resource=&resource=https://gw.example/mcp/acme/github&resource=")).unwrap();
+        assert_eq!(claims_of(&one)["aud"], url("acme/github"), "a parameter without a value is left out");
+        let scoped = world
+            .post(&with_secret(SCOPED, "&resource=https://gw.example/mcp/acme/github&resource=https://gw.example/mcp/acme/jira"))
+            .unwrap();
+        assert_eq!(scoped["scope"], "mcp:call:github mcp:call:jira");
+        let many: String = (0..105).map(|index| format!("&resource={}", url(&format!("acme/{index:0>100}")))).collect();
+        assert_eq!(world.post(&with_secret(CLIENT, &many)), Err(TokenError::ScopeTooLong), "no longer token is taken");
     }
 
     #[test]
@@ -517,6 +586,9 @@ mod tests {
             ("secret without id", format!("grant_type=client_credentials&client_secret={SECRET}")),
             ("no grant_type", format!("client_id={CLIENT}&client_secret={SECRET}")),
             ("repeated parameter", with_secret(CLIENT, "&scope=mcp:call&scope=mcp:call")),
+            ("repeated grant", with_secret(CLIENT, "&grant_type=client_credentials")),
+            ("repeated secret", with_secret(CLIENT, &format!("&client_secret={SECRET}"))),
+            ("repeated audience", with_secret(CLIENT, "&audience=a&audience=b")),
             ("repeated unknown parameter", with_secret(CLIENT, "&x=1&x=1")),
             ("repeated empty parameter", with_secret(CLIENT, "&scope=&scope=mcp:call")),
             ("secret and assertion", with_secret(CLIENT, "&client_assertion=a.b.c")),
@@ -571,6 +643,19 @@ mod tests {
             claims[name] = value;
             claims
         };
+        for (index, aud) in [
+            "https://GW.example:443",
+            "HTTPS://gw.example/oauth/token",
+            "https://gw.example/oauth/%74oken",
+            "https://gw.example/",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut claims = with("aud", json!(aud));
+            claims["jti"] = json!(format!("aud {index}"));
+            assert!(world.post(&body(&testing::sign(&header, &claims))).is_ok(), "{aud}");
+        }
         for claims in [with("aud", json!([format!("{ORIGIN}/oauth/token"), "x"])), with("client_id", json!("anything"))] {
             assert!(world.post(&body(&testing::sign(&header, &claims))).is_ok(), "{claims}");
         }

@@ -16,11 +16,12 @@ use crate::jose::compact::MAX_HEADER_VALUE_LENGTH;
 use crate::jose::jwk::JwkSet;
 use crate::jwks::{Clusters, JwksUri};
 use crate::limits::Subjects;
+use crate::mcp::address;
 use crate::names::{ConnectorId, OrgName, is_plain, is_record_id};
 use crate::oauth::client::OauthClient;
 use crate::oauth::signing_key::SigningKey;
 use crate::principal::Principal;
-use crate::problem::Problems;
+use crate::problem::{Problem, Problems};
 use crate::scope::{Scope, ScopeSet, is_scope_token};
 use crate::time::UnixTime;
 use raw::{RawApiKey, RawIdentityProvider, RawOauthClient, RawOrg, RawPolicy, RawSigningKey};
@@ -58,6 +59,9 @@ pub struct Policy {
     pub version: String,
     /// The key sets that its identity providers name, each once, with the organizations that name them.
     pub key_sets: Vec<(JwksUri, Vec<OrgName>)>,
+    /// Connectors of a document for many gateways that cannot be told apart, by organization, and each place that names one.
+    pub(crate) indistinct: HashMap<String, HashSet<String>>,
+    pub(crate) conflicts: Vec<Problem>,
     orgs: HashMap<OrgName, Rc<Org>>,
     api_keys: HashMap<KeyDigest, ApiKey>,
     signing_keys: Rc<[SigningKey]>,
@@ -208,7 +212,7 @@ impl Policy {
     /// The same for a part of a document.
     pub(crate) fn check_part(raw: RawPolicy, path: &str, surroundings: &Surroundings<'_>, problems: &mut Problems) -> Self {
         let policy = Self { version: raw.version.unwrap_or_default(), ..Self::default() };
-        let mut checker = Checker { policy, surroundings, problems, key_sets: HashMap::new() };
+        let mut checker = Checker { policy, surroundings, problems, key_sets: HashMap::new(), named: Vec::new() };
         let mut signing_keys = Vec::new();
         for (index, key) in raw.signing_keys.into_iter().enumerate() {
             checker.signing_key(&format!("{path}.signing_keys[{index}]"), key, &mut signing_keys);
@@ -227,6 +231,8 @@ struct Checker<'a> {
     problems: &'a mut Problems,
     /// The index in `policy.key_sets` by URI.
     key_sets: HashMap<Box<str>, usize>,
+    /// The connectors that the records of one organization name, each with its path.
+    named: Vec<(String, ConnectorId)>,
 }
 
 impl Checker<'_> {
@@ -250,6 +256,7 @@ impl Checker<'_> {
         for (index, client) in raw.oauth_clients.into_iter().enumerate() {
             org.has_clients |= self.oauth_client(&format!("{path}.oauth_clients[{index}]"), &name, client).is_some();
         }
+        self.tell_apart(&name);
         org.revoked_jti = raw.revoked_tokens.jti.into_iter().collect();
         for (whose, moment) in raw.revoked_tokens.issued_before.0 {
             let path = format!("{path}.revoked_tokens.issued_before.{whose}");
@@ -262,6 +269,45 @@ impl Checker<'_> {
         }
         self.policy.orgs.insert(name, Rc::new(org));
         Some(())
+    }
+
+    /// Refuses connectors whose tools are read as those of another one: a credential for the other one would see them.
+    fn tell_apart(&mut self, org: &OrgName) {
+        let named = std::mem::take(&mut self.named);
+        let names: HashSet<&str> = named.iter().map(|(_, connector)| connector.as_str()).collect();
+        let separator = self.surroundings.separator;
+        let mut indistinct: HashMap<&str, String> = HashMap::new();
+        for (path, connector) in &named {
+            let connector = connector.as_str();
+            let Some(other) = address::misread_as(connector, separator) else { continue };
+            if !names.contains(other) {
+                let useless = format!(
+                    "{connector:?} contains gateway.connector_separator, or ends with a part of it: nothing behind the joined endpoint \
+                     can mean it. Use the connector at its own path, or rename it"
+                );
+                self.problems.warn(path, useless);
+                continue;
+            }
+            let conflict = format!(
+                "{connector:?} and {other:?} cannot be told apart: a name is split at its first gateway.connector_separator \
+                 ({separator:?}), so the tools of {connector:?} are taken for tools of {other:?}. Rename one of the two connectors"
+            );
+            if self.surroundings.is_for_many {
+                indistinct.insert(connector, conflict.clone());
+                indistinct.entry(other).or_insert(conflict);
+            } else {
+                self.problems.add(path, conflict);
+            }
+        }
+        // One organization must not hold up the policy of all.
+        for (path, connector) in named.iter().filter(|(_, connector)| indistinct.contains_key(connector.as_str())) {
+            let conflict = indistinct.get(connector.as_str()).map_or("", String::as_str);
+            let message = format!("{conflict}. Gateways leave out each record that names one of them");
+            self.policy.conflicts.push(Problem { path: path.clone(), message });
+        }
+        if !indistinct.is_empty() {
+            self.policy.indistinct.insert(org.to_string(), indistinct.into_keys().map(str::to_owned).collect());
+        }
     }
 
     /// The principal that a member of `issued_before` names: by a client id, or by the principal itself.
@@ -401,15 +447,12 @@ impl Checker<'_> {
         if connectors.is_empty() {
             self.problems.add(path, "must name a connector; leave it out to allow all");
         }
-        for (index, id) in connectors.iter().enumerate().filter(|(_, id)| id.contains(self.surroundings.separator)) {
-            let problem = format!("{id:?} contains gateway.connector_separator: nothing behind the joined endpoint can mean it");
-            self.problems.warn(format_args!("{path}[{index}]"), problem);
-        }
         let scopes: Vec<Option<Scope>> = connectors
             .iter()
             .enumerate()
             .map(|(index, id)| self.identifier(&format!("{path}[{index}]"), ConnectorId::parse(id)).map(Scope::Connector))
             .collect();
+        self.note_connectors(path, &scopes);
         scopes.into_iter().collect()
     }
 
@@ -510,7 +553,16 @@ impl Checker<'_> {
             .enumerate()
             .map(|(index, text)| self.problems.checked(format_args!("{path}[{index}]"), Scope::parse(text).ok_or(wrong)))
             .collect();
+        self.note_connectors(path, &scopes);
         scopes.into_iter().collect()
+    }
+
+    fn note_connectors(&mut self, path: &str, scopes: &[Option<Scope>]) {
+        for (index, scope) in scopes.iter().enumerate() {
+            if let Some(Scope::Connector(connector)) = scope {
+                self.named.push((format!("{path}[{index}]"), connector.clone()));
+            }
+        }
     }
 
     /// What people call a record. It is for those who read the document, of whom some read it in a terminal; nothing else

@@ -7,7 +7,7 @@
 //! worker has read it reads again only where it was written since. A change costs workers nothing but that.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::rc::Rc;
@@ -28,6 +28,7 @@ use crate::oauth::client::OauthClient;
 use crate::oauth::signing_key::SigningKey;
 use crate::principal::Principal;
 use crate::problem::{self, Problem, Problems};
+use crate::scope::Scope;
 use crate::time::UnixTime;
 
 /// Keys in one part: it is parsed in a fraction of a millisecond.
@@ -95,6 +96,7 @@ pub struct Publication {
     /// In the order in which they are written: what others refer to comes first.
     parts: Vec<(String, String)>,
     warnings: Vec<Problem>,
+    conflicts: Vec<Problem>,
 }
 
 #[derive(Deserialize)]
@@ -133,6 +135,14 @@ struct DocumentKey {
     sha256: Option<String>,
 }
 
+/// What in a record may name connectors.
+#[derive(Deserialize)]
+struct DocumentNames {
+    connectors: Option<Vec<String>>,
+    scopes: Option<Vec<String>>,
+    default_scopes: Option<Vec<String>>,
+}
+
 impl Publication {
     /// Checks `document` whole, and cuts it.
     ///
@@ -143,10 +153,12 @@ impl Publication {
         let mut problems = Problems::default();
         let checked = problem::read::<RawPolicy>(document, &mut problems)
             .map(|raw| Policy::check(raw, "policy", surroundings, &mut problems));
-        let (_, warnings) = problems.conclude(checked)?;
-        let parts = cut(document).map_err(|error| vec![Problem { path: ".".to_owned(), message: error.to_string() }])?;
+        let (policy, mut warnings) = problems.conclude(checked)?;
+        warnings.extend_from_slice(&policy.conflicts);
+        let parts = cut(document, &policy.indistinct)
+            .map_err(|error| vec![Problem { path: ".".to_owned(), message: error.to_string() }])?;
         let (version, parts) = parts;
-        Ok(Self { version, parts, warnings })
+        Ok(Self { version, parts, warnings, conflicts: policy.conflicts })
     }
 
     /// The document's version.
@@ -157,6 +169,11 @@ impl Publication {
     /// What the operator should know.
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings
+    }
+
+    /// Those of the warnings because of which records are left out: they name connectors that cannot be told apart.
+    pub fn conflicts(&self) -> &[Problem] {
+        &self.conflicts
     }
 
     /// Writes what changed for all threads, and tells them.
@@ -196,12 +213,50 @@ fn put(name: &str, bytes: &[u8], host: &dyn Host) {
 /// A version, and parts by name.
 type Cut = (String, Vec<(String, String)>);
 
-fn cut(document: &[u8]) -> Result<Cut, serde_json::Error> {
+/// Whether a record names one of these connectors.
+fn names_one_of(connectors: &HashSet<String>, record: &RawValue) -> Result<bool, serde_json::Error> {
+    let names: DocumentNames = serde_json::from_str(record.get())?;
+    let scopes = names.scopes.iter().chain(&names.default_scopes).flatten();
+    let mut of_scopes = scopes.filter_map(|scope| match Scope::parse(scope)? {
+        Scope::Connector(connector) => Some(connector),
+        Scope::AllConnectors => None,
+    });
+    let of_keys = names.connectors.iter().flatten();
+    Ok(of_scopes.any(|connector| connectors.contains(connector.as_str()))
+        || of_keys.into_iter().any(|id| connectors.contains(id)))
+}
+
+/// The records that name none of these connectors.
+fn without<'a>(connectors: &HashSet<String>, records: Vec<&'a RawValue>) -> Result<Vec<&'a RawValue>, serde_json::Error> {
+    let mut kept = Vec::with_capacity(records.len());
+    for record in records {
+        if !names_one_of(connectors, record)? {
+            kept.push(record);
+        }
+    }
+    Ok(kept)
+}
+
+/// The same of a list as it is written.
+fn list_without(connectors: &HashSet<String>, list: &RawValue) -> Result<Box<RawValue>, serde_json::Error> {
+    let kept: Vec<&str> = without(connectors, serde_json::from_str(list.get())?)?.into_iter().map(RawValue::get).collect();
+    RawValue::from_string(format!("[{}]", kept.join(",")))
+}
+
+/// Cuts a document into parts. `indistinct` says which connectors of an organization no record may name.
+fn cut(document: &[u8], indistinct: &HashMap<String, HashSet<String>>) -> Result<Cut, serde_json::Error> {
     let document: Document<'_> = serde_json::from_slice(document)?;
     let member = |name: &str, value: Option<&RawValue>| value.map(|value| format!("\"{name}\":{}", value.get()));
     let (mut keys, mut orgs, mut clients) = (Vec::new(), Vec::new(), Vec::new());
     for (name, text) in &document.orgs.0 {
-        let org: DocumentOrg<'_> = serde_json::from_str(text.get())?;
+        let mut org: DocumentOrg<'_> = serde_json::from_str(text.get())?;
+        let (clients_kept, providers_kept);
+        if let Some(connectors) = indistinct.get(name) {
+            org.api_keys = without(connectors, org.api_keys)?;
+            clients_kept = org.oauth_clients.map(|list| list_without(connectors, list)).transpose()?;
+            providers_kept = org.identity_providers.map(|list| list_without(connectors, list)).transpose()?;
+            (org.oauth_clients, org.identity_providers) = (clients_kept.as_deref(), providers_kept.as_deref());
+        }
         let quoted = serde_json::to_string(name)?;
         let parts = org.api_keys.len().div_ceil(KEYS_IN_PART);
         let mut by_part = vec![Vec::new(); parts];
@@ -568,6 +623,51 @@ mod tests {
         let has = |number: usize| acme.identity_provider(&format!("https://idp/{number}")).is_some();
         assert!(has(0) && has(31) && !has(32) && !has(33));
         assert!(world.principal("acme", 1).is_some() && world.principal("other", 2).is_some());
+    }
+
+    #[test]
+    fn records_of_connectors_that_cannot_be_told_apart_are_left_out() {
+        let world = World::new();
+        let keyed = |number: u32, connectors: &[&str]| {
+            let mut key = key(number as usize);
+            key["connectors"] = json!(connectors);
+            key
+        };
+        let client = |id: &str, scopes: &[&str]| json!({"client_id": id, "secret_sha256": ["0".repeat(64)], "scopes": scopes});
+        let provider = |name: &str, scope: &str| json!({"issuer": format!("https://{name}"), "jwks_uri": "https://idp/keys", "audience": "a", "default_scopes": [scope]});
+        let acme = json!({
+            "api_keys": [keyed(1, &["notes", "files"]), keyed(2, &["files"]), key(3), keyed(4, &["notes_"])],
+            "oauth_clients": [client("c1", &["mcp:call:notes_"]), client("c2", &["mcp:call:files"]), client("c3", &["mcp:call"])],
+            "identity_providers": [provider("idp1", "mcp:call:notes"), provider("idp2", "mcp:call:my__files")],
+        });
+        let orgs =
+            json!({"acme": acme, "other": {"api_keys": [keyed(5, &["notes_"])]}, "third": {"api_keys": [keyed(6, &["notes"])]}});
+        let signing = json!([{"kid": "s", "private_key_pem": crate::testing::signing_key_pem()}]);
+        let document = json!({"orgs": orgs, "signing_keys": signing}).to_string();
+        let publication = Publication::of(document.as_bytes(), &clusters(), "__").unwrap();
+        let paths: Vec<&str> = publication.conflicts().iter().map(|problem| problem.path.as_str()).collect();
+        let expected = [
+            "api_keys[0].connectors[0]",
+            "api_keys[3].connectors[0]",
+            "identity_providers[0].default_scopes[0]",
+            "oauth_clients[0].scopes[0]",
+        ];
+        assert_eq!(paths, expected.map(|path| format!("policy.orgs.acme.{path}")));
+        assert!(publication.conflicts().iter().all(|problem| publication.warnings().contains(problem)));
+        // With another separator all can be told apart.
+        assert!(Publication::of(document.as_bytes(), &clusters(), "--").unwrap().warnings().is_empty());
+        publication.publish(&place(), &world.host);
+        world.thread.sync(&world.host);
+        for (org, number, is_there) in
+            [("acme", 1, false), ("acme", 2, true), ("acme", 3, true), ("acme", 4, false), ("other", 5, true), ("third", 6, true)]
+        {
+            assert_eq!(world.principal(org, number).is_some(), is_there, "{org} {number}");
+        }
+        for (id, is_there) in [("c1", false), ("c2", true), ("c3", true)] {
+            assert_eq!(world.thread.oauth_client(id, &world.host).is_some(), is_there, "{id}");
+        }
+        let acme = world.org("acme").unwrap();
+        assert!(acme.identity_provider("https://idp1").is_none() && acme.identity_provider("https://idp2").is_some());
     }
 
     #[test]

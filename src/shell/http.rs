@@ -20,7 +20,7 @@ use crate::exchange::{
 use crate::gateway::{Findings, Gateway};
 use crate::limits::service::{self, OpenQuestions};
 use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
-use crate::mcp::reply::{ListReply, ListRequest, ResponseHead};
+use crate::mcp::reply::{CACHE_CONTROL, ListReply, ListRequest, ResponseHead, private_cache_control};
 use crate::origin::Sharing;
 use crate::principal::{ATTRIBUTES, Principal};
 use crate::request::CONNECTION;
@@ -257,6 +257,11 @@ impl HttpContext for Stream {
         let [status, content_type, content_encoding] =
             [":status", "content-type", "content-encoding"].map(hostcalls::response_header);
         let status = std::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or_default();
+        if lists.is_some()
+            && let Some(value) = private_cache_control(&hostcalls::response_header(CACHE_CONTROL))
+        {
+            hostcalls::set_response_header(CACHE_CONTROL, &value);
+        }
         let head = ResponseHead { status, content_type: &content_type, content_encoding: &content_encoding };
         self.reply = match lists {
             Some(lists) => self.plugin.cut(lists, head).map(Replaced::Lists),

@@ -113,13 +113,29 @@ fn response(rng: &mut Rng) -> Json {
     object([("jsonrpc", string("2.0")), ("id", id), ("result", object([("content", object([]))]))])
 }
 
+/// Writes the method, the version and the kind of a reference with escapes, as PHP's `json_encode` and others do.
+fn escape_words(text: &str, rng: &mut Rng) -> String {
+    let words = [
+        ("tools/", "tools\\/"),
+        ("prompts/", "prompts\\/"),
+        ("resources/", "resources\\/"),
+        ("completion/", "completi\\u006fn\\/"),
+        ("ref/", "ref\\/"),
+        ("\"2.0\"", "\"2\\u002e0\""),
+        ("\"method\"", "\"m\\u0065thod\""),
+        ("\"ping\"", "\"\\u0070ing\""),
+    ];
+    words.iter().filter(|_| rng.bool()).fold(text.to_owned(), |text, (word, escaped)| text.replace(word, escaped))
+}
+
 /// A message as a client writes it.
 pub fn plain(rng: &mut Rng) -> String {
     let mut message = if rng.u8(..10) == 0 { response(rng) } else { request(rng) };
     if rng.bool() {
         message.shuffle(rng);
     }
-    message.render(pick(rng, &["", " ", "\n  "]))
+    let text = message.render(pick(rng, &["", " ", "\n  "]));
+    if rng.u8(..4) == 0 { escape_words(&text, rng) } else { text }
 }
 
 /// A message that readers may read in several ways.
@@ -136,6 +152,7 @@ pub fn hostile(rng: &mut Rng) -> String {
         message = Array(vec![message, request(rng)]);
     }
     let text = message.render(pick(rng, &["", " ", "\n\t"]));
+    let text = if rng.u8(..8) == 0 { escape_words(&text, rng) } else { text };
     match rng.u8(..24) {
         0 => text.replace("__", "\\u005f_"),
         1 => text.replace('/', "\\/"),

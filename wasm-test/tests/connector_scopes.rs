@@ -284,6 +284,37 @@ async fn lists_are_cut_as_json_and_as_events() {
 }
 
 #[tokio::test]
+async fn no_cache_may_share_a_list() {
+    const HEADERS: &[(&str, &str)] = &[("content-type", "application/json"), ("cache-control", "public, max-age=60")];
+    const EVENTS: &[(&str, &str)] = &[("content-type", "text/event-stream"), ("cache-control", "no-cache, no-transform")];
+    let mut public = list(4);
+    public["result"]["ttlMs"] = json!(60_000);
+    public["result"]["cacheScope"] = json!("public");
+    for (headers, body, cache_control) in [
+        (HEADERS, public.to_string(), "private, max-age=60"),
+        (EVENTS, format!("data: ping\n\ndata: {public}\n\ndata: ping\n\n"), "private, no-cache, no-transform"),
+    ] {
+        let connector = answering(200, headers, body.clone()).await;
+        let gateway = Setup::new(plugin(&json!({"acme-corp": {"api_keys": api_keys()}}))).start(&connector).await;
+        for method in ["tools/list", "prompts/list", "resources/list", "resources/templates/list"] {
+            let sent = message(json!({"jsonrpc": "2.0", "id": 1, "method": method}).to_string()).header("mcp-method", method);
+            for key in ["key_all", "key_notes"] {
+                let reply = gateway.send(&sent.clone().header("accept-encoding", "gzip").api_key(&api_key(key))).await;
+                let passed = String::from_utf8(reply.body.to_vec()).expect("UTF-8");
+                let what = format!("{key} {method}: {passed}");
+                assert!(passed.contains(r#""cacheScope":"private""#) && !passed.contains("public"), "{what}");
+                assert_eq!(passed.contains("clock__"), key == "key_all", "{what}");
+                assert_eq!(passed.matches("data: ping\n\n").count(), body.matches("data: ping\n\n").count(), "{what}");
+                assert_eq!(reply.header("cache-control"), Some(cache_control), "{what}");
+            }
+        }
+        // Nothing but lists is read for a full credential.
+        let call = message(call("clock__now")).header("mcp-method", "tools/call").api_key(&api_key("key_all"));
+        assert_eq!(gateway.send(&call).await.body, body.as_bytes());
+    }
+}
+
+#[tokio::test]
 async fn in_shadow_mode_everything_passes_and_is_recorded() {
     let connector = answering(200, &[("content-type", "application/json")], list(4).to_string()).await;
     let shadow = merged(plugin(&json!({"acme-corp": {"api_keys": api_keys()}})), &json!({"mode": "shadow"}));

@@ -9,6 +9,7 @@ use apexmcp_auth::jwks::JwksUri;
 use apexmcp_auth::names::OrgName;
 use apexmcp_auth::principal::{Method, Principal};
 use apexmcp_auth::route::RouteSettings;
+use apexmcp_auth::url;
 
 use crate::host::FuzzHost;
 use crate::reader::{self, Json};
@@ -167,7 +168,8 @@ fn check_admitted(token: &Token, written: &str, headers: &[(String, Vec<u8>)], e
     } else {
         assert_eq!((token.signer, text("iss")), (b'g', ORIGIN));
         let whole = format!("{ORIGIN}/mcp/{org}");
-        assert!(audiences.iter().any(|audience| *audience == whole || *audience == format!("{ORIGIN}{}", path_of(headers))));
+        let asked = format!("{ORIGIN}{}", path_of(headers));
+        assert!(audiences.iter().any(|audience| url::is_same(audience, &whole) || url::is_same(audience, &asked)));
         let client = CLIENTS.iter().find(|client| client.id == text("sub")).expect("a client");
         assert_eq!(client.org, org);
         let holds: Vec<&str> = client.scopes.split(' ').collect();

@@ -28,7 +28,10 @@ pub fn check(data: &[u8]) -> bool {
     let texts = if is_stream { reader::events(&passed) } else { vec![passed] };
     let mut is_list = false;
     for text in texts.iter().filter(|text| !text.is_empty()) {
-        let message = Json::read_carelessly(text).expect("a careless client finds something to read");
+        let Some(message) = Json::read_carelessly(text) else {
+            assert!(is_stream && !text.contains(&b'{'), "only a heartbeat has nothing to read");
+            continue;
+        };
         for result in message.elements().iter().flat_map(|message| message.exactly("result")) {
             for (list, place, separator) in [
                 ("tools", "name", "__"),

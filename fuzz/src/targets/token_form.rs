@@ -3,6 +3,7 @@
 use apexmcp_auth::oauth::attempts::Attempts;
 use apexmcp_auth::oauth::token_endpoint::{TokenEndpoint, TokenError};
 use apexmcp_auth::policy::source::PolicySource;
+use apexmcp_auth::url;
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 
@@ -58,7 +59,7 @@ pub fn check(data: &[u8]) -> bool {
 
     let form = reader::form(&body);
     let all = |name: &str| form.iter().filter(|(field, _)| field == name).map(|(_, value)| value.as_str()).collect::<Vec<_>>();
-    assert!(form.iter().all(|(name, _)| all(name).len() == 1), "a parameter is repeated");
+    assert!(form.iter().all(|(name, _)| name == "resource" || all(name).len() == 1), "a parameter is repeated");
     let one = |name: &str| all(name).first().copied().filter(|value| !value.is_empty());
     assert_eq!(one("grant_type"), Some("client_credentials"));
     let basic: Vec<_> = headers.iter().filter(|(name, _)| name == "authorization").map(|(_, value)| value).collect();
@@ -72,7 +73,8 @@ pub fn check(data: &[u8]) -> bool {
         ([], Some(secret), None) => holder(one("client_id").expect("an id"), secret),
         ([value], None, None) => {
             let decoded = BASE64_STANDARD.decode(value[6..].trim_ascii()).expect("base64");
-            let plain = |text: &[u8]| String::from_utf8(reader::percent_decoded(text)).expect("text");
+            let spaced = |text: &[u8]| text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect::<Vec<u8>>();
+            let plain = |text: &[u8]| String::from_utf8(reader::percent_decoded(&spaced(text))).expect("text");
             let mut halves = decoded.splitn(2, |byte| *byte == b':');
             holder(&plain(halves.next().unwrap_or_default()), &plain(halves.next().unwrap_or_default()))
         }
@@ -88,9 +90,14 @@ pub fn check(data: &[u8]) -> bool {
     let claims = access_token.split('.').nth(1).and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok()).expect("claims");
     let claims = Json::read(&claims).expect("JSON");
     assert_eq!((said(&claims, "sub"), said(&claims, "client_id"), said(&claims, "iss")), (client.id, client.id, ORIGIN));
-    let (audience, whole) = (said(&claims, "aud"), format!("{ORIGIN}/mcp/{}", client.org));
-    assert!(audience == whole || audience.strip_prefix(&whole).is_some_and(|rest| rest.starts_with('/')), "{audience}");
-    assert!(one("resource").is_none_or(|resource| resource == audience));
+    let whole = format!("{ORIGIN}/mcp/{}", client.org);
+    let audiences: Vec<&str> = claims.exactly("aud").flat_map(Json::elements).filter_map(Json::text).collect();
+    let is_its_own =
+        |audience: &&str| *audience == whole || audience.strip_prefix(&whole).is_some_and(|rest| rest.starts_with('/'));
+    assert!(!audiences.is_empty() && audiences.iter().all(is_its_own), "{audiences:?}");
+    for resource in all("resource").into_iter().filter(|resource| !resource.is_empty()) {
+        assert!(audiences.iter().any(|audience| url::is_same(audience, resource)), "{resource} is not among {audiences:?}");
+    }
     assert_eq!(said(&claims, "scope"), said(&answer, "scope"));
     let (holds, asked) =
         (client.scopes.split(' ').collect::<Vec<_>>(), one("scope").map(|scope| scope.split(' ').collect::<Vec<_>>()));
@@ -123,7 +130,9 @@ fn prover(assertion: &Token) -> &'static Client {
     assert_eq!((said(&claims, "iss"), said(&header, "alg")), (id, "RS256"));
     assert!(header.exactly("kid").all(|kid| kid.text().is_some_and(|kid| kid.as_bytes() == [assertion.signer])));
     let endpoint = format!("{ORIGIN}/oauth/token");
-    let names_us = |audience: &Json| audience.text().is_some_and(|audience| audience == ORIGIN || audience == endpoint);
+    let names_us = |audience: &Json| {
+        audience.text().is_some_and(|audience| [ORIGIN, &endpoint].iter().any(|own| url::is_same(audience, own)))
+    };
     assert!(claims.exactly("aud").flat_map(Json::elements).any(names_us));
     assert!(!said(&claims, "jti").is_empty());
     let number = |name| claims.exactly(name).next().and_then(Json::number);

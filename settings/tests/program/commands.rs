@@ -722,6 +722,40 @@ fn nobody_is_led_into_the_operators_network() {
 }
 
 #[test]
+fn connectors_that_cannot_be_told_apart_are_refused() {
+    let settings = Settings::new();
+    let create = |kind: &str, connectors: &[&str]| {
+        let flag = if kind == "key" { "--connector" } else { "--scope" };
+        let value = |connector: &&str| if kind == "key" { (*connector).to_owned() } else { format!("mcp:call:{connector}") };
+        let values: Vec<String> = connectors.iter().map(value).collect();
+        let mut arguments = vec![kind, "create", "--org", "acme", "--name", "x"];
+        values.iter().for_each(|value| arguments.extend([flag, value]));
+        settings.run(&arguments)
+    };
+    assert!(create("key", &["notes", "my_files"]).status.success());
+    for (kind, connectors) in [("key", &["notes_"][..]), ("client", &["notes__v2"]), ("client", &["a__b", "a"])] {
+        let output = create(kind, connectors);
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && line.contains("cannot be told apart"), "{kind} {connectors:?}: {line}");
+    }
+    assert!(create("client", &["_notes", "files"]).status.success());
+    assert_eq!(settings.policy()["orgs"]["acme"]["api_keys"].as_array().map(Vec::len), Some(1), "nothing was saved");
+
+    let gateway = json!({"gateway": {"origin": "https://g"}, "policy": {"remote": {"cluster": "s"}}}).to_string();
+    let file = settings.write("gateway.json", &gateway);
+    for (connectors, is_good) in [(["notes", "notes_"], false), (["a__b", "a"], false), (["notes", "my_notes"], true)] {
+        let [one, other] = connectors;
+        let output = settings.run(&["policy", "check", &file, "--connector", one, "--connector", other]);
+        let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(
+            (output.status.success(), told.contains("cannot be told apart")),
+            (is_good, !is_good),
+            "{connectors:?}: {told}"
+        );
+    }
+}
+
+#[test]
 fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
     let settings = Settings::new();
     let hash = "ab".repeat(32);
@@ -774,6 +808,27 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
         (org(json!({"identity_providers": [with(&idp, "audience", json!("https://idp/"))]})), &[], &["the issuer itself"]),
         (org(json!({"identity_providers": [with(&idp, "client_scopes", json!(["a b"]))]})), &["client_scopes[0]: expected"], &[]),
         (org(json!({"api_keys": [with(&key, "connectors", json!(["nope"]))]})), &[], &["no connector \"nope\""]),
+        (
+            org(json!({"api_keys": [with(&key, "connectors", json!(["notes", "notes_"]))]})),
+            &[
+                "connectors[0]: \"notes_\" and \"notes\" cannot be told apart",
+                "connectors[1]: \"notes_\" and \"notes\" cannot be",
+            ],
+            &["no connector \"notes_\""],
+        ),
+        (
+            with(
+                &with(
+                    &remote,
+                    "policy",
+                    json!({"inline": org(json!({"api_keys": [with(&key, "connectors", json!(["notes-v2", "notes"]))]}))}),
+                ),
+                "gateway",
+                json!({"origin": "https://g", "connector_separator": "-"}),
+            ),
+            &["policy.inline.orgs.acme.api_keys[0].connectors[0]: \"notes-v2\" and \"notes\" cannot be told apart"],
+            &["no connector \"notes-v2\""],
+        ),
         (org(json!({"api_keys": [{"id": "k", "sha256": hash}]})), &[], &["never expires"]),
         (org(json!({"api_keys": [with(&key, "expires_at", json!("2020-01-01T00:00:00Z"))]})), &[], &["has passed"]),
         (org(json!({"api_keys": [with(&key, "revoked", json!(true))], "colour": 1})), &["colour: unknown field"], &[]),

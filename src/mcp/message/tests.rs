@@ -91,12 +91,49 @@ fn what_could_be_read_in_two_ways_is_refused() {
         (call(r#"{"name":"notes__a","arguments":[[{"":1}]]}"#), UNNAMED),
         (call(r#"{"name":"notes\u005f_a"}"#), ESCAPED),
         (call(r#"{"uri":"notes+note:\/\/a","name":"notes__a"}"#), ESCAPED),
-        (r#"{"jsonrpc":"2.0","id":1,"method":"tools\/call"}"#.into(), ESCAPED),
         (r#"{"jsonrpc":"2.0","id":"clock\u005f_1","result":{}}"#.into(), ESCAPED),
         (with(deep), TOO_DEEP),
     ] {
         assert_eq!(read(&text), Err(MessageError::Ambiguous(expected)), "{text}");
     }
+}
+
+#[test]
+fn an_escape_that_every_reader_reads_alike_is_no_reason_to_refuse() {
+    let read = |text: &str| read(text).map(|body| (body.messages[0].target.clone(), body.id()));
+    for (text, expected, id) in [
+        (r#"{"jsonrpc":"2.0","id":1,"method":"tools\/call","params":{"name":"notes__a"}}"#, connector("notes"), json!(1)),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"tools\/list"}"#, Target::Lists, json!(1)),
+        (r#"{"jsonrpc":"2.0","method":"notifications\/initialized"}"#, Target::Nothing, Value::Null),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"\u0070ing"}"#, Target::Nothing, json!(1)),
+        (r#"{"jsonrpc":"2\u002e0","id":1,"method":"ping"}"#, Target::Nothing, json!(1)),
+        (r#"{"jsonrpc":"2.0","id":"a\/b\u0031","method":"ping"}"#, Target::Nothing, json!("a/b1")),
+        (r#"{"jsonrpc":"2.0","i\u0064":1,"m\u0065thod":"ping"}"#, Target::Nothing, json!(1)),
+        (
+            r#"{"jsonrpc":"2.0","id":1,"method":"completion\/complete","params":{"ref":{"type":"ref\/prompt","name":"notes__p"}}}"#,
+            connector("notes"),
+            json!(1),
+        ),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"tasks\/get"}"#, Target::Untied, json!(1)),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"tools\/call\u0000","params":{"name":"notes__a"}}"#, Target::Untied, json!(1)),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"tools\\/call","params":{"name":"notes__a"}}"#, Target::Untied, json!(1)),
+    ] {
+        assert_eq!(read(text), Ok((expected, id)), "{text}");
+    }
+    assert_eq!(read(r#"{"jsonrpc":"1\u002e0","id":1,"method":"ping"}"#), Err(MessageError::NotJsonRpc));
+}
+
+#[test]
+fn the_id_of_a_task_may_be_anything_that_has_one_reading() {
+    let task = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{{"taskId":{id}}}}}"#);
+    for (id, name) in
+        [(r#""a\/b""#, Some("a/b")), (r#""clock__a""#, Some("clock__a")), ("7", None), ("null", None), ("[{}]", None)]
+    {
+        let body = read(&task(id)).unwrap();
+        assert_eq!((body.messages[0].name.as_deref(), &body.messages[0].target), (name, &Target::Untied), "{id}");
+    }
+    assert_eq!(read(&task(r#"{"a":1,"a":2}"#)), Err(MessageError::Ambiguous(DUPLICATE)));
+    assert_eq!(read(&task(r#"[{"":1}]"#)), Err(MessageError::Ambiguous(UNNAMED)));
 }
 
 #[test]
