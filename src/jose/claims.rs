@@ -69,28 +69,35 @@ pub fn audiences(claims: &Map<String, Value>) -> Vec<&str> {
     }
 }
 
-/// Checks that `aud`, a string or an array of strings (RFC 7519 §4.1.3), names one of `accepted`. Of a URL any spelling will
-/// do: clients and providers write into `aud` what the client was given as its resource.
+/// Checks that `aud`, a string or an array of strings (RFC 7519 §4.1.3), names one of `accepted`, letter by letter
+/// (RFC 7519 §2: a StringOrURI is compared without canonicalization).
 ///
 /// # Errors
 /// [`Reason::AudienceMismatch`], and as [`issuer`].
 pub fn check_audience(claims: &Map<String, Value>, accepted: &[Box<str>]) -> Result<(), Reason> {
+    let is_named = accepted_audiences(claims)?.iter().any(|audience| accepted.iter().any(|accepted| &**accepted == *audience));
+    if is_named { Ok(()) } else { Err(Reason::AudienceMismatch) }
+}
+
+/// As [`check_audience`], where `accepted` are URLs of the gateway. Of these any spelling will do (RFC 3986 §6.2.2 and §6.2.3):
+/// clients write into the `aud` of their assertions what they were given.
+///
+/// # Errors
+/// As [`check_audience`].
+pub fn check_audience_url(claims: &Map<String, Value>, accepted: &[Box<str>]) -> Result<(), Reason> {
+    let accepted: Vec<String> = accepted.iter().filter_map(|accepted| url::normalized(accepted)).collect();
+    let mut audiences = accepted_audiences(claims)?.into_iter().filter_map(url::normalized);
+    if audiences.any(|url| accepted.contains(&url)) { Ok(()) } else { Err(Reason::AudienceMismatch) }
+}
+
+/// The strings in the claim `aud`, if it has the right form.
+fn accepted_audiences(claims: &Map<String, Value>) -> Result<Vec<&str>, Reason> {
     let is_text = match claims.get("aud") {
         None => return Err(Reason::ClaimMissing),
         Some(Value::Array(audiences)) => audiences.iter().all(Value::is_string),
         Some(audience) => audience.is_string(),
     };
-    if !is_text {
-        return Err(Reason::TokenMalformed);
-    }
-    let audiences = audiences(claims);
-    let is_named = audiences.iter().any(|audience| accepted.iter().any(|accepted| &**accepted == *audience));
-    let is_named_otherwise = || {
-        let accepted: Vec<String> = accepted.iter().filter_map(|accepted| url::normalized(accepted)).collect();
-        !accepted.is_empty()
-            && audiences.iter().filter_map(|audience| url::normalized(audience)).any(|url| accepted.contains(&url))
-    };
-    if is_named || is_named_otherwise() { Ok(()) } else { Err(Reason::AudienceMismatch) }
+    if is_text { Ok(audiences(claims)) } else { Err(Reason::TokenMalformed) }
 }
 
 /// Checks `exp`, `nbf` and `iat` at `now`, the issuer's clock being at most `skew` off, and returns when
@@ -219,7 +226,9 @@ mod tests {
             (json!("https://gw.example.evil/mcp/acme"), false),
             (json!("APEXMCP"), false),
         ] {
-            assert_eq!(check_audience(json!({"aud": aud}).as_object().unwrap(), &accepted).is_ok(), is_good, "{aud}");
+            let claims = json!({ "aud": aud });
+            assert_eq!(check_audience_url(claims.as_object().unwrap(), &accepted).is_ok(), is_good, "{aud}");
+            assert!(check_audience(claims.as_object().unwrap(), &accepted).is_err(), "{aud}: not letter by letter");
         }
     }
 }

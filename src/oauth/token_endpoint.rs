@@ -249,7 +249,7 @@ impl TokenEndpoint<'_> {
         let audiences = [gateway.origin.as_str().into(), format!("{}{}", gateway.origin, gateway.token_path).into()];
         let accepted = [Type::Untyped, Type::Named("jwt"), Type::Named("client-authentication+jwt")];
         let (Ok(expires_at), Some(jwks)) = (self.assertion_ends(jws.claims()), &client.jwks) else { return false };
-        if jws.check_type(&accepted).is_err() || claims::check_audience(jws.claims(), &audiences).is_err() {
+        if jws.check_type(&accepted).is_err() || claims::check_audience_url(jws.claims(), &audiences).is_err() {
             return false;
         }
         let keys: Vec<_> = jwks.candidates(jws.key_hint()).collect();
