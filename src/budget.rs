@@ -46,6 +46,10 @@ const SHARE_OF_MANY: Amount = Amount { places: 2_048, bytes: 48 << 20 };
 /// Holds that were given up and are not answered yet. The next tick answers them, 20 ms later at most.
 const MAX_GIVEN_UP: Amount = Amount { places: 2_048, bytes: 32 << 20 };
 
+/// The part of the budget that all lists which are cut may have together. They are never given up, so that they must leave
+/// room for requests.
+const TOTAL_OF_LISTS: Amount = Amount { places: 4_096, bytes: 80 << 20 };
+
 /// What each hold is charged besides the bytes that the client sent: Envoy's own record of the stream.
 const PLACE_BYTES: usize = 4 * 1024;
 
@@ -82,8 +86,10 @@ impl Account {
 pub enum Waits {
     /// The rest of the request, which its client sends.
     ForClient,
-    /// An answer of somebody else: a key set, the policy, the rate limit service, a connector.
+    /// An answer of somebody else: a key set, the policy, the rate limit service.
     ForOthers,
+    /// The rest of a connector's response. Nobody looks at it before more of it comes, so it is never given up.
+    ForConnector,
 }
 
 /// The budget of a worker. Clones are the same budget.
@@ -96,6 +102,8 @@ struct Ledger {
     accounts: HashMap<Account, Amount>,
     key_sets: HashMap<KeySetId, Amount>,
     given_up: Amount,
+    /// What of `total` lists have.
+    lists: Amount,
     /// All holds that were not given up, oldest first.
     holds: BTreeMap<u64, Rc<Entry>>,
     next_number: u64,
@@ -166,34 +174,42 @@ impl Budget {
     fn is_empty(&self) -> bool {
         let ledger = self.0.borrow();
         let nothing = Amount::default();
-        ledger.total == nothing && ledger.given_up == nothing && ledger.accounts.is_empty() && ledger.key_sets.is_empty()
+        ledger.total == nothing
+            && ledger.given_up == nothing
+            && ledger.lists == nothing
+            && ledger.accounts.is_empty()
+            && ledger.key_sets.is_empty()
     }
 }
 
 impl Hold {
     /// Holds this many bytes of the body besides the head. Where the budget has no room for them, the hold is given up.
     pub fn set_body(&self, bytes: usize) {
+        if !self.try_set_body(bytes) && !self.is_given_up() {
+            self.budget.0.borrow_mut().give_up(&self.entry);
+        }
+    }
+
+    /// As [`Hold::set_body`], but where the budget has no room, the hold stays as it was, and the result is false.
+    pub fn try_set_body(&self, bytes: usize) -> bool {
         let before = self.entry.body.get();
         if self.entry.is_given_up.get() || bytes == before {
-            return;
+            return !self.entry.is_given_up.get();
         }
         let mut ledger = self.budget.0.borrow_mut();
         if let Some(more) = bytes.checked_sub(before) {
             let more = Amount { places: 0, bytes: more };
             let has_room = ledger.make_room(&self.entry, more);
             // The oldest hold may have been given up to make room, and that may be this one.
-            if self.entry.is_given_up.get() {
-                return;
-            }
-            if !has_room {
-                ledger.give_up(&self.entry);
-                return;
+            if !has_room || self.entry.is_given_up.get() {
+                return false;
             }
             ledger.add(&self.entry, more);
         } else {
             ledger.subtract(&self.entry, Amount { places: 0, bytes: before.saturating_sub(bytes) });
         }
         self.entry.body.set(bytes);
+        true
     }
 
     /// Bytes of the head and the body.
@@ -232,6 +248,9 @@ impl Ledger {
         if self.given_up.exceeds(MAX_GIVEN_UP) || more.exceeds(entry.account.share()) {
             return false;
         }
+        if entry.waits == Waits::ForConnector && self.lists.plus(more).exceeds(TOTAL_OF_LISTS) {
+            return false;
+        }
         if let Some(key_set) = entry.key_set {
             let has = self.key_sets.get(&key_set).copied().unwrap_or_default();
             if has.plus(more).exceeds(SHARE_OF_MANY) {
@@ -267,7 +286,7 @@ impl Ledger {
 
     /// Gives up the oldest hold that is `eligible`; false where there is none.
     fn give_up_oldest(&mut self, eligible: impl Fn(&Entry) -> bool) -> bool {
-        let oldest = self.holds.values().find(|entry| eligible(entry)).map(Rc::clone);
+        let oldest = self.holds.values().find(|entry| entry.waits != Waits::ForConnector && eligible(entry)).map(Rc::clone);
         oldest.is_some_and(|oldest| {
             self.give_up(&oldest);
             true
@@ -283,6 +302,9 @@ impl Ledger {
 
     fn add(&mut self, entry: &Entry, amount: Amount) {
         self.total = self.total.plus(amount);
+        if entry.waits == Waits::ForConnector {
+            self.lists = self.lists.plus(amount);
+        }
         let account = self.accounts.entry(entry.account.clone()).or_default();
         *account = account.plus(amount);
         if let Some(key_set) = entry.key_set {
@@ -293,6 +315,9 @@ impl Ledger {
 
     fn subtract(&mut self, entry: &Entry, amount: Amount) {
         self.total = self.total.minus(amount);
+        if entry.waits == Waits::ForConnector {
+            self.lists = self.lists.minus(amount);
+        }
         take_from(&mut self.accounts, &entry.account, amount);
         if let Some(key_set) = entry.key_set {
             take_from(&mut self.key_sets, &key_set, amount);
@@ -445,6 +470,29 @@ mod tests {
     }
 
     #[test]
+    fn lists_leave_room_for_requests() {
+        let budget = Budget::default();
+        let mib = (1 << 20) - PLACE_BYTES;
+        let mut lists = Vec::new();
+        for name in ["a", "b", "c", "d"] {
+            let mut of_org = Vec::new();
+            while let Some(list) = budget.hold(org(name), Waits::ForConnector, 0) {
+                if of_org.len() == 40 || !list.try_set_body(mib) {
+                    break;
+                }
+                of_org.push(list);
+            }
+            lists.push(of_org);
+        }
+        assert_eq!(lists.iter().map(Vec::len).collect::<Vec<_>>(), [32, 32, 16, 0]);
+        assert!(!lists.iter().flatten().any(Hold::is_given_up), "a list is never given up");
+        assert_eq!(held(&budget, &Account::TokenEndpoint, Waits::ForClient, 2_048).len(), 2_048);
+        assert!(!lists[0][0].try_set_body(40 << 20) && !lists[0][0].is_given_up());
+        drop(lists);
+        assert!(budget.is_empty());
+    }
+
+    #[test]
     fn what_is_given_up_and_not_answered_yet_is_bounded_too() {
         let budget = Budget::default();
         let holds = held(&budget, &Account::Refused, Waits::ForClient, 100_000);
@@ -468,13 +516,14 @@ mod tests {
                 };
                 match kind {
                     0 | 1 => holds.extend(budget.hold(account, Waits::ForClient, bytes)),
+                    2 if bytes % 2 == 0 => holds.extend(budget.hold(account, Waits::ForConnector, bytes)),
                     2 => holds.extend(budget.hold(account, Waits::ForOthers, bytes)),
                     3 => holds.extend(budget.hold_for_key_set(OrgName::parse("k").unwrap(), KeySetId::at(which), bytes)),
                     4 => if let Some(hold) = holds.get(which) { hold.set_body(bytes) },
                     _ => if which < holds.len() { holds.remove(which); },
                 }
                 let ledger = budget.0.borrow();
-                prop_assert!(!ledger.total.exceeds(TOTAL));
+                prop_assert!(!ledger.total.exceeds(TOTAL) && !ledger.lists.exceeds(TOTAL_OF_LISTS));
                 for (account, amount) in &ledger.accounts {
                     prop_assert!(!amount.exceeds(account.share()));
                 }

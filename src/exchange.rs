@@ -216,10 +216,11 @@ impl AwaitingPolicy {
 
     /// Begins anew with the policy, or gives up without.
     pub fn proceed(self, head: RequestHead, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
-        if gateway.policy.generation() != 0 {
+        let is_given_up = self.hold.is_given_up();
+        if gateway.policy.generation() != 0 && !is_given_up {
             return start(gateway, head, self.route, now, host);
         }
-        let reason = if self.hold.is_given_up() { Reason::Overloaded } else { Reason::PolicyUnavailable };
+        let reason = if is_given_up { Reason::Overloaded } else { Reason::PolicyUnavailable };
         refuse(gateway, &head, None, self.mode, reason.into(), Findings::default(), host)
     }
 

@@ -312,7 +312,10 @@ impl KeySet {
             self.wanted = self.wanted.max(Some(wanted));
         }
         let is_awaited = may_fetch || self.is_pending(now, timing);
-        if is_awaited && wanted == Wanted::New && self.asked.len() < MAX_ASKED && !self.asked.contains(&name) {
+        // The answer to a fetch that is under way may be older than the key, and says nothing about it.
+        let is_under_way = self.record.is_claimed(now, timing);
+        let is_asked = is_awaited && wanted == Wanted::New && !is_under_way;
+        if is_asked && self.asked.len() < MAX_ASKED && !self.asked.contains(&name) {
             self.asked.push(name);
         }
         is_awaited
@@ -782,6 +785,21 @@ mod tests {
         assert_eq!(ask("next", 31, &["current", "next"]), (true, 1), "no second one");
         assert_eq!(ask("early", 41, &["current", "next", "early"]), (true, 1), "a key that is published late");
         assert_eq!(ask("another", 42, &["current", "next", "early", "another"]), (true, 1));
+    }
+
+    #[test]
+    fn a_rotation_during_a_fetch_is_not_held_back_by_its_answer() {
+        let mut threads = Threads::new(1);
+        threads.tick(START);
+        threads.answer(&["current"], START);
+        threads.sync(0, at(1));
+        assert_eq!(threads.tick(at(301)), 1, "the refresh interval is over");
+        assert!(threads.set(0).request_key(KeyName::new("next"), at(302), &TIMING), "the fetch is awaited");
+        // The provider wrote its answer before the rotation.
+        threads.answer(&["current"], at(303));
+        threads.sync(0, at(303));
+        assert!(threads.set(0).request_key(KeyName::new("next"), at(303), &TIMING), "it is asked for again");
+        assert_eq!(threads.tick(at(303)), 1);
     }
 
     #[test]

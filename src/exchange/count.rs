@@ -1,6 +1,7 @@
 //! A request that may pass is counted: only then, so that a refused one costs nothing.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::refusal::{self, Size};
 use super::{Forward, Record, Step};
@@ -11,7 +12,8 @@ use crate::gateway::{Count, Findings, Gateway};
 use crate::host::Host;
 use crate::limits::local::Exceeded;
 use crate::limits::service;
-use crate::limits::standing::Standing;
+use crate::limits::standing::{Standing, Window};
+use crate::limits::{Kind, Rate};
 use crate::path::Resource;
 use crate::principal::Principal;
 use crate::time::UnixTime;
@@ -75,7 +77,10 @@ impl Admitted {
                 let edits = std::mem::take(&mut self.forward.edits);
                 Step::Count(edits, question, AwaitingCount { admitted: self, hold: Rc::new(hold) })
             }
-            None => self.refuse(gateway, &too_many_questions(), host),
+            None => {
+                let denial = too_many_questions(&self.principal);
+                self.refuse(gateway, &denial, host)
+            }
         }
     }
 
@@ -112,9 +117,20 @@ impl Admitted {
     }
 }
 
-/// The refusal of a request about which the service cannot be asked now.
-fn too_many_questions() -> Denial {
-    Reason::RateLimit.into()
+/// How long until a place for a question is likely to be free.
+const NEXT_QUESTION: Duration = Duration::from_secs(1);
+
+/// The refusal of a request about which the service cannot be asked now. It tells the rate, of which nothing is left at this
+/// moment. What is left of the month is not known.
+fn too_many_questions(principal: &Principal) -> Denial {
+    let window = |rate: Rate| Window {
+        quota: rate.requests.get().into(),
+        length: Some(rate.per.duration()),
+        remaining: 0,
+        resets_in: NEXT_QUESTION,
+    };
+    let rate = principal.limits().iter().find_map(|subject| subject.rate).map(window);
+    Exceeded { kind: Kind::Rate, retry_after: NEXT_QUESTION, standing: Standing { rate, month: None } }.into()
 }
 
 impl AwaitingCount {
@@ -141,7 +157,8 @@ impl AwaitingCount {
             ServiceAnswer::Message(message) => Some(message),
             ServiceAnswer::None => None,
             ServiceAnswer::Overflow => {
-                return (self.admitted.refuse(gateway, &too_many_questions(), host), ServiceOutcome::Overloaded);
+                let denial = too_many_questions(&self.admitted.principal);
+                return (self.admitted.refuse(gateway, &denial, host), ServiceOutcome::Overloaded);
             }
         };
         match message.and_then(|message| service::read(message, self.admitted.principal.limits())) {

@@ -1141,6 +1141,9 @@ fn questions_to_the_rate_limit_service_are_bounded_for_each_org() {
     assert!(open.iter().all(|step| reason(step) == "count"));
     let step = world.start("/mcp/acme/notes", &POST);
     assert_eq!((reason(&step), status(&step)), ("rate_limit", 429), "a burst does not lift the limit");
+    let Step::Reply(reply, _) = step else { panic!() };
+    let told = ["retry-after", "ratelimit-policy", "ratelimit"].map(|name| header(&reply, name));
+    assert_eq!(told, ["1", r#""rate";q=2;w=60"#, r#""rate";r=0;t=1"#]);
     // The question stays open when its stream ends.
     let Some(Step::Count(_, _, awaiting)) = open.pop() else { panic!("not asked") };
     let question = Rc::clone(awaiting.hold());

@@ -64,6 +64,11 @@ impl OpenQuestions {
         self.open.remove(&number).map(|question| question.stream)
     }
 
+    /// Whether the question of this number is open.
+    pub fn is_open(&self, number: u32) -> bool {
+        self.open.contains_key(&number)
+    }
+
     /// Notes the time. An answer since the last call counts as one of this moment. Questions that are over their timeout end:
     /// Envoy does not tell a module how a question ended whose stream had ended before.
     pub fn look(&mut self, now: UnixTime) {
@@ -284,6 +289,7 @@ mod tests {
         questions.look(at(149));
         assert_eq!(Rc::strong_count(&its), 2, "it is open");
         questions.look(at(150));
+        assert!(!questions.is_open(7));
         assert_eq!((Rc::strong_count(&its), questions.end(7, true)), (1, None));
         questions.ask(8, 1, Rc::clone(&its), timeout);
         questions.look(at(0));

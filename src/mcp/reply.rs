@@ -79,7 +79,7 @@ impl ListRequest {
         let is_plain = head.content_encoding.is_empty() || head.content_encoding.eq_ignore_ascii_case(b"identity");
         let is_stream = media_type(head.content_type).eq_ignore_ascii_case(b"text/event-stream");
         // A compressed response was not asked for, and is not read.
-        let hold = is_plain.then(|| budget.hold(Account::Org(self.org.clone()), Waits::ForOthers, 0)).flatten();
+        let hold = is_plain.then(|| budget.hold(Account::Org(self.org.clone()), Waits::ForConnector, 0)).flatten();
         if hold.is_none() && self.permitted.is_none() {
             return None;
         }
@@ -152,10 +152,13 @@ impl ListReply {
     }
 
     /// Whether so much of this response may be kept.
-    fn keeps(&self, length: usize) -> bool {
-        let Some(hold) = self.hold.as_ref().filter(|_| length <= MAX_LENGTH) else { return false };
-        hold.set_body(length);
-        !hold.is_given_up()
+    fn keeps(&mut self, length: usize) -> bool {
+        let is_kept = length <= MAX_LENGTH && self.hold.as_ref().is_some_and(|hold| hold.try_set_body(length));
+        if !is_kept {
+            // Nothing is kept from now on.
+            self.hold = None;
+        }
+        is_kept
     }
 
     fn cut_body(&self, body: Vec<u8>) -> Vec<u8> {

@@ -422,6 +422,10 @@ impl Plugin {
     }
 
     fn hold(&self, id: u32, flow: &Rc<Flow>, awaiting: Awaiting) {
+        // A body may have come while the request waited for something else. The question to the rate limit service counts it.
+        if !matches!(awaiting, Awaiting::Count(..)) {
+            awaiting.hold().set_body(flow.body_length.get());
+        }
         self.held.borrow_mut().insert(id, Held { flow: Rc::clone(flow), awaiting });
     }
 
@@ -595,7 +599,8 @@ impl Plugin {
                 (Awaiting::Rest(exchange), _) => exchange.proceed(),
                 (Awaiting::Message(exchange), Some(gateway)) => exchange.give_up(gateway, &self.envoy),
                 (Awaiting::Count(exchange, _), Some(gateway)) => {
-                    let (step, outcome) = exchange.proceed(ServiceAnswer::Overflow, gateway, &self.envoy);
+                    let answer = if is_given_up { ServiceAnswer::Overflow } else { ServiceAnswer::None };
+                    let (step, outcome) = exchange.proceed(answer, gateway, &self.envoy);
                     self.metrics.borrow_mut().counted(outcome);
                     step
                 }
@@ -619,8 +624,10 @@ impl Plugin {
             Awaiting::KeySet(exchange) => exchange.is_ready(gateway, now),
             Awaiting::Body(exchange) => exchange.is_overdue(now),
             Awaiting::Rest(exchange) => exchange.is_overdue(now),
-            // Of these, only those that were given up are decided here.
-            Awaiting::Message(_) | Awaiting::Count(..) => false,
+            // Envoy may not tell of its end: the module may have been in another stream's callback when it asked.
+            Awaiting::Count(_, token) => !self.questions.borrow().is_open(*token),
+            // Only those that were given up are decided here.
+            Awaiting::Message(_) => false,
         };
         // Envoy runs the callbacks of one local reply inside those of the one before, if several are sent in one callback.
         // Some hundreds of them exceed V8's stack.

@@ -12,6 +12,7 @@ use wasm_test::envoy::{Envoy, GATEWAY_LISTENER};
 use wasm_test::gateway::{Setup, local_cluster, plugin};
 use wasm_test::http::{Client, Request};
 use wasm_test::issuer::Issuer;
+use wasm_test::policy::merged;
 use wasm_test::process::Folder;
 use wasm_test::token::{Algorithm, Key, base64url, now};
 
@@ -521,8 +522,10 @@ fn replaced(token: &str, at: usize, random: &mut Rng) -> String {
 
 /// Envoy with both filters, each on a listener of its own.
 async fn start(issuer: &Issuer, key: &Key) -> (Envoy, [Client; 2]) {
-    let setup = Setup::new(plugin(&json!({"acme": {"identity_providers": [issuer.record()]}})));
-    let ours = setup.filter(&plugin(&json!({"acme": {"identity_providers": [issuer.record()]}})));
+    // With scopes that are granted whatever else a token says: this test is about who it is.
+    let provider = merged(issuer.record(), &json!({"default_scopes": ["mcp:call"]}));
+    let setup = Setup::new(plugin(&json!({"acme": {"identity_providers": [provider]}})));
+    let ours = setup.filter(setup.plugin());
     let ours = json!({"name": "apexmcp", "typed_config": ours["resources"][0]["typed_config"]});
     let filters = "type.googleapis.com/envoy.extensions.filters";
     let theirs = json!({

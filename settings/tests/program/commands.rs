@@ -91,7 +91,7 @@ fn a_client_with_keys_of_its_own() {
     assert!(line.contains("private key") && !line.contains("SECRET"), "{line}");
     let none = settings.write("none.json", r#"{"keys": []}"#);
     let refused = settings.failure(&["client", "create", "--org", "acme", "--name", "signs", "--jwks", &none]);
-    assert!(refused.contains("--jwks: none of its keys"), "{refused}");
+    assert!(refused.contains("--jwks: \"keys\" is empty"), "{refused}");
     for (kid, is_good) in
         [("k".repeat(256), true), ("k".repeat(257), false), ("a\u{202e}".to_owned(), false), ("\n".to_owned(), false)]
     {
