@@ -65,17 +65,23 @@ pub enum Account {
     /// Requests with a token of this org's providers that is not verified yet. Anybody can send them, so they are not
     /// charged to the org itself.
     Unverified(OrgName),
-    /// Requests of this org whose credential is good, and its lists that are cut.
+    /// Requests of this org whose credential is good.
     Org(OrgName),
+    /// Lists of this org that are cut. Nobody looks at one before more of it comes, so they are never given up.
+    Lists(OrgName),
     /// Requests of this org about which the rate limit service is asked.
     Questions(OrgName),
 }
 
 impl Account {
+    const fn is_of_lists(&self) -> bool {
+        matches!(self, Self::Lists(_))
+    }
+
     const fn share(&self) -> Amount {
         match self {
             Self::FirstPolicy | Self::TokenEndpoint | Self::Refused => SHARE_OF_MANY,
-            Self::Unverified(_) | Self::Org(_) => SHARE_OF_ORG,
+            Self::Unverified(_) | Self::Org(_) | Self::Lists(_) => SHARE_OF_ORG,
             Self::Questions(_) => SHARE_OF_QUESTIONS,
         }
     }
@@ -86,10 +92,8 @@ impl Account {
 pub enum Waits {
     /// The rest of the request, which its client sends.
     ForClient,
-    /// An answer of somebody else: a key set, the policy, the rate limit service.
+    /// An answer of somebody else: a key set, the policy, the rate limit service, a connector.
     ForOthers,
-    /// The rest of a connector's response. Nobody looks at it before more of it comes, so it is never given up.
-    ForConnector,
 }
 
 /// The budget of a worker. Clones are the same budget.
@@ -248,7 +252,7 @@ impl Ledger {
         if self.given_up.exceeds(MAX_GIVEN_UP) || more.exceeds(entry.account.share()) {
             return false;
         }
-        if entry.waits == Waits::ForConnector && self.lists.plus(more).exceeds(TOTAL_OF_LISTS) {
+        if entry.account.is_of_lists() && self.lists.plus(more).exceeds(TOTAL_OF_LISTS) {
             return false;
         }
         if let Some(key_set) = entry.key_set {
@@ -270,6 +274,7 @@ impl Ledger {
             let largest = self
                 .accounts
                 .iter()
+                .filter(|(account, _)| !account.is_of_lists())
                 .max_by_key(|(_, amount)| size(amount))
                 .map(|(account, amount)| (account.clone(), size(amount)));
             let Some((largest, its_size)) = largest else { return false };
@@ -286,7 +291,7 @@ impl Ledger {
 
     /// Gives up the oldest hold that is `eligible`; false where there is none.
     fn give_up_oldest(&mut self, eligible: impl Fn(&Entry) -> bool) -> bool {
-        let oldest = self.holds.values().find(|entry| entry.waits != Waits::ForConnector && eligible(entry)).map(Rc::clone);
+        let oldest = self.holds.values().find(|entry| eligible(entry)).map(Rc::clone);
         oldest.is_some_and(|oldest| {
             self.give_up(&oldest);
             true
@@ -302,7 +307,7 @@ impl Ledger {
 
     fn add(&mut self, entry: &Entry, amount: Amount) {
         self.total = self.total.plus(amount);
-        if entry.waits == Waits::ForConnector {
+        if entry.account.is_of_lists() {
             self.lists = self.lists.plus(amount);
         }
         let account = self.accounts.entry(entry.account.clone()).or_default();
@@ -315,7 +320,7 @@ impl Ledger {
 
     fn subtract(&mut self, entry: &Entry, amount: Amount) {
         self.total = self.total.minus(amount);
-        if entry.waits == Waits::ForConnector {
+        if entry.account.is_of_lists() {
             self.lists = self.lists.minus(amount);
         }
         take_from(&mut self.accounts, &entry.account, amount);
@@ -356,6 +361,10 @@ mod tests {
 
     fn org(name: &str) -> Account {
         Account::Org(OrgName::parse(name).unwrap())
+    }
+
+    fn lists_of(name: &str) -> Account {
+        Account::Lists(OrgName::parse(name).unwrap())
     }
 
     fn held(budget: &Budget, account: &Account, waits: Waits, count: usize) -> Vec<Hold> {
@@ -476,7 +485,7 @@ mod tests {
         let mut lists = Vec::new();
         for name in ["a", "b", "c", "d"] {
             let mut of_org = Vec::new();
-            while let Some(list) = budget.hold(org(name), Waits::ForConnector, 0) {
+            while let Some(list) = budget.hold(lists_of(name), Waits::ForOthers, 0) {
                 if of_org.len() == 40 || !list.try_set_body(mib) {
                     break;
                 }
@@ -486,6 +495,16 @@ mod tests {
         }
         assert_eq!(lists.iter().map(Vec::len).collect::<Vec<_>>(), [32, 32, 16, 0]);
         assert!(!lists.iter().flatten().any(Hold::is_given_up), "a list is never given up");
+        // Where the whole budget is full, requests of others are given up for a new one.
+        let large = |name: &str| {
+            let account = org(name);
+            (0..40).map_while(|_| budget.hold(account.clone(), Waits::ForOthers, mib)).collect::<Vec<Hold>>()
+        };
+        let requests: Vec<Vec<Hold>> = ["w", "x", "y"].map(large).into();
+        assert!(budget.hold(org("z"), Waits::ForOthers, mib).is_some());
+        assert!(!lists.iter().flatten().any(Hold::is_given_up), "a list is never given up");
+        assert!(requests.iter().flatten().any(Hold::is_given_up));
+        drop(requests);
         assert_eq!(held(&budget, &Account::TokenEndpoint, Waits::ForClient, 2_048).len(), 2_048);
         assert!(!lists[0][0].try_set_body(40 << 20) && !lists[0][0].is_given_up());
         drop(lists);
@@ -516,7 +535,7 @@ mod tests {
                 };
                 match kind {
                     0 | 1 => holds.extend(budget.hold(account, Waits::ForClient, bytes)),
-                    2 if bytes % 2 == 0 => holds.extend(budget.hold(account, Waits::ForConnector, bytes)),
+                    2 if bytes % 2 == 0 => holds.extend(budget.hold(lists_of(&which.to_string()), Waits::ForOthers, bytes)),
                     2 => holds.extend(budget.hold(account, Waits::ForOthers, bytes)),
                     3 => holds.extend(budget.hold_for_key_set(OrgName::parse("k").unwrap(), KeySetId::at(which), bytes)),
                     4 => if let Some(hold) = holds.get(which) { hold.set_body(bytes) },

@@ -79,7 +79,7 @@ impl ListRequest {
         let is_plain = head.content_encoding.is_empty() || head.content_encoding.eq_ignore_ascii_case(b"identity");
         let is_stream = media_type(head.content_type).eq_ignore_ascii_case(b"text/event-stream");
         // A compressed response was not asked for, and is not read.
-        let hold = is_plain.then(|| budget.hold(Account::Org(self.org.clone()), Waits::ForConnector, 0)).flatten();
+        let hold = is_plain.then(|| budget.hold(Account::Lists(self.org.clone()), Waits::ForOthers, 0)).flatten();
         if hold.is_none() && self.permitted.is_none() {
             return None;
         }
