@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from wire import HOST, Request
 
-# What `max_request_headers_kb` of 60 and `max_headers_count` of 100 leave room for beside the other fields.
+# Bytes of padding. With the other fields, the head stays below `max_request_headers_kb` (60) and `max_headers_count` (100).
 HEAD_BYTES = 55_000
 # A field of this length leaves room for a token in the table of 4,096 bytes.
 FIELD_BYTES = 2_500
@@ -27,12 +27,12 @@ DEFAULT_WINDOW = 65_535
 # RFC 7541, Appendix A: the first index of the dynamic table, and the fields `:status` of the static one.
 FIRST_DYNAMIC = 62
 STATUSES = {8: 200, 9: 204, 10: 206, 11: 304, 12: 400, 13: 404, 14: 500}
-# How long a connection may take to open.
+# Timeout for opening a connection.
 CONNECT_TIMEOUT_S = 60
 
 
 def padded(request: Request, size: int = HEAD_BYTES) -> Request:
-    """The same with fields of `size` bytes together."""
+    """Adds fields of `size` bytes in total to the request."""
     for _ in range(size // FIELD_BYTES):
         request = request.with_header(PADDING, "x" * (FIELD_BYTES - len(PADDING)))
     return request
@@ -41,7 +41,7 @@ def padded(request: Request, size: int = HEAD_BYTES) -> Request:
 @dataclass(frozen=True)
 class Unfinished:
     """A request of which the client sends the head and `request.body`, and no more. `length` is the content length that the
-    head announces. A request of length 0 is whole."""
+    head announces. A request of length 0 is complete."""
 
     request: Request
     length: int = 0
@@ -58,7 +58,7 @@ class Unfinished:
 
 
 class Encoder:
-    """Field blocks of one connection: each field is a literal once, and an index after that."""
+    """Field blocks of one connection: the first use of a field is a literal, each further one is an index."""
 
     def __init__(self) -> None:
         self.table: list[tuple[str, str]] = []
@@ -77,7 +77,7 @@ class Encoder:
 
 
 def _integer(value: int, bits: int) -> bytes:
-    """RFC 7541 §5.1, with nothing in the bits above."""
+    """An integer by RFC 7541 §5.1. The bits above the prefix are zero."""
     limit = (1 << bits) - 1
     if value < limit:
         return bytes([value])
@@ -93,7 +93,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def status_of(block: bytes) -> int:
-    """The status of an answer whose sender keeps no table, so that `:status` is an indexed or a literal field."""
+    """The status of an answer. Its sender keeps no table, so `:status` is an indexed or a literal field."""
     while block[0] & 0xE0 == 0x20:
         block = block[1:]
     if block[0] & 0x80:
@@ -112,7 +112,7 @@ def status_of(block: bytes) -> int:
 
 @dataclass
 class Tally:
-    """What was sent, and how it was answered: by status, or as `reset` or `closed`."""
+    """The sent requests and bytes, and the answers by status, or as `reset` or `closed`."""
 
     requests: int = 0
     bytes: int = 0
@@ -139,7 +139,7 @@ class Http2:
     async def connect(self) -> "Http2":
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
-        # The server may keep no table, and may send all that it wants.
+        # The server may keep no table, and may send without limit.
         settings = struct.pack(">HI", HEADER_TABLE_SIZE, 0)
         self._write(PREFACE + frame(SETTINGS, 0, 0, settings) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", MAX_WINDOW - DEFAULT_WINDOW)))
         self.reading = asyncio.create_task(self._read())
@@ -232,7 +232,7 @@ class Http2:
 
 
 class Http1:
-    """The same over HTTP/1.1: the requests of one connection wait for each other."""
+    """The same attack over HTTP/1.1: the requests of one connection wait for each other."""
 
     def __init__(self, port: int, tally: Tally) -> None:
         self.port, self.tally = port, tally

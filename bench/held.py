@@ -1,9 +1,9 @@
-"""What a client can bind by requests that wait: memory for each byte on the wire, and CPU for each request.
+"""Measures the cost of requests that wait: memory for each byte on the wire, and CPU time for each request.
 
-For each state in which the gateway holds a request, over HTTP/2 and HTTP/1.1, a fresh Envoy with one worker gets more
-requests than it should hold, with heads as long as it takes. The memory is the peak of what Envoy has resident, above what
-it had before. The CPU is the worker's for each request until the last one has ended, beside that of the same bytes without
-any filter.
+There are several states in which the gateway holds a request. For each state, over HTTP/2 and HTTP/1.1, a new Envoy with
+one worker gets more requests than it should hold, with heads of the maximum length. The memory is the growth of Envoy's
+resident memory at its peak. The CPU time is the worker's for each request until the last one has ended. It is compared with
+the CPU time for the same bytes without the filter.
 """
 
 import asyncio
@@ -21,25 +21,25 @@ from settings import CLUSTER, TOKEN_ENV
 from wire import Request, mcp_call
 
 LISTENER, BARE = "held", "bare"
-# HTTP/2: connections, and requests on each. Envoy takes no more at once on one.
+# HTTP/2: connections, and requests on each. Envoy accepts no more concurrent requests on a connection.
 CONNECTIONS, STREAMS = 40, 100
 # HTTP/1.1: a connection holds one request.
 HTTP1_CONNECTIONS = 2_000
 BODY_BYTES = 1_000_000
-# The same for bodies of that length, 800 MB together.
+# Connections and requests for bodies of that length, 800 MB in total.
 BODY_CONNECTIONS, BODY_STREAMS, HTTP1_BODY_CONNECTIONS = 20, 40, 800
 # A refusal waits for the rest of a request up to 16 KiB.
 REST_BYTES = 16_000
 # Connections that are opened at the same time.
 AT_A_TIME = 20
-# Longer than a measurement takes.
+# This is longer than a measurement.
 PATIENCE = "60s"
 CONNECTOR = "notes"
 LIMITED_ORG, LIMITS = "limited", {"monthly_quota": 4_000_000_000}
-# A listening socket that nobody accepts from takes this many connections.
+# A listening socket accepts this many connections, even if no program calls accept.
 BACKLOG = 4_096
 END_TIMEOUT_S, POLL_S = 90, 0.05
-# The most that a state may cost: memory, and a multiple of Envoy's own CPU time for the same bytes.
+# Maximum cost of a state: memory, and a multiple of Envoy's own CPU time for the same bytes.
 MAX_GROWTH_BYTES = 400_000_000
 MAX_OF_BARE = 4
 PROTOCOLS: dict[str, type] = {"http2": Http2, "http1": Http1}
@@ -47,7 +47,7 @@ PROTOCOLS: dict[str, type] = {"http2": Http2, "http1": Http1}
 
 @dataclass(frozen=True)
 class State:
-    """Something that requests wait for. One more is one more of these in `states`."""
+    """Something that requests wait for. To measure another one, add it to `states`."""
 
     name: str
     request: Unfinished
@@ -68,7 +68,7 @@ class World:
     def __init__(self, parties: Parties, folder: Path) -> None:
         self.parties, self.folder = parties, folder
         self.key, self.scoped_key, self.limited_key = parties.keys(3)
-        # Connections to it are made, and nobody reads what comes.
+        # Accepts connections, but never reads from them.
         self.silent = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
         self.silent_port = self.silent.getsockname()[1]
 
@@ -81,7 +81,7 @@ class World:
         return config | {"jwks": config["jwks"] | {"timeout": PATIENCE}} | sections
 
     def envoy(self, sections: dict) -> Envoy:
-        """A fresh one, with the filter and a listener without any."""
+        """Starts a new Envoy with two listeners: one with the filter, and one without."""
         config = bootstrap(self.silent_port)
         config["static_resources"]["clusters"] += [rate_limit_cluster(self.silent_port), cluster(CLUSTER, self.silent_port)]
         with_filter = Listener(LISTENER, lambda: [module(LISTENER, self.plugin(sections))])
@@ -112,13 +112,13 @@ class World:
 
 
 def peak_bytes(envoy: Envoy) -> int:
-    """The most that was resident since `forget_peak`."""
+    """The peak of resident memory since `forget_peak`."""
     status = Path(f"/proc/{envoy.process.pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def forget_peak(envoy: Envoy) -> None:
-    """proc(5): 5 sets the peak to what is resident now."""
+    """Resets the peak of resident memory to its present size (proc(5): 5 in `clear_refs`)."""
     Path(f"/proc/{envoy.process.pid}/clear_refs").write_text("5")
 
 
@@ -128,14 +128,14 @@ def active(envoy: Envoy) -> int:
 
 
 async def attack(envoy: Envoy, port: int, client: type, request: Unfinished, connections: int, streams: int) -> Tally:
-    """Sends the requests, and returns when Envoy has taken all and the clients have hung up."""
+    """Sends the requests. Returns when Envoy has read all of them and the clients have closed their connections."""
     tally, clients = Tally(), []
     for start in range(0, connections, AT_A_TIME):
         several = await asyncio.gather(*(client(port, tally).connect() for _ in range(min(AT_A_TIME, connections - start))))
         clients += several
         await asyncio.gather(*(each.send(request, streams) for each in several))
     async with asyncio.timeout(END_TIMEOUT_S):
-        # Answers are still on their way.
+        # Some answers have not arrived yet.
         while active(envoy) != tally.held:
             await asyncio.sleep(POLL_S)
         seen = replace(tally, answers=tally.answers.copy())
@@ -181,7 +181,7 @@ def measure(world: World, states: list[State]) -> list[dict]:
 
 
 def faults(entries: list[dict]) -> list[str]:
-    """The entries beyond a bound."""
+    """The entries that exceed a limit."""
     return [
         f"{entry['name']}: {what}"
         for entry in entries

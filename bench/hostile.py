@@ -418,8 +418,8 @@ def arguments(names: list[str]) -> argparse.Namespace:
         epilog="columns: bytes of the request; cpu_us with the filter; bare_us the same bytes without any filter;\n"
         "of_bare and of_good: cpu_us through bare_us and through that of the good request named last, at_most: how much of\n"
         "that may be\n\n"
-        "columns of held requests: growth_mb, by how much Envoy's resident memory grew at most; held_for_a_byte, that through the\n"
-        "bytes that were sent\n\n"
+        "columns of held requests: growth_mb, the maximum growth of Envoy's resident memory; held_for_a_byte, this growth divided\n"
+        "by the bytes that were sent\n\n"
         "names for --only:\n" + "\n".join(f"  {name}" for name in names),
     )
     parser.add_argument("--rounds", type=positive, default=3, help="how often each is measured (default: 3)")

@@ -1,7 +1,7 @@
-"""What an organization notices while another one attacks: refusals, and the 99th percentile of its response times.
+"""Effects of an attack on another organization: refusals, and the 99th percentile of its response times.
 
-The neighbor's load is far below what the worker can do, and is measured with the attack and without it in turn. The attacker
-sends long heads that wait, at a steady rate, and keeps as many waiting as the gateway lets it.
+The neighbor's load is far below the capacity of the worker. It is measured with the attack and without it in turn. The
+attacker sends long heads that wait, at a steady rate, and keeps as many requests waiting as the gateway allows.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ ROUNDS, SECONDS = 5, 6
 CONNECTIONS, PAUSE_MS = 128, 64
 # The attacker: connections, requests that wait on each, and heads that it sends in a second.
 ATTACKING, STREAMS, HEADS_PER_SECOND = 32, 100, 200
-# The most that an attack may do to the neighbor's 99th percentile.
+# Maximum effect of an attack on the neighbor's 99th percentile.
 MAX_OF_QUIET = 2
 
 
@@ -44,7 +44,7 @@ class Attacker:
         self.thread.join()
 
     def _run(self) -> None:
-        # This thread alone: Envoy's core is its own.
+        # This applies to this thread only. Envoy has its own core.
         os.sched_setaffinity(0, {WRK_CORE})
         asyncio.run(self._attack())
 
@@ -93,7 +93,7 @@ def measure(port: int, neighbor: Requests, attacks: list[Request]) -> dict:
 
 
 def faults(result: dict) -> list[str]:
-    """What the attack did to the neighbor that it may not."""
+    """The effects of the attack on the neighbor that exceed a limit."""
     found = [f"{result['refused']} requests of the neighbor failed during an attack"] if result["refused"] else []
     if result["attacked_p99_us"] > MAX_OF_QUIET * result["quiet_p99_us"]:
         found.append(f"the neighbor's p99 was {result['attacked_p99_us']} µs during an attack, and {result['quiet_p99_us']} µs without")

@@ -104,7 +104,7 @@ class World:
         clients = [create("client", "create", "--org", ORG, "--name", f"client {number}") for number in range(CLIENTS)]
         self.clients = [(client["client_id"], client["client_secret"]) for client in clients]
         self.tokens = tokens
-        # Connections to it are made, and nobody reads what comes.
+        # Accepts connections, but never reads from them.
         self.silent = socket.create_server(("127.0.0.1", 0))
         self.silent_idp = Issuer("https://silent.example", "idp-2", "JWT", {"sub": "agent-8", "aud": "apexmcp"})
         create("org", "create", ATTACKER)

@@ -58,10 +58,10 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with(parent: int) -> None:
-    """Asks the kernel for SIGTERM when `parent`, the process that started this one, dies, also by SIGKILL."""
+    """Asks the kernel to send SIGTERM to this process when `parent`, which started it, dies, even by SIGKILL."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        # It may have died before.
+        # The parent may have died before the call.
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -82,7 +82,7 @@ class Processes:
             stdout=stdout or log,
             stderr=log,
             env=env,
-            # A session of its own: Ctrl-C reaches this program alone, which then ends the others in order.
+            # Each program has its own session, so Ctrl-C reaches only this script. It then stops the others in order.
             start_new_session=True,
             preexec_fn=lambda: end_with(here),
         )
@@ -269,7 +269,7 @@ def main() -> int:
     # SIGHUP: the terminal was closed.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
-    # `make run` ends with make itself.
+    # If make dies, `make run` must end too.
     if "MAKELEVEL" in os.environ:
         end_with(os.getppid())
     processes = Processes(stopping)

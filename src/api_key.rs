@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::denial::Reason;
 
-/// How each key begins.
+/// Prefix of every API key.
 pub(crate) const PREFIX: &[u8] = b"apx_live_sk_";
 const SECRET_LENGTH: usize = 32;
 

@@ -1,17 +1,17 @@
-//! One budget of places and bytes for everything that a worker holds: requests that wait, and lists that are cut.
+//! One budget for everything that a worker holds: requests that wait, and lists that are cut. It counts places and bytes.
 //!
 //! A client can make a worker hold a request by sending only its head. Over HTTP/2 a head of 55 KB costs about 100 bytes
 //! on the wire (RFC 7541 §6.1, an indexed field that is repeated), so what is held must be bounded by what Envoy keeps,
 //! not by what was sent. Without this bound, 30,000 such heads took Envoy from 128 MB to 6 GB and ended every module.
 //!
-//! Each hold is charged to an [`Account`], and no account can have more than its share. When an account is full:
+//! Each hold is charged to an [`Account`], and no account can have more than its share. If a request does not fit in:
 //!
-//! - A request that waits for its own client replaces the oldest such request of the account, which is answered at once.
+//! - A request that waits for its own client replaces the oldest such request of the account. That one is answered at once.
 //!   A client that sends its body promptly is therefore always served, however many other clients send none.
-//! - A request that waits for somebody else is refused.
+//! - A request that waits for anything else is refused.
 //!
-//! When the whole budget is full, the account that has most of it gives up its oldest holds, unless that is the account
-//! of the new request. So an attacker with many requests takes no place from an org with few.
+//! When the whole budget is full, the largest account loses its oldest holds, unless the new request belongs to it. So an
+//! attacker with many requests takes no place from an org with few.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -20,52 +20,51 @@ use std::rc::Rc;
 use crate::jwks::KeySetId;
 use crate::names::OrgName;
 
-/// Places and bytes.
+/// A number of held requests and lists (places), and of bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Amount {
     places: usize,
     bytes: usize,
 }
 
-/// The budget of a worker. A place costs Envoy about 20 KB for the stream, and perhaps a connection. A module ends at
-/// 1 GiB; Envoy's memory grows by about twice the bytes that are charged here.
+/// The budget of a worker. A place costs Envoy about 20 KB for the stream, and perhaps a connection. A module traps at
+/// 1 GiB of memory. Envoy's memory grows by about twice the bytes that are charged here.
 const TOTAL: Amount = Amount { places: 8_192, bytes: 160 << 20 };
 
 /// The share of one org: an eighth of the places. Eight of the longest lists that are cut (4 MiB) fit into its bytes.
 const SHARE_OF_ORG: Amount = Amount { places: 1_024, bytes: 32 << 20 };
 
-/// The share of one org in questions to the rate limit service. So many are answered within 100 ms, the default timeout,
-/// by a service that answers 1,280 a second. With more, a burst could make its own questions time out, and `on_error:
-/// allow` would let it pass.
+/// The share of one org in questions to the rate limit service. A service that answers 1,280 questions a second answers
+/// 128 within the default timeout of 100 ms. With more, the questions of a burst could time out, and `on_error: allow`
+/// would admit its requests.
 const SHARE_OF_QUESTIONS: Amount = Amount { places: 128, bytes: 32 << 20 };
 
-/// The share of one key set, and of a path that serves all orgs: a quarter of the places. Several orgs may use one key
-/// set, and one of them cannot take the whole share.
+/// The share of one key set, and of each account for all orgs: a quarter of the places. Several orgs may use one key
+/// set, and none of them can take the whole share.
 const SHARE_OF_MANY: Amount = Amount { places: 2_048, bytes: 48 << 20 };
 
-/// Holds that were given up and are not answered yet. The next tick answers them, 20 ms later at most.
+/// Maximum of the holds that were given up but not answered yet. The next tick answers them, after 20 ms at most.
 const MAX_GIVEN_UP: Amount = Amount { places: 2_048, bytes: 32 << 20 };
 
-/// The part of the budget that all lists which are cut may have together. They are never given up, so that they must leave
-/// room for requests.
+/// Maximum of all lists that are cut. They are never given up, so they must leave room for requests.
 const TOTAL_OF_LISTS: Amount = Amount { places: 4_096, bytes: 80 << 20 };
 
-/// What each hold is charged besides the bytes that the client sent: Envoy's own record of the stream.
+/// Bytes that each hold is charged for Envoy's own record of the stream, in addition to the bytes that the client sent.
 const PLACE_BYTES: usize = 4 * 1024;
 
 /// The account that a hold is charged to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Account {
-    /// Requests that came before the first policy.
+    /// Requests that arrived before the first policy.
     FirstPolicy,
-    /// Requests to the token endpoint whose form has not come whole. Anybody can send them.
+    /// Requests to the token endpoint whose form is incomplete. Anybody can send them.
     TokenEndpoint,
-    /// Requests that are refused once they have come whole. Anybody can send them.
+    /// Requests that are refused as soon as they are complete. Anybody can send them.
     Refused,
     /// Requests with a token of this org's providers that is not verified yet. Anybody can send them, so they are not
     /// charged to the org itself.
     Unverified(OrgName),
-    /// Requests of this org whose credential is good.
+    /// Requests of this org with a valid credential.
     Org(OrgName),
     /// Lists of this org that are cut. Nobody looks at one before more of it comes, so they are never given up.
     Lists(OrgName),
@@ -92,11 +91,11 @@ impl Account {
 pub enum Waits {
     /// The rest of the request, which its client sends.
     ForClient,
-    /// An answer of somebody else: a key set, the policy, the rate limit service, a connector.
+    /// Something other than the client: a key set, the policy, the rate limit service, a connector.
     ForOthers,
 }
 
-/// The budget of a worker. Clones are the same budget.
+/// The budget of a worker. Clones share one ledger.
 #[derive(Clone, Debug, Default)]
 pub struct Budget(Rc<RefCell<Ledger>>);
 
@@ -113,21 +112,21 @@ struct Ledger {
     next_number: u64,
 }
 
-/// What the ledger knows of one hold.
+/// One hold in the ledger.
 #[derive(Debug)]
 struct Entry {
     number: u64,
     account: Account,
     key_set: Option<KeySetId>,
     waits: Waits,
-    /// Bytes of the head, and of Envoy's own record of the stream.
+    /// Bytes of the head, with [`PLACE_BYTES`].
     head: usize,
-    /// Bytes of the body that have come.
+    /// Bytes of the body that have arrived.
     body: Cell<usize>,
     is_given_up: Cell<bool>,
 }
 
-/// Something that is held. Dropping it returns its place and its bytes.
+/// A held request or list. Dropping the value returns its place and its bytes to the budget.
 #[derive(Debug)]
 pub struct Hold {
     budget: Budget,
@@ -135,17 +134,17 @@ pub struct Hold {
 }
 
 impl Budget {
-    /// Holds a request whose head has `head` bytes; `None` where the budget has no room for it.
+    /// Holds a request whose head has `head` bytes. Returns `None` if the budget has no room for it.
     pub fn hold(&self, account: Account, waits: Waits, head: usize) -> Option<Hold> {
         self.open(account, None, waits, head)
     }
 
-    /// As [`Budget::hold`], for a request that waits for this key set.
+    /// Like [`Budget::hold`], for a request that waits for `key_set`.
     pub fn hold_for_key_set(&self, org: OrgName, key_set: KeySetId, head: usize) -> Option<Hold> {
         self.open(Account::Unverified(org), Some(key_set), Waits::ForOthers, head)
     }
 
-    /// Whether a hold was given up that is not dropped yet.
+    /// Whether a hold was given up but is not dropped yet.
     pub fn has_given_up(&self) -> bool {
         self.0.borrow().given_up.places > 0
     }
@@ -187,7 +186,7 @@ impl Budget {
 }
 
 impl Hold {
-    /// Holds this many bytes of the body besides the head. Where the budget has no room for them, the hold is given up.
+    /// Sets the size of the body to `bytes`. If the budget has no room for them, the hold is given up.
     pub fn set_body(&self, bytes: usize) {
         if !self.try_set_body(bytes) && !self.is_given_up() {
             self.budget.0.borrow_mut().give_up(&self.entry);
@@ -204,7 +203,7 @@ impl Hold {
         if let Some(more) = bytes.checked_sub(before) {
             let more = Amount { places: 0, bytes: more };
             let has_room = ledger.make_room(&self.entry, more);
-            // The oldest hold may have been given up to make room, and that may be this one.
+            // To make room, the budget gives up the oldest hold, which may be this one.
             if !has_room || self.entry.is_given_up.get() {
                 return false;
             }
@@ -221,7 +220,7 @@ impl Hold {
         self.entry.amount().bytes.saturating_sub(PLACE_BYTES)
     }
 
-    /// Whether what is held must end now, because the budget is needed for something else.
+    /// Whether the hold must end now, because the budget gave its place to another request.
     pub fn is_given_up(&self) -> bool {
         self.entry.is_given_up.get()
     }
@@ -247,7 +246,7 @@ impl Entry {
 }
 
 impl Ledger {
-    /// Makes room for `more` of `entry`, where that is possible.
+    /// Makes room for `more` of `entry`. Returns false if that is not possible.
     fn make_room(&mut self, entry: &Entry, more: Amount) -> bool {
         if self.given_up.exceeds(MAX_GIVEN_UP) || more.exceeds(entry.account.share()) {
             return false;
@@ -289,7 +288,7 @@ impl Ledger {
         self.accounts.get(account).copied().unwrap_or_default()
     }
 
-    /// Gives up the oldest hold that is `eligible`; false where there is none.
+    /// Gives up the oldest hold that is `eligible`. Returns false if there is none.
     fn give_up_oldest(&mut self, eligible: impl Fn(&Entry) -> bool) -> bool {
         let oldest = self.holds.values().find(|entry| eligible(entry)).map(Rc::clone);
         oldest.is_some_and(|oldest| {
@@ -330,7 +329,7 @@ impl Ledger {
     }
 }
 
-/// Takes `amount` from what `key` has. An empty entry is removed: names of orgs must not add up.
+/// Subtracts `amount` from the entry of `key`. Removes an empty entry, so that names of orgs do not accumulate.
 fn take_from<K: std::hash::Hash + Eq>(amounts: &mut HashMap<K, Amount>, key: &K, amount: Amount) {
     if let Some(has) = amounts.get_mut(key) {
         *has = has.minus(amount);
@@ -419,7 +418,7 @@ mod tests {
         assert_eq!(holds.len(), 2_048 + 3);
         let given_up: Vec<usize> = (0..holds.len()).filter(|index| holds[*index].is_given_up()).collect();
         assert_eq!(given_up, [0, 1, 2]);
-        // Those that wait for others are not replaced.
+        // A request that waits for anything but its client is not replaced.
         let others = held(&budget, &org("a"), Waits::ForOthers, 1_024);
         assert!(budget.hold(org("a"), Waits::ForClient, 0).is_none());
         assert!(!others.iter().any(Hold::is_given_up));
@@ -465,9 +464,9 @@ mod tests {
         let orgs: Vec<Account> = (0..8).map(|number| org(&format!("org-{number}"))).collect();
         let mut holds: Vec<Vec<Hold>> = orgs.iter().map(|org| held(&budget, org, Waits::ForOthers, 1_024)).collect();
         assert_eq!(holds.iter().map(Vec::len).sum::<usize>(), TOTAL.places);
-        // One that has as many already gets no more.
+        // An account that is as large gets no more places.
         assert!(budget.hold(orgs[0].clone(), Waits::ForOthers, 0).is_none());
-        // One that has fewer does, and the largest loses its oldest hold.
+        // A smaller account gets a place, and the largest account loses its oldest hold.
         let newcomers = held(&budget, &org("small"), Waits::ForOthers, 10);
         assert_eq!(newcomers.len(), 10);
         let given_up = holds.iter().flatten().filter(|hold| hold.is_given_up()).count();
@@ -521,7 +520,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, grows and ends: no limit is exceeded, and all is returned at the end.
+        /// For any sequence of new, growing and ended holds, no limit is exceeded, and everything is returned at the end.
         #[test]
         fn limits_hold(actions in prop::collection::vec((0_u8..6, 0_usize..12, 0_usize..(4 << 20)), 1..600)) {
             let budget = Budget::default();

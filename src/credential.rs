@@ -52,10 +52,10 @@ fn bearer(value: &[u8]) -> Result<&str, Reason> {
     std::str::from_utf8(rest).map(|rest| rest.trim_start_matches(' ')).map_err(|_| Reason::CredentialMalformed)
 }
 
-/// The beginning of an API key as the user name of Basic, where clients such as `curl -u` put it: in base64.
+/// The prefix of an API key in base64. Clients such as `curl -u` send a key as the user name of HTTP Basic.
 const API_KEY_IN_BASIC: &[u8] = b"YXB4X2xpdmVfc2tf";
 
-/// Whether the value of `Authorization` is an API key, after any scheme or after none.
+/// Whether the value of `Authorization` is an API key, with or without a scheme before it.
 fn holds_api_key(value: &[u8]) -> bool {
     let credential = value.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
     credential.starts_with(api_key::PREFIX) || credential.starts_with(API_KEY_IN_BASIC)
@@ -76,7 +76,7 @@ pub fn check_token(text: &str) -> Result<(), Denial> {
     if text.contains(',') {
         return Err(Reason::CredentialRepeated.into());
     }
-    // No token begins so: a JWT's first byte is that of an object in base64url, "e".
+    // No token begins like an API key: a JWT begins with "e", the first byte of a JSON object in base64url.
     if holds_api_key(text.as_bytes()) {
         return Err(misplaced_api_key());
     }

@@ -79,7 +79,7 @@ pub enum Reason {
     JwksUnavailable,
     /// The module has no policy to decide by.
     PolicyUnavailable,
-    /// The worker holds so many requests, or so many bytes of them, that this one cannot wait.
+    /// The worker has no room for another request that waits.
     Overloaded,
     /// The route's metadata can't be read.
     RouteInvalid,
@@ -251,24 +251,23 @@ struct Body<'d> {
     reason: &'d str,
 }
 
-/// What a challenge says of the way to a token.
+/// What a challenge tells a client about how to get a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Discovery {
-    /// The URL of RFC 9728 §5.1; `None` where the org offers no OAuth, so that a client with a static key is not drawn into
-    /// discovery.
+    /// The URL of RFC 9728 §5.1. `None` if the org offers no OAuth: a client with a static key must not begin discovery.
     pub resource_metadata: Option<String>,
-    /// The scopes to ask for, separated by spaces; `None` where none are named.
+    /// The scopes to request, separated by spaces. `None` if the challenge names none.
     pub scope: Option<String>,
 }
 
 impl Denial {
-    /// The answer. `discovery` is for the challenge, where the resource is known.
+    /// The answer to the client. The challenge contains `discovery`, if the resource is known.
     pub fn reply(&self, discovery: Option<&Discovery>) -> LocalReply {
         let resource_metadata = discovery.and_then(|discovery| discovery.resource_metadata.as_deref());
         let Wording { word, status, error, description } = self.reason.wording();
         let description = self.description.unwrap_or(description);
         let mut headers = vec![("content-type", "application/json".to_owned())];
-        // No credential makes the origin of a page an allowed one.
+        // No challenge: a credential would not make the origin of the page an allowed one.
         if matches!(status, 401 | 403) && self.reason != Reason::OriginNotAllowed {
             headers.push(("www-authenticate", self.challenge(error, description, resource_metadata, discovery)));
         }
@@ -282,7 +281,7 @@ impl Denial {
         }
         if status == 405 {
             headers.push(("allow", "POST, DELETE".to_owned()));
-            // RFC 9110 §15.5.6: caches may keep this answer, which another credential does not get.
+            // RFC 9110 §15.5.6: caches may store a 405, but another credential may get another answer.
             headers.push(("cache-control", "no-store".to_owned()));
         }
         let body = Body { error, error_description: description, reason: word };

@@ -1,10 +1,10 @@
 //! One request, from its head to its end, as states that consume themselves.
 //!
-//! The shell hands in what happened and does what the returned [`Step`] says. A request that waits is held as a value such
-//! as [`AwaitingKeySet`]. Dropping that value is all that has to be done for a stream that ends.
+//! The shell passes in each event and carries out the returned [`Step`]. A request that waits is held as a value such as
+//! [`AwaitingKeySet`]. When a stream ends, the shell only has to drop this value.
 //!
-//! No state keeps the head of its request: Envoy has it as long as the stream is paused, and the shell reads it again.
-//! Each state has a [`Hold`] of the worker's budget for what Envoy keeps.
+//! No state keeps the head of its request: Envoy keeps it while the stream is paused, and the shell reads it again.
+//! Each state has a [`Hold`] of the worker's budget for the bytes that Envoy keeps.
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -65,28 +65,28 @@ pub enum Step {
     ReadBody(AwaitingBody),
     /// Edit the headers, and hold the body until it is whole: [`AwaitingMessage::proceed`]. The head may go on before.
     Inspect(Edits, AwaitingMessage),
-    /// Edit the headers, ask the rate limit service this question, and hold the request until it has answered.
+    /// Edit the headers, ask the rate limit service this question, and hold the request until the service has answered.
     Count(Edits, Vec<u8>, AwaitingCount),
 }
 
-/// How the headers of a request are changed before it goes on to the connectors.
+/// Changes of the headers of a request, before Envoy forwards it to a connector.
 #[derive(Debug, Default)]
 pub struct Edits {
     /// Headers to remove, each occurrence: the credential, and whatever looks like an identity.
     pub remove: Vec<Cow<'static, str>>,
     /// Whether the response must not be compressed.
     pub accept_identity: bool,
-    /// Whether the connection header is replaced by `upgrade`: the client's named other headers, which a proxy behind
-    /// would remove, identity headers too.
+    /// Whether `Connection` is replaced by `upgrade`. If the client's header named other headers, a proxy behind the
+    /// gateway would remove them, including identity headers.
     pub is_upgrade_only: bool,
     /// Whose identity headers are added.
     pub principal: Option<Rc<Principal>>,
 }
 
-/// How a request goes on to the connectors.
+/// How a request is forwarded to a connector.
 #[derive(Debug, Default)]
 pub struct Forward {
-    /// The changes of its headers.
+    /// Changes of the headers.
     pub edits: Edits,
     /// How lists that come back are to be cut.
     pub lists: Option<ListRequest>,
@@ -208,7 +208,7 @@ fn patience(gateway: &Gateway) -> Duration {
 }
 
 impl AwaitingPolicy {
-    /// Whether the policy came, the request has waited long enough, or its place is needed.
+    /// Whether the policy has arrived, the request has reached its deadline, or its hold was given up.
     pub fn is_ready(&mut self, gateway: &Gateway, now: UnixTime) -> bool {
         self.deadline = self.deadline.min(now.plus(patience(gateway)));
         now >= self.deadline || gateway.policy.generation() != 0 || self.hold.is_given_up()
@@ -224,7 +224,7 @@ impl AwaitingPolicy {
         refuse(gateway, &head, None, self.mode, reason.into(), Findings::default(), host)
     }
 
-    /// What the worker's budget holds for it.
+    /// The place of this request in the worker's budget.
     pub fn hold(&self) -> &Hold {
         &self.hold
     }
@@ -249,7 +249,7 @@ fn answer(gateway: &Gateway, head: &RequestHead, endpoint: &Endpoint, now: UnixT
     Step::Reply(reply, Record::Endpoint { endpoint: endpoint.word(), outcome })
 }
 
-/// A request to the token endpoint whose form has not come whole.
+/// A request to the token endpoint whose form is incomplete.
 #[derive(Debug)]
 pub struct AwaitingBody {
     deadline: UnixTime,
@@ -257,14 +257,14 @@ pub struct AwaitingBody {
 }
 
 impl AwaitingBody {
-    /// Whether the body has been coming for too long, or the request's place is needed. Where Envoy was not told to go on
-    /// with bodies while heads are held (`allow_on_headers_stop_iteration`), the body never comes.
+    /// Whether the request has reached its deadline, or its hold was given up. Without `allow_on_headers_stop_iteration`,
+    /// the body never arrives, because Envoy holds it together with the head.
     pub fn is_overdue(&mut self, now: UnixTime) -> bool {
         self.deadline = self.deadline.min(now.plus(BODY_TIMEOUT));
         now >= self.deadline || self.hold.is_given_up()
     }
 
-    /// Answers the request of `head` with the whole body, or with its first [`MAX_BODY_READ`] bytes.
+    /// Answers the request with this `head`. `body` is the whole body, or its first [`MAX_BODY_READ`] bytes.
     pub fn proceed(self, head: &RequestHead, body: &[u8], gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
         token_step(gateway.issue_token(head, body, now, host))
     }
@@ -274,7 +274,7 @@ impl AwaitingBody {
         token_step(Err(if self.hold.is_given_up() { TokenError::Overloaded } else { TokenError::BodyTimeout }))
     }
 
-    /// What the worker's budget holds for it.
+    /// The place of this request in the worker's budget.
     pub fn hold(&self) -> &Hold {
         &self.hold
     }
@@ -305,7 +305,7 @@ pub fn refuse_invalid_route(gateway: &Gateway, head: &RequestHead, host: &dyn Ho
 /// The header by which a response may be compressed.
 pub const ACCEPT_ENCODING: &str = "accept-encoding";
 
-#[allow(clippy::large_enum_variant)] // It lives for one call. On wasm32 it is small.
+#[allow(clippy::large_enum_variant)] // A value lives for one call, and it is small on wasm32.
 enum Decision {
     Made(Step),
     NeedsKeySet(Request, KeySetId),
@@ -374,7 +374,7 @@ impl Request {
         Step::Inspect(edits, AwaitingMessage::new(self, principal, findings, hold))
     }
 
-    /// Asks for a response that is not compressed, so that it can be read.
+    /// Requests a response without compression, so that the filter can read it.
     fn ask_for_plain(&self, edits: &mut Edits) {
         edits.remove.extend(self.head.values(ACCEPT_ENCODING).next().map(|_| Cow::Borrowed(ACCEPT_ENCODING)));
         edits.accept_identity = true;
@@ -386,14 +386,14 @@ impl Request {
 }
 
 impl AwaitingKeySet {
-    /// Whether something happened that may decide the request, it has waited long enough, or its place is needed.
+    /// Whether the key set has changed, the request has reached its deadline, or its hold was given up.
     pub fn is_ready(&mut self, gateway: &Gateway, now: UnixTime) -> bool {
         self.deadline = self.deadline.min(now.plus(gateway.config.jwks.timeout));
         let is_changed = || gateway.key_sets.get(self.key_set).is_none_or(|set| set.revision() != self.seen_revision);
         now >= self.deadline || self.hold.is_given_up() || is_changed()
     }
 
-    /// Decides again on the request of `head`, or goes on waiting until the deadline.
+    /// Decides again on the request with this `head`, or continues to wait until the deadline.
     pub fn proceed(self, head: RequestHead, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Step {
         let Self { resource, mode, key_set: awaited, deadline, hold, waiter, .. } = self;
         let refused = |request: Request, gateway: &Gateway, reason: Reason| {
@@ -405,7 +405,7 @@ impl AwaitingKeySet {
         }
         match request.decide(gateway, now, host) {
             Decision::Made(step) => step,
-            // A hold is for one key set. The new policy may name another one.
+            // A hold counts for one key set, and a new policy may name another key set.
             Decision::NeedsKeySet(request, key_set) if now < deadline && key_set == awaited => {
                 let seen_revision = gateway.key_sets.get(key_set).map_or(0, KeySet::revision);
                 let Request { resource, mode, .. } = request;
@@ -415,7 +415,7 @@ impl AwaitingKeySet {
         }
     }
 
-    /// What the worker's budget holds for it.
+    /// The place of this request in the worker's budget.
     pub fn hold(&self) -> &Hold {
         &self.hold
     }

@@ -1,8 +1,8 @@
 //! Limits how many fetches of key sets are in flight, in all threads of an Envoy together.
 //!
 //! Envoy buffers up to 32 MiB of each answer to a callout, and a module can neither lower that limit for one callout nor
-//! cancel it. An organization whose identity providers send much and then hang would fill Envoy's memory. So each fetch
-//! needs a slot, and each organization has only a few slots.
+//! cancel it. If an organization's identity providers sent long answers and then hung, they would fill Envoy's memory.
+//! So each fetch needs a slot, and each organization has only a few slots.
 //!
 //! The slots are one value in shared data that threads change by compare-and-swap. A slot has an end, so a thread that
 //! dies during a fetch blocks it only until then.
@@ -20,13 +20,13 @@ use crate::time::UnixTime;
 pub const MAX_FETCHES: usize = 64;
 /// Fetches in flight that are charged to one organization. Their answers take at most 64 MiB.
 pub const MAX_FETCHES_PER_ORG: usize = 2;
-/// How long an organization cannot use a slot again after its fetch ended. So providers that answer at once, each time with
-/// new keys, cause at most 20 fetches a second: to read a key set of 256 KiB takes each worker some milliseconds.
+/// Time after the end of a fetch in which its organization cannot use the slot again. It limits an organization to 20
+/// fetches a second, even if its providers answer at once. A worker needs some milliseconds to read a key set of 256 KiB.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longest time for which a slot can be taken. A slot that ends later was taken before the clock was set back.
 const LONGEST: Duration = MAX_TIMEOUT.saturating_add(CLAIM_MARGIN);
 
-/// The name of the slots in shared data. It has a version: an old and a new module may run side by side.
+/// The name of the slots in shared data. It has a version, because an old and a new module may run side by side.
 const NAME: &str = "apexmcp/fetch-slots/1";
 
 /// An organization as the slots record it: the first bytes of the SHA-256 of its name.
@@ -62,11 +62,11 @@ pub fn take(orgs: impl Iterator<Item = OrgHash> + Clone, until: UnixTime, now: U
         charged = Some(org);
         Some(taken.to_bytes())
     });
-    // Under contention nothing was written.
+    // If other threads wrote at the same time, this update may have written nothing.
     charged.filter(|_| update == Update::Changed).map(|org| FetchSlot { org, until })
 }
 
-/// Releases a slot when its fetch has ended: for other organizations now, for its own after [`PAUSE`].
+/// Releases a slot when its fetch has ended. Other organizations can use it now, its own after [`PAUSE`].
 pub fn release(slot: &FetchSlot, now: UnixTime, host: &dyn Host) {
     host.update(NAME, &mut |bytes| {
         let mut taken = Taken::read(bytes, now);
@@ -85,7 +85,7 @@ struct Taken {
 }
 
 impl Taken {
-    /// Those that are still taken at `now`. Bytes in another form count as none.
+    /// The slots that are still taken at `now`. Bytes in another form count as no slots.
     fn read(bytes: &[u8], now: UnixTime) -> Self {
         let mut taken = Self { in_flight: Vec::new(), paused: Vec::new() };
         for [org, in_flight_until, paused_until] in bytes.as_chunks::<8>().0.as_chunks::<3>().0 {

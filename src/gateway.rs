@@ -43,9 +43,9 @@ pub struct Gateway {
     pub policy: PolicySource,
     tokens: TokenCache,
     attempts: Attempts,
-    /// Before then, no other finding is logged.
+    /// The next note about an unread grant is logged at this time or later.
     next_note: UnixTime,
-    /// For everything that this thread holds.
+    /// The budget for all requests and lists that this thread holds.
     pub budget: Budget,
 }
 
@@ -99,7 +99,7 @@ pub struct Findings {
     pub principal: Option<Rc<Principal>>,
     /// Whether a token was found among those verified before.
     pub token_cache: Option<CacheOutcome>,
-    /// A line for the log, where the operator should know something.
+    /// A line for the log, if the operator should know something.
     pub note: Option<String>,
 }
 
@@ -176,10 +176,10 @@ impl Gateway {
         }
     }
 
-    /// Whether a note may be logged now. A provider may issue such tokens all the time.
+    /// Whether a note may be logged now. The interval limits the log, because a provider may issue such tokens all the time.
     fn may_note(&mut self, now: UnixTime) -> bool {
         let latest = now.plus(NOTE_INTERVAL);
-        // A clock that was set back must not silence the log for longer.
+        // If the clock was set back, the log must not stay silent for longer than the interval.
         let is_due = now >= self.next_note || self.next_note > latest;
         if is_due {
             self.next_note = latest;
@@ -240,7 +240,7 @@ impl Gateway {
         let key_set_id = self.key_sets.at(&provider.jwks_uri, &resource.org);
         let timing = &self.config.jwks;
         let known = self.key_sets.get(key_set_id);
-        // Where the copy lacks the key, another thread may have fetched it just now.
+        // If this thread's copy lacks the key, another thread may have just fetched it.
         let is_lacking = jws.kid().is_some() && !known.is_some_and(|set| set.has_named(&jws.key_hint()));
         let max_age = if is_lacking { Duration::ZERO } else { SYNC_INTERVAL };
         let key_set = self.key_sets.up_to_date(key_set_id, max_age, now, timing, host).ok_or(Reason::JwksUnavailable)?;
@@ -266,7 +266,7 @@ impl Gateway {
         let limits = org.limits().clone();
         let (scopes, unread) = match granted.or_else(|| provider.default_scopes.clone()) {
             Some(scopes) => (scopes, None),
-            // A narrow grant never becomes a wide one.
+            // The default scopes would turn a narrow grant into a wide one.
             None => match scope::unread_grant(verified.claims(), |text| provider.is_named(text)) {
                 None => ([Scope::AllConnectors].into_iter().collect(), None),
                 Some(unread) => (ScopeSet::default(), Some(unread)),
@@ -281,7 +281,7 @@ impl Gateway {
         {
             findings.note = Some(unread_grant_note(&resource.org, &provider.issuer, unread));
         }
-        // After the signature: a forged token must not tell which tokens are revoked.
+        // Checked after the signature: a forged token must not reveal which tokens are revoked.
         let [_, name, ..] = principal.attributes();
         if org.has_revoked(claims::id(verified.claims())?, name, claims::issued_at(verified.claims()).ok()) {
             return Err(Reason::TokenRevoked.into());
@@ -372,7 +372,7 @@ impl Gateway {
         let org = self.policy.org(&resource.org, host);
         let offers_oauth = org.as_ref().is_some_and(|org| org.offers_oauth());
         let resource_metadata = offers_oauth.then(|| self.config.gateway.metadata_url(resource));
-        // No other challenge names what to ask for: that of insufficient scope names what the operation needs.
+        // Only this challenge names the scopes to request. The one for insufficient scope names the scope that is needed.
         let scope = (denial.reason == Reason::CredentialMissing).then(|| {
             let needed = resource.needed_scope();
             org.map_or_else(|| needed.to_string(), |org| org.client_scopes(&needed).join(" "))
@@ -381,14 +381,15 @@ impl Gateway {
     }
 }
 
-/// What a client is told whose token carries a grant that could not be read. Without `=`, `"` and `\\`, as all descriptions.
+/// The description for a client whose token carries a grant that could not be read. Like all descriptions, it contains no
+/// `=`, `"` or `\\`.
 const UNREAD_GRANT: &str = "A value of the access token contains mcp:call but is no scope of this gateway, so nothing is granted \
      by default. Send mcp:call or mcp:call:<connector> as a value of the claim scope or scp.";
 
-/// Shortest time between two notes of a worker.
+/// Minimum time between two notes of a worker.
 const NOTE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Longest part of a claim in a note, in characters.
+/// Maximum length of a quoted claim in a note, in characters.
 const MAX_QUOTED: usize = 80;
 
 /// The log line about a token that carries a grant that could not be read.

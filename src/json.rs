@@ -26,8 +26,8 @@ pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, serde_json::Erro
     }
 }
 
-/// `document` without the bytes before its JSON that change nothing: white space, and the byte order mark that some editors
-/// and frameworks write. RFC 8259 §8.1: a parser may ignore the mark.
+/// Removes white space and a byte order mark from the beginning of `document`. Some editors and frameworks write the mark,
+/// and RFC 8259 §8.1 allows a parser to ignore it.
 pub fn without_byte_order_mark(mut document: &[u8]) -> &[u8] {
     loop {
         let trimmed = document.trim_ascii_start();

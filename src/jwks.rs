@@ -1,4 +1,4 @@
-//! The key sets of identity providers: when to fetch them, which thread fetches, how long they serve.
+//! The key sets of identity providers: when they are fetched, which thread fetches them, and how long they are used.
 //!
 //! All threads of an Envoy share one [`Record`] and one document for each set (`shared.rs`). A thread that wants to fetch
 //! first writes its claim into the record, so there is one fetch at a time. It also needs a slot (`fetch_slots.rs`). Each
@@ -24,19 +24,19 @@ pub use absent::KeyName;
 use record::{MAX_BACKOFF, Record};
 pub use shared::Fetch;
 
-/// Longest `jwks.timeout`. A request waits as long for keys.
+/// Maximum `jwks.timeout`, which is also the maximum time that a request waits for keys.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long after a fetch's timeout its claim still holds, so that its own failure is recorded first.
 pub const CLAIM_MARGIN: Duration = Duration::from_secs(1);
-/// Organizations that a key set remembers. Attackers who are to displace a neighbor must be as many, and then they could
-/// also take all slots.
+/// Maximum number of organizations that a key set remembers. It takes this many attackers to displace an organization, and
+/// this many could also take all slots.
 const MAX_ORGS: usize = MAX_FETCHES / MAX_FETCHES_PER_ORG;
-/// How old a copy of the record may get before it is compared with the shared one. No older copy decides about a token.
+/// Maximum age of a copy of the record that decides about a token. An older copy is first compared with the shared record.
 pub const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// The `Accept` header of fetches of key sets. RFC 7517 §8.5.2 registers the media type, and a Kubernetes API server offers
-/// no other. Some providers offer only JSON, or say nothing that is true: the document is judged by its content.
+/// only this one. Some providers offer only JSON, or send a wrong `Content-Type`: the document is judged by its content.
 pub const ACCEPT: &str = "application/jwk-set+json, application/json;q=0.9, */*;q=0.1";
-/// Names of keys that are remembered for the next fetch.
+/// Maximum number of key names that a thread remembers until the next fetch.
 const MAX_ASKED: usize = 16;
 
 /// Section `jwks` of the configuration.
@@ -156,12 +156,12 @@ impl KeySetId {
     }
 }
 
-/// On behalf of which key a set is to be fetched.
+/// The kind of key for which a set has to be fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Wanted {
-    /// One that is known to be absent.
+    /// A key that is known to be absent.
     Absent,
-    /// One of which nothing is known.
+    /// A key that the filter has not seen before.
     New,
 }
 
@@ -195,8 +195,8 @@ pub struct Waiter {
 #[derive(Debug)]
 pub struct KeySet {
     uri: JwksUri,
-    /// The organizations to which a fetch may be charged, the one that used the set last first. An attacker may name its
-    /// neighbor's JWKS URI: the neighbor's slots then still fetch it.
+    /// The organizations to which a fetch may be charged, the most recent user first. If an attacker names the JWKS URI of
+    /// another organization, that organization can still fetch the set with its own slots.
     orgs: Vec<(OrgName, OrgHash)>,
     record: Record,
     keys: Option<JwkSet>,
@@ -213,7 +213,7 @@ pub struct KeySet {
     /// The keys for which requests wait, until a fetch succeeds.
     asked: Vec<KeyName>,
     absent: AbsentNames,
-    /// Why the shared document could not be read, until that is logged.
+    /// The reason why the shared document could not be read, until it is logged.
     unread: Option<JwkSetError>,
     /// Of those who wait for this set: one issuer's outage takes no place from another's.
     waiters: Waiters,
@@ -241,7 +241,7 @@ impl KeySet {
         }
     }
 
-    /// Remembers that `org` uses the set.
+    /// Records that `org` uses the set.
     fn used_by(&mut self, org: &OrgName) {
         match self.orgs.iter().position(|(known, _)| known == org) {
             Some(0) => {}
@@ -302,9 +302,9 @@ impl KeySet {
         self.keys.as_ref().is_some_and(|keys| keys.has_named(hint))
     }
 
-    /// Asks for a fetch on behalf of a key that the set lacks. If the answer is no, the set has just been fetched for such a
-    /// key, and the token is refused: made-up names cannot cause a storm. Names that are known to be absent neither start
-    /// the cool-down nor wait for it.
+    /// Requests a fetch for a key that the set lacks. Returns false if the set was fetched for such a key a short time ago:
+    /// the token is then refused, so that invented names cannot cause a storm of fetches. Names that are known to be absent
+    /// do not start the cool-down, and do not wait for the cool-down of new names.
     pub fn request_key(&mut self, name: KeyName, now: UnixTime, timing: &Timing) -> bool {
         let wanted = if self.absent.contains(name) { Wanted::Absent } else { Wanted::New };
         let may_fetch = self.may_fetch_for(wanted, now, timing);
@@ -328,7 +328,8 @@ impl KeySet {
         }
     }
 
-    /// Remembers what `keys`, which were fetched just now, do not have: keys that the copy still has, and what was asked for.
+    /// Records the names that are missing in `keys`, which were just fetched: keys that the copy still has, and keys that
+    /// tokens asked for.
     fn note_absent(&mut self, keys: &JwkSet) {
         let asked = std::mem::take(&mut self.asked);
         let known = self.keys.as_ref().filter(|known| *known != keys);
@@ -347,13 +348,13 @@ impl KeySet {
         now != self.synced_at && !self.synced_at.plus(age).is_ahead(now, age)
     }
 
-    /// Whether a fetch is due. A set without keys is due unless its last fetch failed: its document may be lost, when one
-    /// thread empties it while another one writes it.
+    /// Whether a fetch is due. A set without keys is due unless its last fetch failed: if one thread empties the document
+    /// while another thread writes it, the document is lost.
     fn is_due(&self, now: UnixTime, timing: &Timing) -> bool {
         self.record.is_due(now, timing) || (self.keys.is_none() && self.record.failures == 0)
     }
 
-    /// Whether a fetch runs or is about to, so that waiting makes sense.
+    /// Whether a fetch is running or due, so that it makes sense to wait.
     fn is_pending(&self, now: UnixTime, timing: &Timing) -> bool {
         self.record.is_claimed(now, timing) || self.is_due(now, timing)
     }
@@ -363,7 +364,7 @@ impl KeySet {
         (self.record.failures > 0).then(|| self.record.next_fetch_at.since(now).min(MAX_BACKOFF))
     }
 
-    /// Notes that a request waits for this set, until the value is dropped.
+    /// Counts a request that waits for this set, until the returned value is dropped.
     pub fn wait(&self) -> Waiter {
         Waiter { _counted: Rc::clone(&self.waiters.0) }
     }
@@ -383,7 +384,7 @@ impl KeySet {
     }
 
     /// The order in which sets are fetched when slots are short: first those for which requests wait, then those that have
-    /// been due for longest. So no set of an organization waits for ever behind others that fail again and again.
+    /// been due for longest. So no set waits for ever behind other sets of its organization that fail again and again.
     fn urgency(&self) -> (bool, UnixTime) {
         let due_at = match self.wanted {
             Some(Wanted::New) => self.record.unknown_kid_fetch_at,
@@ -393,10 +394,11 @@ impl KeySet {
         (!self.waiters.are_any(), due_at)
     }
 
-    /// Takes over the shared record. `read` yields the keys of the shared document, and is called only if that has changed.
+    /// Replaces the copy by the shared record. `read` returns the keys of the shared document. It is called only if the
+    /// document has changed.
     ///
     /// # Errors
-    /// The reason why the document cannot be read. It then counts as none.
+    /// The reason why the document cannot be read. The set then has no keys.
     fn sync(
         &mut self,
         record: Record,
@@ -411,7 +413,7 @@ impl KeySet {
         if record != self.record {
             self.revision = self.revision.saturating_add(1);
         }
-        // A request that waited for another thread's fetch asks again if that did not help.
+        // A request that waited for another thread's fetch requests a new one if its key is still missing.
         let is_new = record.generation != self.record.generation;
         self.record = record;
         self.wanted = self.wanted.filter(|wanted| !is_new && self.may_fetch_for(*wanted, now, timing));
@@ -432,7 +434,7 @@ impl KeySet {
         result
     }
 
-    /// The record with this thread's claim to fetch, if a fetch is due and no other thread has claimed it.
+    /// The record with this thread's claim to fetch. `None` if no fetch is due, or another thread has claimed it.
     fn claim(&self, now: UnixTime, timing: &Timing) -> Option<Record> {
         let wanted = self.wanted.filter(|wanted| self.may_fetch_for(*wanted, now, timing));
         if self.record.is_claimed(now, timing) || !(wanted.is_some() || self.is_due(now, timing)) {
@@ -464,7 +466,7 @@ impl KeySets {
         sets
     }
 
-    /// The set that is published at `uri`, for use by `org`. It is new if there was none.
+    /// The set that is published at `uri`, for use by `org`. Creates the set if there is none.
     pub fn at(&mut self, uri: &JwksUri, org: &OrgName) -> KeySetId {
         let id = match self.by_uri.get(&uri.text) {
             Some(known) => *known,

@@ -3,9 +3,9 @@
 //! The crate is a pure core with a thin shell. The core decides and never asks: time, headers, fetched documents and
 //! signature checks are arguments. The shell, compiled for wasm32 alone, maps Envoy's callbacks to it.
 //!
-//! A request's way: [`request`] holds its head, [`origin`] tells whether its page may call, [`path`] (or [`route`]) tells whose it is, [`credential`] finds the one
-//! thing it proves itself with, [`gateway`] judges that by [`policy`], [`jose`] and [`jwks`], and [`exchange`] turns
-//! the judgement, or the wait for it, into a step that the shell can do. [`denial`] words every refusal.
+//! The steps of a request: [`request`] holds its head. [`path`] (or [`route`]) finds its organization. [`origin`] checks
+//! whether its web page may call. [`credential`] finds its one credential, and [`gateway`] judges that by [`policy`],
+//! [`jose`] and [`jwks`]. [`exchange`] turns the judgement, or the wait for it, into a step that the shell can do. [`denial`] words every refusal.
 
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, clippy::string_slice))]
 

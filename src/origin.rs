@@ -1,9 +1,9 @@
-//! Web origins: which pages may call the gateway, and what their browsers learn of its answers (CORS).
+//! Web origins: the pages that may call the gateway, and the headers that let them read its answers (CORS).
 //!
 //! A browser puts the origin of a page into the header `Origin` of each request that the page sends elsewhere (RFC 6454 §7).
 //! A page cannot change it. MCP (Transports, "Security Warning") requires servers to check it: otherwise a page of an attacker
-//! could call a server that only its visitor can reach (DNS rebinding). In the other direction, a browser shows an answer to
-//! a page of another origin only where the answer's headers allow it (Fetch standard, "CORS protocol").
+//! could call a server that only the visitor of the page can reach (DNS rebinding). In the other direction, a browser lets a
+//! page of another origin read an answer only if the answer's headers allow it (Fetch standard, "CORS protocol").
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -17,7 +17,7 @@ const ALLOW_CREDENTIALS: &str = "access-control-allow-credentials";
 const EXPOSE_HEADERS: &str = "access-control-expose-headers";
 const VARY: &str = "vary";
 
-/// The headers of an answer that a page may read, besides those that each page may read (Fetch standard, "CORS-safelisted
+/// The headers of an answer that an allowed page may read, in addition to the safe ones (Fetch standard, "CORS-safelisted
 /// response-header name").
 const EXPOSED: [&str; 6] =
     ["WWW-Authenticate", "Mcp-Session-Id", "Mcp-Protocol-Version", "Retry-After", "RateLimit", "RateLimit-Policy"];
@@ -30,8 +30,8 @@ const REQUEST_HEADERS: &str = "Authorization, X-API-Key, Content-Type, Accept, M
 /// The methods of MCP's Streamable HTTP transport and of the filter's endpoints.
 const METHODS: &str = "GET, POST, DELETE, OPTIONS";
 
-/// How long a browser may remember a preflight, in seconds: two hours, the maximum of Chromium. Every request is checked
-/// anyway, so an origin that is removed from the configuration is refused at once.
+/// Time for which a browser may cache a preflight, in seconds: two hours, the maximum of Chromium. The filter checks every
+/// request, so it refuses an origin at once after its removal from the configuration.
 const MAX_AGE: &str = "7200";
 
 /// Maximum length of an origin. A DNS name has at most 253 bytes.
@@ -46,10 +46,10 @@ pub enum AllowedOrigins {
     Listed(BTreeSet<String>),
 }
 
-/// Where a request comes from, as its browser says.
+/// The source of a request, according to its header `Origin`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source<'h> {
-    /// No browser sent it for a page of another origin: it has no `Origin`.
+    /// The request has no `Origin`, so no page of another origin sent it.
     NoPage,
     /// A page that may call. The text is the value of `Access-Control-Allow-Origin` for it.
     Allowed(&'h str),
@@ -58,7 +58,7 @@ pub enum Source<'h> {
 }
 
 impl AllowedOrigins {
-    /// These origins and the gateway's own. Problems are told with the index of their entry.
+    /// These origins and the gateway's own. `tell` gets each problem with the index of its entry.
     pub fn new(own: &str, entries: &[String], mut tell: impl FnMut(usize, &str)) -> Self {
         let mut is_any = false;
         let mut listed = BTreeSet::from([serialize(own).unwrap_or_else(|| own.to_owned())]);
@@ -68,7 +68,7 @@ impl AllowedOrigins {
                 Some(origin) => drop(listed.insert(origin)),
                 None if entry == "null" => tell(
                     index,
-                    "must not be null: a browser sends it for local files and sandboxed frames, and so for pages of anybody. \
+                    "must not be null: a browser sends null for local files and sandboxed frames, which anybody can create. \
                      List the origin of the page",
                 ),
                 None if entry.contains('*') => {
@@ -80,16 +80,16 @@ impl AllowedOrigins {
         if is_any { Self::Any } else { Self::Listed(listed) }
     }
 
-    /// Where the request of `head` comes from.
+    /// The source of the request with this `head`.
     pub fn source<'h>(&self, head: &'h RequestHead) -> Source<'h> {
         let mut values = head.values("origin");
         let Some(value) = values.next() else { return Source::NoPage };
         let text = std::str::from_utf8(value).unwrap_or_default();
         match self {
             Self::Any => Source::Allowed("*"),
-            // RFC 6454 §7.3: a user agent sends one such header. Of two, a server behind could read the other one.
+            // RFC 6454 §7.3: a user agent sends one such header. If there are two, the connector could read the other one.
             Self::Listed(_) if values.next().is_some() => Source::Foreign,
-            // A browser sends the form that is listed. Other clients may send another form of the same origin.
+            // A browser sends the listed form. Other clients may send another form of the same origin.
             Self::Listed(listed) if listed.contains(text) => Source::Allowed(text),
             Self::Listed(listed) => {
                 let is_listed = serialize(text).is_some_and(|origin| listed.contains(&origin));
@@ -99,8 +99,8 @@ impl AllowedOrigins {
     }
 }
 
-/// `text` as RFC 6454 §6.2 serializes an origin: scheme and host in lower case, without the default port of the scheme; `None`
-/// where it is not an origin with a host. The scheme can be any, such as that of a browser extension.
+/// Serializes an origin (RFC 6454 §6.2): scheme and host in lower case, without the default port of the scheme. Returns
+/// `None` if `text` is not an origin with a host. Any scheme is possible, such as that of a browser extension.
 fn serialize(text: &str) -> Option<String> {
     let (scheme, authority) = text.split_once("://").filter(|_| text.len() <= MAX_LENGTH)?;
     let is_scheme_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
@@ -126,7 +126,7 @@ fn serialize(text: &str) -> Option<String> {
     };
     let port = match port.strip_prefix(':') {
         None if port.is_empty() => None,
-        // Digits alone: `parse` takes a plus sign.
+        // Only digits are allowed, but `parse` would accept a plus sign.
         Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => Some(digits.parse::<u16>().ok()?),
         _ => return None,
     };
@@ -134,13 +134,14 @@ fn serialize(text: &str) -> Option<String> {
     Some(format!("{scheme}://{host}{port}"))
 }
 
-/// Whether a browser asks with this request whether a page may send another one (Fetch standard, "CORS-preflight request").
+/// Whether the request is a preflight: a browser asks whether a page may send a request (Fetch standard, "CORS-preflight
+/// request").
 pub fn is_preflight(head: &RequestHead) -> bool {
     let has = |name: &str| head.values(name).next().is_some();
     head.method() == b"OPTIONS" && has("origin") && has("access-control-request-method")
 }
 
-/// The answer to the preflight of a page that may call. Its [`Sharing`] adds what every answer has.
+/// The answer to the preflight of a page that may call. [`Sharing`] adds the headers that every answer has.
 pub fn preflight() -> LocalReply {
     let headers = [
         ("access-control-allow-methods", METHODS),
@@ -150,20 +151,21 @@ pub fn preflight() -> LocalReply {
     LocalReply { status: 204, headers: headers.map(|(name, value)| (name, value.to_owned())).into(), body: String::new() }
 }
 
-/// Which pages may read the answer to a request that a browser sent.
+/// The pages that may read the answer to a request of a browser.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// All, whatever is configured: the answer is a public document.
+    /// All pages, for any configuration: the answer is a public document.
     Public,
-    /// Those of the configuration. The value of the answer's `Access-Control-Allow-Origin` is `*` or the request's origin.
+    /// The pages that the configuration allows. The text is the value of `Access-Control-Allow-Origin`: `*`, or the origin of
+    /// the request.
     Pages(Box<str>),
 }
 
 impl Sharing {
-    /// The headers of `answer` that change: the name, and its one value, or `None` where the header is removed.
+    /// The headers of `answer` that change: each name with its new value, or `None` if the header is removed.
     ///
-    /// An upstream that knows CORS itself may have set them already. Two values of `Access-Control-Allow-Origin` would be
-    /// none for a browser.
+    /// An upstream that supports CORS may have set them already. A browser ignores two values of
+    /// `Access-Control-Allow-Origin`.
     pub fn changes(&self, answer: &SerializedMap) -> Vec<(&'static str, Option<String>)> {
         let (origin, varies) = match self {
             Self::Public => ("*", false),
@@ -187,7 +189,7 @@ impl Sharing {
         if varies {
             changes.push((VARY, Some(with(VARY, &["Origin"]))));
         }
-        // The upstream allowed cookies for the origin that it named, not for another one.
+        // The upstream allowed cookies only for the origin that it named.
         if values(ALLOW_CREDENTIALS).next().is_some() && !values(ALLOW_ORIGIN).eq([origin]) {
             changes.push((ALLOW_CREDENTIALS, None));
         }

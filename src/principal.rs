@@ -70,13 +70,13 @@ impl Principal {
         Self::new(org, Method::Byoidp, Self::namespace_of_issuer(org.as_str(), issuer), HeaderSafe(sub), scopes, limits)
     }
 
-    /// The beginning of the names of all subjects of `issuer`. A `#` in the issuer is encoded, so that the first one ends it:
-    /// else `a#b` with the subject `c` would be `a` with the subject `b#c`.
+    /// The prefix of the names of all subjects of `issuer`. A `#` in the issuer is encoded, so that the first `#` ends the
+    /// issuer. Otherwise the issuer `a#b` with the subject `c` would equal the issuer `a` with the subject `b#c`.
     pub fn namespace_of_issuer(org: &str, issuer: &str) -> String {
         format!("{org}/idp/{}#", HeaderSafe(issuer).to_string().replace('#', "%23"))
     }
 
-    /// A subject of an identity provider whose token seems to carry a grant that could not be read. It has no scope.
+    /// A subject of an identity provider without any scope: its token seems to carry a grant that could not be read.
     pub(crate) fn of_unread_grant(org: &OrgName, issuer: &str, sub: &str, limits: Subjects) -> Rc<Self> {
         let mut principal = Self::of_identity_provider(org, issuer, sub, ScopeSet::default(), limits);
         if let Some(principal) = Rc::get_mut(&mut principal) {

@@ -15,7 +15,7 @@ impl RequestHead {
         are_names.then_some(Self(headers))
     }
 
-    /// How many bytes the headers have, their lengths included: about what Envoy keeps of them.
+    /// Length of the serialized headers in bytes. Envoy keeps about as much.
     pub fn length(&self) -> usize {
         self.0.length()
     }
@@ -84,18 +84,18 @@ impl RequestHead {
         })
     }
 
-    /// The names of headers that a server could read as an identity header below `prefix` or as a credential that this
-    /// filter did not judge. They are removed from every request that goes on.
+    /// The names of headers that a server could read as an identity header with `prefix`, or as a credential that this
+    /// filter did not check. The filter removes them from every request that it forwards.
     ///
-    /// They are removed, not refused: the contract removes every incoming `x-apexmcp-*` header, and a refusal would let a
-    /// proxy in front that adds an odd header stop all requests.
+    /// It does not refuse the request: the contract removes every incoming `x-apexmcp-*` header. With a refusal, a proxy in
+    /// front that adds such a header would stop all requests.
     pub fn forged(&self, prefix: &str) -> impl Iterator<Item = &str> {
-        // A header with the exact name of a credential was judged; `forward.strip_credentials` decides about it.
+        // A header with the exact name of a credential was checked, and `forward.strip_credentials` applies to it.
         self.names().filter(move |name| folds_below(prefix, name) || (is_credential(name) && !is_credential_name(name)))
     }
 
-    /// Whether the connection header names other headers. A proxy behind removes each header that it names
-    /// (RFC 9110 §7.6.1), so a client could remove identity headers with it. Envoy passes it on with an upgrade only.
+    /// Whether the connection header names other headers. A proxy behind the gateway removes each named header
+    /// (RFC 9110 §7.6.1), so a client could remove identity headers. Envoy forwards the header only with an upgrade.
     pub fn nominates_headers(&self) -> bool {
         let is_of_connection = |option: &[u8]| {
             option.is_empty() || ["upgrade", "keep-alive", "close"].iter().any(|own| option.eq_ignore_ascii_case(own.as_bytes()))
@@ -127,10 +127,10 @@ fn names_no_other_charset(parameter: &[u8]) -> bool {
 
 /// Whether a server could read `name` as a name that begins with `prefix`.
 ///
-/// CGI, FastCGI and WSGI hand headers over as variables (`HTTP_X_API_KEY`), and several spellings become one variable.
-/// Servers differ in what they fold into `_`: nginx and uWSGI `-`; lighttpd, as Apache before 2.4, every byte that is not
-/// a letter or a digit; PHP `.` too. So all of these bytes count as equal here. No server that we know drops or doubles
-/// one, so the lengths agree.
+/// CGI, FastCGI and WSGI pass headers as variables (`HTTP_X_API_KEY`), and several spellings become one variable. Servers
+/// replace different bytes by `_`: nginx and uWSGI replace `-`, and PHP also `.`. lighttpd, and Apache before 2.4, replace
+/// every byte that is not a letter or a digit. So all of these bytes count as equal here. No server that we know drops or
+/// doubles a byte, so the lengths agree.
 fn folds_below(prefix: &str, name: &str) -> bool {
     let fold = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' };
     name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(one, other)| fold(one) == fold(other))
@@ -155,8 +155,8 @@ impl RequestTrailers {
         RequestHead::new(trailers).map(|RequestHead(trailers)| Self(trailers))
     }
 
-    /// The names that must not go on: what a server could read as an identity, or as a credential. No trailer may be a
-    /// credential (RFC 9110 §6.5.1), and this filter did not judge it.
+    /// The names of trailers that must be removed: a server could read them as an identity, or as a credential that this
+    /// filter did not check. A trailer must never be a credential (RFC 9110 §6.5.1).
     pub fn forged(&self, prefix: &str) -> impl Iterator<Item = &str> {
         names(&self.0).filter(move |name| folds_below(prefix, name) || is_credential(name))
     }

@@ -96,7 +96,8 @@ pub fn parse_words(text: &str) -> ScopeSet {
     text.split(' ').filter_map(Scope::parse).collect()
 }
 
-/// The scopes that a token's claims carry, or `None` where they name none of the `mcp:` family and the provider's defaults may apply.
+/// The scopes in a token's claims. `None` if they contain no scope of the `mcp:` family: the provider's defaults may then
+/// apply.
 ///
 /// Both `scope` and `scp` are read, as a space-separated string or as an array: Okta, Entra and Keycloak differ.
 /// A scope of the family that this gateway does not know grants nothing, and keeps the defaults out too.
@@ -125,15 +126,15 @@ pub fn granted_by(claims: &serde_json::Map<String, Value>) -> Result<Option<Scop
     Ok(family.map(ScopeSet::from_iter))
 }
 
-/// Whether `text` is one scope of any authorization server: a scope-token of RFC 6749 §3.3, which has no space, `"` or `\`.
+/// Whether `text` is a scope-token of RFC 6749 §3.3: one scope, without space, `"` or `\`.
 pub fn is_scope_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'))
 }
 
-/// A text in a token's claims that looks like a scope of this gateway, where no scope was read.
+/// A text that looks like a scope of this gateway, in a token from which no scope was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnreadGrant<'c> {
-    /// The top-level claim in which it is.
+    /// The top-level claim that contains the text.
     pub claim: &'c str,
     /// The text.
     pub text: &'c str,
@@ -141,10 +142,11 @@ pub struct UnreadGrant<'c> {
 
 /// Finds a text that contains `mcp:call` in claims of which [`granted_by`] read no scope.
 ///
-/// Such a token may carry a narrow grant in a form that is not understood: Cognito prefixes each scope
-/// (`apexmcp/mcp:call:github`), other providers have roles, groups or permissions. The default scopes would be wider than that
-/// grant. Providers name and nest such claims freely, so every claim is searched, member names too, in any letter case.
-/// `is_configured` tells the texts that the policy itself names, which grant nothing: the issuer and the audiences.
+/// Such a token may carry a narrow grant in a form that the filter does not read: Cognito adds a prefix to each scope
+/// (`apexmcp/mcp:call:github`), and other providers have roles, groups or permissions. The default scopes would be wider
+/// than that grant. Providers name and nest such claims freely, so the search covers every claim and member name, in any
+/// letter case. `is_configured` excludes texts that the policy itself names and that grant nothing: the issuer and the
+/// audiences.
 pub fn unread_grant<'c>(
     claims: &'c serde_json::Map<String, Value>,
     is_configured: impl Fn(&str) -> bool,
@@ -159,7 +161,7 @@ pub fn unread_grant<'c>(
     })
 }
 
-/// The first text in `value`, at any depth, for which `is_wanted` holds. Claims are nested to a limited depth ([`crate::json`]).
+/// The first text in `value`, at any depth, for which `is_wanted` is true. The depth of claims is limited ([`crate::json`]).
 fn find_text<'v>(value: &'v Value, is_wanted: &impl Fn(&str) -> bool) -> Option<&'v str> {
     match value {
         Value::String(text) => is_wanted(text).then_some(text),

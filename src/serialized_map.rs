@@ -34,7 +34,7 @@ impl SerializedMap {
         lengths.iter().all(|lengths| member(lengths, &mut texts).is_some()) && texts.is_empty()
     }
 
-    /// How many bytes it has.
+    /// Length of the serialized map in bytes.
     pub fn length(&self) -> usize {
         self.0.len()
     }

@@ -62,7 +62,7 @@ impl TestHost {
         Self { is_contended: true, ..Self::default() }
     }
 
-    /// How often the shared value of this name was read.
+    /// Number of reads of the shared value with this name.
     pub(crate) fn reads(&self, name: &str) -> usize {
         self.reads.borrow().get(name).copied().unwrap_or(0)
     }

@@ -23,7 +23,7 @@ pub struct Entry {
     pub principal: Rc<Principal>,
     /// When it is good.
     pub validity: Validity,
-    /// The resources for which it is good, where it is not good for all of the org's.
+    /// The resources for which the token is valid. `None` if it is valid for all resources of the org.
     pub only_for: Option<Box<[Resource]>>,
     /// The key set that verified it, and that set's version then. A token of the gateway itself has none: its keys
     /// change only with the whole policy, and this cache with them.

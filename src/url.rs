@@ -1,11 +1,11 @@
-//! URLs that clients write, compared as RFC 3986 §6.2.2 and §6.2.3 say: other spellings of a URL name the same resource.
+//! Comparison of URLs by RFC 3986 §6.2.2 and §6.2.3: different spellings of a URL name the same resource.
 //!
-//! Only for URLs that clients and identity providers choose. An issuer is compared letter by letter (RFC 8414 §3.3).
+//! It is for URLs that clients and identity providers write. An issuer is compared letter by letter (RFC 8414 §3.3).
 
 use std::borrow::Cow;
 
-/// `text` in the one form that all spellings of its URL share; `None` where it is no `http` or `https` URL, or has user
-/// information or a fragment, which no resource has (RFC 8707 §2).
+/// The normal form of a URL, which is the same for all its spellings. `None` if `text` is not an `http` or `https` URL, or
+/// has user information or a fragment, which no resource has (RFC 8707 §2).
 pub fn normalized(text: &str) -> Option<String> {
     let is_plain = |byte: u8| {
         byte.is_ascii_graphic() && !matches!(byte, b'#' | b'\\' | b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}')
@@ -20,7 +20,7 @@ pub fn normalized(text: &str) -> Option<String> {
         _ => return None,
     };
     let (authority, rest) = rest.split_at_checked(rest.find(['/', '?']).unwrap_or(rest.len()))?;
-    // An IPv6 address has colons of its own, RFC 3986 §3.2.2.
+    // An IPv6 address contains colons, RFC 3986 §3.2.2.
     let after_address = authority.rfind(']').map_or(0, |end| end.saturating_add(1));
     let colon = authority.get(after_address..)?.find(':').map(|at| at.saturating_add(after_address));
     let (host, port) = authority.split_at_checked(colon.unwrap_or(authority.len()))?;
@@ -40,13 +40,13 @@ pub fn normalized(text: &str) -> Option<String> {
     Some(format!("{scheme}://{host}{port}{path}{query}"))
 }
 
-/// Whether both are the same URL.
+/// Whether both texts are spellings of the same URL. Texts that are not URLs must be equal.
 pub fn is_same(one: &str, other: &str) -> bool {
     one == other || normalized(one).is_some_and(|one| normalized(other) == Some(one))
 }
 
-/// RFC 3986 §6.2.2.1 and §6.2.2.2: an escape of an unreserved character is that character, and hexadecimal digits are in upper
-/// case. `None` where an escape is none.
+/// Normalizes escapes (RFC 3986 §6.2.2.1 and §6.2.2.2): an escaped unreserved character becomes that character, and
+/// hexadecimal digits become upper case. `None` if an escape is malformed.
 fn with_plain_escapes(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('%') {
         return Some(Cow::Borrowed(text));
@@ -69,7 +69,7 @@ fn with_plain_escapes(text: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(plain))
 }
 
-/// A path after the removal of its dot segments (RFC 3986 §5.2.4). An empty one is `/` (§6.2.3).
+/// Removes the dot segments of a path (RFC 3986 §5.2.4). An empty path becomes `/` (§6.2.3).
 fn without_dots(path: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
     let mut segments = path.split('/').skip(1).peekable();
@@ -81,7 +81,7 @@ fn without_dots(path: &str) -> String {
         if !is_dot {
             kept.push(segment);
         } else if segments.peek().is_none() {
-            kept.push(""); // The slash before the last dots stays.
+            kept.push(""); // Keeps the slash before a last dot segment.
         }
     }
     format!("/{}", kept.join("/"))

@@ -2,8 +2,8 @@
 //
 //   node idp.mjs [--port N] [--state FILE] [--scopes "A B"]
 //
-// Its client may ask for --scopes alone; without that option, for those of the demo. It knows both, and answers invalid_scope
-// to a request for a scope that the client may not ask for.
+// The client may request only the scopes in --scopes. The default is the scopes of the demo. The provider also knows
+// the scopes of the demo, and answers invalid_scope if the client requests a scope that it may not have.
 // It prints one line of JSON when it is ready. FILE keeps its keys, so that it comes back with them.
 // `control` is for tests: POST <control>/rotate[?drop=1] signs with a new key from now on (and forgets the old ones),
 // GET <control>/stats counts the requests for its key set.

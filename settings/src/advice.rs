@@ -1,23 +1,20 @@
-//! What is unwise in the record of an identity provider, though the gateway would accept it.
+//! Warnings about settings of an identity provider that the gateway accepts, but that are unwise.
 
 use apexmcp_auth::policy::issuer::is_url;
 use apexmcp_auth::policy::{MAX_CLIENT_SCOPE_LENGTH, MAX_CLIENT_SCOPES};
 use apexmcp_auth::scope::is_scope_token;
 
-/// The scope that clients are told to ask for where the policy says nothing else.
+/// The scope that clients are told to request by default.
 const MCP_SCOPE: &str = "mcp:call";
 
-/// What to do about an audience that other tokens carry too.
+/// Adds the consequence and the advice to the reason why other tokens contain an audience.
 macro_rules! of_many {
     ($why:literal) => {
-        concat!(
-            $why,
-            ". The gateway would accept tokens that are meant for other applications: use an audience that means it alone"
-        )
+        concat!($why, ". The gateway would accept tokens for other applications: use an audience that only the gateway has")
     };
 }
 
-/// Why tokens carry `audience` that are not meant for this gateway, where that is known.
+/// The reason why tokens for other applications contain `audience`. `None` if no such reason is known.
 pub fn audience_of_many(issuer: &str, audience: &str) -> Option<&'static str> {
     let after_scheme = issuer.split_once("://").filter(|_| is_url(issuer)).map_or("", |(_, rest)| rest);
     let host = after_scheme.split(['/', ':']).next().unwrap_or_default().to_ascii_lowercase();
@@ -33,10 +30,10 @@ pub fn audience_of_many(issuer: &str, audience: &str) -> Option<&'static str> {
         | "00000003-0000-0000-c000-000000000000"
         | "https://management.azure.com"
         | "https://management.azure.com/" => {
-            Some(of_many!("this audience is an API of Microsoft, for which every application gets tokens"))
+            Some(of_many!("this audience is an API of Microsoft, and every application can get tokens for it"))
         }
         "sts.amazonaws.com" | "api://AzureADTokenExchange" => {
-            Some(of_many!("this audience is a cloud's exchange of workload tokens, for which every workload gets tokens"))
+            Some(of_many!("this audience is the token exchange of a cloud, and every workload can get tokens for it"))
         }
         _ if audience.trim_end_matches('/') == base => {
             Some(of_many!("this audience is the issuer itself, which providers put into tokens that name no other audience"))
@@ -69,16 +66,16 @@ pub fn audience_of_many(issuer: &str, audience: &str) -> Option<&'static str> {
     }
 }
 
-/// What to configure as `client_scopes`.
+/// A proposal for `client_scopes`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Proposal {
-    /// What the administrator should know.
+    /// A message for the administrator.
     pub finding: Option<String>,
-    /// The scopes to tell clients, where another choice than the present one seems right.
+    /// The proposed scopes, if they differ from the present ones.
     pub client_scopes: Option<Vec<String>>,
 }
 
-/// Compares what clients will be told to ask for with what the provider's metadata says that it supports.
+/// Compares the scopes that clients will be told to request with `scopes_supported` of the provider's metadata.
 pub fn client_scopes(chosen: Option<&[String]>, supported: Option<&[String]>) -> Proposal {
     let Some(supported) = supported else { return Proposal::default() };
     let is_known = |scope: &str| supported.iter().any(|known| known == scope);
@@ -86,8 +83,8 @@ pub fn client_scopes(chosen: Option<&[String]>, supported: Option<&[String]>) ->
         let unknown: Vec<&str> = chosen.iter().map(String::as_str).filter(|scope| !is_known(scope)).collect();
         let finding = (!unknown.is_empty()).then(|| {
             format!(
-                "scopes_supported of the provider's metadata does not name {}: providers may support more scopes than they name, \
-                 but a client that asks for an unknown one gets invalid_scope",
+                "scopes_supported of the provider's metadata does not name {}: a client that requests an unknown scope \
+                 gets invalid_scope. Check that the provider knows the scope; some providers support more scopes than they name",
                 unknown.join(" ")
             )
         });
@@ -101,7 +98,8 @@ pub fn client_scopes(chosen: Option<&[String]>, supported: Option<&[String]>) ->
     let of_mcp: Vec<&str> = usable.iter().copied().filter(|scope| scope.to_ascii_lowercase().contains(MCP_SCOPE)).collect();
     let options = match of_mcp.is_empty() {
         true => format!(
-            "pass --no-client-scope, or --client-scope with the scope that the provider needs for this audience; it names: {}",
+            "pass --no-client-scope, or --client-scope with the scope that the provider needs for this audience; \
+             its metadata names: {}",
             usable.join(" ")
         ),
         false => {
@@ -110,8 +108,8 @@ pub fn client_scopes(chosen: Option<&[String]>, supported: Option<&[String]>) ->
         }
     };
     let finding = format!(
-        "scopes_supported of the provider's metadata does not name {MCP_SCOPE}, which clients will be told to ask for, and a \
-         client that asks for an unknown scope gets invalid_scope: {options}"
+        "scopes_supported of the provider's metadata does not name {MCP_SCOPE}, which clients will be told to request, and a \
+         client that requests an unknown scope gets invalid_scope: {options}"
     );
     Proposal { finding: Some(finding), client_scopes: Some(of_mcp.into_iter().map(str::to_owned).collect()) }
 }

@@ -16,10 +16,10 @@ use crate::clock::Moment;
 use crate::failure::Failure;
 use crate::yaml;
 
-/// What happens to tokens of a provider whose record says no default scopes.
-const ABSENT_DEFAULT_SCOPES: &str = "is absent: a token without any mcp: scope is granted mcp:call, but nothing where any value in \
-     it contains mcp:call without being a scope of the gateway, such as apexmcp/mcp:call:github, or a role. To decide it \
-     yourself, write the scopes, or [] for none";
+/// The note for a provider without `default_scopes`.
+const ABSENT_DEFAULT_SCOPES: &str = "is absent: a token without any mcp: scope is granted mcp:call. If a value in the token only \
+     contains mcp:call, such as apexmcp/mcp:call:github or a role, the token is granted nothing. To choose another default, \
+     write the scopes, or [] for none";
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ pub struct Report {
     pub errors: Vec<Problem>,
     /// These are for somebody to look at.
     pub warnings: Vec<Problem>,
-    /// These say what a default does. Nothing is wrong with them.
+    /// Explanations of defaults. They report no problem.
     pub notes: Vec<Problem>,
     /// The key sets that the document names, each with the path of the first provider that names it.
     pub key_sets: BTreeMap<String, String>,
@@ -198,8 +198,8 @@ impl Lint<'_> {
         for connector in known {
             let Some(other) = address::misread_as(connector, separator).filter(|other| known.contains(*other)) else { continue };
             let message = format!(
-                "the connectors {connector:?} and {other:?} cannot be told apart: a name is split at its first {separator:?}, so the \
-                 tools of {connector:?} are taken for tools of {other:?}. Rename one of them"
+                "the connectors {connector:?} and {other:?} cannot be told apart: a tool name is split at its first \
+                 {separator:?}, so the tools of {connector:?} look like tools of {other:?}. Rename one of the two connectors"
             );
             self.report.errors.push(Problem { path: "gateway.connector_separator".to_owned(), message });
         }
@@ -237,7 +237,10 @@ impl Lint<'_> {
                     self.note(format!("{path}.default_scopes"), ABSENT_DEFAULT_SCOPES);
                 }
                 if provider.get("jwks_uri").and_then(Value::as_str).is_some_and(is_plain_http) {
-                    self.warn(format!("{path}.jwks_uri"), "is not https: whoever is on the way can put keys of his own in");
+                    self.warn(
+                        format!("{path}.jwks_uri"),
+                        "is not https: an attacker on the network can replace the keys. Use https",
+                    );
                 }
                 let issuer = provider.get("issuer").and_then(Value::as_str).unwrap_or_default();
                 if !issuer.is_empty() && !is_url(issuer) {

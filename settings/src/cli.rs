@@ -250,18 +250,18 @@ pub enum SsoCommand {
         /// The aud claim that means this gateway; repeat it for more, any one will do
         #[arg(long = "audience", required = true)]
         audiences: Vec<String>,
-        /// What a token without any mcp: scope is granted; repeat it for more. Without this option: mcp:call, but nothing where
-        /// any value in the token contains mcp:call
+        /// A scope that is granted to a token without any mcp: scope; repeat the option for more. Without this option, the token
+        /// is granted mcp:call, but nothing if any value in it contains mcp:call
         #[arg(long = "default-scope", value_name = "SCOPE")]
         default_scopes: Vec<String>,
         /// Grant nothing to a token without any mcp: scope
         #[arg(long, conflicts_with = "default_scopes")]
         no_default_scope: bool,
-        /// A scope that clients are told to ask this provider for, in challenges and in the resource metadata; repeat it for
+        /// A scope that challenges and the resource metadata tell clients to request from this provider; repeat the option for
         /// more. Without this option: mcp:call, or mcp:call:<connector-id> at a connector's own path
         #[arg(long = "client-scope", value_name = "SCOPE")]
         client_scopes: Vec<String>,
-        /// Tell clients no scope: for a provider that does not know the mcp scopes and needs no others
+        /// Name no scope to clients. For a provider that does not know the mcp scopes and needs no others
         #[arg(long, conflicts_with = "client_scopes")]
         no_client_scope: bool,
         /// Save it though what it publishes is wrong or out of reach
@@ -364,7 +364,7 @@ pub enum SigningKeyCommand {
     },
 }
 
-/// Tokens of the gateway, and those of an org's identity providers.
+/// Commands for tokens of the gateway and of an org's identity providers.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
     /// Revoke one token, or all tokens of an OAuth client or of a principal of an identity provider
@@ -381,8 +381,8 @@ apexmcp token revoke --org acme-corp --principal 'acme-corp/idp/https://idp.exam
         /// The client whose tokens end; it can take new ones
         #[arg(long, value_name = "CLIENT_ID", conflicts_with = "principal")]
         client: Option<String>,
-        /// The principal whose tokens of an identity provider are revoked, as the access log names it; tokens that the
-        /// provider issues later are accepted
+        /// Revoke the tokens of this principal of an identity provider, named as in the access log. Tokens that the provider
+        /// issues later are accepted
         #[arg(long, value_name = "ORG/idp/ISSUER#SUB")]
         principal: Option<String>,
         /// Those issued before then, such as 2026-11-23T00:00:00Z; until now where it is left out
@@ -425,10 +425,10 @@ known, of Istio or of Envoy Gateway. - is standard input.
         /// A connector behind your gateway, where the file does not tell; repeat it for all
         #[arg(long = "connector", value_name = "ID")]
         connectors: Vec<String>,
-        /// Fetch the key set of each identity provider, and warn where it has no key for RS256
+        /// Fetch the key set of each identity provider, and warn if it has no key for RS256
         #[arg(long)]
         fetch_keys: bool,
-        /// Fetch key sets also from addresses that are not of the public Internet, and by http
+        /// Also fetch key sets from addresses outside of the public Internet, and by http
         #[arg(long, requires = "fetch_keys")]
         allow_private_address: bool,
     },

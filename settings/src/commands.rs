@@ -452,9 +452,9 @@ impl Session<'_> {
         }
     }
 
-    /// The moment before which tokens are revoked: now, where the command names none.
+    /// The moment before which tokens are revoked. The default is now.
     fn revoked_until(&self, named: Option<Moment>) -> Result<Moment, Failure> {
-        // `iat` has whole seconds: those of this one are meant too.
+        // `iat` has whole seconds, and tokens of the present second must be revoked too.
         let until_now = self.actor.now.plus(Duration::from_secs(1))?;
         Ok(named.unwrap_or(until_now))
     }
@@ -500,7 +500,7 @@ impl Session<'_> {
     }
 }
 
-/// Checks a file, and the key sets that it names where `reach` says from where they may come.
+/// Checks a file. With `reach`, also fetches the key sets that the file names, from the addresses that `reach` allows.
 fn policy_check(file: &Path, surroundings: &Surroundings, now: Moment, reach: Option<Reach>) -> Result<Answer, Failure> {
     let name = file.display().to_string();
     let mut report = check::check(&read(file)?, surroundings, now).map_err(Failure::during(&name))?;
@@ -566,7 +566,7 @@ fn with(record: &impl Serialize, secrets: &[(&str, &str)]) -> Value {
     value
 }
 
-/// Scopes in a table: `absent` where nothing is configured, a dash where nothing is meant.
+/// Scopes in a table. If none are configured, the text `absent`; if the list is empty, a dash.
 fn listed(scopes: Option<&[String]>, absent: &str) -> String {
     match scopes {
         None => absent.to_owned(),

@@ -117,8 +117,8 @@ pub fn verify(connection: &Connection, org: &str) -> Result<Vec<Problem>, Failur
     Ok(read(&of_orgs(connection, Some(org))?)?.warnings().to_vec())
 }
 
-/// The same after something was added to `org`, which must leave room for others, and name no connectors that cannot be told
-/// apart.
+/// Like [`verify`], after an addition to `org`. The organization must leave room for others, and all connectors that it names
+/// must be distinguishable.
 ///
 /// # Errors
 /// Where it does not, and those of [`verify`].

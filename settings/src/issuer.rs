@@ -27,7 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_LENGTH: u64 = 256 << 10;
 /// Real ones stay below 200 characters.
 const MAX_URL_LENGTH: usize = 2048;
-/// The `Accept` header for metadata documents, which are judged by their content. So no content negotiation should fail.
+/// The `Accept` header for metadata documents. It accepts every type, because a document is judged by its content.
 const ACCEPT_METADATA: &str = "application/json, */*;q=0.1";
 /// Names that mean something within a network alone: RFC 6761, RFC 6762, RFC 8375, and those of clouds and clusters.
 const PRIVATE_SUFFIXES: [&str; 7] = [".localhost", ".local", ".internal", ".home.arpa", ".svc", ".lan", ".corp"];
@@ -75,16 +75,16 @@ impl Finding {
     }
 }
 
-/// What a look at a provider found.
+/// The result of an inspection of a provider.
 #[derive(Debug, Default)]
 pub struct Inspection {
-    /// In the order of looking.
+    /// The findings, in the order of the checks.
     pub findings: Vec<Finding>,
-    /// `scopes_supported` of its metadata (RFC 8414 §2), where it says them.
+    /// `scopes_supported` of the provider's metadata (RFC 8414 §2), if present.
     pub scopes_supported: Option<Vec<String>>,
 }
 
-/// Fetches the discovery document of `issuer`, where that is a URL, and the keys at `jwks_uri`.
+/// Fetches the keys at `jwks_uri`, and the discovery document of `issuer` if that is a URL.
 ///
 /// # Errors
 /// Where the gateway would refuse one of the two, or must not be led there. Whatever else is wrong is a finding.
@@ -96,7 +96,7 @@ pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Inspection,
         if issuer.len() > MAX_URL_LENGTH {
             return Err(Failure::new(format!("--issuer must have at most {MAX_URL_LENGTH} characters")));
         }
-        findings.push(Finding::new(true, format!("the issuer {issuer:?} is no URL, so there is no metadata to look at")));
+        findings.push(Finding::new(true, format!("the issuer {issuer:?} is no URL, so its metadata cannot be checked")));
     }
     for (option, url) in issuer_url.into_iter().chain([("--jwks-uri", jwks_uri)]) {
         // As the gateway reads them: https or http, a host, no user information.
@@ -107,7 +107,7 @@ pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Inspection,
     Ok(Inspection { findings, scopes_supported })
 }
 
-/// Refuses a URL to which the gateway must not be led. What may be wrong is a finding.
+/// Refuses a URL that the gateway must not call. A possible mistake is a finding.
 fn judge_url(option: &str, url: &JwksUri, reach: Reach) -> Result<Option<Finding>, Failure> {
     if url.as_str().len() > MAX_URL_LENGTH {
         return Err(Failure::new(format!("{option} must have at most {MAX_URL_LENGTH} characters")));
@@ -115,10 +115,11 @@ fn judge_url(option: &str, url: &JwksUri, reach: Reach) -> Result<Option<Finding
     port(option, url.authority())?;
     match (url.scheme(), reach) {
         ("http", Reach::Public) => Err(Failure::new(format!(
-            "{option} must be https: whoever is on the way could put keys of his own in; --allow-private-address allows http"
+            "{option} must be https: with http, an attacker on the network could replace the keys. \
+             --allow-private-address allows http"
         ))),
         ("http", Reach::Anywhere) => Ok(Some(Finding::warning(format!(
-            "{} is not https: gateways without jwks.http_cluster let none of its tokens pass",
+            "{} is not https: gateways without jwks.http_cluster refuse all tokens of this provider",
             url.as_str()
         )))),
         (_, Reach::Public) => refuse_private(option, url),
@@ -126,9 +127,9 @@ fn judge_url(option: &str, url: &JwksUri, reach: Reach) -> Result<Option<Finding
     }
 }
 
-/// Fetches the keys at `jwks_uri`, and says why the gateway could not use them.
+/// Fetches the keys at `jwks_uri`. Returns the reason if the gateway could not use them.
 pub fn wrong_with_keys(jwks_uri: &str, reach: Reach) -> Option<String> {
-    // What is no URL is an error of the document.
+    // If this is not a URL, the check of the document reports the error.
     let url = JwksUri::parse(jwks_uri).ok()?;
     match judge_url("the key set was not fetched", &url, reach) {
         Err(failure) => Some(failure.to_string()),
@@ -138,7 +139,7 @@ pub fn wrong_with_keys(jwks_uri: &str, reach: Reach) -> Option<String> {
     }
 }
 
-/// Whether the keys at `jwks_uri` are usable.
+/// Fetches the keys at `jwks_uri` and reports whether they are usable.
 fn fetch_keys(agent: &Agent, jwks_uri: &str) -> Finding {
     match fetch(agent, jwks_uri, jwks::ACCEPT) {
         Err(why) => Finding::new(false, format!("{jwks_uri} {why}")),
@@ -149,7 +150,7 @@ fn fetch_keys(agent: &Agent, jwks_uri: &str) -> Finding {
     }
 }
 
-/// What is published there. Returns `scopes_supported` of the metadata.
+/// Checks the published documents. Returns `scopes_supported` of the metadata.
 fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>) -> Result<Option<Vec<String>>, Failure> {
     let was_private = Arc::new(AtomicBool::new(false));
     let agent = agent(reach, Arc::clone(&was_private));

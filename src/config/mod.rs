@@ -60,10 +60,10 @@ pub struct GatewaySettings {
     pub unmatched_paths: UnmatchedPaths,
     /// Whether routes speak through their metadata.
     pub route_metadata: bool,
-    /// Whether Envoy holds a request's body too while the filter holds its head, which it does unless
-    /// `allow_on_headers_stop_iteration` is on. `None` where the operator does not say.
+    /// Whether Envoy holds the body of a request while the filter holds its head. It does, unless
+    /// `allow_on_headers_stop_iteration` is on. `None` if the operator does not set it.
     pub host_holds_bodies: Option<bool>,
-    /// Which web pages may call.
+    /// The web pages that may call the gateway.
     pub allowed_origins: AllowedOrigins,
 }
 
@@ -73,7 +73,7 @@ impl GatewaySettings {
         format!("{}{}", self.origin, self.mcp_path.path_of(resource))
     }
 
-    /// The protected resource that a client names with `url`, however it is spelled.
+    /// The protected resource that a client names with `url`, in any spelling of that URL.
     pub fn resource_of_url(&self, url: &str) -> Option<Resource> {
         let url = url::normalized(url)?;
         self.mcp_path.resource(url.strip_prefix(self.origin.as_str())?.as_bytes())

@@ -34,7 +34,7 @@ pub(super) struct RawGateway {
     pub(super) allowed_origins: Option<RawOrigins>,
 }
 
-/// `"*"`, or a list.
+/// `gateway.allowed_origins`: `"*"`, or a list of origins.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum RawOrigins {

@@ -45,18 +45,18 @@ pub enum ServiceOutcome {
     OverLimit,
     /// Not, or not so that it could be read.
     Error,
-    /// It was not asked, or its answer was not awaited: too many requests wait for it.
+    /// The service was not asked, or its answer was not awaited, because too many questions are open.
     Overloaded,
 }
 
-/// The end of a request for which the rate limit service was to be asked.
+/// How a question to the rate limit service ended.
 #[derive(Clone, Copy, Debug)]
 pub enum ServiceAnswer<'a> {
     /// The service answered this.
     Message(&'a [u8]),
-    /// The service did not answer in time, or could not be asked.
+    /// The service did not answer in time, or cannot be reached.
     None,
-    /// Envoy did not ask, because too many questions are open (the circuit breaker of the cluster).
+    /// Envoy did not send the question, because the circuit breaker of the cluster is full.
     Overflow,
 }
 
@@ -69,7 +69,7 @@ impl Admitted {
         }
     }
 
-    /// The headers are edited before the service is asked, so that nothing of them has to be kept.
+    /// Asks the service. The headers are edited before that, so that the filter does not have to keep the edits.
     fn ask(mut self, question: Vec<u8>, gateway: &Gateway, host: &dyn Host) -> Step {
         let account = Account::Questions(self.resource.org.clone());
         match gateway.budget.hold(account, Waits::ForOthers, self.size.head()) {
@@ -139,15 +139,14 @@ impl AwaitingCount {
         self.admitted.answered_early(status, gateway, host)
     }
 
-    /// What the worker's budget holds for it. The question is open until it is answered, even if the stream has ended
-    /// before: the shell keeps this as long.
+    /// The place of this request in the worker's budget. The shell keeps it until the question is answered, even if the
+    /// stream ends before.
     pub fn hold(&self) -> &Rc<Hold> {
         &self.hold
     }
 
-    /// Goes on with the service's `RateLimitResponse`. Where the service did not answer, the operator's `on_error`
-    /// decides. Where the request was not asked about because there are too many, it is refused: a burst must not lift
-    /// the limits of the org that sends it.
+    /// Decides by the service's `RateLimitResponse`. If the service did not answer, the operator's `on_error` decides. If
+    /// too many questions are open, the request is refused: a burst must not switch off the limits of its own org.
     pub fn proceed(self, answer: ServiceAnswer<'_>, gateway: &Gateway, host: &dyn Host) -> (Step, ServiceOutcome) {
         let on_error = match &gateway.config.limits {
             LimitStore::RateLimitService(service) => service.on_error,

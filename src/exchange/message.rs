@@ -68,12 +68,12 @@ impl AwaitingMessage {
         &self.principal
     }
 
-    /// What the worker's budget holds for it.
+    /// The place of this request in the worker's budget.
     pub fn hold(&self) -> &Hold {
         &self.hold
     }
 
-    /// Refuses the request, because its place is needed.
+    /// Refuses the request, because its hold was given up.
     pub fn give_up(self, gateway: &Gateway, host: &dyn Host) -> Step {
         self.into_admitted(None).refuse(gateway, &Reason::Overloaded.into(), host)
     }
@@ -87,7 +87,7 @@ impl AwaitingMessage {
         }
     }
 
-    /// The request after its headers were edited. Its place is free for whatever comes next.
+    /// The request after its headers were edited. The next state may hold it again.
     fn into_admitted(self, lists: Option<ListRequest>) -> Admitted {
         let Self { resource, mode, principal, findings, hold, .. } = self;
         Admitted {
@@ -112,7 +112,7 @@ impl AwaitingMessage {
         let separator = &gateway.config.gateway.connector_separator;
         let body = Body::parse(bytes, separator)
             .map_err(|error| Denial { description: Some(error.description()), ..Reason::MessageMalformed.into() })?;
-        // The scope first: a client that lacks it must hear of that, whatever else is wrong.
+        // The scope is checked first: a client without the scope must learn this, even if the message has other faults.
         let scopes = self.principal.scopes();
         if let Some(needed) = body.lacks(scopes) {
             return Err(Denial { needed: Some(needed), ..Reason::ScopeInsufficient.into() });

@@ -1,4 +1,4 @@
-//! A request that a browser sends for a web page: its origin is judged before anything else, and needs no policy.
+//! Requests that a browser sends for a web page. The filter checks the origin before anything else, without a policy.
 
 use super::refusal::{self, Size};
 use super::{Record, Step, refuse};
@@ -10,16 +10,15 @@ use crate::oauth::discovery::{self, Endpoint};
 use crate::origin::{self, Sharing, Source};
 use crate::request::RequestHead;
 
-/// The word for metrics of a preflight that was allowed.
+/// The value of `endpoint` in the metrics for an allowed preflight.
 const PREFLIGHT: &str = "preflight";
 
-/// Answers the request where its origin decides: a preflight, or a page that may not call. `None` where the request has no
-/// origin, or goes on.
+/// Answers a preflight, and refuses a page that may not call. Returns `None` for every other request.
 ///
-/// A preflight has no credential (Fetch standard, "CORS protocol and credentials"), so nothing else can be judged of it.
+/// A preflight has no credential (Fetch standard, "CORS protocol and credentials"), so only its origin can be checked.
 ///
-/// Shadow mode is for connectors: there, a request of another origin passes, its preflight included, so that nothing
-/// stops working that works without the filter. The filter's own endpoints answer as always.
+/// Shadow mode applies to connectors: a request from another origin passes, and so does its preflight. So everything
+/// that works without the filter still works. The filter's own endpoints refuse such requests in every mode.
 pub(super) fn judge(
     gateway: &Gateway,
     head: &RequestHead,
@@ -51,7 +50,8 @@ pub(super) fn judge(
     }
 }
 
-/// Which pages may read the answer to the request of `head`: `None` where it comes from none, or from one that may not.
+/// The pages that may read the answer to the request with this `head`. `None` if no page sent it, or a page that may not
+/// call.
 pub fn sharing(gateway: &Gateway, head: &RequestHead) -> Option<Sharing> {
     match gateway.config.gateway.allowed_origins.source(head) {
         Source::NoPage => None,

@@ -28,17 +28,17 @@ pub struct AwaitingRest {
     hold: Hold,
 }
 
-/// What is known of a request's size when it is refused.
+/// The known size of a request when it is refused.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
-    /// Bytes that Envoy keeps of it: the head, and a body that has come whole.
+    /// Bytes that Envoy keeps: the head, and the body if it is complete.
     head: usize,
-    /// Bytes of the body that are awaited: those of a short one, else none.
+    /// Bytes of the body that the refusal waits for: those of a short body, else zero.
     rest: usize,
 }
 
 impl Size {
-    /// A request that has come whole, with this many bytes.
+    /// A complete request with this many bytes.
     pub(super) const fn whole(head: usize) -> Self {
         Self { head, rest: 0 }
     }
@@ -63,15 +63,14 @@ pub(super) fn step(gateway: &Gateway, size: Size, reply: LocalReply, record: Rec
 }
 
 impl AwaitingRest {
-    /// Whether the rest has been coming for too long, or the request's place is needed. The time begins with the first
-    /// question.
+    /// Whether the rest of the request took too long, or its hold was given up. The time begins with the first call.
     pub fn is_overdue(&mut self, now: UnixTime) -> bool {
         let latest = now.plus(REST_TIMEOUT);
         let deadline = *self.deadline.insert(self.deadline.map_or(latest, |deadline| deadline.min(latest)));
         now >= deadline || self.hold.is_given_up()
     }
 
-    /// What the worker's budget holds for it.
+    /// The place of this request in the worker's budget.
     pub fn hold(&self) -> &Hold {
         &self.hold
     }

@@ -47,7 +47,7 @@ impl World {
         self.fetched(now.plus(self.gateway.config.jwks.refresh_interval), Some(kids));
     }
 
-    /// A fetch is due at `due_at`, and ends with these keys, or without.
+    /// Starts a fetch, which is due at `due_at`, and ends it with these keys or without keys.
     fn fetched(&mut self, due_at: UnixTime, kids: Option<&[&str]>) {
         let Self { gateway: Gateway { key_sets, config, .. }, host, now } = self;
         let fetch = key_sets.sync(KeySetId::at(0), due_at, &config.jwks, host).unwrap().expect("a fetch is due");
@@ -72,7 +72,7 @@ impl World {
     }
 }
 
-/// The head of [`World::bearer`], as the shell reads it again when the request goes on.
+/// The head of [`World::bearer`], which the shell reads again when the request continues.
 fn bearer_head(token: &str) -> RequestHead {
     let authorization = format!("Bearer {token}");
     testing::head(&[(":path", "/mcp/acme"), MESSAGE[0], MESSAGE[1], ("authorization", &authorization)])
@@ -115,7 +115,7 @@ fn attributes(step: Step) -> Vec<String> {
     }
 }
 
-/// RFC 6749 §3.3 leaves the form of scopes to the provider: one in a form that is not read must not become `mcp:call`.
+/// RFC 6749 §3.3 leaves the form of scopes to the provider. A scope in an unknown form must not become `mcp:call`.
 #[test]
 fn a_narrow_grant_never_becomes_a_wide_one() {
     let narrow = [
@@ -153,7 +153,7 @@ fn a_narrow_grant_never_becomes_a_wide_one() {
     let late = world.bearer(&with(&json!({"groups": ["mcp:call:\r\n"]})));
     let Step::Reply(_, Record::Resource { findings, .. }) = late else { panic!("{late:?}") };
     assert!(findings.note.is_some_and(|note| note.contains(r#""mcp:call:\r\n" in the claim "groups""#)));
-    // A scope that is read counts, whatever else is in the token; the issuer and the audiences are the policy's own words.
+    // A scope that is read counts, even beside unread texts. The policy itself names the issuer and the audiences.
     for changes in [json!({"scope": "mcp:call", "roles": ["mcp:call:github"]}), json!({"scope": "openid"})] {
         assert_eq!(attributes(world.bearer(&with(&changes)))[4], "mcp:call", "{changes}");
     }
@@ -342,7 +342,7 @@ fn a_refusal_waits_for_the_rest_of_a_short_request() {
     let step = waiting.proceed();
     assert_eq!((reason(&step), status(&step)), ("credential_missing", 401));
 
-    // The oldest one is answered at once where there are too many.
+    // If there are too many, the oldest one is answered at once.
     let waiting: Vec<Step> = (0..2049).map(|_| world.start("/mcp/acme", &[("content-length", "1")])).collect();
     assert!(waiting.iter().all(|step| reason(step) == "await rest"));
     let is_given_up = |step: &Step| matches!(step, Step::ReplyAfterRest(waiting) if waiting.hold().is_given_up());
@@ -798,7 +798,7 @@ fn discovery() {
     ] {
         assert_eq!(document(&mut world, method, path).0, status, "{method} {path}");
     }
-    // A workload's issuer that is no URL cannot be discovered, and decides nothing of what clients are told.
+    // Clients cannot discover a workload's issuer that is not a URL, so it does not affect the named scopes.
     let mut world = issuing(|policy| {
         let providers = policy["orgs"]["acme"]["identity_providers"].as_array_mut().unwrap();
         let mut workload = providers[0].clone();
@@ -1125,7 +1125,7 @@ fn one_org_holds_up_no_other() {
     assert_eq!(reason(&world.start("/mcp/other", &[("authorization", &bearer)])), "await");
     let message = world.start("/mcp/acme", &POST);
     assert_eq!(reason(&message), "inspect", "strangers take no place from a good credential");
-    // Messages that do not come: the oldest makes room, and is refused.
+    // If messages do not arrive, the oldest one makes room and is refused.
     let messages: Vec<Step> = (0..1024).map(|_| world.start("/mcp/acme", &POST)).collect();
     assert!(messages.iter().all(|step| reason(step) == "inspect"));
     let Step::Inspect(_, oldest) = message else { panic!("not read") };
@@ -1295,7 +1295,7 @@ fn shadow_mode_records_the_origin_and_lets_the_request_pass() {
         let step = world.start("/mcp/acme", headers);
         assert!(matches!(step, Step::Forward(..)) && reason(&step) == "origin_not_allowed", "{step:?}");
     }
-    // What the filter answers itself, it answers as always.
+    // The filter's own endpoints answer as always.
     assert_eq!(status(&world.start("/mcp/acme", &preflight_of(PAGE))), 204);
     assert_eq!(status(&world.start("/oauth/token", &[(":method", "POST"), ("origin", ATTACKER)])), 403);
     // A route decides for itself.
@@ -1319,7 +1319,7 @@ fn a_page_may_read_each_answer_to_it_and_the_public_documents() {
         let page = if is_public { Sharing::Public } else { Sharing::Pages(PAGE.into()) };
         assert_eq!(shared(path, &[("origin", PAGE)]), Some(page), "{path}");
     }
-    // The browser compares the text with its own.
+    // The browser compares this text with the origin of the page.
     assert_eq!(shared("/mcp/acme", &[("origin", "https://APP.example")]), Some(Sharing::Pages("https://APP.example".into())));
     let any = world_with_page(|config| config["gateway"]["allowed_origins"] = json!("*"));
     assert_eq!(

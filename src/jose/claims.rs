@@ -79,11 +79,11 @@ pub fn check_audience(claims: &Map<String, Value>, accepted: &[Box<str>]) -> Res
     if is_named { Ok(()) } else { Err(Reason::AudienceMismatch) }
 }
 
-/// As [`check_audience`], where `accepted` are URLs of the gateway. Of these any spelling will do (RFC 3986 §6.2.2 and §6.2.3):
-/// clients write into the `aud` of their assertions what they were given.
+/// Like [`check_audience`], but `accepted` are URLs of the gateway, and any spelling of them matches (RFC 3986 §6.2.2 and
+/// §6.2.3). Clients copy the URL of their own configuration into the `aud` of their assertions.
 ///
 /// # Errors
-/// As [`check_audience`].
+/// The same as for [`check_audience`].
 pub fn check_audience_url(claims: &Map<String, Value>, accepted: &[Box<str>]) -> Result<(), Reason> {
     let accepted: Vec<String> = accepted.iter().filter_map(|accepted| url::normalized(accepted)).collect();
     let mut audiences = accepted_audiences(claims)?.into_iter().filter_map(url::normalized);

@@ -26,9 +26,9 @@ pub struct CompactJws<'token> {
 struct JoseHeader {
     kid: Option<String>,
     typ: Option<String>,
-    /// Only where there is no `kid`.
+    /// `x5t`. Read only if there is no `kid`.
     x5t: Option<Box<str>>,
-    /// As `x5t`.
+    /// `x5t#S256`. Read only if there is no `kid`.
     x5t_s256: Option<Box<str>>,
 }
 
@@ -73,7 +73,7 @@ impl<'token> CompactJws<'token> {
     }
 
     /// Checks `typ`, the media type of what the token is (RFC 8725 §3.11): one of `accepted`, with or without
-    /// `application/`, in any case (RFC 7515 §4.1.9). A token typed as something else, such as `logout+jwt`, is not what it is taken for.
+    /// `application/`, in any case (RFC 7515 §4.1.9). A token with another type, such as `logout+jwt`, is not an access token.
     ///
     /// # Errors
     /// [`Reason::TokenMalformed`].
@@ -95,7 +95,7 @@ impl<'token> CompactJws<'token> {
 /// A `typ` that is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
-    /// None at all, or `JOSE`, which only says that it is a compact JWS (RFC 7515 §4.1.9). JWT-SVID §2.3 allows it.
+    /// No type, or `JOSE`, which only means a compact JWS (RFC 7515 §4.1.9). JWT-SVID §2.3 allows `JOSE`.
     Untyped,
     /// This one.
     Named(&'static str),
@@ -116,14 +116,14 @@ fn object(part: &str) -> Result<Map<String, Value>, Reason> {
     json::parse_object(&decode(part)?).map_err(|_| Reason::TokenMalformed)
 }
 
-/// Checks the JOSE header and returns what is used of it.
+/// Checks the JOSE header and returns the members that are used.
 fn check_header(header: &Map<String, Value>) -> Result<JoseHeader, Reason> {
     if header.get("alg").and_then(Value::as_str) != Some("RS256") {
         return Err(Reason::AlgorithmNotAllowed);
     }
     // No critical extension is understood here (RFC 7515 §4.1.11); `b64` is one (RFC 7797). `jwk`, `jku`, `x5u` and `x5c`
-    // are ignored: UAA puts `jku` into each token. A key that a token brings or points to proves nothing (RFC 8725 §3.10).
-    // So it is never fetched and never used.
+    // are ignored, not refused, because UAA puts `jku` into each token. A key that a token contains or names proves nothing
+    // (RFC 8725 §3.10), so the filter never fetches or uses it.
     if ["crit", "b64"].into_iter().any(|name| header.contains_key(name)) {
         return Err(Reason::TokenMalformed);
     }

@@ -27,17 +27,17 @@ const MAX_CANDIDATE_BITS: usize = 16_384;
 /// Real exponents are 65537, or 3. What is longer only takes longer.
 const MAX_EXPONENT_BITS: usize = 17;
 /// Values of `use` that mean "verifies the signatures of tokens": RFC 7517 §4.2, and SPIFFE's JWT-SVID §4.2 for the keys of a
-/// trust bundle. IANA's registry has no other one.
+/// trust bundle. IANA's registry has no other such value.
 const USES: [&str; 2] = ["sig", "jwt-svid"];
-/// Longest thumbprint of a certificate that is used: SHA-256 has 43 characters.
+/// Maximum length of a certificate's thumbprint: SHA-256 has 43 characters in base64url.
 const MAX_THUMBPRINT_LENGTH: usize = 64;
-/// Keys whose problems an error names.
+/// Maximum number of keys for which an error gives the reason.
 const MAX_PROBLEMS: usize = 5;
-/// Longest part of a value from a key set that an error quotes, in characters.
+/// Maximum length of a quoted value in an error, in characters.
 const MAX_QUOTE: usize = 40;
 
-/// Reads the numbers of keys as they are published. RFC 7518 §6.3.1 asks for base64url without padding. Some publishers pad
-/// them, or use the alphabet of RFC 4648 §4. The spelling of a number is not what is signed, so it can be read leniently.
+/// Decodes the numbers of keys leniently. RFC 7518 §6.3.1 requires base64url without padding, but some providers add padding
+/// or use the alphabet of RFC 4648 §4. This is safe, because the spelling of a number is not signed.
 const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
     &URL_SAFE,
     GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true).with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -48,9 +48,9 @@ const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
 pub struct KeyHint<'t> {
     /// The id of the key.
     pub kid: Option<&'t str>,
-    /// The SHA-1 thumbprint of its certificate. Not read where there is a `kid`.
+    /// The SHA-1 thumbprint of its certificate. Not used if there is a `kid`.
     pub x5t: Option<&'t str>,
-    /// The SHA-256 thumbprint of its certificate. Not read where there is a `kid`.
+    /// The SHA-256 thumbprint of its certificate. Not used if there is a `kid`.
     pub x5t_s256: Option<&'t str>,
 }
 
@@ -60,7 +60,7 @@ impl<'t> From<Option<&'t str>> for KeyHint<'t> {
     }
 }
 
-/// The text of a certificate's thumbprint, without padding. Anything else is no thumbprint and is ignored.
+/// The text of a certificate's thumbprint, without padding. Any other value is ignored.
 pub(super) fn thumbprint(value: &Value) -> Option<Box<str>> {
     let text = value.as_str()?.trim_end_matches('=');
     let is_base64url = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
@@ -157,7 +157,7 @@ impl Jwk {
 
     /// A key from a set, where it is one for RS256 signatures: RFC 7517 §4 and §5, unknown kinds are ignored.
     fn from_members(members: &Map<String, Value>) -> Result<Self, Unusable> {
-        // Serializers write null for what is not there.
+        // Some serializers write null for an absent member.
         let member = |name: &str| members.get(name).filter(|value| !value.is_null());
         let expect = |name: &'static str, accepted: &'static [&'static str], may_be_absent: bool| {
             let is_good = |value: &Value| value.as_str().is_some_and(|text| accepted.contains(&text));
@@ -179,7 +179,7 @@ impl Jwk {
         Ok(Self { kid, x5t: hint("x5t"), x5t_s256: hint("x5t#S256"), key })
     }
 
-    /// Whether a token's header means this key: by its `kid`, or by a thumbprint where it has no `kid`.
+    /// Whether a token's header names this key: by `kid`, or by a thumbprint if the header has no `kid`.
     fn is_named_by(&self, hint: &KeyHint<'_>) -> bool {
         let is_it = |own: &Option<Box<str>>, named: Option<&str>| named.is_some() && own.as_deref() == named;
         match hint.kid {
@@ -188,7 +188,7 @@ impl Jwk {
         }
     }
 
-    /// What tokens may call this key.
+    /// The names by which a token may refer to this key.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         [&self.kid, &self.x5t, &self.x5t_s256].into_iter().filter_map(|name| name.as_deref())
     }
@@ -210,7 +210,7 @@ impl Jwk {
     }
 }
 
-/// The number of a key, as [`LENIENT_BASE64`] says.
+/// A number of a key, decoded by [`LENIENT_BASE64`].
 fn published_number(text: &str) -> Option<Vec<u8>> {
     let in_alphabet = |character| match character {
         '+' => '-',
@@ -221,7 +221,7 @@ fn published_number(text: &str) -> Option<Vec<u8>> {
     LENIENT_BASE64.decode(text).ok()
 }
 
-/// A value from a key set, short enough for a log line. Debug formatting escapes what could deceive its reader.
+/// A value from a key set, short enough for a log line. Debug formatting escapes characters that could deceive a reader.
 fn quoted(value: &Value) -> String {
     let Some(text) = value.as_str() else { return "not a string".to_owned() };
     let short: String = text.chars().take(MAX_QUOTE).collect();
@@ -229,22 +229,22 @@ fn quoted(value: &Value) -> String {
     format!("{short:?}{ellipsis}")
 }
 
-/// Why a key of a set cannot verify RS256 here.
+/// The reason why a key of a set cannot verify RS256.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Unusable {
-    /// It is no JSON object.
+    /// The key is not a JSON object.
     NotAnObject,
-    /// A member has another value than the accepted ones, or is missing.
+    /// A member is missing or does not have an accepted value.
     Member { name: &'static str, found: Option<String>, accepted: &'static [&'static str] },
-    /// `key_ops` is no array with "verify".
+    /// `key_ops` is not an array that contains "verify".
     Operations,
-    /// `kid` is no string.
+    /// `kid` is not a string.
     Kid,
-    /// `n` or `e` is missing or no number in base64url.
+    /// `n` or `e` is missing or is not a base64url number.
     Number(&'static str),
-    /// The modulus has this number of bits.
+    /// The modulus has an unaccepted number of bits: this one.
     ModulusLength(usize),
-    /// The modulus is even, so it is no product of two primes.
+    /// The modulus is even, so it is not the product of two odd primes.
     EvenModulus,
     /// The exponent is even, 1, or too long.
     Exponent,
@@ -283,8 +283,8 @@ pub enum JwkSetError {
     Malformed,
     /// Over 100 keys.
     TooManyKeys,
-    /// None of its keys can verify RS256, for these reasons. A provider that publishes nothing is taken for broken, not for
-    /// having revoked all.
+    /// None of its keys can verify RS256, for these reasons. A provider without a usable key counts as broken. It does not
+    /// mean that the provider has revoked all its keys.
     NoUsableKey(Box<str>),
 }
 
@@ -356,9 +356,9 @@ impl JwkSet {
         self.0.iter().any(|jwk| jwk.is_named_by(hint))
     }
 
-    /// The keys with which a token of this header may be signed: those that it names. If it names none of the set: the keys
-    /// without `kid`, which RFC 7517 §4.5 makes optional, or all keys where the token has no `kid`. At most four, and of
-    /// long ones fewer.
+    /// The keys to try for a token with this header: the keys that it names. If it names none of the set, these are the keys
+    /// without `kid` (RFC 7517 §4.5 makes `kid` optional), or all keys if the token has no `kid`. There are at most four,
+    /// and fewer if they are long.
     pub fn candidates<'s, 'h>(&'s self, hint: impl Into<KeyHint<'h>>) -> impl Iterator<Item = &'s RsaPublicKey> {
         let hint = hint.into();
         let has_named = self.has_named(&hint);

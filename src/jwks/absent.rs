@@ -1,16 +1,16 @@
-//! The names of signing keys that are known to be absent from a key set, so that their tokens delay nobody else's.
+//! The names of signing keys that are known to be absent from a key set. With them, tokens of such keys delay no other token.
 //!
-//! A name that is new makes a thread fetch the set at once, and starts the cool-down if the fetch brings no new key. Tokens
-//! of a retired key, or of another environment, come again and again. Without this memory each of them would start the
-//! cool-down, and valid tokens would be refused after a rotation that comes within it.
+//! A token with a new name makes a thread fetch the set at once. If the fetch brings no new key, the cool-down starts.
+//! Tokens of a retired key, or of another environment, arrive again and again. Without this memory, each of them would
+//! start the cool-down. Tokens of a new key would then be refused if the provider rotates its keys during the cool-down.
 
 use sha2::{Digest, Sha256};
 
 use crate::jose::compact::CompactJws;
 
-/// Names that are remembered of each kind. A provider has a few keys. An attacker adds a few names in each cool-down.
+/// Maximum number of names of each kind. A provider has a few keys. An attacker can add a few names in each cool-down.
 const MAX_NAMES: usize = 64;
-/// Bytes of a name in shared data: its kind and its hash.
+/// Length of a name in shared data, in bytes: its kind and its hash.
 const NAME_LENGTH: usize = 9;
 const RETIRED: u8 = 0;
 const MISSING: u8 = 1;
@@ -20,8 +20,8 @@ const MISSING: u8 = 1;
 pub struct KeyName([u8; 8]);
 
 impl KeyName {
-    /// What `jws` calls the key that signed it: its `kid`, else the thumbprint of its certificate. A token without both is
-    /// known by its signature, which is the same whenever the token comes again.
+    /// The name of the key that signed `jws`: the `kid`, or else the thumbprint of the certificate. A token without both is
+    /// recognized by its signature, which does not change.
     pub fn in_token(jws: &CompactJws<'_>) -> Self {
         let hint = jws.key_hint();
         match hint.kid.or(hint.x5t).or(hint.x5t_s256) {
@@ -40,12 +40,12 @@ impl KeyName {
     }
 }
 
-/// The names that a key set is known not to have. Those used last stand last.
+/// The names that are known to be absent from a key set, the most recently used ones last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct AbsentNames {
-    /// Keys that the set once had. Only the provider adds to these, so that nobody else can displace them.
+    /// Keys that the set once had. Only the provider can add to this list, so an attacker cannot displace its names.
     retired: Vec<KeyName>,
-    /// Names for which the set was fetched, and which the fetch did not bring.
+    /// Names for which the set was fetched, but which it did not have.
     missing: Vec<KeyName>,
 }
 
@@ -64,7 +64,7 @@ impl AbsentNames {
         names
     }
 
-    /// The names as other threads read them.
+    /// The names in the form for shared data.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let of_kind =
             |kind, names: &[KeyName]| names.iter().flat_map(move |KeyName(hash)| [&[kind][..], hash].concat()).collect();
@@ -85,7 +85,7 @@ impl AbsentNames {
         add(&mut self.missing, name);
     }
 
-    /// Adds what another thread knows.
+    /// Adds the names that another thread knows.
     pub(super) fn merge(&mut self, other: &Self) {
         other.retired.iter().for_each(|name| self.add_retired(*name));
         other.missing.iter().for_each(|name| self.add_missing(*name));

@@ -1,24 +1,24 @@
-//! What all threads know about a key set besides its keys.
+//! The state of a key set that all threads share, without its keys.
 
 use std::time::Duration;
 
 use super::Timing;
 use crate::time::UnixTime;
 
-/// First pause after a failed fetch. It doubles with each further failure.
+/// Pause after the first failed fetch. It doubles with each further failure.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-/// Longest pause after a failed fetch, so that a provider that works again is noticed within it.
+/// Maximum pause after a failed fetch. The filter notices within this time that a provider works again.
 pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// Numbers in a record, 8 bytes each.
+/// Number of integers in a record. Each has 8 bytes.
 const NUMBERS: usize = 6;
 
 /// The state of a key set, as threads share it. It is small because every thread reads it in each tick while requests wait.
 /// The keys themselves are another shared value, which a thread reads only when `generation` has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Record {
-    /// Grows after each time that the shared document was written. Zero: it never was.
+    /// Grows each time after the shared document is written. Zero: it was never written.
     pub(super) generation: u64,
-    /// When the keys were fetched last.
+    /// The time of the last successful fetch.
     pub(super) fetched_at: UnixTime,
     /// When the next fetch is due.
     pub(super) next_fetch_at: UnixTime,
@@ -46,7 +46,7 @@ impl Record {
         Self { generation, fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until, failures }
     }
 
-    /// The record as other threads read it.
+    /// The record in the form for shared data.
     pub(super) fn to_bytes(self) -> Vec<u8> {
         let moments = [self.fetched_at, self.next_fetch_at, self.unknown_kid_fetch_at, self.claimed_until];
         let [a, b, c, d] = moments.map(UnixTime::as_millis);
@@ -62,7 +62,7 @@ impl Record {
         !self.next_fetch_at.is_ahead(now, longest)
     }
 
-    /// Whether the keys are too old for any thread to judge by.
+    /// Whether the keys are too old to verify tokens.
     pub(super) fn is_stale(&self, now: UnixTime, timing: &Timing) -> bool {
         now >= self.fetched_at.plus(timing.max_stale)
     }
@@ -71,8 +71,9 @@ impl Record {
         !self.unknown_kid_fetch_at.is_ahead(now, timing.refetch_cooldown)
     }
 
-    /// Whether the set may be fetched for a name that is known to be absent. Such a fetch starts no cool-down, and waits for
-    /// the end of one since the last fetch: the key may be published late, or again. After a failure the back-off decides.
+    /// Whether the set may be fetched for a name that is known to be absent, because the provider may publish the key late or
+    /// again. Such a fetch is allowed one cool-down after the last fetch, and starts no cool-down of its own. After a failure,
+    /// the back-off decides.
     pub(super) fn may_fetch_absent(&self, now: UnixTime, timing: &Timing) -> bool {
         self.failures == 0 && !self.fetched_at.plus(timing.refetch_cooldown).is_ahead(now, timing.refetch_cooldown)
     }
@@ -87,8 +88,8 @@ impl Record {
         }
     }
 
-    /// The record after a fetch whose document was written. The cool-down is for fetches that bring nothing: a fetch that
-    /// brought a new key was useful, and an invented `kid` brings none.
+    /// The record after a fetch whose document was written. A fetch that brought a new key ends the cool-down: it was useful,
+    /// and a fetch for an invented `kid` brings no new key.
     pub(super) fn succeeded(self, brought_a_key: bool, now: UnixTime, timing: &Timing) -> Self {
         Self {
             generation: self.generation.saturating_add(1),
@@ -100,11 +101,11 @@ impl Record {
         }
     }
 
-    /// The record after a failed fetch: the keys stay, and the next attempt is backed off exponentially.
+    /// The record after a failed fetch. The keys stay, and the pause before the next attempt grows exponentially.
     pub(super) fn failed(self, now: UnixTime) -> Self {
         let backoff = FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures)).min(MAX_BACKOFF);
         Self {
-            // If the clock was set back, the keys must not serve longer for it.
+            // If the clock was set back, the keys must not be used for longer.
             fetched_at: self.fetched_at.min(now),
             next_fetch_at: now.plus(backoff),
             claimed_until: UnixTime::default(),
@@ -113,7 +114,7 @@ impl Record {
         }
     }
 
-    /// The record after the shared document was emptied. The times stay, so that a provider is not asked too often.
+    /// The record after the shared document was emptied. The times stay, so that the provider does not get too many requests.
     pub(super) fn forgotten(self) -> Self {
         Self { generation: self.generation.saturating_add(1), ..self }
     }

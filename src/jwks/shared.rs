@@ -1,8 +1,8 @@
-//! How threads share key sets: a small record, which all read often, and a document, which they read when it has changed.
+//! How threads share key sets: a small record that they read often, and a document that they read when it has changed.
 //!
-//! A thread that has fetched writes the document first, and then the record with the next generation. If it dies between
-//! the two, other threads keep their copies until the next fetch. If two threads finish at the same time, both raise the
-//! generation after they have written. So every thread reads a document again that was written after it read it.
+//! A thread that has fetched a set writes the document first, and then the record with the next generation. If the thread
+//! dies in between, other threads keep their copies until the next fetch. If two threads finish at the same time, each
+//! increments the generation after its own write. So no thread misses a newer document.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::time::UnixTime;
 
 /// A fetch that this thread has claimed.
 #[derive(Debug)]
-#[must_use = "a fetch is finished, so that its slot is released"]
+#[must_use = "finish or abandon the fetch, to release its slot"]
 pub struct Fetch {
     /// The key set to fetch.
     pub key_set: KeySetId,
@@ -26,14 +26,14 @@ pub struct Fetch {
 }
 
 impl Fetch {
-    /// Releases the slot of a fetch whose answer will not come, because this thread's configuration ends.
+    /// Releases the slot of a fetch that will get no answer, because this thread's configuration ends.
     pub fn abandon(&self, now: UnixTime, host: &dyn Host) {
         fetch_slots::release(&self.slot, now, host);
     }
 }
 
-/// The names of a key set's values in shared data, which has no delete. Their number is bounded by the URIs that operators
-/// configure. They have a version: an old and a new module may run side by side.
+/// The names of a key set's values in shared data, where nothing can be deleted. Their number is bounded by the URIs that
+/// operators configure. They have a version, because an old and a new module may run side by side.
 struct Names {
     record: String,
     document: String,
@@ -61,7 +61,7 @@ impl KeySet {
         }
         let read = || {
             let document = shared(&names.document, host);
-            // It is empty after it was forgotten.
+            // The document is empty after `forget_unused`.
             if document.is_empty() { Ok(None) } else { JwkSet::parse(&document).map(Some) }
         };
         self.sync(record, read, now, timing)
@@ -69,8 +69,8 @@ impl KeySet {
 }
 
 impl KeySets {
-    /// The set of this id, to judge a token by. The copy is compared with the shared record before it decides, unless that
-    /// happened less than `max_age` ago: another thread may have fetched the set without a key that the copy still has.
+    /// The set with this id, for the verification of a token. If the copy is older than `max_age`, it is first compared with
+    /// the shared record: another thread may have fetched a set that lacks a key of this copy.
     pub fn up_to_date(
         &mut self,
         id: KeySetId,
@@ -82,7 +82,7 @@ impl KeySets {
         let set = self.sets.get_mut(&id)?;
         if set.is_older_than(max_age, now) {
             let read = set.read_shared(&Names::of(&set.uri), now, timing, host);
-            // The next tick tells it. Until then the set has no keys.
+            // The next tick logs the error. Until then the set has no keys.
             set.unread = read.err().or(set.unread.take());
         }
         Some(set)
@@ -105,7 +105,7 @@ impl KeySets {
         let Some(slot) = fetch_slots::take(orgs, claimed.claimed_until, now, host) else { return Ok(None) };
         let known = set.record;
         let update = host.update(&names.record, &mut |bytes| {
-            // Otherwise another thread was faster.
+            // If the record has changed, another thread was faster.
             (Record::from_bytes(bytes) == known).then(|| claimed.to_bytes())
         });
         if update != Update::Changed {
@@ -136,8 +136,8 @@ impl KeySets {
             host.update(&names.record, &mut |bytes| Some(Record::from_bytes(bytes).failed(now).to_bytes()));
             return set.read_shared(&names, now, timing, host);
         };
-        // What the fetch brought is judged by the newest keys, which may come from another thread. If they cannot be read,
-        // everything is new.
+        // The fetched keys are compared with the newest ones, which may come from another thread. If those cannot be read,
+        // every fetched key counts as new.
         let _ = set.read_shared(&names, now, timing, host);
         let known = set.record.generation;
         let brought_a_key = set.keys.as_ref().is_none_or(|known| keys.has_more_than(known));
@@ -154,7 +154,7 @@ impl KeySets {
         host.update(&names.record, &mut |bytes| {
             let record = Record::from_bytes(bytes);
             let finished = record.succeeded(brought_a_key, now, timing);
-            // To parse its own document again would take the thread some milliseconds.
+            // This saves the thread some milliseconds, in which it would parse its own document again.
             written = (record.generation == known).then_some(finished);
             Some(finished.to_bytes())
         });
@@ -164,8 +164,8 @@ impl KeySets {
         }
     }
 
-    /// Forgets the sets that nobody has used for so long that their keys became too old, so that providers that come and go
-    /// do not add up. Empties their documents, unless another thread has fetched them again. Returns their number.
+    /// Removes the sets that were unused for so long that their keys are too old. Otherwise the sets of former providers would
+    /// accumulate. Empties their documents, unless another thread has fetched them again. Returns the number of removed sets.
     pub fn forget_unused(&mut self, now: UnixTime, timing: &Timing, host: &dyn Host) -> usize {
         let is_over = |set: &mut KeySet| !set.is_kept(now, timing) && set.record.is_stale(now, timing) && !set.waiters.are_any();
         let forgotten: Vec<JwksUri> = self.sets.extract_if(.., |_, set| is_over(set)).map(|(_, set)| set.uri).collect();

@@ -27,15 +27,15 @@ const OVER_LIMIT: i32 = 2;
 /// `envoy.type.v3.RateLimitUnit`
 const MONTH: i32 = 5;
 
-/// How long after its last answer the service counts as being there.
+/// Time after its last answer during which the service counts as available.
 const PRESENCE: Duration = Duration::from_secs(1);
-/// How much later than its timeout a question ends for this worker, which looks at the clock every 20 ms.
+/// Time after its timeout at which a question ends for this worker. The worker reads the clock only every 20 ms.
 const MARGIN: Duration = Duration::from_millis(50);
 
-/// The questions of a worker that the service has not answered.
+/// The questions of a worker that the service has not answered yet.
 #[derive(Debug, Default)]
 pub struct OpenQuestions {
-    /// By the number under which the answer comes.
+    /// Questions by the number that Envoy gives to the call.
     open: HashMap<u32, Question>,
     has_answered: bool,
     answered_at: Option<UnixTime>,
@@ -51,14 +51,14 @@ struct Question {
 }
 
 impl OpenQuestions {
-    /// The service is asked for this stream, and has `timeout` to answer.
+    /// Records a question for this stream, which the service has to answer within `timeout`.
     pub fn ask(&mut self, number: u32, stream: u32, hold: Rc<Hold>, timeout: Duration) {
         let timeout = timeout.saturating_add(MARGIN);
         let question = Question { stream, _hold: hold, timeout, ends_at: self.looked_at.plus(timeout) };
         self.open.insert(number, question);
     }
 
-    /// The question has ended, with an answer or without. Returns the stream for which it was asked.
+    /// Ends a question, answered or not. Returns the stream for which it was asked.
     pub fn end(&mut self, number: u32, is_answered: bool) -> Option<u32> {
         self.has_answered |= is_answered;
         self.open.remove(&number).map(|question| question.stream)
@@ -69,24 +69,24 @@ impl OpenQuestions {
         self.open.contains_key(&number)
     }
 
-    /// Notes the time. An answer since the last call counts as one of this moment. Questions that are over their timeout end:
-    /// Envoy does not tell a module how a question ended whose stream had ended before.
+    /// Updates the clock. An answer since the last call counts as an answer at this moment. Questions end when their timeout
+    /// is over: if the stream of a question has ended, Envoy does not report the end of the question.
     pub fn look(&mut self, now: UnixTime) {
         self.looked_at = now;
         if std::mem::take(&mut self.has_answered) {
             self.answered_at = Some(now);
         }
         self.open.retain(|_, question| {
-            // The clock may have been put back.
+            // The clock may have been set back.
             question.ends_at = question.ends_at.min(now.plus(question.timeout));
             now < question.ends_at
         });
     }
 
-    /// Whether the service is there: it has answered within a second, or a question waits for it.
+    /// Whether the service is available: it has answered within a second, or a question is open.
     ///
-    /// Envoy tells a module in the same way that a cluster has no host and that its circuit breaker is full. In the second
-    /// case the burst of a client is the cause, and must not make `on_error: allow` let it pass.
+    /// Envoy reports a cluster without hosts and a full circuit breaker in the same way. A burst of requests fills the
+    /// circuit breaker, and `on_error: allow` must not admit this burst.
     pub fn is_service_there(&self) -> bool {
         let is_recent = |answered_at: UnixTime| answered_at.plus(PRESENCE).is_ahead(self.looked_at, PRESENCE);
         !self.open.is_empty() || self.has_answered || self.answered_at.is_some_and(is_recent)

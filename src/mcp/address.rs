@@ -7,8 +7,8 @@ pub fn of_name(name: &str, separator: &str) -> Option<ConnectorId> {
     name.split_once(separator).and_then(|(connector, _)| ConnectorId::parse(connector))
 }
 
-/// What stands before the first separator in the names of `connector`'s tools, where that is not `connector` itself: with
-/// the separator `__`, `notes___read` of the connector `notes_` is read as the tool `_read` of `notes`.
+/// The other connector to which the tools of `connector` seem to belong: the text before the first separator in their
+/// names. With the separator `__`, `notes___read` of the connector `notes_` is read as the tool `_read` of `notes`.
 pub fn misread_as<'c>(connector: &'c str, separator: &str) -> Option<&'c str> {
     let at = format!("{connector}{separator}").find(separator)?;
     connector.get(..at).filter(|before| *before != connector)

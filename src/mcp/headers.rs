@@ -20,11 +20,11 @@ const FIRST_VERSION: &[u8] = b"2024-10-07";
 /// The code of JSON-RPC by which MCP 2026-07-28 refuses such a message.
 pub const MISMATCH_CODE: i32 = -32020;
 
-/// Whether `MCP-Protocol-Version` is absent, or may be a version that the server behind speaks. MCP (Transports, "Protocol
-/// Version Header") requires 400 for any other one.
+/// Whether `MCP-Protocol-Version` is absent, or may be a version that the connector speaks. MCP (Transports, "Protocol
+/// Version Header") requires 400 for any other version.
 ///
-/// The filter knows only the past: no server can speak a date before the first version. Later dates, drafts and other texts are
-/// left to the connector. A list of versions here would refuse the next version of MCP until the gateway is upgraded.
+/// The filter refuses only dates before the first version, which no server can speak. The connector decides about later
+/// dates, drafts and other texts. A list of versions would refuse the next version of MCP until the gateway is upgraded.
 pub fn may_be_spoken(head: &RequestHead) -> bool {
     head.values(PROTOCOL_VERSION).all(|version| !is_date(version) || version >= FIRST_VERSION)
 }
@@ -51,8 +51,8 @@ enum Mirrored {
     Repeated,
 }
 
-/// Whether `head` says that its message asks for a list. MCP 2026-07-28, which alone has hints for caches, requires this
-/// header in each request.
+/// Whether the header `Mcp-Method` of `head` names a request for a list. MCP 2026-07-28 requires this header in each
+/// request. Older versions have no hints for caches.
 pub fn asks_for_lists(head: &RequestHead) -> bool {
     let method = head.values(METHOD).next().and_then(|method| std::str::from_utf8(method).ok());
     method.is_some_and(|method| method::reach_of(method) == Reach::List)

@@ -1,8 +1,8 @@
-//! Lists of tools, prompts and resources, cut to what a credential covers, and marked as private for caches. What stays,
-//! stays byte for byte.
+//! Removes the entries that a credential does not cover from lists of tools, prompts and resources, and marks the lists as
+//! private for caches. All other bytes stay the same.
 //!
-//! MCP 2026-07-28 lets a server mark a list with `cacheScope: "public"`. Then a client or a proxy may show it to any user,
-//! also to one with another scope. A server cannot know that the gateway shows different lists to different credentials.
+//! MCP 2026-07-28 lets a server mark a list with `cacheScope: "public"`. A client or a proxy may then show it to any user,
+//! also to a user with another scope. The server does not know that the gateway cuts lists by credential.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -68,7 +68,7 @@ struct Lists<'a> {
     result_type: Member<'a>,
 }
 
-/// The same where no entry is looked at.
+/// The lists of a result, without a look at their entries.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct UncutLists<'a> {
@@ -84,7 +84,7 @@ struct UncutLists<'a> {
     result_type: Member<'a>,
 }
 
-/// A member's value as it is written, also where that is `null`.
+/// The raw text of a member's value. `null` is such a text too, and differs from an absent member.
 #[derive(Clone, Copy, Default)]
 struct Member<'a>(Option<&'a str>);
 
@@ -94,7 +94,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Member<'a> {
     }
 }
 
-/// What a result tells caches, MCP 2026-07-28, Caching.
+/// The members of a result that are hints for caches (MCP 2026-07-28, Caching).
 struct Hints<'a> {
     cache_scope: Member<'a>,
     ttl_ms: Member<'a>,
@@ -104,8 +104,8 @@ struct Hints<'a> {
 const PRIVATE: &str = "\"private\"";
 
 impl<'a> Hints<'a> {
-    /// What makes the result private. A list of MCP 2026-07-28 without a scope is marked too, because some clients take that
-    /// for public. Results of older versions have no hints, and stay as they are.
+    /// The change that makes the result private. A list of MCP 2026-07-28 without `cacheScope` is marked too, because some
+    /// clients treat it as public. Results of older versions have no hints, and are not changed.
     fn made_private(&self, is_list: bool) -> Option<Cut<'a>> {
         if let Some(scope) = self.cache_scope.0 {
             return (scope != PRIVATE).then(|| Cut { first: scope, last: scope, kept: PRIVATE.to_owned() });
@@ -115,10 +115,10 @@ impl<'a> Hints<'a> {
     }
 }
 
-/// `text`, a JSON-RPC message or a batch of them, with its results marked as private, and nothing else changed.
+/// Marks the results in `text`, a JSON-RPC message or a batch, as private, and changes nothing else.
 ///
 /// # Errors
-/// [`Unreadable`] where it is no JSON of this form.
+/// [`Unreadable`] if `text` is not JSON of this form.
 pub fn mark_private(text: &str) -> Result<Cow<'_, str>, Unreadable> {
     change(text, |message, changes| {
         let Some(lists) = parse_object::<Response<UncutLists<'_>>>(message)?.result.0 else { return Ok(()) };
@@ -129,7 +129,7 @@ pub fn mark_private(text: &str) -> Result<Cow<'_, str>, Unreadable> {
     })
 }
 
-/// Changes each message of `text`, which is one or a batch.
+/// Changes each message of `text`, which is a message or a batch.
 fn change<'a>(
     text: &'a str,
     mut change_message: impl FnMut(&'a str, &mut Vec<Cut<'a>>) -> Result<(), Unreadable>,
@@ -216,7 +216,8 @@ struct Entry<'a> {
 }
 
 impl Permitted {
-    /// `text`, a JSON-RPC message or a batch of them, without what the credential does not cover, and marked as private.
+    /// Removes the entries that the credential does not cover from `text`, a JSON-RPC message or a batch, and marks the
+    /// results as private.
     ///
     /// # Errors
     /// [`Unreadable`] where it is no JSON of this form.
@@ -257,7 +258,7 @@ impl Permitted {
     }
 }
 
-/// A part of a text, and what stands in its place: what stays of a list's entries, from the first to the last, or a hint.
+/// A part of a text and its replacement: the entries of a list that stay, or a hint for caches.
 struct Cut<'a> {
     first: &'a str,
     last: &'a str,
@@ -273,7 +274,7 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Unreadable> {
     serde_json::from_str(text).map_err(|_| Unreadable)
 }
 
-/// `text` with each of these parts of it replaced.
+/// Replaces these parts of `text`.
 fn splice(text: &str, cuts: &[Cut<'_>]) -> Result<String, Unreadable> {
     let offset = |part: &str| (part.as_ptr() as usize).checked_sub(text.as_ptr() as usize);
     let place = |cut: &Cut<'_>| Some((offset(cut.first)?, offset(cut.last)?.checked_add(cut.last.len())?));

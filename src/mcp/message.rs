@@ -10,9 +10,9 @@
 //! - a member with an empty name, at any depth,
 //! - where the connector is decided (in the message, its `params` and its `ref`), a member whose name has a `.`, is not
 //!   ASCII, or is one of the names that decide in other letters: some readers do not tell `Name` from `name`,
-//! - escapes inside a name, a URI, or the id of a response, which may name a connector.
+//! - escapes inside a name, a URI, or the id of a response. Each of these may name a connector.
 //!
-//! An escape anywhere else has one meaning for every reader. PHP's `json_encode` escapes each `/`, so real clients send
+//! All readers agree about an escape anywhere else. PHP's `json_encode` escapes each `/`, so real clients send
 //! `tools\/call`.
 
 use std::borrow::Cow;
@@ -87,7 +87,7 @@ pub struct Message {
     pub target: Target,
     /// Its method; a response has none.
     pub method: Option<Box<str>>,
-    /// What the header `Mcp-Name` may repeat of it: the member that the specification names for its method.
+    /// The member that the header `Mcp-Name` may repeat. The specification names it for each method.
     pub name: Option<Box<str>>,
     /// Its `id`; null where it has none.
     pub id: Value,
@@ -198,7 +198,7 @@ impl Id {
 
 impl Parts<'_> {
     fn message(self, separator: &str) -> Result<Message, MessageError> {
-        // Only the id of a response decides a connector.
+        // Only the id of a response selects a connector.
         if self.is_response && self.id.is_escaped {
             return Err(MessageError::Ambiguous(ESCAPED));
         }
@@ -441,7 +441,7 @@ impl<'a> Visitor<'a> for PassOver {
     }
 }
 
-/// The text of a string. Any other value is passed over: it decides nothing.
+/// The text of a string. Any other value is ignored, because it selects no connector.
 struct TextOrOther(PassOver);
 
 impl<'a> DeserializeSeed<'a> for TextOrOther {

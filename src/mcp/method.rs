@@ -17,7 +17,7 @@ pub enum Reach {
     Untied,
 }
 
-/// Which member of a message the header `Mcp-Name` repeats.
+/// The member of a message that the header `Mcp-Name` repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mirrored {
     /// `params.name`
@@ -28,12 +28,12 @@ pub enum Mirrored {
     TaskId,
     /// `params.ref.name` or `params.ref.uri`
     Reference,
-    /// None.
+    /// The header repeats no member.
     Nothing,
 }
 
-/// Which member `Mcp-Name` repeats in a message of `method`: MCP 2026-07-28, Streamable HTTP, and SEP-2663 for tasks. The
-/// specification names none for a completion; what it completes is the only one that a client could mean.
+/// The member that `Mcp-Name` repeats in a message of `method`: MCP 2026-07-28, Streamable HTTP, and SEP-2663 for tasks.
+/// For a completion, the specification names no member. A client can only mean the reference that is completed.
 pub fn name_of(method: &str) -> Mirrored {
     match reach_of(method) {
         Reach::Name => Mirrored::Name,

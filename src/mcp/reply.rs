@@ -1,5 +1,5 @@
-//! The way back of a request for lists: whatever comes, and in whatever chunks, only what the credential covers passes,
-//! and no cache may share it.
+//! Responses to requests for lists. In any form and any chunks, only the entries that the credential covers pass, and no
+//! cache may share the response.
 
 use std::borrow::Cow;
 
@@ -20,8 +20,8 @@ const INTERNAL_ERROR: i32 = -32603;
 #[derive(Debug)]
 pub struct ListRequest {
     org: OrgName,
-    /// `None` where the credential covers all. Then a list is only marked as private. One that cannot be read passes as it
-    /// is, because to refuse it would take a list from a client that may see it.
+    /// `None` if the credential covers everything. A list is then only marked as private. If the filter cannot read it, the
+    /// list passes unchanged, because the client may see all of it.
     permitted: Option<Permitted>,
     id: Value,
 }
@@ -42,8 +42,8 @@ pub struct ResponseHead<'a> {
 pub struct ListReply {
     request: ListRequest,
     form: Form,
-    /// What the worker's budget holds for it, until the response has ended: Envoy keeps what was cut for a slow reader.
-    /// `None` where the response is not read.
+    /// The place of this response in the worker's budget. It is kept until the response has ended, because Envoy buffers the
+    /// cut list for a slow client. `None` if the response is not read.
     hold: Option<Hold>,
 }
 
@@ -53,32 +53,32 @@ enum Form {
     Events(EventSplitter),
     /// This passes in its place.
     Instead(Vec<u8>),
-    /// The rest passes as it comes.
+    /// The rest of the response passes unchanged.
     Passing,
     /// Nothing more passes.
     Ended,
 }
 
 impl ListRequest {
-    /// A request of `org` with this `id`, whose answers are cut to what is permitted.
+    /// A request of `org` with this `id`. Entries that are not `permitted` are removed from its lists.
     pub fn new(org: OrgName, permitted: Permitted, id: Value) -> Self {
         Self { org, permitted: Some(permitted), id }
     }
 
-    /// A request of `org` with a credential that covers all.
+    /// A request of `org` with a credential that covers everything.
     pub fn of_whole(org: OrgName) -> Self {
         Self { org, permitted: None, id: Value::Null }
     }
 
-    /// The response begins. What is kept of it is charged to `budget`. `None` where it passes as it is, because its status
-    /// says that there is no list, or it cannot be read and no entry of it is foreign.
+    /// Begins to read the response. The kept bytes are charged to `budget`. Returns `None` if the response passes unchanged:
+    /// its status shows that it has no list, or the filter cannot read it and the credential covers everything.
     pub fn begin(self, head: ResponseHead<'_>, budget: &Budget) -> Option<ListReply> {
         if !(200..300).contains(&head.status) {
             return None;
         }
         let is_plain = head.content_encoding.is_empty() || head.content_encoding.eq_ignore_ascii_case(b"identity");
         let is_stream = media_type(head.content_type).eq_ignore_ascii_case(b"text/event-stream");
-        // A compressed response was not asked for, and is not read.
+        // The filter did not request compression, and does not read compressed responses.
         let hold = is_plain.then(|| budget.hold(Account::Lists(self.org.clone()), Waits::ForOthers, 0)).flatten();
         if hold.is_none() && self.permitted.is_none() {
             return None;
@@ -143,7 +143,7 @@ impl ListReply {
         passed
     }
 
-    /// What passes in the place of `text`; `None` where it cannot be read.
+    /// The text that replaces `text`. `None` if it cannot be read.
     fn change<'a>(&self, text: &'a str) -> Option<Cow<'a, str>> {
         match &self.request.permitted {
             Some(permitted) => permitted.cut(text).ok(),
@@ -192,15 +192,15 @@ impl ListReply {
     }
 }
 
-/// The header by which HTTP caches are told, RFC 9111 §5.2.
+/// The header with the instructions for HTTP caches (RFC 9111 §5.2).
 pub const CACHE_CONTROL: &str = "cache-control";
 
-/// The cache-control of a list whose server said `said`, where that must change. RFC 9111 §3.5 keeps shared caches from
-/// answers to requests with `Authorization`, but not from those to requests with `X-API-Key`.
+/// The new `cache-control` of a list with the value `said`. `None` if it need not change. By RFC 9111 §3.5, shared caches do
+/// not store answers to requests with `Authorization`, but they store answers to requests with `X-API-Key`.
 pub fn private_cache_control(said: &[u8]) -> Option<String> {
     let said = String::from_utf8_lossy(said);
     if said.contains('"') {
-        return Some("no-store".to_owned()); // Its parts cannot be told apart simply, and nobody sends this.
+        return Some("no-store".to_owned()); // Quoted commas are hard to parse, and in practice no server sends them.
     }
     let is = |directive: &str, name: &str| {
         directive.split('=').next().is_some_and(|said| said.trim_ascii().eq_ignore_ascii_case(name))
@@ -215,9 +215,9 @@ pub fn private_cache_control(said: &[u8]) -> Option<String> {
     Some(["private"].into_iter().chain(kept).collect::<Vec<_>>().join(", "))
 }
 
-/// Whether no reader, however lenient, finds the entries of a list in `text`, which may be the data of a heartbeat such as
-/// `data: ping`. The entries of a list are objects. A reader in Rust also takes an array for an object (serde reads structs
-/// so), and finds a name in it only where the array holds a string.
+/// Whether even a lenient reader finds no list entries in `text`, such as the data of a heartbeat (`data: ping`). The entries
+/// of a list are objects. Some readers also accept an array as an object (serde does for structs), but they find a name in
+/// it only if the array contains a string.
 fn holds_no_list(text: &str) -> bool {
     let has_array_of_strings = || text.contains('[') && text.contains(['"', '\'', '`']);
     !text.contains('{') && !has_array_of_strings()

@@ -16,7 +16,7 @@ pub struct AccessTokenClaims<'c> {
     pub sub: &'c str,
     /// The client.
     pub client_id: &'c str,
-    /// The resources for which it is good, at least one.
+    /// The resources for which the token is valid. There is at least one.
     #[serde(serialize_with = "string_or_array")]
     pub aud: &'c [String],
     /// Seconds since the epoch.
@@ -29,7 +29,7 @@ pub struct AccessTokenClaims<'c> {
     pub scope: &'c str,
 }
 
-/// RFC 7519 §4.1.3: one audience may be a string, and is one, as most readers expect it.
+/// Writes one audience as a string (RFC 7519 §4.1.3), because most readers expect this form.
 fn string_or_array<S: Serializer>(audiences: &[String], serializer: S) -> Result<S::Ok, S::Error> {
     match audiences {
         [only] => only.serialize(serializer),

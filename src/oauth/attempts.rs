@@ -14,10 +14,10 @@ const REFILL: Duration = Duration::from_secs(6);
 /// Client ids remembered in a thread. An attacker who makes up ids to be forgotten pays this many requests for it.
 const MAX_IDS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Wrong secrets by client id. Ids that do not exist are counted as those that do: the answer must not tell which exist.
+/// Wrong secrets by client id. Ids that do not exist are counted too: the answer must not reveal which ids exist.
 /// Failures of assertions are not counted, because a signature cannot be guessed.
 ///
-/// A worker counts in its own memory. A trap of its VM forgets the counts; a guess still has one chance in 2^142.
+/// A worker counts in its own memory, so a trap of its VM resets the counts. A guess still has one chance in 2^142.
 #[derive(Debug)]
 pub struct Attempts(LruCache<Box<str>, Failures>);
 

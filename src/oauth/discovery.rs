@@ -132,7 +132,7 @@ fn authorization_server(config: &Config) -> Map<String, Value> {
         ("authorization_endpoint", json!(format!("{origin}{AUTHORIZE}"))),
         ("response_types_supported", json!(["code"])),
         ("code_challenge_methods_supported", json!(["S256"])),
-        // RFC 9207 §3. The endpoint sends no authorization response at all, so none without `iss`.
+        // RFC 9207 §3. The endpoint sends no authorization responses, so it sends none without `iss`.
         ("authorization_response_iss_parameter_supported", json!(true)),
         ("jwks_uri", json!(format!("{origin}{JWKS}"))),
         ("grant_types_supported", json!(["client_credentials"])),
@@ -159,7 +159,7 @@ fn protected_resource(resource: &Resource, config: &Config, policy: &PolicySourc
     Some(metadata)
 }
 
-/// The answer to OPTIONS for any document, preflights included: every page may read the documents.
+/// The answer to OPTIONS for any document, also to preflights: every page may read the documents.
 pub fn options() -> LocalReply {
     let headers = [
         ("access-control-allow-origin", "*"),

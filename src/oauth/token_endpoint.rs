@@ -50,7 +50,7 @@ pub enum TokenError {
     UnsupportedGrantType,
     /// `invalid_scope`
     InvalidScope,
-    /// The same: a token for all of these, and for all resources that the client named, would be longer than one that is taken.
+    /// `invalid_scope`: a token for all these scopes and resources would be longer than the gateway accepts.
     ScopeTooLong,
     /// RFC 8707 §2 `invalid_target`
     InvalidTarget,
@@ -62,7 +62,7 @@ pub enum TokenError {
     BodyTooLong,
     /// No whole body came in time.
     BodyTimeout,
-    /// So many requests wait for their bodies that this one cannot.
+    /// The worker has no room for another request that waits for its body.
     Overloaded,
     /// The method is not POST.
     MethodNotAllowed,
@@ -210,11 +210,11 @@ impl TokenEndpoint<'_> {
         }
     }
 
-    /// Wrong secrets are counted by client id, and too many of them make the next one wait. Ids that do not exist and clients
-    /// without a secret are counted too: the answer must not tell which ids exist.
+    /// Wrong secrets are counted by client id. After too many of them, the client must wait. Ids that do not exist and clients
+    /// without a secret are counted too: the answer must not reveal which ids exist.
     fn by_secret(&mut self, id: &str, secret: &str, refused: TokenError) -> Result<Rc<OauthClient>, TokenError> {
         if !is_record_id(id) {
-            return Err(refused); // No client has such an id, and it must not take memory.
+            return Err(refused); // No client has such an id, so it is not counted and takes no memory.
         }
         if let Some(wait) = self.attempts.wait(id, self.now) {
             return Err(TokenError::TooManyAttempts(wait));
@@ -230,8 +230,8 @@ impl TokenEndpoint<'_> {
 
     /// RFC 7523 §3, with the audience of its update (draft-ietf-oauth-rfc7523bis): the issuer or the endpoint.
     ///
-    /// Failures are not counted, and wrong secrets make no assertion wait. A signature cannot be guessed, so slowing
-    /// protects nothing: anybody who knows a client id could keep the client from getting tokens.
+    /// Failed assertions are not counted, and wrong secrets do not delay assertions. A signature cannot be guessed, so a delay
+    /// would protect nothing. It would let anybody who knows a client id keep the client from getting tokens.
     fn by_assertion(&self, assertion: &str, named: Option<&str>) -> Result<Rc<OauthClient>, TokenError> {
         let refused = TokenError::InvalidClient { basic: false };
         let jws = CompactJws::parse(assertion).map_err(|_| refused)?;
@@ -276,7 +276,8 @@ impl TokenEndpoint<'_> {
         MAX_ASSERTION_LIFETIME.saturating_add(skew).saturating_add(skew)
     }
 
-    /// The `aud` of the token: the resources that the client names (RFC 8707 §2), each once, else its org's endpoint.
+    /// The `aud` of the token: the resources that the client names (RFC 8707 §2), without repetition. If it names none, the
+    /// endpoint of its org.
     fn audiences(&self, client: &OauthClient, named: &[String]) -> Result<Vec<String>, TokenError> {
         let gateway = &self.config.gateway;
         if named.is_empty() {
@@ -309,7 +310,7 @@ fn basic_credentials(value: &[u8]) -> Option<(String, String)> {
     }
     let decoded = BASE64_STANDARD.decode(encoded.trim_ascii()).ok()?;
     let (id, secret) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
-    // A client that encodes nothing is understood too: no id or secret that Settings makes has a `+` or a `%`.
+    // Clients that do not encode are accepted too: no id or secret that Settings generates contains `+` or `%`.
     let plain = |text: &str| Some(percent_decode_str(&text.replace('+', " ")).decode_utf8().ok()?.into_owned());
     Some((plain(id)?, plain(secret)?))
 }

@@ -4,28 +4,28 @@ use http::Uri;
 
 use crate::names::is_plain;
 
-/// Whether `issuer` is meant as an `https` or `http` URL. Only such an issuer can be discovered.
+/// Whether `issuer` looks like an `https` or `http` URL. Clients can discover only such an issuer.
 pub fn is_url(issuer: &str) -> bool {
     let scheme = issuer.split_once(':').map(|(scheme, _)| scheme);
     scheme.is_some_and(|scheme| ["https", "http"].iter().any(|known| scheme.eq_ignore_ascii_case(known)))
 }
 
-/// Checks an issuer. RFC 7519 §2: what contains a colon is a URI, anything else any text. A URL has neither query nor
-/// fragment, RFC 8414 §2.
+/// Checks an issuer. With a colon it must be a URI, without one it may be any text (RFC 7519 §2). A URL has neither query
+/// nor fragment (RFC 8414 §2).
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason why the issuer is refused.
 pub fn check(issuer: String) -> Result<String, &'static str> {
     let is_good = if is_url(&issuer) {
         let uri: Result<Uri, _> = issuer.parse();
         uri.is_ok_and(|uri| uri.scheme().is_some() && uri.authority().is_some() && uri.query().is_none())
             && !issuer.contains('#')
-            // RFC 3986 §2: `Uri` lets other characters pass in a path.
+            // RFC 3986 §2. `Uri` does not check this: it accepts other characters in a path.
             && issuer.bytes().all(|byte| byte.is_ascii_graphic())
     } else if let Some((scheme, rest)) = issuer.split_once(':') {
         is_scheme(scheme) && !rest.is_empty() && rest.bytes().all(is_in_uri)
     } else {
-        // Blanks around it come of copying.
+        // A blank at the beginning or the end is a copying mistake.
         !issuer.is_empty() && issuer.trim() == issuer && issuer.chars().all(is_plain)
     };
     let wrong = "must be the issuer letter by letter as in the iss claim of its tokens: a URL without query and fragment, \
@@ -33,13 +33,13 @@ pub fn check(issuer: String) -> Result<String, &'static str> {
     if is_good { Ok(issuer) } else { Err(wrong) }
 }
 
-/// RFC 3986 §3.1.
+/// The characters of a scheme, RFC 3986 §3.1.
 fn is_scheme(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphabetic())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
 }
 
-/// RFC 3986 §2.
+/// The characters of a URI, RFC 3986 §2.
 fn is_in_uri(byte: u8) -> bool {
     byte.is_ascii_graphic() && !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
 }

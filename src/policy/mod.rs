@@ -26,12 +26,12 @@ use crate::scope::{Scope, ScopeSet, is_scope_token};
 use crate::time::UnixTime;
 use raw::{RawApiKey, RawIdentityProvider, RawOauthClient, RawOrg, RawPolicy, RawSigningKey};
 
-/// Identity providers of one organization. Each costs fetches of its keys and memory for them. Large companies have below ten.
+/// Maximum number of identity providers of one organization. Each costs fetches and memory. Large companies have below ten.
 pub const MAX_IDENTITY_PROVIDERS: usize = 32;
 
-/// Scopes that clients are told to ask a provider for: the header with all of them stays far below what clients accept, 8 KiB.
+/// Maximum number of `client_scopes` of a provider. The header with all of them stays far below 8 KiB, which clients accept.
 pub const MAX_CLIENT_SCOPES: usize = 16;
-/// Longest of them, in bytes. Those of Entra and Google are URLs.
+/// Maximum length of a client scope, in bytes. The scopes of Entra and Google are URLs.
 pub const MAX_CLIENT_SCOPE_LENGTH: usize = 256;
 
 /// The variables of the VM's environment, by name.
@@ -57,9 +57,10 @@ pub(crate) struct Surroundings<'a> {
 pub struct Policy {
     /// Opaque; shown in the log, and as a metric where it is a number.
     pub version: String,
-    /// The key sets that its identity providers name, each once, with the organizations that name them.
+    /// The key sets that the identity providers name, each once, with the organizations that name them.
     pub key_sets: Vec<(JwksUri, Vec<OrgName>)>,
-    /// Connectors of a document for many gateways that cannot be told apart, by organization, and each place that names one.
+    /// In a document for many gateways: by organization, the connectors that cannot be told apart, and a problem for each
+    /// place that names one of them.
     pub(crate) indistinct: HashMap<String, HashSet<String>>,
     pub(crate) conflicts: Vec<Problem>,
     orgs: HashMap<OrgName, Rc<Org>>,
@@ -80,7 +81,7 @@ pub struct Org {
     has_clients: bool,
     limits: Subjects,
     revoked_jti: HashSet<String>,
-    /// By principal: its tokens that were issued before this moment are revoked.
+    /// By principal: the tokens of the principal that were issued before this moment are revoked.
     issued_before: HashMap<String, UnixTime>,
 }
 
@@ -110,20 +111,20 @@ impl Org {
         self.identity_providers.iter().map(|provider| &*provider.issuer)
     }
 
-    /// The issuers of its identity providers that are URLs: nothing else is an authorization server's identifier (RFC 8414
-    /// §2), and clients fail on what they cannot read as a URL.
+    /// The issuers of the identity providers that are URLs. The identifier of an authorization server is always a URL
+    /// (RFC 8414 §2), and clients fail on any other text.
     pub fn authorization_servers(&self) -> impl Iterator<Item = &str> {
         self.issuers().filter(|issuer| issuer::is_url(issuer))
     }
 
-    /// The scopes that clients are told to ask for where an operation needs `needed`. Each authorization server of the org,
-    /// the gateway among them, has its own. Empty, and so not told, where they differ: a server refuses the whole request for
-    /// a scope that it does not know (RFC 6749 §5.2), and nobody knows which server the client asks.
+    /// The scopes that clients are told to request for an operation that needs `needed`. Each authorization server of the
+    /// org, including the gateway, has its own scopes. If they differ, the result is empty and the challenge names none: the
+    /// client may ask any of the servers, and a server refuses a request with a scope that it does not know (RFC 6749 §5.2).
     pub fn client_scopes(&self, needed: &Scope) -> Vec<String> {
         let ours = vec![needed.to_string()];
         let own = self.has_clients.then_some(&ours);
         let is_led_nowhere = !self.has_clients && self.authorization_servers().next().is_none();
-        // Clients are not led to the others. Where they are the only ones, the operator means those clients that know them.
+        // Clients cannot discover the other issuers. If an org has only such issuers, its clients must already know them.
         let is_led_to = |provider: &&IdentityProvider| is_led_nowhere || issuer::is_url(&provider.issuer);
         let providers = self.identity_providers.iter().filter(is_led_to);
         let providers = providers.map(|provider| provider.client_scopes.as_ref().unwrap_or(&ours));
@@ -134,8 +135,8 @@ impl Org {
         if is_agreed { first.clone() } else { Vec::new() }
     }
 
-    /// Whether a token of `principal` is revoked, by its `jti` or by the moment at which it was issued. `jti` is empty where
-    /// the token has none. A token that does not say when it was issued counts as issued before any moment.
+    /// Whether a token of `principal` is revoked, by its `jti` or by its time of issue. `jti` is empty if the token has none.
+    /// A token without a time of issue counts as issued before any moment.
     pub fn has_revoked(&self, jti: &str, principal: &str, issued_at: Option<UnixTime>) -> bool {
         let is_too_old = |before: &UnixTime| issued_at.is_none_or(|issued_at| issued_at < *before);
         (!jti.is_empty() && self.revoked_jti.contains(jti)) || self.issued_before.get(principal).is_some_and(is_too_old)
@@ -151,16 +152,16 @@ pub struct IdentityProvider {
     pub jwks_uri: JwksUri,
     /// The `aud` values that mean this gateway; any one will do.
     pub audiences: Vec<Box<str>>,
-    /// The scopes of a token that carries none of the `mcp:` family, where the policy says them. A default that nobody wrote
-    /// applies to fewer tokens: see [`crate::scope::unread_grant`].
+    /// The scopes of a token without any `mcp:` scope, if the policy names them. If it does not, the default is `mcp:call`,
+    /// except for some tokens: see [`crate::scope::unread_grant`].
     pub default_scopes: Option<ScopeSet>,
-    /// The scopes that clients are told to ask this provider for; none are named where the list is empty. Absent: those of
-    /// the gateway.
+    /// The scopes that clients are told to request from this provider. If the list is empty, no scope is named. If it is
+    /// absent, the scopes of the gateway are named.
     pub client_scopes: Option<Vec<String>>,
 }
 
 impl IdentityProvider {
-    /// Whether `text` is its issuer or one of its audiences.
+    /// Whether `text` is the issuer or an audience of this provider.
     pub fn is_named(&self, text: &str) -> bool {
         *self.issuer == *text || self.audiences.iter().any(|audience| **audience == *text)
     }
@@ -229,9 +230,9 @@ struct Checker<'a> {
     policy: Policy,
     surroundings: &'a Surroundings<'a>,
     problems: &'a mut Problems,
-    /// The index in `policy.key_sets` by URI.
+    /// Indexes in `policy.key_sets`, by URI.
     key_sets: HashMap<Box<str>, usize>,
-    /// The connectors that the records of one organization name, each with its path.
+    /// The connectors that the records of one organization name, each with its JSON path.
     named: Vec<(String, ConnectorId)>,
 }
 
@@ -262,7 +263,7 @@ impl Checker<'_> {
             let path = format!("{path}.revoked_tokens.issued_before.{whose}");
             let principal = self.revoked_principal(&path, &name, whose);
             if let Some(moment) = self.problems.checked(path, UnixTime::from_rfc3339(&moment)) {
-                // A client may stand here by its id and by its principal: the later moment revokes more.
+                // A client may be named by its id and by its principal. The later moment revokes more tokens.
                 let before = org.issued_before.entry(principal).or_insert(moment);
                 *before = moment.max(*before);
             }
@@ -271,7 +272,7 @@ impl Checker<'_> {
         Some(())
     }
 
-    /// Refuses connectors whose tools are read as those of another one: a credential for the other one would see them.
+    /// Refuses connectors whose tools look like those of another connector: a credential for the other one would see them.
     fn tell_apart(&mut self, org: &OrgName) {
         let named = std::mem::take(&mut self.named);
         let names: HashSet<&str> = named.iter().map(|(_, connector)| connector.as_str()).collect();
@@ -282,15 +283,15 @@ impl Checker<'_> {
             let Some(other) = address::misread_as(connector, separator) else { continue };
             if !names.contains(other) {
                 let useless = format!(
-                    "{connector:?} contains gateway.connector_separator, or ends with a part of it: nothing behind the joined endpoint \
-                     can mean it. Use the connector at its own path, or rename it"
+                    "{connector:?} contains gateway.connector_separator, or ends with a part of it: no tool name at the joined \
+                     endpoint can refer to it. Use the connector at its own path, or rename it"
                 );
                 self.problems.warn(path, useless);
                 continue;
             }
             let conflict = format!(
-                "{connector:?} and {other:?} cannot be told apart: a name is split at its first gateway.connector_separator \
-                 ({separator:?}), so the tools of {connector:?} are taken for tools of {other:?}. Rename one of the two connectors"
+                "{connector:?} and {other:?} cannot be told apart: a tool name is split at its first gateway.connector_separator \
+                 ({separator:?}), so the tools of {connector:?} look like tools of {other:?}. Rename one of the two connectors"
             );
             if self.surroundings.is_for_many {
                 indistinct.insert(connector, conflict.clone());
@@ -299,10 +300,10 @@ impl Checker<'_> {
                 self.problems.add(path, conflict);
             }
         }
-        // One organization must not hold up the policy of all.
+        // An error of one organization must not block the policy of all.
         for (path, connector) in named.iter().filter(|(_, connector)| indistinct.contains_key(connector.as_str())) {
             let conflict = indistinct.get(connector.as_str()).map_or("", String::as_str);
-            let message = format!("{conflict}. Gateways leave out each record that names one of them");
+            let message = format!("{conflict}. Gateways ignore each record that names one of them");
             self.policy.conflicts.push(Problem { path: path.clone(), message });
         }
         if !indistinct.is_empty() {
@@ -317,7 +318,7 @@ impl Checker<'_> {
         }
         let has_tokens = ["client", "idp"].iter().any(|kind| whose.starts_with(&format!("{org}/{kind}/")));
         if !has_tokens {
-            // No error: the document must stay readable to gateways that know more kinds of principals than this one.
+            // A warning, not an error: a later version of the gateway may know more kinds of principals.
             let wrong = format!("revokes no token: expected a client id, {org}/client/<client_id> or {org}/idp/<issuer>#<sub>");
             self.problems.warn(path, wrong);
         }
@@ -456,7 +457,7 @@ impl Checker<'_> {
         scopes.into_iter().collect()
     }
 
-    /// The first providers of an organization, as many as are allowed.
+    /// The identity providers of an organization, without those beyond the limit.
     fn bounded<T>(&mut self, path: &str, mut providers: Vec<T>) -> Vec<T> {
         let count = providers.len();
         if count > MAX_IDENTITY_PROVIDERS {
@@ -464,7 +465,7 @@ impl Checker<'_> {
                 "expected at most {MAX_IDENTITY_PROVIDERS} providers, found {count}: the gateway must fetch the keys of each"
             );
             if self.surroundings.is_for_many {
-                // One organization must not hold up the policy of all.
+                // An error of one organization must not block the policy of all.
                 self.problems
                     .warn(path, format!("{problem}. It refuses the tokens of those after the first {MAX_IDENTITY_PROVIDERS}"));
                 providers.truncate(MAX_IDENTITY_PROVIDERS);
@@ -508,7 +509,7 @@ impl Checker<'_> {
             Some(scopes) => self.client_scopes(&format!("{path}.client_scopes"), scopes).map(Some),
         };
         let jwks_uri = jwks_uri?;
-        // Organizations that share a provider share its keys.
+        // Organizations with the same provider share its keys.
         let key_sets = &mut self.policy.key_sets;
         let index = *self.key_sets.entry(jwks_uri.as_str().into()).or_insert(key_sets.len());
         match key_sets.get_mut(index) {
@@ -524,7 +525,7 @@ impl Checker<'_> {
         })
     }
 
-    /// Scopes of another authorization server, which stand in challenges.
+    /// Checks the scopes of another authorization server, which challenges will name.
     fn client_scopes(&mut self, path: &str, mut scopes: Vec<String>) -> Option<Vec<String>> {
         let mut is_good = true;
         for (index, scope) in scopes.iter().enumerate() {

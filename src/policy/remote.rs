@@ -135,7 +135,7 @@ struct DocumentKey {
     sha256: Option<String>,
 }
 
-/// What in a record may name connectors.
+/// The members of a record that may name connectors.
 #[derive(Deserialize)]
 struct DocumentNames {
     connectors: Option<Vec<String>>,
@@ -171,7 +171,7 @@ impl Publication {
         &self.warnings
     }
 
-    /// Those of the warnings because of which records are left out: they name connectors that cannot be told apart.
+    /// The warnings about records that are left out, because they name connectors that cannot be told apart.
     pub fn conflicts(&self) -> &[Problem] {
         &self.conflicts
     }
@@ -237,13 +237,13 @@ fn without<'a>(connectors: &HashSet<String>, records: Vec<&'a RawValue>) -> Resu
     Ok(kept)
 }
 
-/// The same of a list as it is written.
+/// The same for the JSON text of a list.
 fn list_without(connectors: &HashSet<String>, list: &RawValue) -> Result<Box<RawValue>, serde_json::Error> {
     let kept: Vec<&str> = without(connectors, serde_json::from_str(list.get())?)?.into_iter().map(RawValue::get).collect();
     RawValue::from_string(format!("[{}]", kept.join(",")))
 }
 
-/// Cuts a document into parts. `indistinct` says which connectors of an organization no record may name.
+/// Splits a document into parts. `indistinct` contains, by organization, the connectors that no record may name.
 fn cut(document: &[u8], indistinct: &HashMap<String, HashSet<String>>) -> Result<Cut, serde_json::Error> {
     let document: Document<'_> = serde_json::from_slice(document)?;
     let member = |name: &str, value: Option<&RawValue>| value.map(|value| format!("\"{name}\":{}", value.get()));

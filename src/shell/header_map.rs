@@ -21,7 +21,7 @@ pub(super) fn request_trailers() -> Vec<u8> {
     pairs(MapType::HttpRequestTrailers)
 }
 
-/// The same of its response, within the callback of its headers.
+/// The headers of the response, in the callback for response headers.
 pub(super) fn response_headers() -> Vec<u8> {
     pairs(MapType::HttpResponseHeaders)
 }

@@ -34,7 +34,7 @@ const METADATA_NAMESPACE: &str = "apexmcp";
 /// So many held requests are decided in one callback: each may verify signatures, and others wait meanwhile.
 const MAX_WOKEN: usize = 64;
 
-/// Maximum number of requests that were given up and are answered in a callback of another request.
+/// Maximum number of given-up requests that are answered in the callback of another request.
 const MAX_GIVEN_UP_ANSWERED: usize = 8;
 
 /// Filter state of [`ATTRIBUTES`], for access logs and RBAC as `wasm.<name>`.
@@ -55,7 +55,7 @@ pub(super) struct Plugin {
     pub(super) root_id: Cell<u32>,
     /// Whether this thread has served a request.
     pub(super) serves_requests: Cell<bool>,
-    /// Whether a body came while its head was held: Envoy holds heads alone.
+    /// Whether a body arrived while its head was held. It shows that Envoy does not hold bodies.
     has_seen_body: Cell<bool>,
 }
 
@@ -76,7 +76,7 @@ enum Awaiting {
 }
 
 impl Awaiting {
-    /// What the worker's budget holds for it.
+    /// The place of this request in the worker's budget.
     fn hold(&self) -> &Hold {
         match self {
             Self::Policy(exchange) => exchange.hold(),
@@ -128,7 +128,7 @@ struct Flow {
     is_answered: Cell<bool>,
     /// What the response tells of the limits.
     standing: Cell<Option<Box<Standing>>>,
-    /// Which web pages may read the response, where a page's browser sent the request.
+    /// The web pages that may read the response, if a browser sent the request for a page.
     sharing: Cell<Option<Sharing>>,
 }
 
@@ -241,7 +241,7 @@ impl HttpContext for Stream {
             hostcalls::add_response_header(RATE_LIMIT, &standing.state());
         }
         if let Some(sharing) = self.flow.sharing.take() {
-            // Envoy's and the filter's own replies come here too.
+            // This also runs for Envoy's and the filter's own replies.
             for (name, value) in hostcalls::response_headers().iter().flat_map(|headers| sharing.changes(headers)) {
                 match value {
                     Some(value) => hostcalls::set_response_header(name, &value),
@@ -355,9 +355,9 @@ impl Plugin {
         }
     }
 
-    /// Whether Envoy holds the body of a request while its head is held. The operator may say it; else a body that came while
-    /// its head was held shows that it does not, and `None` is not known. That bodies do not come shows nothing: a slow client
-    /// looks the same.
+    /// Whether Envoy holds the body of a request while its head is held. `None` if this is unknown. The operator may set it.
+    /// Otherwise a body that arrives while its head is held shows that Envoy does not. The absence of a body proves nothing:
+    /// a slow client looks the same.
     fn host_holds_bodies(&self) -> Option<bool> {
         let configured = self.gateway.borrow().as_ref().and_then(|gateway| gateway.config.gateway.host_holds_bodies);
         configured.or(self.has_seen_body.get().then_some(false))
@@ -392,7 +392,7 @@ impl Plugin {
     pub(super) fn counted(&self, token: u32, status: u32, size: usize) {
         let answer = (status == 0 && size <= service::MAX_ANSWER_LENGTH).then(|| hostcalls::grpc_response(size));
         let asked_for = self.questions.borrow_mut().end(token, answer.is_some());
-        // A question may count as ended just before Envoy tells of its timeout.
+        // A question may already count as ended when Envoy reports its timeout.
         let waits = |held: &Held| matches!(held.awaiting, Awaiting::Count(_, its) if its == token);
         let waiting = || self.held.borrow().iter().find_map(|(id, held)| waits(held).then_some(*id));
         let Some(id) = asked_for.or_else(waiting) else { return };
@@ -404,7 +404,7 @@ impl Plugin {
         }
     }
 
-    /// Takes the held stream of this id out, where it is as wanted.
+    /// Removes the held stream with this id, if `is_wanted` is true for it.
     fn take_held(&self, id: u32, is_wanted: impl Fn(&Held) -> bool) -> Option<Held> {
         let mut held = self.held.borrow_mut();
         let is_there = held.get(&id).is_some_and(is_wanted);
@@ -429,7 +429,7 @@ impl Plugin {
         self.held.borrow_mut().insert(id, Held { flow: Rc::clone(flow), awaiting });
     }
 
-    /// Begins to cut a response. Where there is no gateway, nothing was admitted.
+    /// Begins to cut a response. Without a gateway, no request was admitted.
     fn cut(&self, lists: ListRequest, head: ResponseHead<'_>) -> Option<ListReply> {
         let gateway = self.gateway.borrow();
         lists.begin(head, &gateway.as_ref()?.budget)
@@ -533,8 +533,8 @@ impl Plugin {
         self.apply(step, id, &flow);
     }
 
-    /// Lets heads go on whose bodies do not come, as long as nobody said and nothing has shown whether Envoy holds these too.
-    /// Each head is released for itself: what one slow client does must not change what happens to the requests of others.
+    /// Releases heads whose bodies do not arrive, while it is unknown whether Envoy holds bodies too. Each head is released
+    /// for itself: a slow client must not change how the requests of others are held.
     fn release_heads(&self) {
         if self.host_holds_bodies().is_some() {
             return;
@@ -562,8 +562,8 @@ impl Plugin {
         self.decide(self.take_ready(now), now);
     }
 
-    /// Answers requests that were given up to make room for the request of stream `current`. A tick would be too late: while
-    /// heads arrive faster than ticks answer, the budget has no room for a prompt client.
+    /// Answers the requests that were given up to make room for the request of stream `current`. The next tick would be too
+    /// late: if heads arrive faster than ticks answer, the budget would have no room for a prompt client.
     fn answer_given_up(&self, current: u32) {
         let has_given_up = self.gateway.borrow().as_ref().is_some_and(|gateway| gateway.budget.has_given_up());
         if has_given_up {
@@ -572,7 +572,7 @@ impl Plugin {
         }
     }
 
-    /// Decides held requests. Leaves one of their streams the current context.
+    /// Decides held requests. Afterwards one of their streams is the current context.
     fn decide(&self, ready: Vec<(u32, Held)>, now: UnixTime) {
         for (id, Held { flow, awaiting }) in ready {
             if !hostcalls::enter(id) {
@@ -629,8 +629,7 @@ impl Plugin {
             // Only those that were given up are decided here.
             Awaiting::Message(_) => false,
         };
-        // Envoy runs the callbacks of one local reply inside those of the one before, if several are sent in one callback.
-        // Some hundreds of them exceed V8's stack.
+        // If several local replies are sent in one callback, Envoy nests their callbacks. Some hundreds exceed V8's stack.
         let mut ready = self.take_given_up(MAX_WOKEN);
         let room = MAX_WOKEN.saturating_sub(ready.len());
         ready.extend(self.held.borrow_mut().extract_if(|_, held| is_ready(held)).take(room));
@@ -638,7 +637,7 @@ impl Plugin {
     }
 }
 
-/// The refusal of a request whose head Envoy does not hand over, or that came without a configuration.
+/// The refusal of a request whose head cannot be read, or that arrived without a configuration.
 fn headless() -> Step {
     let refused = Reason::PolicyUnavailable;
     let record = Record::Resource { refused: Some(refused), findings: Findings::default() };

@@ -293,7 +293,7 @@ impl Root {
         }
     }
 
-    /// Forgets key sets that this thread no longer uses, and their keys in shared data if no thread can use them.
+    /// Removes key sets that this thread no longer uses, and their keys in shared data if no thread can use them.
     fn forget_unused(&self, now: UnixTime) {
         let mut gateway = self.plugin.gateway.borrow_mut();
         let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { return };
@@ -329,7 +329,7 @@ impl Root {
 }
 
 fn log_unreadable(uri: &JwksUri, error: &JwkSetError) {
-    log::error!("the shared keys of {} cannot be read, and are fetched again: {error}", uri.as_str());
+    log::error!("the shared keys of {} cannot be read, so they will be fetched again: {error}", uri.as_str());
 }
 
 /// As many problems of one document are logged: the first ones tell what is wrong.

@@ -3,8 +3,8 @@
 //     node browser.mjs SETTINGS PROFILE
 //
 // SETTINGS is a JSON file, PROFILE a new folder for Chromium. The page is served at the port `page_port`, whose origin the
-// gateway allows. A frame of the page comes from another port, so from another origin. What both found is printed as one line of
-// JSON.
+// gateway allows. A frame of the page comes from another port, so it has another origin. The program prints the results of both
+// as one line of JSON.
 
 import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';

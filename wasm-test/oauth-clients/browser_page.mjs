@@ -1,4 +1,4 @@
-// What the page of browser.mjs does. It runs in a browser.
+// The script of the page of browser.mjs. It runs in a browser.
 
 import { ClientCredentialsProvider } from '@modelcontextprotocol/sdk/client/auth-extensions.js';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
@@ -25,7 +25,7 @@ async function work(client, settings) {
 
 const withKey = (key) => ({ requestInit: { headers: { 'X-API-Key': key } } });
 
-// What a page can read of an answer: nothing where the browser keeps it from the page.
+// The parts of an answer that the page can read: none, if the browser blocks the answer.
 async function read(url, options) {
   try {
     const response = await fetch(url, options);
@@ -36,7 +36,7 @@ async function read(url, options) {
   }
 }
 
-// A refused call, as the page shows it to its user.
+// The message that the page shows to its user for a refused call.
 async function refused(settings) {
   const shown = document.querySelector('pre');
   const client = await connect(settings.url, withKey(settings.narrow_key));
@@ -73,7 +73,7 @@ async function foreign(settings) {
   for (const path of DOCUMENTS) statuses.push((await read(settings.issuer + path, { headers: { 'MCP-Protocol-Version': 'x' } })).status);
   return {
     call: await read(settings.url, { method: 'POST', headers, body: '{}' }),
-    // Without a preflight: the request itself reaches the gateway.
+    // The browser sends no preflight here, so the request itself reaches the gateway.
     simple_call: await read(settings.url, { method: 'POST', body: '{}' }),
     token: await read(`${settings.issuer}/oauth/token`, FORM),
     documents: statuses,

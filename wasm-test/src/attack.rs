@@ -1,8 +1,7 @@
 //! Clients that send requests and leave them waiting, over HTTP/2 and HTTP/1.1.
 //!
-//! HTTP/2 makes a long head cheap: a field enters the server's HPACK table once for a connection, and one byte stands for it
-//! after that (RFC 7541 §6.1). A head of 55 KB then costs about 60 bytes. This client writes its own frames, because
-//! libraries for HTTP/2 protect the server from such heads.
+//! HTTP/2 makes a long head cheap: a client sends a field once, and then refers to it with one byte (RFC 7541 §6.1). A head
+//! of 55 KB then costs about 60 bytes. This client writes its own frames, because HTTP/2 libraries do not send such heads.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,11 +24,11 @@ const DRIP: Duration = Duration::from_secs(1);
 pub enum Version {
     /// The requests of a connection wait for each other.
     Http1,
-    /// They wait side by side.
+    /// The requests of a connection wait at the same time.
     Http2,
 }
 
-/// How a head gets its length, about 55 KB: below Envoy's limit of 60 KiB and 100 fields.
+/// The padding of a head to about 55 KB. It stays below Envoy's limits of 60 KiB and 100 fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Padding {
     /// One field of 2,500 bytes, repeated. HTTP/2 sends it as one byte each time.
@@ -42,7 +41,7 @@ pub enum Padding {
     One,
     /// A query of 55,000 bytes.
     Query,
-    /// Trailers as long as the head. The request is whole.
+    /// Trailers of this length. The request is complete.
     Trailers,
 }
 
@@ -52,7 +51,7 @@ pub struct Unfinished {
     path: String,
     headers: Vec<(String, String)>,
     trailers: Vec<(String, String)>,
-    /// The content length that the head announces. A request of length 0 is whole.
+    /// The content length in the head. A request of length 0 is complete.
     length: usize,
     /// The part of the body that is sent.
     sent: usize,
@@ -60,7 +59,7 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
-    /// A POST request of which the head announces a body of `length` bytes. None of them is sent.
+    /// A POST request with a content length of `length` bytes. None of them is sent.
     pub fn post(path: &str, length: usize) -> Self {
         Self { path: path.to_owned(), headers: Vec::new(), trailers: Vec::new(), length, sent: 0, drips: false }
     }
@@ -120,7 +119,7 @@ impl Unfinished {
     }
 }
 
-/// What was sent, and how it was answered.
+/// Counts of sent requests and of their answers.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Requests that were sent.
@@ -150,7 +149,7 @@ fn lock(tally: &Shared) -> MutexGuard<'_, Tally> {
     tally.lock().expect("no client panicked")
 }
 
-/// Connections with requests that wait. They are closed with this value.
+/// Connections with requests that wait. Dropping the value closes them.
 #[derive(Debug)]
 pub struct Attack {
     authority: String,
@@ -160,7 +159,7 @@ pub struct Attack {
 }
 
 impl Attack {
-    /// Without a connection yet, to the server at `host:port`.
+    /// An attack on the server at `host:port`. It has no connections yet.
     pub fn new(authority: &str, version: Version) -> Self {
         Self { authority: authority.to_owned(), version, tally: Arc::default(), connections: JoinSet::new() }
     }
@@ -193,7 +192,7 @@ impl Attack {
         self.connections.shutdown().await;
     }
 
-    /// What was sent and answered until now.
+    /// The counts until now.
     pub fn tally(&self) -> Tally {
         lock(&self.tally).clone()
     }
@@ -214,7 +213,7 @@ impl Connection {
     }
 }
 
-/// When the next byte of a body is due, where it drips.
+/// The time of the next byte of a body, if the body drips.
 async fn drip_due(next: Instant, drips: bool) {
     if drips { sleep_until(next).await } else { std::future::pending().await }
 }
@@ -234,7 +233,7 @@ impl Http1 {
             tally.requests += count;
             tally.bytes += bytes.len();
         }
-        // A server that has answered may read no more. What it answered is read in any case.
+        // A server that has answered may stop reading. Its answer is read in any case.
         let _ = stream.write_all(&bytes).await;
         Self { stream, tally, request, waiting: count }
     }
@@ -263,7 +262,7 @@ impl Http1 {
     }
 }
 
-/// The status and the length of the first answer in `bytes`, if it has come whole.
+/// The status and the length of the first answer in `bytes`, if it is complete.
 fn http1_answer(bytes: &[u8]) -> Option<(u16, usize)> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&bytes[..end]).ok()?.to_ascii_lowercase();
@@ -307,7 +306,7 @@ struct Encoder {
 impl Encoder {
     /// The index of the newest entry; the static table is before it (RFC 7541 §2.3.3).
     const FIRST: usize = 62;
-    /// The size that a table has unless the server says otherwise, and the overhead of an entry (RFC 7541 §4.1).
+    /// The default size of a table, and the overhead of an entry (RFC 7541 §4.1).
     const MAX_SIZE: usize = 4_096;
     const OVERHEAD: usize = 32;
 
@@ -404,7 +403,7 @@ impl Http2 {
             pongs: 0,
             is_closed: false,
         };
-        // Asks the server to keep no HPACK table, and lets it send as much as it wants.
+        // Asks the server to keep no HPACK table, and lets it send without limit.
         let settings = frame(h2::SETTINGS, 0, 0, &[&h2::HEADER_TABLE_SIZE[..], &[0; 4]].concat());
         let window = (h2::MAX_WINDOW - h2::DEFAULT_WINDOW as u32).to_be_bytes();
         this.write(&[h2::PREFACE, &settings, &frame(h2::WINDOW_UPDATE, 0, 0, &window)].concat()).await;
@@ -477,7 +476,7 @@ impl Http2 {
         }
     }
 
-    /// Takes what was read, or the end of the connection.
+    /// Handles received bytes, or the end of the connection.
     async fn take(&mut self, read: io::Result<usize>) {
         let mut acknowledgements = Vec::new();
         while let Some((kind, flags, stream, payload)) = self.next_frame() {

@@ -152,12 +152,12 @@ impl Envoy {
         self.process.memory_kb()
     }
 
-    /// The most memory that it had resident since [`Self::forget_peak_memory`], in kB; zero if the system does not tell.
+    /// The peak of resident memory since [`Self::forget_peak_memory`], in kB. Zero if the system does not report it.
     pub fn peak_memory_kb(&self) -> u64 {
         self.process.peak_memory_kb()
     }
 
-    /// Sets the peak to what is resident now.
+    /// Resets the peak of resident memory to its present size.
     pub fn forget_peak_memory(&self) {
         self.process.forget_peak_memory();
     }

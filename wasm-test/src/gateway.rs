@@ -141,7 +141,7 @@ impl Setup {
         Self { request_timeout, ..self }
     }
 
-    /// With the limits of `envoy/envoy.yaml` on connections, headers, streams and memory.
+    /// Uses the limits of `envoy/envoy.yaml` for connections, headers, streams and memory.
     pub fn shipped_limits(self) -> Self {
         Self { has_shipped_limits: true, ..self }
     }
@@ -167,7 +167,7 @@ impl Setup {
         Self { names, ..self }
     }
 
-    /// With these keys in Envoy's runtime.
+    /// Sets these keys in Envoy's runtime.
     pub fn runtime(self, runtime: Value) -> Self {
         Self { runtime, ..self }
     }
@@ -180,8 +180,8 @@ impl Setup {
         self.cluster(cluster)
     }
 
-    /// With a circuit breaker for so many questions to the rate limit service, set before
-    /// [`Setup::rate_limit_service`]. Envoy's default is 1,024.
+    /// Sets the circuit breaker for questions to the rate limit service. Call it before [`Setup::rate_limit_service`].
+    /// Envoy's default is 1,024.
     pub fn circuit_breaker(self, questions: u32) -> Self {
         Self { questions, ..self }
     }
@@ -219,7 +219,7 @@ impl Setup {
         self
     }
 
-    /// With upgrades to WebSocket allowed.
+    /// Allows upgrades to WebSocket.
     pub fn websockets(self) -> Self {
         Self { upgrade_types: vec!["websocket"], ..self }
     }
@@ -229,7 +229,7 @@ impl Setup {
         self.start_at(upstream.port()).await
     }
 
-    /// Starts it in front of the server at this port.
+    /// Starts the gateway in front of the server at this port.
     pub async fn start_at(self, upstream: u16) -> Gateway {
         let folder = Folder::new().expect("a folder");
         if self.filter_file.is_none() {

@@ -35,7 +35,7 @@ impl Request {
         Self { method: "POST", ..Self::get(path) }
     }
 
-    /// A browser's question whether a page of `origin` may send a POST (a CORS preflight).
+    /// A CORS preflight: a browser asks whether a page of `origin` may send a POST.
     pub fn preflight(path: &str, origin: &str) -> Self {
         let options = Self { method: "OPTIONS", ..Self::get(path) };
         let headers = "authorization,content-type,mcp-protocol-version,x-api-key";

@@ -3,8 +3,8 @@
 //! [`gateway`] starts [`envoy`] with the filter; [`upstream`] stands behind it and tells what arrived there; [`issuer`]
 //! is an identity provider that does as a test says, [`provider`] a real one, and a person may [`sign_in`] at another;
 //! [`token`] makes tokens, broken ones too; [`front`] breaks the way to a service, [`dns`] loses its name, [`clock`] is
-//! wrong; [`http`] sends requests, [`load`] many, and [`attack`] many that their client never finishes. Everything listens on free ports of 127.0.0.1 and ends with the value
-//! that stands for it.
+//! wrong; [`http`] sends requests, [`load`] sends many, and [`attack`] sends many that it never finishes. Everything listens
+//! on free ports of 127.0.0.1 and ends with the value that stands for it.
 
 pub mod apexmcp;
 pub mod attack;

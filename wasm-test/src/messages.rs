@@ -113,7 +113,7 @@ fn response(rng: &mut Rng) -> Json {
     object([("jsonrpc", string("2.0")), ("id", id), ("result", object([("content", object([]))]))])
 }
 
-/// Writes the method, the version and the kind of a reference with escapes, as PHP's `json_encode` and others do.
+/// Writes the method, the version and the type of a reference with escapes, like PHP's `json_encode`.
 fn escape_words(text: &str, rng: &mut Rng) -> String {
     let words = [
         ("tools/", "tools\\/"),

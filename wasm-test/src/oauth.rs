@@ -152,7 +152,7 @@ impl Site {
         policy(signing_keys, &self.client_key)
     }
 
-    /// Allows pages of this origin, as soon as the next policy is in force.
+    /// Allows pages of this origin. It takes effect with the next policy.
     pub fn allow_origin(&mut self, origin: &str) {
         self.filter["typed_config"]["config"]["configuration"]["value"]["gateway"]["allowed_origins"] = json!([origin]);
     }
@@ -280,10 +280,10 @@ pub async fn run_client(site: &Site, name: &str, method: &str, changes: &Value) 
     serde_json::from_str(said.trim()).unwrap_or_else(|error| panic!("{name} {method}: {error}: {said}"))
 }
 
-/// Runs a client to its end, with its settings changed like this, and returns what it printed, also where it fails.
+/// Runs a client with these changes of its settings. Returns its output, even if the client fails.
 ///
 /// # Errors
-/// What a client that fails printed.
+/// The output of a client that fails.
 pub async fn try_client(site: &Site, name: &str, method: &str, changes: &Value) -> Result<String, String> {
     let folder = Folder::new().expect("a folder");
     let (tool, script) = program(name);

@@ -88,12 +88,12 @@ impl Process {
         self.status_kb("VmRSS:")
     }
 
-    /// The most memory that it had resident since [`Self::forget_peak_memory`], in kB; zero if the system does not tell.
+    /// The peak of resident memory since [`Self::forget_peak_memory`], in kB. Zero if the system does not report it.
     pub fn peak_memory_kb(&self) -> u64 {
         self.status_kb("VmHWM:")
     }
 
-    /// Sets the peak to what is resident now, where the system can (proc(5): 5 in `clear_refs`).
+    /// Resets the peak of resident memory to its present size, if the system can do so (proc(5): 5 in `clear_refs`).
     pub fn forget_peak_memory(&self) {
         let _ = std::fs::write(format!("/proc/{}/clear_refs", self.0.id()), "5");
     }
@@ -137,13 +137,13 @@ pub async fn run(tool: &str, arguments: &[&str]) -> String {
     try_run(tool, arguments).await.unwrap_or_else(|said| panic!("{tool} {arguments:?}: {said}"))
 }
 
-/// The same, with the last words of a program that fails as an error.
+/// The same, but a program that fails is an error with the end of its output.
 ///
 /// # Errors
-/// Its status and what it printed, where it fails.
+/// The status and the output of the program, if it fails.
 ///
 /// # Panics
-/// Where it does not start.
+/// If the program does not start.
 pub async fn try_run(tool: &str, arguments: &[&str]) -> Result<String, String> {
     let folder = Folder::new().expect("a folder");
     let mut process = Process::start(tool, arguments, &folder).expect("the program starts");

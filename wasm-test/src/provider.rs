@@ -18,12 +18,12 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// Starts one that knows the scopes of the demo.
+    /// Starts a provider that knows the scopes of the demo.
     pub async fn start() -> Self {
         Self::with_scopes("mcp:call mcp:call:notes mcp:call:clock").await
     }
 
-    /// Starts one whose client may ask for these scopes, separated by spaces, and for no others.
+    /// Starts a provider whose client may request only these scopes, separated by spaces.
     pub async fn with_scopes(scopes: &'static str) -> Self {
         let folder = Folder::new().expect("a folder");
         let mut provider = Self { folder, port: free_port().to_string(), scopes, about: Value::Null, process: None };
@@ -55,7 +55,7 @@ impl Provider {
         json!({"issuer": self.about["issuer"], "jwks_uri": self.about["jwks_uri"], "audience": "apexmcp"})
     }
 
-    /// What a client of it knows before it begins: the member `issuer`, its id and its secret.
+    /// The data that a client of this provider needs: the member `issuer`, the client's id and its secret.
     pub fn client(&self) -> Value {
         json!({
             "issuer": self.about["issuer"],

@@ -132,7 +132,7 @@ async fn tokens_of_identity_providers() {
     eventually("all three keys are told", async || are_all_told().await.then_some(())).await;
 }
 
-/// Providers write scopes and roles in forms of their own. What is not read must not become the default.
+/// Providers write scopes and roles in their own forms. A grant in an unknown form must not become the default scopes.
 #[tokio::test]
 async fn a_narrow_grant_never_becomes_a_wide_one() {
     let upstream = upstream::start().await;
@@ -162,7 +162,7 @@ async fn a_narrow_grant_never_becomes_a_wide_one() {
     }
     let log = gateway.log();
     let lines = log.matches("which is no scope of this gateway").count();
-    // Ten seconds pass between two lines of a worker.
+    // A worker logs at most one such line in ten seconds.
     assert!((1..8).contains(&lines) && log.contains(r#""apexmcp/mcp:call:github" in the claim "scope""#), "{lines}: {log}");
 }
 

@@ -17,7 +17,7 @@ const ATTACKER: &str = "https://evil.example";
 const EXPOSED: [&str; 6] =
     ["WWW-Authenticate", "Mcp-Session-Id", "Mcp-Protocol-Version", "Retry-After", "RateLimit", "RateLimit-Policy"];
 
-/// A configuration that pages of [`PAGE`] may call: one org with a signing key and two API keys.
+/// A configuration that allows pages of [`PAGE`], with one org that has a signing key and two API keys.
 fn configuration(change: impl FnOnce(&mut Value)) -> Value {
     let narrow = merged(api_key_record("key_notes"), &json!({"connectors": ["notes"]}));
     let client = json!({"client_id": WITH_SECRET, "secret_sha256": [sha256(SECRET)], "scopes": ["mcp:call"]});
@@ -86,7 +86,7 @@ async fn an_allowed_page_may_read_every_answer_and_another_one_none() {
         assert_eq!((reply.status, &reply.json()["reason"]), (403, &json!("origin_not_allowed")), "{origin}");
         assert!(reply.header("access-control-allow-origin").is_none(), "{origin}");
     }
-    // Two origins: a server behind could believe the other one.
+    // Two origins: the connector could read the other one.
     let reply = gateway.send(&call(PAGE).header("origin", ATTACKER)).await;
     assert_eq!((reply.status, upstream.requests()), (403, before));
 }
@@ -159,7 +159,7 @@ async fn headers_that_a_connector_sets_itself_are_not_doubled() {
     assert_eq!(reply.header("access-control-expose-headers"), Some(expected));
     assert_eq!(reply.header("vary"), Some("accept-encoding, origin"));
     assert_eq!(reply.header("access-control-allow-credentials"), None);
-    // No browser asked, so nothing changes.
+    // The request has no origin, so nothing changes.
     let reply = gateway.send(&Request::tools_list("/mcp/acme").api_key(&api_key("key_all"))).await;
     // Envoy joins the two.
     assert_eq!(reply.header("access-control-allow-origin"), Some("*,https://other.example"));
@@ -249,7 +249,7 @@ async fn a_page_in_chromium_uses_the_official_typescript_sdk() {
     site.assert_keeps_secrets();
 }
 
-/// Chromium as `make test` found it, or the machine's.
+/// The Chromium that `make test` found, or the one of the machine.
 fn browser() -> String {
     let own = wasm_test::repository().join(".tools/bin/chromium");
     if own.exists() { argument(&own).to_owned() } else { "chromium".to_owned() }

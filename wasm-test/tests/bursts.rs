@@ -1,5 +1,5 @@
-//! A burst does not lift the limits of the org that sends it, although it is more than Envoy and the rate limit service can
-//! do at a time.
+//! A burst does not switch off the limits of its own org, even if it exceeds the capacity of Envoy and the rate limit
+//! service.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,10 @@ use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::rate_limit::RateLimitService;
 use wasm_test::upstream;
 
-/// Connections and requests on each: 5,000 at a time.
+/// Connections, and requests on each: 5,000 concurrent requests.
 const BURST: (usize, usize) = (50, 100);
 
-/// Orgs of which one may send a single request a day. They are counted by a service without which requests pass.
+/// Orgs, one of which may send a single request a day. A service counts them; if it does not answer, requests pass.
 fn limited() -> Value {
     let limits = json!({"rate": {"requests": 1, "per": "day", "burst": 1}});
     let orgs = json!({
@@ -51,9 +51,9 @@ async fn a_burst_is_counted_and_holds_up_no_neighbor() {
     gateway.until_everywhere(&neighbor(), 200).await;
     let load = Load::start(gateway.client(), vec![neighbor()]);
 
-    // The first one of the day passes. The others exceed the limit, or there are too many to ask about.
+    // The first request of the day passes. The others exceed the limit, or too many questions are open.
     assert_eq!(burst(&gateway).await, BTreeMap::from([(200, 1), (429, 4_999)]));
-    // Questions of clients that have left stay open, and count until they are answered.
+    // When a client leaves, its question stays open and counts until it is answered.
     for _ in 0..5 {
         let mut attack = Attack::new(gateway.client().authority(), Version::Http2);
         attack.wave(&[of_limited()], 10, 100).await;
@@ -67,7 +67,7 @@ async fn a_burst_is_counted_and_holds_up_no_neighbor() {
     gateway.until_active(0).await;
 }
 
-/// As with many workers, whose questions together are more than the circuit breaker lets pass.
+/// Many workers together may ask more questions than the circuit breaker allows. A small circuit breaker has the same effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_circuit_breaker_lets_nothing_pass_uncounted() {
     let mut service = RateLimitService::start().await;
@@ -76,7 +76,7 @@ async fn a_full_circuit_breaker_lets_nothing_pass_uncounted() {
     gateway.until_everywhere(&neighbor(), 200).await;
     assert_eq!(burst(&gateway).await, BTreeMap::from([(200, 1), (429, 4_999)]));
 
-    // A service that is really not there does not refuse.
+    // If the service is not available, requests pass.
     service.stop_service();
     gateway.until_everywhere(&Request::tools_list("/mcp/limited").api_key(&api_key("key_limited")), 200).await;
 }

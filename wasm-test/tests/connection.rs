@@ -1,4 +1,4 @@
-//! Headers that a client names in `Connection` and in its relatives. A proxy behind the gateway removes every header that
+//! Headers that a client names in `Connection` and in similar headers. A proxy behind the gateway removes every header that
 //! `Connection` names (RFC 9110 §7.6.1), so a client could remove the identity headers that the filter adds.
 
 use http_body_util::Full;
@@ -12,7 +12,7 @@ use wasm_test::server::Server;
 
 const IDENTITY: [&str; 5] = ["x-apexmcp-method", "x-apexmcp-org", "x-apexmcp-principal", "x-apexmcp-scope", "x-apexmcp-subject"];
 
-/// Tells what arrived in a header: Envoy drops the body of an answer that refuses an upgrade.
+/// Reports the received headers in a response header, because Envoy drops the body of an answer that refuses an upgrade.
 const ARRIVED: &str = "x-arrived";
 
 async fn upstream() -> Server {
@@ -40,7 +40,7 @@ async fn arrive(gateway: &Gateway, lines: &[&str]) -> Vec<(String, String)> {
     serde_json::from_str(arrived.unwrap_or_else(|| panic!("{lines}: {reply}"))).expect("headers")
 }
 
-/// What is left of `headers` behind a proxy that follows RFC 9110 §7.6.1, sorted by name.
+/// The headers that a proxy forwards if it follows RFC 9110 §7.6.1, sorted by name.
 fn behind_a_proxy(headers: &[(String, String)]) -> Vec<(&str, &str)> {
     let connection: Vec<&str> =
         headers.iter().filter(|(name, _)| name == "connection").map(|(_, value)| value.as_str()).collect();
@@ -82,7 +82,7 @@ async fn no_client_removes_identity_headers_behind_the_gateway() {
             assert_eq!(identity, IDENTITY, "{mode}: {lines:?}: {headers:?}");
             assert!(left.contains(&("x-apexmcp-org", "acme")), "{mode}: {lines:?}: {headers:?}");
         }
-        // An upgrade that names nothing else goes on as it came.
+        // An upgrade that names no other header is forwarded unchanged.
         for value in ["Upgrade", "keep-alive, Upgrade"] {
             let headers = arrive(&gateway, &[&format!("Connection: {value}"), UPGRADE]).await;
             assert_eq!(named(&headers, "connection"), [value], "{mode}");

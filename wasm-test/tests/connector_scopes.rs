@@ -308,7 +308,7 @@ async fn no_cache_may_share_a_list() {
                 assert_eq!(reply.header("cache-control"), Some(cache_control), "{what}");
             }
         }
-        // Nothing but lists is read for a full credential.
+        // For a full credential, the filter reads only lists.
         let call = message(call("clock__now")).header("mcp-method", "tools/call").api_key(&api_key("key_all"));
         assert_eq!(gateway.send(&call).await.body, body.as_bytes());
     }

@@ -436,7 +436,7 @@ async fn a_module_that_always_traps_lets_nobody_in() {
     until_back(&gateway, &good).await;
 }
 
-/// What a worker counts in its memory begins anew after a trap; what all workers share does not.
+/// After a trap, the counts in the memory of a worker start again. Data that all workers share survives.
 #[tokio::test]
 async fn a_trap_forgets_wrong_secrets_and_neither_used_assertions_nor_counts() {
     const LONGEST: i32 = 20_000;

@@ -263,7 +263,7 @@ async fn while_they_wait_for_the_rate_limit_service() {
 
     service.signal_service("STOP").await;
     let staying = send(&gateway, of_limited("key_limited"));
-    // A worker asks no more than 128 questions for an org at a time. They stay open when their clients leave.
+    // An org has at most 128 open questions in a worker. They stay open when their clients leave.
     let leaving = whole("limited", &format!("x-api-key: {}\r\n", api_key("key_limited")));
     let lines = hang_up(&gateway, &leaving, 5).await;
     let of_status = |status: u16| lines.iter().filter(|line| line["status"] == status).count();

@@ -1,6 +1,6 @@
-//! Attacks by requests that wait: clients send long heads, which HTTP/2 makes cheap, and never finish. The gateway holds a
-//! bounded number of them, whatever they wait for. Its memory stays small, the module does not trap, and other
-//! organizations are served meanwhile.
+//! Attacks by requests that wait: clients send long heads, which HTTP/2 makes cheap, and never finish the requests. The
+//! gateway holds a bounded number of them, for every reason to wait. Its memory stays small, the module does not trap, and
+//! other organizations are served meanwhile.
 
 use std::collections::BTreeMap;
 
@@ -29,23 +29,23 @@ const CONNECTIONS: usize = 300;
 const VARIANT: usize = 60;
 /// Connections of an attack over HTTP/1.1.
 const HTTP1: usize = 2_000;
-/// The same with several requests on each, written at once.
+/// Connections of an attack with several pipelined requests on each.
 const PIPELINED: usize = 600;
-/// A body that is held, just below the longest message that is read.
+/// Length of a held body, just below the longest message that is read.
 const MIB: usize = 1_000_000;
-/// Connections and streams of an attack with bodies of that length, 800 MB together.
+/// Connections and streams of an attack with bodies of this length, 800 MB in total.
 const LONG_BODIES: (usize, usize) = (20, 40);
-/// The most resident memory that Envoy may have during an attack.
+/// Maximum resident memory of Envoy during an attack.
 const MAX_MEMORY_KB: u64 = 600_000;
 /// Identity providers of one organization.
 const PROVIDERS: usize = 8;
 /// Clients of the neighbor. Each may take 10 tokens a second.
 const CLIENTS: usize = 128;
 
-/// One test at a time: each takes much of the machine's memory.
+/// The tests run one after the other, because each needs much of the machine's memory.
 static TURN: Mutex<()> = Mutex::const_new(());
 
-/// What the attacker does.
+/// An attack, and the expected answers.
 struct Case {
     what: &'static str,
     version: Version,
@@ -54,7 +54,7 @@ struct Case {
     connections: usize,
     streams: usize,
     hangs_up: bool,
-    /// The statuses that answers may have.
+    /// The allowed statuses of answers.
     statuses: &'static [u16],
 }
 
@@ -71,12 +71,12 @@ impl Case {
         Self { requests, connections: VARIANT, ..Self::new(what, request, statuses) }
     }
 
-    /// The same over HTTP/1.1, with this many requests on each connection.
+    /// Runs the attack over HTTP/1.1, with this many requests on each connection.
     fn http1(self, streams: usize) -> Self {
         Self { version: Version::Http1, connections: HTTP1, streams, ..self }
     }
 
-    /// The same with connections that are closed as soon as their requests wait.
+    /// Closes the connections as soon as their requests wait.
     fn hanging_up(self) -> Self {
         Self { hangs_up: true, ..self }
     }
@@ -135,7 +135,7 @@ impl Neighbor {
         Self { loads: [Load::start(gateway.client(), calls.to_vec()), Load::start(gateway.client(), tokens)] }
     }
 
-    /// Returns the requests that were refused, or got no answer.
+    /// Returns the number of requests that were refused or got no answer.
     async fn stop(self) -> Vec<String> {
         let mut problems = Vec::new();
         for load in self.loads {
@@ -163,14 +163,14 @@ fn form() -> Unfinished {
     Unfinished::post("/oauth/token", 100).header("content-type", "application/x-www-form-urlencoded")
 }
 
-/// A message with an API key that is good for some connectors.
+/// A message with an API key for some of the connectors.
 fn message() -> Unfinished {
     Unfinished::post("/mcp/attacker", 2_000_000)
         .header("content-type", "application/json")
         .header("x-api-key", &api_key("key_scoped"))
 }
 
-/// A request without a credential. The rest of a short one is awaited.
+/// A request without a credential. The refusal of a short request waits for its rest.
 fn refused() -> Unfinished {
     Unfinished::post("/mcp/attacker", 16_000)
 }
@@ -242,7 +242,7 @@ async fn requests_that_wait_harm_nobody_else() {
         Case::variant("forms that drip, with a cookie", &form().dripping(), Cookie, &[408, 503]),
         Case::variant("forms over HTTP/1.1", &form(), Repeated, &[408, 503]).http1(1),
         Case::new("a key set", &by_token, &[503]),
-        // Envoy itself keeps the bytes of the requests that are not their turn, and closes connections on which much is unread.
+        // Envoy itself keeps the bytes of later requests on a connection, and closes connections with many unread bytes.
         Case { connections: PIPELINED, ..Case::variant("a key set, pipelined", &by_token, Repeated, &[0, 503]).http1(3) },
         Case::variant("a key set, with a long query", &by_token, Query, &[503]),
         Case::variant("a key set, with long trailers", &by_token, Trailers, &[503]),
@@ -281,7 +281,7 @@ async fn requests_that_wait_harm_nobody_else() {
     for issuer in &silent {
         gateway.until_everywhere(&of_attacker.clone().bearer(&key.token(&issuer.claims())), 200).await;
     }
-    // A place for a question is free again: it is asked, and the service that is gone now is noticed.
+    // The places for questions are free again. So the service is asked, and the gateway notices that it has gone.
     service.lead(Way::Closed);
     let asks = Request::tools_list("/mcp/limited").api_key(&api_key("key_limited"));
     eventually("questions are asked again", async || {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use wasm_test::process::{Folder, Process, argument};
 use wasm_test::{eventually, repository};
 
-/// Starts these commands as `demo/run.py` does, writes their numbers into a file, and then does the last.
+/// Starts these commands like `demo/run.py`, writes their process ids into a file, and then runs the last statement.
 const PROGRAM: &str = r#"
 import pathlib, signal, sys, threading, time
 folder, last, *commands = sys.argv[1:]
@@ -49,7 +49,7 @@ async fn what_it_started_ends_with_it() {
         let process = Process::start("python", &arguments, &folder).expect("it starts");
         let numbers = numbers(&folder).await;
         assert_eq!(numbers.len(), PROGRAMS.len());
-        // By SIGKILL, if it still runs.
+        // SIGKILL, if the program still runs.
         drop(process);
         eventually(how, async || (!numbers.iter().any(|number| runs(number))).then_some(())).await;
     }

@@ -1,5 +1,5 @@
 //! One organization's identity providers attack: their key sets are huge, never end, or never come. The neighbors of that
-//! organization are served as ever, and Envoy's memory stays bounded.
+//! organization are served as before, and Envoy's memory stays bounded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,9 +17,9 @@ use wasm_test::policy::merged;
 use wasm_test::token::{Key, now};
 use wasm_test::upstream;
 
-/// As many providers as one organization can have.
+/// The maximum number of providers of an organization.
 const PROVIDERS: usize = 32;
-/// What a provider sends of its endless document. Envoy ends a fetch by itself at 32 MiB.
+/// The part of its endless document that a provider sends. At 32 MiB, Envoy itself ends a fetch.
 const SENT: usize = 31_000_000;
 /// A slow provider sends one such part in each [`PACE`], so that it needs most of the time that a fetch may take.
 const CHUNK: usize = 500_000;
@@ -27,14 +27,14 @@ const PACE: Duration = Duration::from_millis(20);
 /// Envoy with one worker has about 130 MB before the attack.
 const MAX_MEMORY_KB: u64 = 600_000;
 
-/// What is published at a path that is not the neighbor's.
+/// The answer at the attacker's paths.
 #[derive(Clone, Debug)]
 enum Attack {
-    /// Much at once, and then nothing more.
+    /// A long part at once, and then no more bytes.
     Endless,
-    /// The same in small parts, with pauses between them.
+    /// Small parts with pauses between them.
     Slow,
-    /// A long key set for the first request, and nothing for each further one.
+    /// A long key set for the first request, and no answer to further requests.
     Hang(Arc<str>),
     /// Another long key set for each request, at once.
     Rotate,
@@ -46,7 +46,7 @@ struct Host {
     neighbor: Arc<std::sync::Mutex<Value>>,
     in_flight: Arc<AtomicUsize>,
     most_in_flight: Arc<AtomicUsize>,
-    /// Fetches that have buffered all that is sent.
+    /// Fetches for which Envoy has buffered all sent bytes.
     complete: Arc<AtomicUsize>,
     _accepting: JoinSet<()>,
 }
@@ -199,7 +199,7 @@ fn attack(gateway: &Gateway, host: &Host) -> JoinSet<()> {
     attackers
 }
 
-/// Attacks until some fetches have buffered all that they can, while the neighbor rotates its key again and again.
+/// Attacks until some fetches have filled their buffers, while the neighbor rotates its key again and again.
 async fn memory_stays_bounded(attack_by: Attack, names_neighbor: bool) {
     let upstream = upstream::start().await;
     let host = Host::start(attack_by).await;
@@ -253,7 +253,7 @@ async fn a_lower_buffer_limit_of_envoy_ends_a_fetch_early() {
     assert_eq!(host.complete.load(Ordering::SeqCst), 0);
 }
 
-/// The latencies of a request that is admitted again and again, until as many were sent as are enough.
+/// The latencies of a number of equal requests, all of which are admitted.
 async fn latencies(gateway: &Gateway, request: &Request, mut are_enough: impl AsyncFnMut(usize) -> bool) -> String {
     let mut latencies = Vec::new();
     while !are_enough(latencies.len()).await {

@@ -54,8 +54,8 @@ async fn a_provider_that_refuses_unknown_scopes() {
     let key = PrivateKey::new();
     let site = Site::start(&json!([key.record("a")])).await;
     let own = ["read", "titles", "write"];
-    // What the client may ask for; the member client_scopes; the connector whose path is called; the client's tools, or the
-    // refusal.
+    // The scopes that the client may request; the member client_scopes; the connector at the called path; the tools that
+    // the client gets, or the refusal.
     for (scopes, client_scopes, connector, expected) in [
         ("mcp:call:notes", json!(null), Some("notes"), Ok(&own[..])),
         ("mcp:call:notes", json!(null), None, Err("invalid_scope")),

@@ -201,7 +201,7 @@ async fn a_stale_token_delays_no_rotation() {
     let upstream = upstream::start().await;
     let keys = [Key::first("1"), Key::second("2"), Key::third("3")];
     let issuer = Issuer::start(&[&keys[0]]).await;
-    // Whatever starts a cool-down holds up the rest of the test.
+    // If any step starts a cool-down, the rest of the test fails.
     let gateway = trusting(&[issuer.record()], &json!({"refetch_cooldown": "1h"})).workers(2).start(&upstream).await;
     gateway.admits("the first key", &fresh(&issuer, &keys[0])).await;
     issuer.publish(&[&keys[1]]);
@@ -228,7 +228,7 @@ async fn statuses(gateway: &Gateway, requests: impl IntoIterator<Item = Request>
     statuses
 }
 
-/// Awaits a moment so many seconds later, at which every copy that is in no use is older than a second.
+/// Waits this many seconds. After that, every unused copy is older than a second.
 async fn until_later(seconds: i64) {
     let moment = now() + seconds;
     eventually("time passes", async || (now() >= moment).then_some(())).await;

@@ -21,10 +21,10 @@ fn remote_plugin() -> Value {
     config
 }
 
-/// A name for the case, the member `revoked_tokens`, and tokens with whether each is good at acme then.
+/// A name for the case, the member `revoked_tokens`, and tokens, each with whether acme still accepts it.
 type Revocation = (&'static str, Value, Vec<(String, bool)>);
 
-/// An issuer with a key, and tokens of it.
+/// An issuer with a key, and tokens that it issued.
 struct World {
     key: Key,
     issuer: Issuer,
@@ -40,7 +40,7 @@ impl World {
         self.key.token(&self.issuer.claims_with(&changes))
     }
 
-    /// Two orgs with this issuer; the tokens of the first are revoked so.
+    /// Two orgs with this issuer. This `revoked_tokens` is for the first org.
     fn orgs(&self, revoked: Value) -> Value {
         json!({
             "acme": {"identity_providers": [self.issuer.record()], "revoked_tokens": revoked},
@@ -52,7 +52,7 @@ impl World {
         format!("acme/idp/{}#{sub}", self.issuer.url())
     }
 
-    /// What is revoked, and whether each of these tokens is good then at acme.
+    /// The revocations, and whether acme still accepts each of these tokens.
     fn revocations(&self) -> Vec<Revocation> {
         let with = |changes| self.token(changes);
         let at = |moment: i64| jiff::Timestamp::from_second(moment).expect("a moment").to_string();
@@ -119,7 +119,7 @@ async fn with_an_inline_policy() {
     let revocations = world.revocations();
     world.assert_holds(&gateway, &revocations, async |orgs| assert!(gateway.reconfigure(&plugin(&orgs)).await)).await;
 
-    // A forged token learns nothing about what is revoked.
+    // A forged token must not reveal which tokens are revoked.
     assert!(gateway.reconfigure(&plugin(&world.orgs(json!({"jti": ["t1"]})))).await);
     let forged = Key::second("a").token(&world.issuer.claims_with(&json!({"jti": "t1"})));
     gateway.until_everywhere(&call("/mcp/acme", &world.token(json!({"jti": "t1"}))), 401).await;
@@ -158,7 +158,7 @@ async fn by_the_command_line() {
     expect([401, 200, 200]).await;
     settings.run(&format!("token revoke --org acme --principal {}", world.principal("agent-7")));
     expect([401, 401, 200]).await;
-    // The provider gives this one to the agent later.
+    // The provider issues this token after the revocation.
     let later = world.token(json!({"jti": "t4", "sub": "agent-7", "iat": now() + 5}));
     gateway.until_everywhere(&call("/mcp/acme", &later), 200).await;
 }

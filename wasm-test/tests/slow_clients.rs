@@ -58,7 +58,7 @@ async fn reached(gateway: &Gateway) -> u64 {
     gateway.stat("cluster.upstream.upstream_rq_total").await
 }
 
-/// Calls that are refused are refused before anything of them goes on.
+/// Checks that refused calls are refused before any part of them is forwarded.
 async fn refuse(gateway: &Gateway, what: &str) {
     let before = reached(gateway).await;
     for _ in 0..5 {
@@ -76,7 +76,7 @@ async fn where_nobody_said_what_envoy_holds() {
 
     let gateway = start().await;
     let slow = Slow::send_head(&gateway, &credential).await;
-    // Its own head may go on: Envoy could be holding the body.
+    // The head of the slow call itself may be forwarded, because Envoy could be holding its body.
     eventually("its head went on", async || (reached(&gateway).await == 1).then_some(())).await;
     refuse(&gateway, "after a slow call").await;
     assert!(slow.finish().await.starts_with("HTTP/1.1 200"));

@@ -80,8 +80,8 @@ async fn an_assertion_that_comes_many_times_at_once_serves_once() {
     println!("{CLIENTS} assertions, each {AT_ONCE} times at once: {CLIENTS} served, {refused} refused");
 }
 
-/// Ten wrong secrets of a client id make the next one wait. Whoever knows the id must not stop the client's other method with
-/// that, nor learn from the answers which ids exist.
+/// After ten wrong secrets for a client id, the next one must wait. An attacker that knows the id must not stop the client's
+/// other method with them. The answers must not reveal which ids exist.
 #[tokio::test]
 async fn wrong_secrets_stop_no_assertion_and_forged_assertions_stop_nothing() {
     const WITH_BOTH: &str = "apx_client_both0000";
@@ -104,7 +104,7 @@ async fn wrong_secrets_stop_no_assertion_and_forged_assertions_stop_nothing() {
         (reply.status, reply.header("retry-after").map(str::to_owned), reply.json()["error_description"].clone())
     };
 
-    // Forged ones first: then no secret waits yet.
+    // Forged assertions come first, while no secret has to wait yet.
     for id in [WITH_KEY, WITH_BOTH, UNKNOWN] {
         for number in 0..30 {
             let forged = assertion(&foreign, id, &number.to_string());

@@ -241,7 +241,7 @@ async fn the_longest_message_is_read_over_http_2_too() {
         |length| json!({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"text": "x".repeat(length)}}).to_string();
     let around = message(0).len();
     let options = |version| [version, "--header", "content-type: application/json", "--header", "expect:"];
-    // A long message that is refused before it has come whole is reset, and curl then may not tell the status.
+    // A long message that is refused early is reset, and curl may then not report the status.
     eventually("the key is known", async || {
         let said = curl(&folder, &port, &options("--http1.1"), &credential, &message(0)).await;
         (!said.ends_with("401")).then_some(())

@@ -1,6 +1,5 @@
-//! What applications read of identity headers that a client forged, behind web servers that hand headers over as variables:
-//! lighttpd with a CGI program, and lighttpd and nginx with PHP by FastCGI. Several spellings of a name become one variable
-//! there, and the last one counts.
+//! Forged identity headers behind web servers that pass headers to applications as variables: lighttpd with a CGI program, and
+//! lighttpd and nginx with PHP by FastCGI. There, several spellings of a name become one variable, and the last value counts.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -14,17 +13,17 @@ use wasm_test::process::{Folder, Process, argument, free_port};
 /// Every byte that may stand in a header's name and is neither letter nor digit (RFC 9110 §5.6.2).
 const SEPARATORS: &str = "!#$%&'*+-.^_`|~";
 
-/// A web server with an application that answers with the variables that it got, one in each line.
+/// A web server with an application that answers with its variables, one in each line.
 struct WebServer {
     port: u16,
     _processes: Vec<Process>,
     _folder: Folder,
 }
 
-/// Prints the variables of a CGI program as the server set them: a name may stand there twice, and programs differ in which
-/// one they read.
+/// Prints the variables of a CGI program as the server set them. A name may occur twice, and programs differ in which value
+/// they read.
 const CGI: &str = "#!/bin/sh\nprintf 'content-type: text/plain\\r\\n\\r\\n'\ntr '\\0' '\\n' < /proc/$$/environ\n";
-/// Prints the same as PHP sees it.
+/// Prints the variables as PHP reads them.
 const PHP: &str = r#"<?php header("content-type: text/plain"); foreach ($_SERVER as $name => $value) echo "$name=$value\n";"#;
 
 impl WebServer {
@@ -115,7 +114,7 @@ async fn php(folder: &Folder) -> (Process, u16) {
     (php, port)
 }
 
-/// The variables that the application got. The values of a name that stands there twice are joined.
+/// The variables of the application. If a name occurs twice, its values are joined.
 async fn read(client: &Client, request: &Request) -> BTreeMap<String, String> {
     let reply = client.send(request).await;
     assert_eq!(reply.status, 200, "{reply:?}");
@@ -146,10 +145,10 @@ async fn no_application_reads_a_forged_identity() {
         ("nginx that accepts every name, with PHP", WebServer::nginx(lax).await),
     ];
     let identity = ["x-apexmcp-org", "x-apexmcp-principal", "x-apexmcp-subject", "x-apexmcp-method", "x-apexmcp-scope"];
-    // Whether the filter leaves the good credential in the request changes nothing for forged ones.
+    // Forged headers are removed whether or not the filter leaves the good credential in the request.
     for ((what, server), strips) in servers.iter().zip([true, false].into_iter().cycle()) {
         let direct = Client::new(server.authority());
-        // Without the gateway the application reads what the client wrote, in the spellings that its server folds.
+        // Without the gateway, the application reads the client's headers, in the spellings that its server folds.
         for name in ["x-apexmcp-org", "x.apexmcp.org", "x'apexmcp~org"] {
             let got = read(&direct, &Request::get("/").header(name, "victim")).await;
             let is_read = got.get("HTTP_X_APEXMCP_ORG").map(String::as_str) == Some("victim");
@@ -166,7 +165,7 @@ async fn no_application_reads_a_forged_identity() {
             let gateway = Setup::new(config).start_at(server.port).await;
             let good = || Request::get("/mcp/acme").api_key(&api_key("key_all"));
             let mut requests = vec![forged(good(), &identity), forged(good(), &["x-apexmcp-role", "x-apexmcp-"])];
-            // Look-alikes of the credential, and none that is one.
+            // Look-alikes of the credential, without the credential itself.
             let look_alikes = SEPARATORS.replace('-', "");
             requests.push(look_alikes.chars().fold(good(), |request, separator| {
                 let names = [format!("x{separator}api{separator}key"), format!("x-api{separator}key")];

@@ -42,7 +42,7 @@ pub fn check(data: &[u8]) -> bool {
                 let is_for_rs256 = published.exactly("kty").any(|kty| kty.text() == Some("RSA"))
                     && says("use", &["sig", "jwt-svid"])
                     && says("alg", &["RS256"]);
-                // A key without kid is tried only where no key has the token's.
+                // A key without kid is tried only if no key has the kid of the token.
                 let own_kid = published.exactly("kid").next().and_then(Json::text);
                 let has_kid = kid.is_none() || own_kid == kid || (own_kid.is_none() && !set.has_named(&kid.into()));
                 has("n", key.modulus()) && has("e", key.exponent()) && is_for_rs256 && has_kid

@@ -6,12 +6,12 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use crate::reader::Json;
 
-/// Header members that must not be there, because they change what the rest means.
+/// Header members that must be absent, because they change the meaning of the others.
 const FORBIDDEN: [&str; 2] = ["crit", "b64"];
-/// Header members that bring a key or point to one. They must change nothing.
+/// Header members that contain a key or name one. They must have no effect.
 const IGNORED: [&str; 4] = ["jwk", "jku", "x5u", "x5c"];
 
-/// What is read of the same token without the members that are ignored.
+/// The result for the same token without the ignored members.
 fn without_ignored_members(header: &[u8], claims: &str, signature: &str) -> String {
     let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).expect("a header in JSON");
     IGNORED.iter().for_each(|name| drop(header.remove(*name)));

@@ -27,9 +27,9 @@ pub struct Provider {
     pub jwks_uri: String,
     /// The `aud` values that mean this gateway; any one will do.
     pub audience: Vec<String>,
-    /// The scopes of a token that carries none of the `mcp:` family. Absent: the default of the policy document; empty: none.
+    /// The scopes of a token without any `mcp:` scope. Absent: the default of the policy document. Empty: no scopes.
     pub default_scopes: Option<Vec<String>>,
-    /// The scopes that clients are told to ask the provider for. Absent: the mcp scopes; empty: none are named.
+    /// The scopes that clients are told to request from the provider. Absent: the mcp scopes. Empty: no scopes are named.
     pub client_scopes: Option<Vec<String>>,
     /// When it was configured last.
     pub configured_at: String,
@@ -87,7 +87,7 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
     document::verify_larger(change, &provider.org).map(drop)
 }
 
-/// The scopes of another authorization server, which the gateway puts into a header.
+/// Checks the scopes of another authorization server. The gateway puts them into a header.
 fn check_client_scopes(scopes: &[String]) -> Result<(), Failure> {
     let is_wrong = |scope: &&String| scope.len() > MAX_CLIENT_SCOPE_LENGTH || !is_scope_token(scope);
     if let Some(wrong) = scopes.iter().find(is_wrong) {
@@ -102,7 +102,7 @@ fn check_client_scopes(scopes: &[String]) -> Result<(), Failure> {
     }
 }
 
-/// Checks that the organization can have this provider. One that it has already can always be changed.
+/// Checks that the organization can have this provider. A provider that it already has can always be changed.
 ///
 /// # Errors
 /// If the gateway would refuse the provider's tokens, because the organization has too many others.
@@ -112,7 +112,8 @@ pub fn require_room(connection: &Connection, org: &str, issuer: &str) -> Result<
         return Ok(());
     }
     Err(Failure::new(format!(
-        "{org} has {} identity providers, and the gateway accepts at most {MAX_IDENTITY_PROVIDERS} of an organization, because it must fetch the keys of each. Remove one with 'apexmcp sso remove --org {org} --issuer ISSUER'",
+        "{org} has {} identity providers, and the gateway accepts at most {MAX_IDENTITY_PROVIDERS} for an organization, because it must \
+         fetch the keys of each. Remove one with 'apexmcp sso remove --org {org} --issuer ISSUER'",
         providers.len()
     )))
 }

@@ -18,7 +18,7 @@ const LONGEST_LIFE: Duration = Duration::from_secs(25 * 60 * 60);
 /// The gateway's own have 32 characters.
 const MAX_JTI_LENGTH: usize = 256;
 
-/// An issuer has at most 2,048 characters, and real subjects have below 256.
+/// Maximum length of a principal. An issuer has at most 2,048 characters, and real subjects have below 256.
 const MAX_PRINCIPAL_LENGTH: usize = 4096;
 
 /// The moment before which no gateway token that still passes was issued. The clock of this machine may be ahead: only the
@@ -39,7 +39,7 @@ pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Res
     if jti.is_empty() || jti.len() > MAX_JTI_LENGTH || !jti.chars().all(is_plain) {
         return Err(Failure::new(format!("--jti must be the jti claim of a token, at most {MAX_JTI_LENGTH} bytes")));
     }
-    // A provider decides how long its tokens live, so an org that has providers keeps its revocations.
+    // A provider decides how long its tokens live. So the revocations of an org with providers are never deleted.
     change.execute(
         "DELETE FROM revoked_tokens WHERE revoked_at < ? AND org NOT IN (SELECT org FROM identity_providers)",
         [outlived(change, actor)?],
@@ -66,7 +66,7 @@ pub fn of_client(change: &Change<'_>, actor: &Actor, org: &str, client_id: &str,
 /// Revokes all tokens of a principal of an identity provider that were issued before this moment.
 ///
 /// # Errors
-/// Where the org or the provider does not exist, the name is not that of such a principal, or the moment is in the future.
+/// If the org or the provider does not exist, `principal` is not the name of such a principal, or the moment is in the future.
 pub fn of_principal(
     change: &Change<'_>,
     actor: &Actor,
@@ -75,7 +75,7 @@ pub fn of_principal(
     issued_before: Moment,
 ) -> Result<(), Failure> {
     org::require(change, org)?;
-    // As the gateway writes an issuer into the name of a principal.
+    // The gateway writes an issuer into the name of a principal in the same way.
     let belongs_to = |issuer: &str| {
         let subject = principal.strip_prefix(&Principal::namespace_of_issuer(org, issuer));
         subject.is_some_and(|subject| !subject.is_empty())
@@ -95,13 +95,13 @@ pub fn of_principal(
     revoke_until(change, actor, org, principal, issued_before)
 }
 
-/// The table's column is called `client_id`; it holds principals too. These contain a `/`, which no client id does.
+/// The column `client_id` of the table also contains principals. A principal contains a `/`, and a client id never does.
 fn revoke_until(change: &Change<'_>, actor: &Actor, org: &str, whose: &str, issued_before: Moment) -> Result<(), Failure> {
     // Tokens of this second are meant, too. What is later would refuse those that are yet to be made, and for good.
     if issued_before > actor.now.plus(Duration::from_secs(1))? {
         return Err(Failure::new("--issued-before must not be in the future: 'apexmcp client revoke' ends a client for good"));
     }
-    // A provider decides how long its tokens live, so revocations of its principals are kept.
+    // A provider decides how long its tokens live. So the revocations of its principals are never deleted.
     change.execute(
         "DELETE FROM revoked_clients WHERE issued_before < ? AND instr(client_id, '/') = 0",
         [outlived(change, actor)?],
@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(revoked(ahead, "5"), ["2", "4", "5"], "what is over is forgotten");
     }
 
-    /// The tokens of a provider live as long as it wants.
+    /// A provider decides how long its tokens live.
     #[test]
     fn revocations_of_an_org_with_a_provider_are_kept() {
         let folder = tempfile::tempdir().unwrap();
