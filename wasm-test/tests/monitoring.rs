@@ -113,8 +113,9 @@ impl Trouble {
 
         let call = Request::tools_list("/mcp/acme-corp");
         gateway.admits("a key", &call.clone().api_key(&api_key("key_all"))).await;
+        let token = key.token(&issuer.claims());
         for what in ["a new token", "the token again"] {
-            gateway.admits(what, &call.clone().bearer(&key.token(&issuer.claims()))).await;
+            gateway.admits(what, &call.clone().bearer(&token)).await;
         }
         gateway.refuses("a made-up key", &call.clone().api_key(&api_key("key_none"))).await;
         let refusal = gateway.refuses("a token without keys", &call.clone().bearer(&key.token(&broken.claims()))).await;
