@@ -549,7 +549,12 @@ fn what_a_provider_publishes_is_advised_on() {
             json!(["a/mcp:call"]),
             &["--client-scope a/mcp:call"],
         ),
-        (json!({"scopes_supported": ["openid", "email"]}), "--audience apexmcp", json!([]), &["it names: openid email"]),
+        (
+            json!({"scopes_supported": ["openid", "email"]}),
+            "--audience apexmcp",
+            json!([]),
+            &["its metadata names: openid email"],
+        ),
         (json!({"scopes_supported": ["openid", "email"]}), "--audience apexmcp --client-scope email", json!(null), &[]),
         (json!({"scopes_supported": ["openid"]}), "--audience apexmcp --client-scope x", json!(null), &["does not name x:"]),
         (json!({"scopes_supported": ["openid"]}), "--audience apexmcp --no-client-scope", json!(null), &[]),
