@@ -47,14 +47,15 @@ struct Question {
     stream: u32,
     _hold: Rc<Hold>,
     timeout: Duration,
-    ends_at: UnixTime,
+    /// Set at the first look at the clock after the question.
+    ends_at: Option<UnixTime>,
 }
 
 impl OpenQuestions {
     /// Records a question for this stream, which the service has to answer within `timeout`.
     pub fn ask(&mut self, number: u32, stream: u32, hold: Rc<Hold>, timeout: Duration) {
         let timeout = timeout.saturating_add(MARGIN);
-        let question = Question { stream, _hold: hold, timeout, ends_at: self.looked_at.plus(timeout) };
+        let question = Question { stream, _hold: hold, timeout, ends_at: None };
         self.open.insert(number, question);
     }
 
@@ -78,8 +79,10 @@ impl OpenQuestions {
         }
         self.open.retain(|_, question| {
             // The clock may have been set back.
-            question.ends_at = question.ends_at.min(now.plus(question.timeout));
-            now < question.ends_at
+            let latest = now.plus(question.timeout);
+            let ends_at = question.ends_at.map_or(latest, |ends_at| ends_at.min(latest));
+            question.ends_at = Some(ends_at);
+            now < ends_at
         });
     }
 
@@ -280,18 +283,33 @@ mod tests {
     }
 
     #[test]
+    fn a_question_before_the_first_look_at_the_clock_stays_open() {
+        let budget = Budget::default();
+        let mut questions = OpenQuestions::default();
+        questions.ask(7, 1, hold(&budget), Duration::from_millis(100));
+        questions.look(at(0));
+        questions.look(at(149));
+        assert!(questions.is_open(7));
+        questions.look(at(150));
+        assert!(!questions.is_open(7));
+    }
+
+    #[test]
     fn a_question_ends_with_its_timeout() {
         let (budget, timeout) = (Budget::default(), Duration::from_millis(100));
         let mut questions = OpenQuestions::default();
         questions.look(at(0));
         let its = hold(&budget);
         questions.ask(7, 1, Rc::clone(&its), timeout);
+        assert!(questions.is_open(7));
+        questions.look(at(0));
         questions.look(at(149));
         assert_eq!(Rc::strong_count(&its), 2, "it is open");
         questions.look(at(150));
         assert!(!questions.is_open(7));
         assert_eq!((Rc::strong_count(&its), questions.end(7, true)), (1, None));
         questions.ask(8, 1, Rc::clone(&its), timeout);
+        questions.look(at(150));
         questions.look(at(0));
         questions.look(at(150));
         assert_eq!(Rc::strong_count(&its), 1, "the clock was put back");
