@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tokio::task::JoinSet;
-use wasm_test::gateway::{Gateway, ORIGIN, Setup, plugin};
+use wasm_test::gateway::{ORIGIN, Setup, plugin};
 use wasm_test::http::{Client, Request};
 use wasm_test::issuer::{Behaviour, Issuer};
 use wasm_test::policy::{api_key, api_key_record, merged};
