@@ -642,6 +642,26 @@ fn what_the_policy_takes_back_is_taken_back_from_live_tokens() {
 }
 
 #[test]
+fn a_token_of_a_provider_is_revoked_by_id_and_by_principal() {
+    let mut claims = claims();
+    claims["jti"] = json!("j1");
+    claims["iat"] = json!(1_799_999_990);
+    let token = token(&claims);
+    let before = |principal: &str| json!({"issued_before": {principal: "2027-01-15T08:00:00Z"}});
+    for (revoked, expected) in [
+        (json!({}), "ok"),
+        (json!({"jti": ["j1"]}), "token_revoked"),
+        (json!({"jti": ["j2"]}), "ok"),
+        (before(&format!("acme/idp/{ISSUER}#u1")), "token_revoked"),
+        (before(&format!("acme/idp/{ISSUER}#u2")), "ok"),
+    ] {
+        let mut world = World::with(|config| config["policy"]["inline"]["orgs"]["acme"]["revoked_tokens"] = revoked.clone());
+        world.publish(&["a"]);
+        assert_eq!(reason(&world.bearer(&token)), expected, "{revoked}");
+    }
+}
+
+#[test]
 fn a_client_that_moved_to_another_org_takes_no_token_along() {
     let token = issuing(|_| {}).token("");
     let mut moved = issuing(|policy| {
