@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
+import compare  # noqa: E402
 import facts  # noqa: E402
 import report  # noqa: E402
 from load import Fault  # noqa: E402
@@ -21,6 +22,7 @@ from upstream import Upstream  # noqa: E402
 
 OUT = ROOT / "target" / "bench"
 RESULT = ROOT / "target" / "bench.json"
+COMPARISON = ROOT / "target" / "bench-against.json"
 # Measured at half load too, beside its twin.
 HALF_LOAD_OF = "api_key"
 HALF_LOAD = f"{HALF_LOAD_OF}_half_load"
@@ -34,9 +36,17 @@ def arguments(names: list[str]) -> argparse.Namespace:
         epilog="names for --only:\n" + "\n".join(f"  {name}" for name in names),
     )
     parser.add_argument("--rounds", type=positive, default=5, help="how often each row is measured (default: 5)")
+    parser.add_argument("--against", type=module_file, metavar="OLD.wasm", help="compare with this earlier module")
     parser.add_argument("--seconds", type=positive, default=2, help="how long each time (default: 2)")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="only these rows, and their twins")
     return parser.parse_args()
+
+
+def module_file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return path
 
 
 def with_twins(wanted: set[str], every: list[Row]) -> list[Row]:
@@ -46,13 +56,17 @@ def with_twins(wanted: set[str], every: list[Row]) -> list[Row]:
     return [row for row in every if row.name in names]
 
 
-def measure(bench: Bench, count: int, seconds: int, half_load: bool) -> list[dict]:
+def prepare(bench: Bench) -> None:
     print("==> checking what each row lets in, refuses and passes on", flush=True)
     for row in bench.rows:
         bench.check(row)
     print("==> warming up", flush=True)
     for row in bench.rows:
         bench.warm_up(row)
+
+
+def measure(bench: Bench, count: int, seconds: int, half_load: bool) -> list[dict]:
+    prepare(bench)
     samples = bench.rounds(bench.rows, count, seconds)
     return report.summarize(bench.rows, samples) + (at_half_load(bench, samples, count, seconds) if half_load else [])
 
@@ -79,6 +93,15 @@ def run(options: argparse.Namespace, every: list[Row], parties: Parties, upstrea
     return summary
 
 
+def run_against(options: argparse.Namespace, every: list[Row], parties: Parties, upstream: Upstream) -> list[dict]:
+    wanted = set(options.only or names(every))
+    compared = compare.pairs((row for row in every if row.name in wanted), options.against)
+    print("==> making credentials and starting Envoy", flush=True)
+    with Bench([row for pair in compared for row in pair], parties, upstream, OUT) as bench:
+        prepare(bench)
+        return compare.measure(bench, compared, options.rounds, options.seconds)
+
+
 def names(every: list[Row]) -> list[str]:
     besides = [row.beside.name for row in every if row.beside]
     return [row.name for row in every] + besides + [HALF_LOAD] + [name for fact in facts.FACTS for name in fact.names]
@@ -92,13 +115,14 @@ def main() -> None:
     options = arguments(names(every))
     begin("make bench", OUT)
     try:
-        summary = run(options, every, parties, upstream)
+        summary = (run_against if options.against else run)(options, every, parties, upstream)
     except Fault as fault:
         sys.exit(f"make bench: {fault}")
     finally:
         upstream.stop()
-    report.write(summary, RESULT)
-    print(f"\n{report.table(summary)}\n\nwritten to {RESULT.relative_to(ROOT)}")
+    printed, result = (compare, COMPARISON) if options.against else (report, RESULT)
+    printed.write(summary, result)
+    print(f"\n{printed.table(summary)}\n\nwritten to {result.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

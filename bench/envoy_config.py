@@ -89,6 +89,21 @@ def module(vm_id: str, plugin: dict) -> dict:
     return config
 
 
+def is_module(http_filter: dict) -> bool:
+    return "vm_config" in http_filter["typed_config"].get("config", {})
+
+
+def with_module(http_filter: dict, vm_id: str, path: Path) -> dict:
+    """The same filter with the module at `path`, in a VM of its own; another filter stays as it is."""
+    if not is_module(http_filter):
+        return http_filter
+    config = copy.deepcopy(http_filter)
+    vm = config["typed_config"]["config"]["vm_config"]
+    vm["vm_id"] = vm_id
+    vm["code"] = {"local": {"filename": str(path.resolve())}}
+    return config
+
+
 def body_buffer() -> dict:
     """Holds the head until the body came, as an upstream would that reads it. A direct response alone answers the head,
     and who reads no body at all seems dearer then than who does."""

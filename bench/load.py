@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,12 @@ class Wrk:
 
     def runs(self) -> bool:
         return self.process.poll() is None
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def result(self) -> Load:
         try:

@@ -1,0 +1,114 @@
+"""`make bench AGAINST=OLD.wasm`: what the module costs beside an earlier build of it.
+
+Each row gets a second listener in the same Envoy, with the same configuration and the earlier module. The two take
+turns of 50 ms, and each round gives one ratio. The speed of a shared machine changes all the time; two rows that
+alternate so quickly meet nearly the same speed, so the ratio is far steadier than either figure.
+"""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from envoy_config import Listener, is_module, with_module
+from measure import Bench
+from rows import Row
+
+SUFFIX = "_before"
+SLICE_S = 0.05
+# A median's confidence interval is exact for any distribution: it needs the binomial alone.
+CONFIDENCE = 0.95
+
+
+def pairs(rows: Iterable[Row], earlier: Path) -> list[tuple[Row, Row]]:
+    """Each row that our module serves alone, and the same row served by the module at `earlier`."""
+    listeners: dict[Listener, Listener] = {}
+
+    def before(listener: Listener) -> Listener:
+        if listener not in listeners:
+            filters = [with_module(each, f"{listener.name}{SUFFIX}", earlier) for each in listener.filters()]
+            listeners[listener] = replace(listener, name=f"{listener.name}{SUFFIX}", filters=lambda: filters)
+        return listeners[listener]
+
+    return [
+        (replace(row, name=f"{row.name}{SUFFIX}", listener=before(row.listener), native=None), row)
+        for row in rows
+        if row.beside is None and any(map(is_module, row.listener.filters()))
+    ]
+
+
+def measure(bench: Bench, compared: list[tuple[Row, Row]], rounds: int, seconds: int) -> list[dict]:
+    """In every other round the new module is first, so that the order favors neither."""
+    taken: dict[str, list[dict[str, float]]] = {}
+    for number in range(rounds):
+        print(f"==> round {number + 1} of {rounds}", flush=True)
+        for before, after in compared:
+            in_turn = (after, before) if number % 2 else (before, after)
+            taken.setdefault(after.name, []).append(alternate(bench, in_turn, seconds))
+    return [summarize(before.name, after.name, taken[after.name]) for before, after in compared]
+
+
+def alternate(bench: Bench, in_turn: tuple[Row, Row], seconds: int) -> dict[str, float]:
+    """The worker's CPU time for a request of each row, in microseconds. Both loads run for `seconds`, in short slices:
+    while one sends, the other is stopped."""
+    loads = {row: bench.start(row, 2 * seconds) for row in in_turn}
+    end = time.monotonic() + 2 * seconds
+    for load in loads.values():
+        load.pause()
+    cpu = dict.fromkeys(in_turn, 0.0)
+    while time.monotonic() < end:
+        for row, load in loads.items():
+            begin = bench.envoy.worker_cpu_us()
+            load.resume()
+            time.sleep(SLICE_S)
+            load.pause()
+            cpu[row] += bench.envoy.worker_cpu_us() - begin
+    # Each load sees only when it runs again that its time is over, and sends a last few requests until then.
+    for row, load in loads.items():
+        begin = bench.envoy.worker_cpu_us()
+        load.resume()
+        finished = load.result().require(row.name, row.status)
+        cpu[row] = (cpu[row] + bench.envoy.worker_cpu_us() - begin) / finished.requests
+    return {row.name: figure for row, figure in cpu.items()}
+
+
+def summarize(before: str, after: str, taken: list[dict[str, float]]) -> dict:
+    ratios = sorted(each[after] / each[before] for each in taken)
+    low, high = interval(ratios)
+    return {
+        "name": after,
+        "before_us": round(statistics.median(each[before] for each in taken), 2),
+        "after_us": round(statistics.median(each[after] for each in taken), 2),
+        "ratio": round(statistics.median(ratios), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+    }
+
+
+def interval(ordered: list[float]) -> tuple[float, float]:
+    """The narrowest symmetric pair of order statistics that holds the median with `CONFIDENCE`."""
+    count, outside, rank = len(ordered), 0.0, 0
+    while rank < count // 2:
+        outside += math.comb(count, rank) / 2**count
+        if 2 * outside > 1 - CONFIDENCE:
+            break
+        rank += 1
+    rank = max(rank - 1, 0)
+    return ordered[rank], ordered[count - 1 - rank]
+
+
+def table(summary: list[dict]) -> str:
+    head = f"{'name':24}{'before us':>11}{'after us':>11}{'ratio':>9}   95 % of the median"
+    lines = [
+        f"{each['name']:24}{each['before_us']:>11}{each['after_us']:>11}{each['ratio']:>9.3f}"
+        f"   {each['low']:.3f} to {each['high']:.3f}"
+        for each in summary
+    ]
+    return "\n".join([head, *lines])
+
+
+def write(summary: list[dict], path: Path) -> None:
+    path.write_text(json.dumps(summary, indent=2) + "\n")
