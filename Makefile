@@ -33,7 +33,7 @@ image: build ## dist/apexmcp-auth.oci.tar for Istio and Envoy Gateway, its bill 
 
 bench: setup build $(RATELIMIT) ## what it costs; prints a table and writes target/bench.json (AGAINST=OLD.wasm: beside an earlier module)
 	$(WRK)
-	@.tools/bin/python bench/bench.py $(if $(AGAINST),--rounds 25 --seconds 1 --against $(AGAINST))
+	@.tools/bin/python bench/bench.py $(if $(AGAINST),--rounds 2 --against $(AGAINST))
 
 hostile: setup build $(RATELIMIT) ## what the costliest requests cost, and whether that is too much; prints a table and writes target/hostile.json
 	$(WRK)

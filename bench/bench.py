@@ -38,6 +38,7 @@ def arguments(names: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=5, help="how often each row is measured (default: 5)")
     parser.add_argument("--against", type=module_file, metavar="OLD.wasm", help="compare with this earlier module")
     parser.add_argument("--seconds", type=positive, default=2, help="how long each time (default: 2)")
+    parser.add_argument("--starts", type=positive, default=6, help="how often Envoy is started to compare (default: 6)")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="only these rows, and their twins")
     return parser.parse_args()
 
@@ -96,10 +97,14 @@ def run(options: argparse.Namespace, every: list[Row], parties: Parties, upstrea
 def run_against(options: argparse.Namespace, every: list[Row], parties: Parties, upstream: Upstream) -> list[dict]:
     wanted = set(options.only or names(every))
     compared = compare.pairs((row for row in every if row.name in wanted), options.against)
-    print("==> making credentials and starting Envoy", flush=True)
-    with Bench([row for pair in compared for row in pair], parties, upstream, OUT) as bench:
-        prepare(bench)
-        return compare.measure(bench, compared, options.rounds, options.seconds)
+    taken: compare.Taken = {}
+    for start in range(options.starts):
+        print(f"==> start {start + 1} of {options.starts}: making credentials and starting Envoy", flush=True)
+        served = [row for pair in compared for row in (pair[::-1] if start % 2 else pair)]
+        with Bench(served, parties, upstream, OUT) as bench:
+            prepare(bench)
+            compare.measure(bench, compared, options.rounds, options.seconds, taken)
+    return compare.summarize(compared, taken)
 
 
 def names(every: list[Row]) -> list[str]:

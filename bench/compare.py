@@ -2,7 +2,9 @@
 
 Each row gets a second listener in the same Envoy, with the same configuration and the earlier module. The two take
 turns of 50 ms, and each round gives one ratio. The speed of a shared machine changes all the time; two rows that
-alternate so quickly meet nearly the same speed, so the ratio is far steadier than either figure.
+alternate so quickly meet nearly the same speed, so the ratio is far steadier than either figure. It still differs by
+some percent from one start of Envoy to the next, with where V8 puts the code of a module, so Envoy is started anew
+several times, and every other time the new module is loaded first.
 """
 
 import json
@@ -40,15 +42,16 @@ def pairs(rows: Iterable[Row], earlier: Path) -> list[tuple[Row, Row]]:
     ]
 
 
-def measure(bench: Bench, compared: list[tuple[Row, Row]], rounds: int, seconds: int) -> list[dict]:
+Taken = dict[str, list[dict[str, float]]]
+
+
+def measure(bench: Bench, compared: list[tuple[Row, Row]], rounds: int, seconds: int, taken: Taken) -> None:
     """In every other round the new module is first, so that the order favors neither."""
-    taken: dict[str, list[dict[str, float]]] = {}
     for number in range(rounds):
         print(f"==> round {number + 1} of {rounds}", flush=True)
         for before, after in compared:
             in_turn = (after, before) if number % 2 else (before, after)
             taken.setdefault(after.name, []).append(alternate(bench, in_turn, seconds))
-    return [summarize(before.name, after.name, taken[after.name]) for before, after in compared]
 
 
 def alternate(bench: Bench, in_turn: tuple[Row, Row], seconds: int) -> dict[str, float]:
@@ -75,7 +78,11 @@ def alternate(bench: Bench, in_turn: tuple[Row, Row], seconds: int) -> dict[str,
     return {row.name: figure for row, figure in cpu.items()}
 
 
-def summarize(before: str, after: str, taken: list[dict[str, float]]) -> dict:
+def summarize(compared: list[tuple[Row, Row]], taken: Taken) -> list[dict]:
+    return [_figures(before.name, after.name, taken[after.name]) for before, after in compared]
+
+
+def _figures(before: str, after: str, taken: list[dict[str, float]]) -> dict:
     ratios = sorted(each[after] / each[before] for each in taken)
     low, high = interval(ratios)
     return {

@@ -95,6 +95,12 @@ pub enum Waits {
     ForOthers,
 }
 
+/// What an account has. Each of its holds has a clone, so that only a new hold has to look up its account.
+type Balance = Rc<Cell<Amount>>;
+
+/// Minimum number of accounts at which those with nothing are removed.
+const MIN_PRUNE: usize = 256;
+
 /// The budget of a worker. Clones share one ledger.
 #[derive(Clone, Debug, Default)]
 pub struct Budget(Rc<RefCell<Ledger>>);
@@ -102,7 +108,10 @@ pub struct Budget(Rc<RefCell<Ledger>>);
 #[derive(Debug, Default)]
 struct Ledger {
     total: Amount,
-    accounts: HashMap<Account, Amount>,
+    /// What each account has. Accounts with nothing stay until [`Ledger::balance`] removes them.
+    accounts: HashMap<Account, Balance>,
+    /// Number of accounts at which those with nothing are removed.
+    prune_at: usize,
     key_sets: HashMap<KeySetId, Amount>,
     given_up: Amount,
     /// What of `total` lists have.
@@ -117,6 +126,7 @@ struct Ledger {
 struct Entry {
     number: u64,
     account: Account,
+    balance: Balance,
     key_set: Option<KeySetId>,
     waits: Waits,
     /// Bytes of the head, with [`PLACE_BYTES`].
@@ -153,6 +163,7 @@ impl Budget {
         let mut ledger = self.0.borrow_mut();
         let entry = Entry {
             number: ledger.next_number,
+            balance: ledger.balance(&account),
             account,
             key_set,
             waits,
@@ -180,7 +191,7 @@ impl Budget {
         ledger.total == nothing
             && ledger.given_up == nothing
             && ledger.lists == nothing
-            && ledger.accounts.is_empty()
+            && ledger.accounts.values().all(|balance| balance.get() == nothing)
             && ledger.key_sets.is_empty()
     }
 }
@@ -260,7 +271,7 @@ impl Ledger {
                 return false;
             }
         }
-        while self.of(&entry.account).plus(more).exceeds(entry.account.share()) {
+        while entry.balance.get().plus(more).exceeds(entry.account.share()) {
             if !self.give_up_oldest(|other| {
                 entry.waits == Waits::ForClient && other.waits == entry.waits && other.account == entry.account
             }) {
@@ -274,18 +285,27 @@ impl Ledger {
                 .accounts
                 .iter()
                 .filter(|(account, _)| !account.is_of_lists())
-                .max_by_key(|(_, amount)| size(amount))
-                .map(|(account, amount)| (account.clone(), size(amount)));
+                .map(|(account, balance)| (account, size(&balance.get())))
+                .max_by_key(|(_, size)| *size)
+                .map(|(account, size)| (account.clone(), size));
             let Some((largest, its_size)) = largest else { return false };
-            if its_size <= size(&self.of(&entry.account).plus(more)) || !self.give_up_oldest(|other| other.account == largest) {
+            if its_size <= size(&entry.balance.get().plus(more)) || !self.give_up_oldest(|other| other.account == largest) {
                 return false;
             }
         }
         true
     }
 
-    fn of(&self, account: &Account) -> Amount {
-        self.accounts.get(account).copied().unwrap_or_default()
+    /// The balance of this account. Names of orgs do not accumulate: when there are many accounts, those with nothing go.
+    fn balance(&mut self, account: &Account) -> Balance {
+        if let Some(balance) = self.accounts.get(account) {
+            return Rc::clone(balance);
+        }
+        if self.accounts.len() >= self.prune_at {
+            self.accounts.retain(|_, balance| balance.get() != Amount::default());
+            self.prune_at = self.accounts.len().saturating_mul(2).max(MIN_PRUNE);
+        }
+        Rc::clone(self.accounts.entry(account.clone()).or_default())
     }
 
     /// Gives up the oldest hold that is `eligible`. Returns false if there is none.
@@ -309,8 +329,7 @@ impl Ledger {
         if entry.account.is_of_lists() {
             self.lists = self.lists.plus(amount);
         }
-        let account = self.accounts.entry(entry.account.clone()).or_default();
-        *account = account.plus(amount);
+        entry.balance.set(entry.balance.get().plus(amount));
         if let Some(key_set) = entry.key_set {
             let key_set = self.key_sets.entry(key_set).or_default();
             *key_set = key_set.plus(amount);
@@ -322,19 +341,14 @@ impl Ledger {
         if entry.account.is_of_lists() {
             self.lists = self.lists.minus(amount);
         }
-        take_from(&mut self.accounts, &entry.account, amount);
-        if let Some(key_set) = entry.key_set {
-            take_from(&mut self.key_sets, &key_set, amount);
-        }
-    }
-}
-
-/// Subtracts `amount` from the entry of `key`. Removes an empty entry, so that names of orgs do not accumulate.
-fn take_from<K: std::hash::Hash + Eq>(amounts: &mut HashMap<K, Amount>, key: &K, amount: Amount) {
-    if let Some(has) = amounts.get_mut(key) {
-        *has = has.minus(amount);
-        if *has == Amount::default() {
-            amounts.remove(key);
+        entry.balance.set(entry.balance.get().minus(amount));
+        if let Some(key_set) = entry.key_set
+            && let Some(has) = self.key_sets.get_mut(&key_set)
+        {
+            *has = has.minus(amount);
+            if *has == Amount::default() {
+                self.key_sets.remove(&key_set);
+            }
         }
     }
 }
@@ -386,6 +400,23 @@ mod tests {
             holds.pop();
             assert!(budget.hold(account.clone(), Waits::ForOthers, 0).is_some(), "{account:?}: a free place can be taken");
         }
+        assert!(budget.is_empty());
+    }
+
+    #[test]
+    fn accounts_with_nothing_do_not_accumulate() {
+        let budget = Budget::default();
+        let kept = budget.hold(org("kept"), Waits::ForOthers, 0).unwrap();
+        for number in 0..10_000 {
+            assert!(budget.hold(org(&format!("org-{number}")), Waits::ForOthers, 0).is_some());
+            assert!(budget.0.borrow().accounts.len() <= MIN_PRUNE);
+        }
+        assert!(Rc::ptr_eq(&budget.0.borrow_mut().balance(&org("kept")), &kept.entry.balance));
+        drop(kept);
+        let many: Vec<Hold> =
+            (0..2_000).map(|number| budget.hold(org(&number.to_string()), Waits::ForOthers, 0).unwrap()).collect();
+        assert!(budget.0.borrow().accounts.len() >= many.len());
+        drop(many);
         assert!(budget.is_empty());
     }
 
@@ -543,7 +574,7 @@ mod tests {
                 let ledger = budget.0.borrow();
                 prop_assert!(!ledger.total.exceeds(TOTAL) && !ledger.lists.exceeds(TOTAL_OF_LISTS));
                 for (account, amount) in &ledger.accounts {
-                    prop_assert!(!amount.exceeds(account.share()));
+                    prop_assert!(!amount.get().exceeds(account.share()));
                 }
                 let live = holds.iter().filter(|hold| !hold.is_given_up());
                 let expected = live.fold(Amount::default(), |sum, hold| sum.plus(hold.entry.amount()));

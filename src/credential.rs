@@ -72,16 +72,16 @@ fn misplaced_api_key() -> Denial {
 /// # Errors
 /// [`Reason::CredentialMalformed`], or [`Reason::CredentialRepeated`] where it is more than one.
 pub fn check_token(text: &str) -> Result<(), Denial> {
+    let is_token68 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
+    let is_good = !text.is_empty() && text.len() <= MAX_TOKEN_LENGTH && text.bytes().all(is_token68);
     // HTTP joins a repeated header with commas (RFC 9110 §5.3), and Envoy does so with this one.
-    if text.contains(',') {
+    if !is_good && text.contains(',') {
         return Err(Reason::CredentialRepeated.into());
     }
     // No token begins like an API key: a JWT begins with "e", the first byte of a JSON object in base64url.
-    if holds_api_key(text.as_bytes()) {
+    if !(is_good && text.starts_with('e')) && holds_api_key(text.as_bytes()) {
         return Err(misplaced_api_key());
     }
-    let is_token68 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
-    let is_good = !text.is_empty() && text.len() <= MAX_TOKEN_LENGTH && text.bytes().all(is_token68);
     if is_good { Ok(()) } else { Err(Reason::CredentialMalformed.into()) }
 }
 

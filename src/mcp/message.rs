@@ -251,7 +251,14 @@ impl Params<'_> {
 
 /// The names of an object's members, each of which may come once.
 #[derive(Default)]
-struct Names<'a>(HashSet<Cow<'a, str>>);
+struct Names<'a> {
+    /// The first ones. Most objects have few members, and comparing few names costs less than hashing one.
+    few: Vec<Cow<'a, str>>,
+    more: HashSet<Cow<'a, str>>,
+}
+
+/// Number of names that are compared one by one.
+const FEW_NAMES: usize = 8;
 
 impl<'a> Names<'a> {
     fn next<A: MapAccess<'a>>(&mut self, members: &mut A) -> Result<Option<Cow<'a, str>>, A::Error> {
@@ -259,10 +266,22 @@ impl<'a> Names<'a> {
         if name.is_empty() {
             return Err(A::Error::custom(UNNAMED));
         }
-        if !self.0.insert(name.clone()) {
+        if !self.insert(name.clone()) {
             return Err(A::Error::custom(DUPLICATE));
         }
         Ok(Some(name))
+    }
+
+    /// Adds a name. Returns false if it is there already.
+    fn insert(&mut self, name: Cow<'a, str>) -> bool {
+        if self.few.contains(&name) {
+            false
+        } else if self.few.len() < FEW_NAMES {
+            self.few.push(name);
+            true
+        } else {
+            self.more.insert(name)
+        }
     }
 
     /// The same where the connector is decided.

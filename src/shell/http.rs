@@ -188,13 +188,7 @@ impl Stream {
         }
         self.flow.body_length.set(length);
         self.flow.body_is_whole.set(is_whole);
-        if length > 0
-            && self.flow.gate.get() != Gate::Open
-            && let Some(held) = self.plugin.held.borrow().get(&self.id)
-        {
-            held.awaiting.hold().set_body(length);
-        }
-        self.plugin.read_body(self.id);
+        self.plugin.read_body(self.id, length);
         self.plugin.answer_given_up(self.id);
     }
 }
@@ -289,7 +283,11 @@ impl HttpContext for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.plugin.held.borrow_mut().remove(&self.id);
+        let mut held = self.plugin.held.borrow_mut();
+        // Most streams end while nothing is held, and then there is nothing to hash for.
+        if !held.is_empty() {
+            held.remove(&self.id);
+        }
     }
 }
 
@@ -500,12 +498,16 @@ impl Plugin {
         Some(reply.body.into_bytes())
     }
 
-    /// Goes on with the current stream where it is held for its body, and enough of that has come.
-    fn read_body(&self, id: u32) {
+    /// Goes on with the current stream if it is held for its body and enough of the body has come. `length` is the number of
+    /// bytes that have come.
+    fn read_body(&self, id: u32, length: usize) {
         let mut held = self.held.borrow_mut();
         let is_enough = |held: &Held| {
             let flow = &held.flow;
-            held.awaiting.max_body().is_some_and(|max| flow.body_is_whole.get() || flow.body_length.get() >= max)
+            if length > 0 && flow.gate.get() != Gate::Open {
+                held.awaiting.hold().set_body(length);
+            }
+            held.awaiting.max_body().is_some_and(|max| flow.body_is_whole.get() || length >= max)
         };
         if !held.get(&id).is_some_and(is_enough) {
             return;
@@ -607,7 +609,7 @@ impl Plugin {
                 (Awaiting::Policy(_) | Awaiting::KeySet(_) | Awaiting::Message(_) | Awaiting::Count(..), None) => continue,
             };
             self.apply(step, id, &flow);
-            self.read_body(id);
+            self.read_body(id, flow.body_length.get());
             flow.resume(before);
         }
     }
