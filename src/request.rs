@@ -91,7 +91,8 @@ impl RequestHead {
     /// front that adds such a header would stop all requests.
     pub fn forged(&self, prefix: &str) -> impl Iterator<Item = &str> {
         // A header with the exact name of a credential was checked, and `forward.strip_credentials` applies to it.
-        self.names().filter(move |name| is_identity(prefix, name) || (is_credential(name) && !is_credential_name(name)))
+        let is_identity = is_identity(prefix);
+        self.names().filter(move |name| is_identity(name) || (is_credential(name) && !is_credential_name(name)))
     }
 
     /// Whether the connection header names other headers. A proxy behind the gateway removes each named header
@@ -140,9 +141,11 @@ fn folds_below(prefix: &str, name: &str) -> bool {
     name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(one, other)| fold(one) == fold(other))
 }
 
-/// Whether a server could read `name` as the name of an identity header with `prefix` or [`RESERVED_PREFIX`].
-fn is_identity(prefix: &str, name: &str) -> bool {
-    folds_below(RESERVED_PREFIX, name) || (prefix != RESERVED_PREFIX && folds_below(prefix, name))
+/// Whether a server could read a name as the name of an identity header with `prefix` or [`RESERVED_PREFIX`].
+fn is_identity(prefix: &str) -> impl Fn(&str) -> bool {
+    // This runs for each header of each request. Most gateways use the reserved prefix.
+    let other = (prefix != RESERVED_PREFIX).then_some(prefix);
+    move |name| folds_below(RESERVED_PREFIX, name) || other.is_some_and(|prefix| folds_below(prefix, name))
 }
 
 /// Whether a server could read `name` as the name of a header that carries a credential.
@@ -167,7 +170,8 @@ impl RequestTrailers {
     /// The names of trailers that must be removed: a server could read them as an identity, or as a credential that this
     /// filter did not check. A trailer must never be a credential (RFC 9110 §6.5.1).
     pub fn forged(&self, prefix: &str) -> impl Iterator<Item = &str> {
-        names(&self.0).filter(move |name| is_identity(prefix, name) || is_credential(name))
+        let is_identity = is_identity(prefix);
+        names(&self.0).filter(move |name| is_identity(name) || is_credential(name))
     }
 }
 
