@@ -119,14 +119,15 @@ impl RequestHead {
         api_key.chain(authorization)
     }
 
-    /// The names of headers that a server could read as an identity header with `prefix`, or as a credential that this
-    /// filter did not check. The filter removes them from every request that it forwards.
+    /// The names of headers that a server could read as an identity header with `prefix` or [`RESERVED_PREFIX`], or as a
+    /// credential that this filter did not check. The filter removes them from every request that it forwards.
     ///
     /// It does not refuse the request: the contract removes every incoming `x-apexmcp-*` header. With a refusal, a proxy in
     /// front that adds such a header would stop all requests.
     pub fn forged(&self, prefix: &str) -> impl Iterator<Item = &str> {
         // A header with the exact name of a credential was checked, and `forward.strip_credentials` applies to it.
-        names(&self.headers, move |name| folds_below(prefix, name) || (is_credential(name) && !is_credential_name(name)))
+        let is_identity = is_identity(prefix);
+        names(&self.headers, move |name| is_identity(name) || (is_credential(name) && !is_credential_name(name)))
     }
 
     /// Whether the connection header names other headers. A proxy behind the gateway removes each named header
@@ -139,6 +140,10 @@ impl RequestHead {
         !options.all(|option| is_of_connection(option.trim_ascii()))
     }
 }
+
+/// The prefix of the contract. The filter always removes such headers, also where `forward.header_prefix` is another one: a
+/// connector that reads the documented names must not get them from a client.
+pub const RESERVED_PREFIX: &str = "x-apexmcp-";
 
 /// The header that describes the connection, RFC 9110 §7.6.1.
 pub const CONNECTION: &str = "connection";
@@ -168,6 +173,13 @@ fn folds_below(prefix: &str, name: &[u8]) -> bool {
     name.len() >= prefix.len() && name.iter().zip(prefix.as_bytes()).all(|(one, other)| fold(*one) == fold(*other))
 }
 
+/// Whether a server could read a name as the name of an identity header with `prefix` or [`RESERVED_PREFIX`].
+fn is_identity(prefix: &str) -> impl Fn(&[u8]) -> bool {
+    // This runs for each header of each request. Most gateways use the reserved prefix.
+    let other = (prefix != RESERVED_PREFIX).then_some(prefix);
+    move |name| folds_below(RESERVED_PREFIX, name) || other.is_some_and(|prefix| folds_below(prefix, name))
+}
+
 /// Whether a server could read `name` as the name of a header that carries a credential.
 fn is_credential(name: &[u8]) -> bool {
     CredentialHeader::ALL.iter().any(|header| header.name().len() == name.len() && folds_below(header.name(), name))
@@ -190,7 +202,8 @@ impl RequestTrailers {
     /// The names of trailers that must be removed: a server could read them as an identity, or as a credential that this
     /// filter did not check. A trailer must never be a credential (RFC 9110 §6.5.1).
     pub fn forged(&self, prefix: &str) -> impl Iterator<Item = &str> {
-        names(&self.0, move |name| folds_below(prefix, name) || is_credential(name))
+        let is_identity = is_identity(prefix);
+        names(&self.0, move |name| is_identity(name) || is_credential(name))
     }
 }
 
@@ -287,6 +300,18 @@ mod tests {
             ["x-apex", "x-apexmcp", "xapexmcp-org", "x--apexmcp-org", "-x-apexmcp-org", "x-apexmcpa-org", "http-x-apexmcp-org"]
         {
             assert_eq!(head(&[(name, "a")]).forged("x-apexmcp-").count(), 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn headers_with_the_reserved_prefix_are_forged_whatever_the_configured_one_is() {
+        let forged = ["x-apexmcp-org", "x_apexmcp_scope", "x.apexmcp-assertion"];
+        for prefix in ["x-apexmcp-", "my-own-id-", "x-", "x-apexmcp-id-", "x-apex-"] {
+            let headers = [&forged[..], &["y-apexmcp-org", "x2-apexmcp"]].concat();
+            let headers: Vec<_> = headers.into_iter().map(|name| (name, "a")).collect();
+            assert_eq!(head(&headers).forged(prefix).collect::<Vec<_>>(), forged, "{prefix}");
+            let trailers = RequestTrailers::new(SerializedMap::of(&headers).unwrap()).unwrap();
+            assert_eq!(trailers.forged(prefix).collect::<Vec<_>>(), forged, "{prefix}");
         }
     }
 

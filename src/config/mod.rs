@@ -16,6 +16,7 @@ use crate::policy::remote::Place;
 use crate::policy::{Environment, Policy, Surroundings};
 use crate::principal::ATTRIBUTES;
 use crate::problem::{self, Problem, Problems};
+use crate::request::RESERVED_PREFIX;
 use crate::url;
 use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawLimits, RawOrigins, RawRemote, RawTokens};
 
@@ -428,7 +429,7 @@ fn check_limits(raw: RawLimits, problems: &mut Problems) -> Option<LimitStore> {
 }
 
 fn check_forward(raw: RawForward, problems: &mut Problems) -> Option<ForwardSettings> {
-    let header_prefix = raw.header_prefix.unwrap_or_else(|| "x-apexmcp-".to_owned());
+    let header_prefix = raw.header_prefix.unwrap_or_else(|| RESERVED_PREFIX.to_owned());
     let is_name_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if header_prefix.len() < 2 || !header_prefix.ends_with('-') || !header_prefix.bytes().all(is_name_part) {
         problems.add("forward.header_prefix", "must be of a-z 0-9 - and end with -, such as x-apexmcp-");

@@ -10,10 +10,10 @@ use crate::config::{LimitStore, Mode, OnError};
 use crate::denial::{Denial, LocalReply, Reason};
 use crate::gateway::{Count, Findings, Gateway};
 use crate::host::Host;
+use crate::limits::Kind;
 use crate::limits::local::Exceeded;
 use crate::limits::service;
-use crate::limits::standing::{Standing, Window};
-use crate::limits::{Kind, Rate};
+use crate::limits::standing::Standing;
 use crate::path::Resource;
 use crate::principal::Principal;
 use crate::time::UnixTime;
@@ -120,17 +120,10 @@ impl Admitted {
 /// How long until a place for a question is likely to be free.
 const NEXT_QUESTION: Duration = Duration::from_secs(1);
 
-/// The refusal of a request about which the service cannot be asked now. It tells the rate, of which nothing is left at this
-/// moment. What is left of the month is not known.
+/// The refusal of a request about which the service cannot be asked now. What is left is known to the service alone.
 fn too_many_questions(principal: &Principal) -> Denial {
-    let window = |rate: Rate| Window {
-        quota: rate.requests.get().into(),
-        length: Some(rate.per.duration()),
-        remaining: 0,
-        resets_in: NEXT_QUESTION,
-    };
-    let rate = principal.limits().iter().find_map(|subject| subject.rate).map(window);
-    Exceeded { kind: Kind::Rate, retry_after: NEXT_QUESTION, standing: Standing { rate, month: None } }.into()
+    let standing = Standing::refused_for(principal.limits().iter(), NEXT_QUESTION);
+    Exceeded { kind: Kind::Rate, retry_after: NEXT_QUESTION, standing }.into()
 }
 
 impl AwaitingCount {

@@ -1174,6 +1174,31 @@ fn questions_to_the_rate_limit_service_are_bounded_for_each_org() {
 }
 
 #[test]
+fn a_refusal_for_too_many_questions_names_a_limit_that_is_there() {
+    for (limits, told) in [
+        (json!({"monthly_quota": 3}), [r#""month";q=3"#, r#""month";r=0;t=1"#]),
+        (json!({"rate": {"requests": 5, "per": "second"}}), [r#""rate";q=5;w=1"#, r#""rate";r=0;t=1"#]),
+    ] {
+        let mut world = World::with(|config| {
+            let acme = &mut config["policy"]["inline"]["orgs"]["acme"];
+            acme["limits"] = limits.clone();
+            config["limits"] = json!({"store": "rate_limit_service", "rate_limit_service": {"cluster": "ratelimit"}});
+        });
+        let open: Vec<Step> = (0..128).map(|_| world.start("/mcp/acme/notes", &POST)).collect();
+        assert!(open.iter().all(|step| reason(step) == "count"));
+        let Step::Reply(reply, _) = world.start("/mcp/acme/notes", &POST) else { panic!("not refused") };
+        let fields = ["retry-after", "ratelimit-policy", "ratelimit"].map(|name| header(&reply, name));
+        assert_eq!((reply.status, fields), (429, ["1", told[0], told[1]]));
+        // Envoy's circuit breaker is full.
+        let Some(Step::Count(_, _, awaiting)) = open.into_iter().next() else { panic!("not asked") };
+        let (step, outcome) = awaiting.proceed(ServiceAnswer::Overflow, &world.gateway, &world.host);
+        let Step::Reply(reply, _) = step else { panic!("not refused") };
+        let fields = ["retry-after", "ratelimit-policy", "ratelimit"].map(|name| header(&reply, name));
+        assert_eq!((outcome, fields), (ServiceOutcome::Overloaded, ["1", told[0], told[1]]));
+    }
+}
+
+#[test]
 fn a_verified_token_holds_as_long_as_the_policy_says_of_it_what_it_said() {
     let mut world = remote_world();
     let provider = |audience: &str| json!([{"issuer": ISSUER, "jwks_uri": "https://idp.example/keys", "audience": audience}]);

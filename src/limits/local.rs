@@ -57,20 +57,24 @@ pub fn take(subjects: &Subjects, now: UnixTime, host: &dyn Host) -> Result<Stand
 /// # Errors
 /// The limit that is reached.
 pub fn take_one(subject: &Subject, now: UnixTime, host: &dyn Host) -> Result<Standing, Exceeded> {
-    let mut outcome = Err(Exceeded { kind: Kind::Rate, retry_after: CONTENDED, standing: Standing::default() });
+    let mut outcome = None;
     let update = host.update(&shared_name(subject), &mut |bytes| match Record::read(bytes).take(subject, now) {
         Ok((record, standing)) => {
-            outcome = Ok(standing);
+            outcome = Some(Ok(standing));
             Some(record.to_bytes())
         }
         Err(exceeded) => {
-            outcome = Err(exceeded);
+            outcome = Some(Err(exceeded));
             None
         }
     });
     match (update, outcome) {
-        (Update::Contended, Ok(standing)) => Err(Exceeded { kind: Kind::Rate, retry_after: CONTENDED, standing }),
-        (_, outcome) => outcome,
+        (Update::Contended, Some(Ok(standing))) => Err(Exceeded { kind: Kind::Rate, retry_after: CONTENDED, standing }),
+        (_, Some(outcome)) => outcome,
+        (_, None) => {
+            let standing = Standing::refused_for(std::iter::once(subject), CONTENDED);
+            Err(Exceeded { kind: Kind::Rate, retry_after: CONTENDED, standing })
+        }
     }
 }
 
@@ -300,6 +304,7 @@ mod tests {
         let (host, subject) = (TestHost::contended(), subject("a", Some((1, Unit::Second, 1)), None));
         let exceeded = take_one(&subject, NOW, &host).unwrap_err();
         assert_eq!((exceeded.kind, exceeded.retry_after), (Kind::Rate, CONTENDED));
+        assert_eq!(exceeded.standing.state(), r#""rate";r=0;t=1"#);
     }
 
     proptest! {

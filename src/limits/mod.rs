@@ -83,7 +83,7 @@ impl Subjects {
     }
 
     /// Each, the narrower first.
-    pub fn iter(&self) -> impl Iterator<Item = &Subject> {
+    pub fn iter(&self) -> impl Iterator<Item = &Subject> + Clone {
         self.0.iter().map(Rc::as_ref)
     }
 }

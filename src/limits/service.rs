@@ -226,7 +226,9 @@ pub fn read(response: &[u8], subjects: &Subjects) -> Option<Result<Standing, Exc
     match response.overall_code {
         OK => Some(Ok(standing)),
         OVER_LIMIT => {
+            // A service may say which limits there are, or only that one of them is exceeded.
             let (kind, retry_after) = exceeded.unwrap_or((Kind::Rate, Duration::from_secs(1)));
+            let standing = standing.told().unwrap_or_else(|| Standing::refused_for(subjects.iter(), retry_after));
             Some(Err(Exceeded { kind, retry_after, standing }))
         }
         _ => None,
@@ -352,6 +354,8 @@ mod tests {
             Err((Kind::Month, 50))
         );
         assert_eq!(exceeded(vec![]), Err((Kind::Rate, 1)));
+        let standing = read(OVER_LIMIT, vec![]).unwrap().unwrap_err().standing;
+        assert_eq!((standing.policy().as_str(), standing.state().as_str()), (r#""rate";q=10;w=60"#, r#""rate";r=0;t=1"#));
         assert_eq!(read(0, vec![]), None);
         assert_eq!(super::read(b"\xff", &subjects()), None);
     }

@@ -1,7 +1,10 @@
 //! Where a client stands, as draft-ietf-httpapi-ratelimit-headers tells it: `RateLimit-Policy` and `RateLimit`.
 
 use std::fmt::Write;
+use std::num::NonZeroU32;
 use std::time::Duration;
+
+use super::Subject;
 
 /// The field that tells the limits.
 pub const RATE_LIMIT_POLICY: &str = "ratelimit-policy";
@@ -31,6 +34,16 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// The standing of a request that is refused although its true counts are not known: nothing is left now, and the client
+    /// may try again after `wait`. It names the rate of the narrowest subject that has one, otherwise its quota.
+    pub fn refused_for<'s>(subjects: impl Iterator<Item = &'s Subject> + Clone, wait: Duration) -> Self {
+        let window = |quota: NonZeroU32, length| Window { quota: quota.get().into(), length, remaining: 0, resets_in: wait };
+        let rate = subjects.clone().find_map(|subject| subject.rate);
+        let rate = rate.map(|rate| window(rate.requests, Some(rate.per.duration())));
+        let quota = subjects.into_iter().find_map(|subject| subject.monthly_quota).filter(|_| rate.is_none());
+        Self { rate, month: quota.map(|quota| window(quota, None)) }
+    }
+
     /// The tighter of both, for each kind.
     pub fn and(self, other: Self) -> Self {
         let tighter = |one: Option<Window>, other: Option<Window>| match (one, other) {
@@ -78,6 +91,7 @@ impl Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::{Rate, Unit};
 
     #[test]
     fn fields_name_the_tighter_of_each_kind() {
@@ -95,5 +109,22 @@ mod tests {
         assert_eq!(key.and(org).policy(), r#""rate";q=10;w=1, "month";q=1000000"#);
         assert_eq!(org.and(key), key.and(org));
         assert_eq!((key.told(), Standing::default().told()), (Some(key), None));
+    }
+
+    #[test]
+    fn a_refusal_without_known_counts_names_a_limit() {
+        let count = |count| NonZeroU32::new(count).unwrap();
+        let rate = Some(Rate { requests: count(10), per: Unit::Hour, burst: count(1) });
+        let subject = |rate, monthly_quota| Subject { name: "a".into(), rate, monthly_quota };
+        let fields = |subjects: &[Subject]| {
+            let standing = Standing::refused_for(subjects.iter(), Duration::from_secs(2));
+            (standing.policy(), standing.state())
+        };
+        let expected = |policy: &str, state: &str| (policy.to_owned(), state.to_owned());
+        let by_rate = expected(r#""rate";q=10;w=3600"#, r#""rate";r=0;t=2"#);
+        assert_eq!(fields(&[subject(rate, Some(count(7)))]), by_rate);
+        assert_eq!(fields(&[subject(None, Some(count(7))), subject(rate, None)]), by_rate);
+        let by_quota = expected(r#""month";q=7"#, r#""month";r=0;t=2"#);
+        assert_eq!(fields(&[subject(None, Some(count(7))), subject(None, Some(count(8)))]), by_quota);
     }
 }

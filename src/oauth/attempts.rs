@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lru::LruCache;
 
+use crate::limits::standing::{Standing, Window};
 use crate::time::UnixTime;
 
 /// Failures that cost nothing but themselves: a typing mistake, a rotation.
@@ -57,6 +58,12 @@ impl Attempts {
         let count = self.0.get(client_id).map_or(0, |failures| failures.count_at(now)).saturating_add(1);
         self.0.put(client_id.into(), Failures { count, since: now });
     }
+}
+
+/// The standing of a client id that has to wait this long, for the headers of the refusal.
+pub fn standing(wait: Duration) -> Standing {
+    let length = Some(REFILL.saturating_mul(FREE));
+    Standing { rate: Some(Window { quota: FREE.into(), length, remaining: 0, resets_in: wait }), month: None }
 }
 
 impl Failures {

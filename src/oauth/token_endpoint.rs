@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
 use super::access_token::AccessTokenClaims;
-use super::attempts::Attempts;
+use super::attempts::{self, Attempts};
 use super::client::{self, OauthClient};
 use super::replay::Use;
 use crate::config::Config;
@@ -21,6 +21,8 @@ use crate::jose::claims;
 use crate::jose::compact::{CompactJws, Type};
 use crate::jose::signature;
 use crate::limits;
+use crate::limits::local::Exceeded;
+use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
 use crate::names::is_record_id;
 use crate::path::Resource;
 use crate::policy::source::PolicySource;
@@ -57,7 +59,7 @@ pub enum TokenError {
     /// This client id failed too often; again after this time.
     TooManyAttempts(Duration),
     /// This client took too many tokens; again after this time.
-    RateLimit(Duration),
+    RateLimit(Exceeded),
     /// The body is over [`MAX_BODY_LENGTH`].
     BodyTooLong,
     /// No whole body came in time.
@@ -112,13 +114,20 @@ impl TokenError {
             Self::InvalidClient { basic: true } => {
                 reply.headers.push(("www-authenticate", r#"Basic realm="apexmcp""#.to_owned()))
             }
-            Self::TooManyAttempts(wait) | Self::RateLimit(wait) => reply.headers.push(("retry-after", retry_after(wait))),
+            Self::TooManyAttempts(wait) => rate_limited(&mut reply, wait, attempts::standing(wait)),
+            Self::RateLimit(exceeded) => rate_limited(&mut reply, exceeded.retry_after, exceeded.standing),
             Self::MethodNotAllowed => reply.headers.push(("allow", "POST".to_owned())),
             Self::SigningFailed | Self::Overloaded => reply.headers.push(("retry-after", "1".to_owned())),
             _ => {}
         }
         reply
     }
+}
+
+/// Adds the headers that every 429 has.
+fn rate_limited(reply: &mut LocalReply, wait: Duration, standing: Standing) {
+    let headers = [("retry-after", retry_after(wait)), (RATE_LIMIT_POLICY, standing.policy()), (RATE_LIMIT, standing.state())];
+    reply.headers.extend(headers);
 }
 
 /// RFC 6749 §5.1: what stands here must not be kept by a cache.
@@ -156,8 +165,7 @@ impl TokenEndpoint<'_> {
         }
         let scope = granted(&client, form.get("scope"))?.to_string();
         let audiences = self.audiences(&client, &form.resources)?;
-        limits::local::take_one(&limits::of_token_endpoint(&client.id), self.now, self.host)
-            .map_err(|exceeded| TokenError::RateLimit(exceeded.retry_after))?;
+        limits::local::take_one(&limits::of_token_endpoint(&client.id), self.now, self.host).map_err(TokenError::RateLimit)?;
 
         let signing_keys = self.policy.signing_keys(self.host);
         let key = signing_keys.first().ok_or(TokenError::SigningFailed)?;
@@ -794,9 +802,33 @@ mod tests {
             let reply = error.reply();
             assert_eq!(reply.status, status, "{error:?}");
             assert_eq!(reply.headers.get(3).map(|(name, value)| (*name, value.as_str())), header, "{error:?}");
+            let is_told = [RATE_LIMIT_POLICY, RATE_LIMIT].map(|wanted| reply.headers.iter().any(|(name, _)| *name == wanted));
+            assert_eq!(is_told, [status == 429; 2], "{error:?}");
             let body: Value = serde_json::from_str(&reply.body).unwrap();
             assert!(["error", "error_description", "reason"].iter().all(|name| body[name].is_string()), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_client_that_has_to_wait_learns_its_limit() {
+        let fields = |error: Result<Value, TokenError>| {
+            let headers = error.unwrap_err().reply().headers;
+            let value = |wanted| headers.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.clone()).unwrap();
+            ["retry-after", RATE_LIMIT_POLICY, RATE_LIMIT].map(value)
+        };
+        let mut world = World::new();
+        for _ in 0..300 {
+            world.post(&with_secret(CLIENT, "")).unwrap();
+        }
+        let told = fields(world.post(&with_secret(CLIENT, "")));
+        assert_eq!(told, ["1", r#""rate";q=10;w=1"#, r#""rate";r=0;t=30"#]);
+
+        let mut world = World::new();
+        let wrong = "grant_type=client_credentials&client_id=apx_client_unknown0&client_secret=guess";
+        for _ in 0..10 {
+            world.post(wrong).unwrap_err();
+        }
+        assert_eq!(fields(world.post(wrong)), ["6", r#""rate";q=10;w=60"#, r#""rate";r=0;t=6"#]);
     }
 
     proptest::proptest! {

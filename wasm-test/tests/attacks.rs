@@ -302,14 +302,18 @@ async fn no_identity_comes_in_a_trailer() {
     let keys = json!([api_key_record("key_all"), merged(api_key_record("key_notes"), &json!({"connectors": ["notes"]}))]);
     let mut config = plugin(&json!({"acme": {"api_keys": keys}}));
     config["gateway"]["unmatched_paths"] = json!("allow");
-    let gateway = Setup::new(config).passing_trailers().start(&upstream).await;
+    let gateway = Setup::new(config.clone()).passing_trailers().start(&upstream).await;
+    let other_prefix = merged(config, &json!({"forward": {"header_prefix": "my-id-"}}));
+    let other_gateway = Setup::new(other_prefix).passing_trailers().start(&upstream).await;
     let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"notes__read"}}"#;
     let trailers: String = TRAILERS.iter().map(|name| format!("{name}: forged\r\n")).collect();
-    for (path, key, expected) in [
-        ("/mcp/acme", "key_all", &TRAILERS[7..]),
-        // Whose message is read, and who is decided when all has come.
-        ("/mcp/acme", "key_notes", &TRAILERS[7..]),
-        ("/elsewhere", "key_all", &TRAILERS),
+    for (gateway, path, key, expected) in [
+        (&gateway, "/mcp/acme", "key_all", &TRAILERS[7..]),
+        // The filter reads the message of this key, and decides after the trailers have arrived.
+        (&gateway, "/mcp/acme", "key_notes", &TRAILERS[7..]),
+        (&gateway, "/elsewhere", "key_all", &TRAILERS),
+        (&other_gateway, "/mcp/acme", "key_all", &TRAILERS[7..]),
+        (&other_gateway, "/mcp/acme", "key_notes", &TRAILERS[7..]),
     ] {
         let request = format!(
             "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-api-key: {}\r\ncontent-type: application/json\r\n\
@@ -323,5 +327,27 @@ async fn no_identity_comes_in_a_trailer() {
         let names: Vec<&str> =
             arrived["trailers"].as_array().expect("trailers").iter().filter_map(|one| one[0].as_str()).collect();
         assert_eq!(names, expected, "{path} {key}: {reply}");
+    }
+}
+
+/// A connector that reads the documented names must not get them from a client of a gateway that uses other names.
+#[tokio::test]
+async fn the_documented_identity_headers_never_come_from_outside() {
+    let upstream = upstream::start().await;
+    let keys = json!([api_key_record("key_all"), merged(api_key_record("key_notes"), &json!({"connectors": ["notes"]}))]);
+    for prefix in ["x-apexmcp-", "my-id-", "x-apexmcp-id-", "x-apex-"] {
+        let forward = json!({"forward": {"header_prefix": prefix}});
+        let gateway = Setup::new(merged(plugin(&json!({"acme": {"api_keys": keys}})), &forward)).start(&upstream).await;
+        for key in ["key_all", "key_notes"] {
+            let mut request = Request::tools_list("/mcp/acme").api_key(&api_key(key)).header("y-apexmcp-org", "passes");
+            for name in ["x-apexmcp-org", "x_apexmcp_scope", "x.apexmcp-principal", "X-Apexmcp-Assertion"] {
+                request = request.header(name, "forged");
+            }
+            let arrived = gateway.admits(prefix, &request).await;
+            assert_eq!(arrived.headers_below(prefix)["org"], "acme", "{prefix} {key}");
+            assert!(arrived.has("y-apexmcp-org"), "{prefix} {key}");
+            let forged: Vec<_> = arrived.headers.iter().filter(|(_, value)| value == "forged").collect();
+            assert_eq!(forged, Vec::<&(String, String)>::new(), "{prefix} {key}");
+        }
     }
 }

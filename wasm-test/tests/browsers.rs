@@ -267,3 +267,27 @@ async fn mcp_authlab_grades_the_gateway_a() {
     assert!(failed.is_empty(), "{failed:?}");
     site.assert_keeps_secrets();
 }
+
+/// MCP, Transports: an unsupported version gets 400. The gateway knows only that no version is older than the first one.
+#[tokio::test]
+async fn versions_that_no_server_speaks_are_refused() {
+    let (_upstream, gateway) = start(|_| {}).await;
+    for (version, is_spoken) in [
+        ("1999-01-01", false),
+        ("2024-10-06", false),
+        ("0000-00-00", false),
+        ("2024-11-05", true),
+        ("2026-07-28", true),
+        ("DRAFT-2026-v1", true),
+    ] {
+        for path in ["/mcp/acme", "/mcp/acme/notes"] {
+            let request = Request::tools_list(path).api_key(&api_key("key_all")).header("mcp-protocol-version", version);
+            if is_spoken {
+                gateway.admits(version, &request).await;
+            } else {
+                let refusal = gateway.refuses(version, &request).await;
+                assert_eq!((refusal.status, &*refusal.reason), (400, "protocol_version_unsupported"), "{version} {path}");
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@ use wasm_test::gateway::{Setup, plugin};
 use wasm_test::http::Request;
 use wasm_test::issuer::Issuer;
 use wasm_test::load::{Load, Loads, strangers};
+use wasm_test::oauth::PrivateKey;
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::process::Folder;
 use wasm_test::token::Key;
@@ -17,6 +18,16 @@ fn orgs(keys: &[&str]) -> Value {
 
 fn with_key(changes: &Value) -> Value {
     plugin(&json!({"acme": {"api_keys": [merged(api_key_record("key_new"), changes)]}}))
+}
+
+/// An organization with a key for this connector, and a client with this scope.
+fn colliding(separator: &str, connector: &str, scope: &str) -> Value {
+    let key = merged(api_key_record("key_new"), &json!({"connectors": [connector]}));
+    let client = json!({"client_id": "apx_client_1", "secret_sha256": ["0".repeat(64)], "scopes": [scope]});
+    let mut plugin = plugin(&json!({"acme": {"api_keys": [key], "oauth_clients": [client]}}));
+    plugin["policy"]["inline"]["signing_keys"] = json!([PrivateKey::new().record("k")]);
+    plugin["gateway"]["connector_separator"] = json!(separator);
+    plugin
 }
 
 #[tokio::test]
@@ -56,6 +67,11 @@ async fn a_wrong_one_is_refused_while_the_old_one_serves() {
         (with_key(&json!({"conectors": ["notes"]})), vec!["policy.inline.orgs.acme.api_keys[0].conectors"]),
         (with_key(&json!({"connectors": ["a b"]})), vec!["policy.inline.orgs.acme.api_keys[0].connectors"]),
         (with_key(&json!({"connectors": "notes"})), vec!["policy.inline.orgs.acme.api_keys[0].connectors"]),
+        (with_key(&json!({"connectors": ["notes", "notes_"]})), vec!["policy.inline.orgs.acme.api_keys[0].connectors[1]"]),
+        // Names that cannot be told apart may be in two records, or need another separator.
+        (colliding("__", "notes", "mcp:call:notes__v2"), vec!["policy.inline.orgs.acme.oauth_clients[0].scopes[0]"]),
+        (colliding("__", "a_", "mcp:call:a"), vec!["policy.inline.orgs.acme.api_keys[0].connectors[0]"]),
+        (colliding("-", "notes-v2", "mcp:call:notes"), vec!["policy.inline.orgs.acme.api_keys[0].connectors[0]"]),
         (plugin(&orgs(&["key_new", "key_new"])), vec!["policy.inline.orgs.acme.api_keys[1]"]),
         (plugin(&json!({"a/b": {}, "c d": {}})), vec!["policy.inline.orgs.a/b", "policy.inline.orgs.c d"]),
         (provider(json!({"issuer": null, "audience": null})), {

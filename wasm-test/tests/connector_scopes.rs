@@ -122,6 +122,37 @@ async fn a_refused_message_never_arrives_in_either_way_of_pausing() {
                 &sent(&call("notes__read")).header("mcp-method", "tools/call").header("mcp-name", "notes__read"),
             )
             .await;
+
+        let named = |method: &str, params: Value| {
+            let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string();
+            sent(&body).header("mcp-method", method)
+        };
+        let prompt = || named("prompts/get", json!({"name": "notes__p", "uri": "clock+n://p", "taskId": "t"}));
+        let resource = || named("resources/read", json!({"uri": "notes+n://a", "name": "clock__a"}));
+        let task = named("tasks/get", json!({"taskId": "t", "name": "notes__p"}));
+        gateway.admits("the name of a prompt", &prompt().header("mcp-name", "notes__p")).await;
+        gateway.admits("the URI of a resource", &resource().header("mcp-name", "notes+n://a")).await;
+        for (what, request, status) in [
+            ("the task of a prompt", prompt().header("mcp-name", "t"), 400),
+            ("the name of a resource", resource().header("mcp-name", "clock__a"), 400),
+            // The scope is insufficient, so it does not matter what the headers say.
+            ("another method", sent(&call("clock__now")).header("mcp-method", "tools/list"), 403),
+            ("another name", sent(&call("clock__now")).header("mcp-name", "notes__read"), 403),
+            ("a task", task.clone().header("mcp-name", "t"), 403),
+            ("another task", task.header("mcp-name", "notes__p"), 403),
+        ] {
+            let reply = gateway.send(&request).await;
+            assert!(Arrived::of(&reply).is_none() && reply.status == status, "{what}: {reply:?}");
+        }
+
+        for method in [r"tools\/call", r"\u0074ools/call", r"tools\u002Fcall"] {
+            let escaped = |name: &str| call(name).replace("tools/call", method);
+            let arrived = gateway.admits(method, &sent(&escaped("notes__read")).header("mcp-method", "tools/call")).await;
+            assert_eq!(arrived.body, escaped("notes__read"), "{method}");
+            assert_eq!(gateway.refuses(method, &sent(&escaped("clock__now"))).await.reason, "scope_insufficient");
+        }
+        let escaped_name = sent(&call("notes__read").replace("notes__read", r"notes\u005f_read"));
+        assert_eq!(gateway.refuses("an escaped name", &escaped_name).await.reason, "message_malformed");
     }
 }
 

@@ -99,10 +99,10 @@ async fn what_the_module_may_call_is_the_same_everywhere() {
 }
 
 /// If istiod sends gateways only the clusters of their routes (`PILOT_FILTER_GATEWAY_CLUSTER_CONFIG`), an annotation must name
-/// each service whose cluster the filter calls.
+/// each service whose cluster the filter calls. Waypoints always need the annotation.
 #[test]
 fn istio_is_told_of_every_service_that_the_filter_calls() {
-    for file in ["istio/wasm-plugin.yaml", "istio/envoy-filter.yaml"] {
+    for file in ["istio/wasm-plugin.yaml", "istio/envoy-filter.yaml", "istio/waypoint.yaml"] {
         let documents = documents(file);
         let is_annotated = |document: &&Value| document["kind"] == "EnvoyFilter";
         let annotations: Vec<&Value> = documents

@@ -1,9 +1,11 @@
 //! OAuth clients as they are: each knows the endpoint and its credential, and discovers the rest from a bare 401.
 
 use serde_json::{Value, json};
+use wasm_test::eventually;
 use wasm_test::http::Request;
 use wasm_test::oauth::{METHODS, ORG, PrivateKey, Site, WITH_SECRET, Worker, run_client, try_client};
-use wasm_test::policy::merged;
+use wasm_test::policy::{api_key, api_key_record, merged};
+use wasm_test::process::{Folder, Process, argument};
 use wasm_test::provider::Provider;
 
 const TOOLS: [&str; 5] = ["clock__days_between", "clock__now", "notes__read", "notes__titles", "notes__write"];
@@ -139,6 +141,52 @@ async fn the_live_token_of_a_revoked_client_is_refused_at_once() {
         let reply = site.envoy().client().send(&call).await;
         assert_eq!((reply.status, &reply.json()["reason"]), (401, &json!(reason)), "{what}");
         site.enforce(&site.policy(&signing_keys)).await;
+    }
+    site.assert_keeps_secrets();
+}
+
+const INSPECTOR: &str = "wasm-test/inspector/node_modules/@modelcontextprotocol/inspector/clients/launcher/build/index.js";
+
+/// Runs the command line of MCP Inspector with this credential. Returns its result, or what it prints about the error.
+async fn inspect(site: &Site, header: &str, arguments: &[&str]) -> Result<Value, String> {
+    let folder = Folder::new().expect("a folder");
+    // The Inspector keeps files in the home folder.
+    let home = folder.file(".").canonicalize().expect("a path");
+    let url = site.endpoint(None);
+    let fixed = [INSPECTOR, "--cli", &url, "--transport", "http", "--stored-auth-only", "--quiet", "--header", header];
+    let environment = [("HOME", argument(&home))];
+    let mut process = Process::start_with("node", &[&fixed, arguments].concat(), &environment, &folder).expect("it starts");
+    eventually("the Inspector ends", async || process.has_ended().then_some(())).await;
+    serde_json::from_str(folder.read("stdout").trim()).map_err(|_| folder.read("stderr"))
+}
+
+#[tokio::test]
+async fn mcp_inspector() {
+    let signing_keys = json!([PrivateKey::new().record("a")]);
+    let site = Site::start(&signing_keys).await;
+    let mut policy = site.policy(&signing_keys);
+    let keys = policy["orgs"][ORG]["api_keys"].as_array_mut().expect("keys");
+    keys.push(merged(api_key_record("key_notes"), &json!({"connectors": ["notes"]})));
+    site.enforce(&policy).await;
+    let key = |id: &str| format!("X-API-Key: {}", api_key(id));
+    let by_token = format!("Authorization: Bearer {}", site.token().await);
+    for era in ["legacy", "auto"] {
+        let list = ["--method", "tools/list", "--protocol-era", era];
+        for (header, tools) in [(&by_token, &TOOLS[..]), (&key("key_all"), &TOOLS), (&key("key_notes"), &TOOLS[2..])] {
+            let listed = inspect(&site, header, &list).await.unwrap_or_else(|said| panic!("{era}: {said}"));
+            let mut names: Vec<&str> =
+                listed["tools"].as_array().expect("tools").iter().filter_map(|tool| tool["name"].as_str()).collect();
+            names.sort_unstable();
+            assert_eq!(names, tools, "{era}");
+            let read = ["--method", "tools/call", "--tool-name", "notes__read", "--tool-arg", "title=welcome"];
+            let read = inspect(&site, header, &[&read[..], &["--protocol-era", era]].concat()).await;
+            let read = read.unwrap_or_else(|said| panic!("{era}: {said}"));
+            assert_eq!(read["content"][0]["text"], WELCOME, "{era}");
+        }
+        let said = inspect(&site, &key("key_of_nobody"), &list).await.expect_err("refused");
+        // While it negotiates the version, the Inspector shows the status alone.
+        let shown = if era == "legacy" { "The API key is not valid here." } else { "HTTP 401" };
+        assert!(said.contains(shown), "{era}: {said}");
     }
     site.assert_keeps_secrets();
 }

@@ -3,6 +3,7 @@
 
 use apexmcp_auth::limits::service::MAX_ANSWER_LENGTH;
 use serde_json::json;
+use wasm_test::attack::{Attack, Unfinished, Version};
 use wasm_test::eventually;
 use wasm_test::front::{Front, Way};
 use wasm_test::gateway::{Gateway, Setup, plugin};
@@ -234,5 +235,46 @@ async fn a_large_answer_that_comes_in_time_is_an_error_too() {
             assert_eq!(gateway.send(&call()).await.status, status, "a byte too long, {on_error}");
         }
         front.lead(grpc(&of_length(LARGE), "0"));
+    }
+}
+
+/// An organization has so many open questions at most, in each worker.
+const MAX_QUESTIONS: usize = 128;
+
+/// Every 429 names a limit, also where the true counts are not known.
+#[tokio::test]
+async fn a_refusal_without_known_counts_names_a_limit() {
+    let upstream = upstream::start().await;
+    for (limits, policy, state) in [
+        (json!({"monthly_quota": 1_000}), r#""month";q=1000"#, r#""month";r=0;t=1"#),
+        (json!({"rate": {"requests": 600, "per": "minute"}}), r#""rate";q=600;w=60"#, r#""rate";r=0;t=1"#),
+        (json!({"rate": {"requests": 9, "per": "hour"}, "monthly_quota": 7}), r#""rate";q=9;w=3600"#, r#""rate";r=0;t=1"#),
+    ] {
+        let front = Front::of(0).await;
+        front.lead(Way::Silent);
+        let orgs = json!({"acme": {"api_keys": [api_key_record("key_all")], "limits": limits}});
+        let service = json!({"cluster": "ratelimit", "timeout": "60s", "on_error": "allow"});
+        let store = json!({"limits": {"store": "rate_limit_service", "rate_limit_service": service}});
+        let setup = |questions| {
+            let setup = Setup::new(merged(plugin(&orgs), &store));
+            setup.circuit_breaker(questions).rate_limit_service(front.port())
+        };
+        let refused = async |what: &str, gateway: &Gateway| {
+            let reply = gateway.send(&call()).await;
+            assert_eq!((reply.status, &reply.json()["reason"]), (429, &json!("rate_limit")), "{what} {limits}: {reply:?}");
+            let told = ["retry-after", "ratelimit-policy", "ratelimit"].map(|name| reply.header(name));
+            assert_eq!(told, [Some("1"), Some(policy), Some(state)], "{what} {limits}");
+        };
+        // The questions stay open, because the service is silent.
+        for (what, circuit_breaker, open) in [("its own questions", 1_024, MAX_QUESTIONS), ("Envoy's circuit breaker", 1, 1)] {
+            let gateway = setup(circuit_breaker).start(&upstream).await;
+            let mut attack = Attack::new(gateway.client().authority(), Version::Http2);
+            attack.wave(&[Unfinished::post("/mcp/acme", 0).header("x-api-key", &api_key("key_all"))], 1, open).await;
+            gateway.until_active(open as u64).await;
+            refused(what, &gateway).await;
+        }
+        let gateway = setup(1_024).start(&upstream).await;
+        front.lead(grpc(&[8, 2], "0"));
+        refused("a service that only says OVER_LIMIT", &gateway).await;
     }
 }

@@ -567,6 +567,8 @@ fn what_a_provider_publishes_is_advised_on() {
         ),
         (only("RS256"), "--audience apexmcp", json!(null), &[]),
         (only("ES256"), "--audience apexmcp", json!(null), &["ES256, and the gateway accepts RS256 alone"]),
+        (only("PS256"), "--audience apexmcp", json!(null), &["PS256, and the gateway accepts RS256 alone"]),
+        (only("EdDSA"), "--audience apexmcp", json!(null), &["EdDSA, and the gateway accepts RS256 alone"]),
     ] {
         let settings = Settings::new();
         let origin = website(vec![(discovery, 200, metadata(more.clone())), ("/keys", 200, keys.clone())]);
@@ -629,8 +631,24 @@ fn an_issuer_need_not_be_a_url() {
 fn key_sets_of_a_policy_are_fetched_where_that_is_asked_for() {
     let settings = Settings::new();
     let elliptic = json!({"keys": [{"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "a"}]}).to_string();
-    let origin = website(vec![("/good", 200, json!({"keys": [public_jwk()]}).to_string()), ("/elliptic", 200, elliptic)]);
-    for (path, part) in [("/good", None), ("/elliptic", Some("no key set for RS256")), ("/absent", Some("answered 404"))] {
+    let with = |name: &str, value: &str| {
+        let mut key = public_jwk();
+        key[name] = json!(value);
+        json!({ "keys": [key] }).to_string()
+    };
+    let origin = website(vec![
+        ("/good", 200, json!({"keys": [public_jwk()]}).to_string()),
+        ("/elliptic", 200, elliptic),
+        ("/other-algorithm", 200, with("alg", "PS256")),
+        ("/encryption", 200, with("use", "enc")),
+    ]);
+    for (path, part) in [
+        ("/good", None),
+        ("/elliptic", Some("no key set for RS256")),
+        ("/other-algorithm", Some("no key set for RS256")),
+        ("/encryption", Some("no key set for RS256")),
+        ("/absent", Some("answered 404")),
+    ] {
         let provider = json!({"issuer": "https://idp", "jwks_uri": format!("{origin}{path}"), "audience": "a"});
         let document = json!({"orgs": {"acme": {"identity_providers": [provider]}}});
         let file = settings.write("document.json", &document.to_string());
