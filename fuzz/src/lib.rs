@@ -4,7 +4,6 @@
 //! `tests/smoke.rs` for seconds, over the seeds in `corpus/` and mutants of them. The invariants are checked with
 //! [`reader`]s of this package alone, which are lax where the product is strict.
 
-pub mod host;
 pub mod reader;
 pub mod targets;
 pub mod token;

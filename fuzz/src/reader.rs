@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use apexmcp_auth::request::RequestHead;
-use apexmcp_auth::serialized_map::SerializedMap;
+use apexmcp_core::request::RequestHead;
+use apexmcp_core::serialized_map::SerializedMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 

@@ -1,10 +1,10 @@
 //! Tokens that an input describes: a fuzzer changes their texts, and knows no way to sign them itself.
 
-use apexmcp_auth::jose::jwk::RsaPublicKey;
+use apexmcp_core::jose::jwk::RsaPublicKey;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
-use crate::host::signature;
+use apexmcp_core::testing::hash_signature as signature;
 
 /// A token, and who signed it.
 #[derive(Default)]

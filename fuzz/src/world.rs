@@ -2,10 +2,10 @@
 
 use std::sync::LazyLock;
 
-use apexmcp_auth::config::Config;
-use apexmcp_auth::jose::jwk::{JwkSet, RsaPublicKey};
-use apexmcp_auth::policy::Policy;
-use apexmcp_auth::time::UnixTime;
+use apexmcp_core::config::Config;
+use apexmcp_core::jose::jwk::{JwkSet, RsaPublicKey};
+use apexmcp_core::policy::Policy;
+use apexmcp_core::time::UnixTime;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rsa::RsaPrivateKey;
@@ -45,7 +45,7 @@ pub const CLIENTS: [Client; 5] = [
 /// The identity providers: org, issuer, and the letter of the key.
 pub const PROVIDERS: [(&str, &str, u8); 2] = [("acme", "https://idp.example/a", b'a'), ("other", "https://idp.example/b", b'b')];
 
-/// The public key of a letter. Nobody has the private one, and [`crate::host`] needs none.
+/// The public key of a letter. Nobody has the private one, and [`Signatures::Hash`](apexmcp_core::testing::Signatures) needs none.
 pub fn key_of(letter: u8) -> RsaPublicKey {
     let mut modulus = [letter | 1; 256];
     modulus[0] = 0x80 | letter;

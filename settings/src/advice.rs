@@ -1,8 +1,8 @@
 //! Warnings about settings of an identity provider that the gateway accepts, but that are unwise.
 
-use apexmcp_auth::policy::issuer::is_url;
-use apexmcp_auth::policy::{MAX_CLIENT_SCOPE_LENGTH, MAX_CLIENT_SCOPES};
-use apexmcp_auth::scope::is_scope_token;
+use apexmcp_core::policy::issuer::is_url;
+use apexmcp_core::policy::{MAX_CLIENT_SCOPE_LENGTH, MAX_CLIENT_SCOPES};
+use apexmcp_core::scope::is_scope_token;
 
 /// The scope that clients are told to request by default.
 const MCP_SCOPE: &str = "mcp:call";

@@ -1,7 +1,7 @@
 //! Whether the filter does in a chain of Envoy's what whoever put it there wants. What is wrong here Envoy takes without a
 //! word, and lets everybody pass.
 
-use apexmcp_auth::problem::Problem;
+use apexmcp_core::problem::Problem;
 use serde_json::{Map, Value};
 
 use crate::check::{Report, each_object, list, plugins_in};

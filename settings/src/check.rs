@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use apexmcp_auth::config::{Config, DEFAULT_SEPARATOR};
-use apexmcp_auth::jwks::Clusters;
-use apexmcp_auth::mcp::address;
-use apexmcp_auth::policy::issuer::is_url;
-use apexmcp_auth::policy::remote::Publication;
-use apexmcp_auth::problem::Problem;
+use apexmcp_core::config::{Config, DEFAULT_SEPARATOR};
+use apexmcp_core::jwks::Clusters;
+use apexmcp_core::mcp::address;
+use apexmcp_core::policy::issuer::is_url;
+use apexmcp_core::policy::remote::Publication;
+use apexmcp_core::problem::Problem;
 use serde_json::Value;
 
 use crate::advice::audience_of_many;

@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use apexmcp_auth::names::is_plain;
-use apexmcp_auth::policy::remote::MAX_DOCUMENT_LENGTH;
-use apexmcp_auth::problem::Problem;
+use apexmcp_core::names::is_plain;
+use apexmcp_core::policy::remote::MAX_DOCUMENT_LENGTH;
+use apexmcp_core::problem::Problem;
 use clap::CommandFactory;
 use rusqlite::Connection;
 use serde::Serialize;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use apexmcp_auth::config::DEFAULT_SEPARATOR;
-use apexmcp_auth::jwks::Clusters;
-use apexmcp_auth::policy::remote::{MAX_DOCUMENT_LENGTH, Publication};
-use apexmcp_auth::problem::Problem;
+use apexmcp_core::config::DEFAULT_SEPARATOR;
+use apexmcp_core::jwks::Clusters;
+use apexmcp_core::policy::remote::{MAX_DOCUMENT_LENGTH, Publication};
+use apexmcp_core::problem::Problem;
 use rusqlite::{Connection, Row};
 use serde::Serialize;
 use serde_json::Value;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use apexmcp_auth::jose::jwk::JwkSet;
-use apexmcp_auth::json::without_byte_order_mark;
-use apexmcp_auth::jwks::{self, JwksUri};
-use apexmcp_auth::policy::issuer::{check as check_issuer, is_url};
+use apexmcp_core::jose::jwk::JwkSet;
+use apexmcp_core::json::without_byte_order_mark;
+use apexmcp_core::jwks::{self, JwksUri};
+use apexmcp_core::policy::issuer::{check as check_issuer, is_url};
 use serde::Serialize;
 use serde_json::Value;
 use ureq::Agent;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use apexmcp_auth::mcp::message::{Body, Message, Target};
+use apexmcp_core::mcp::message::{Body, Message, Target};
 use http_body_util::Full;
 use hyper::Response;
 use serde_json::{Value, json};

@@ -1,7 +1,7 @@
 //! The rate limit service breaks while the gateway works: what is no answer of it counts as none, and the operator's
 //! `on_error` decides.
 
-use apexmcp_auth::limits::service::MAX_ANSWER_LENGTH;
+use apexmcp_core::limits::service::MAX_ANSWER_LENGTH;
 use serde_json::json;
 use wasm_test::attack::{Attack, Unfinished, Version};
 use wasm_test::eventually;

@@ -6,9 +6,9 @@
 //! the place of its message's, is signed with the issuer's key as it stands, padding, garbage and all. A signature that is
 //! longer, shorter or greater than its modulus becomes one of this key that is so in the same way.
 
-use apexmcp_auth::jose::compact::CompactJws;
-use apexmcp_auth::jose::jwk::RsaPublicKey;
-use apexmcp_auth::jose::signature::verify_in_rust;
+use apexmcp_core::jose::compact::CompactJws;
+use apexmcp_core::jose::jwk::RsaPublicKey;
+use apexmcp_core::jose::signature::verify_in_rust;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rsa::traits::{PrivateKeyParts, PublicKeyParts};

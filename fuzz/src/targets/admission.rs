@@ -2,18 +2,18 @@
 
 use std::cell::RefCell;
 
-use apexmcp_auth::exchange::{self, Edits, Step};
-use apexmcp_auth::gateway::Gateway;
-use apexmcp_auth::jose::jwk::RsaPublicKey;
-use apexmcp_auth::jwks::JwksUri;
-use apexmcp_auth::names::OrgName;
-use apexmcp_auth::principal::{Method, Principal};
-use apexmcp_auth::route::RouteSettings;
+use apexmcp_core::exchange::{self, Edits, Step};
+use apexmcp_core::gateway::Gateway;
+use apexmcp_core::jose::jwk::RsaPublicKey;
+use apexmcp_core::jwks::JwksUri;
+use apexmcp_core::names::OrgName;
+use apexmcp_core::principal::{Method, Principal};
+use apexmcp_core::route::RouteSettings;
 
-use crate::host::FuzzHost;
 use crate::reader::{self, Json};
 use crate::token::Token;
 use crate::world::{self, API_KEY, CLIENTS, NOW, ORIGIN, PROVIDERS, key_of};
+use apexmcp_core::testing::{MemoryHost, Signatures};
 
 thread_local! {
     /// It remembers tokens from one input to the next, as a worker does from one request to the next.
@@ -22,7 +22,7 @@ thread_local! {
 
 struct Worker {
     gateway: Gateway,
-    host: FuzzHost,
+    host: MemoryHost,
     gateway_key: RsaPublicKey,
 }
 
@@ -30,7 +30,7 @@ impl Worker {
     fn new() -> Self {
         let (config, policy) = world::config();
         let mut gateway = Gateway::new(config, policy);
-        let host = FuzzHost::default();
+        let host = MemoryHost::with(Signatures::Hash);
         let timing = gateway.config.jwks;
         for (org, issuer, letter) in PROVIDERS {
             let uri = JwksUri::parse(&format!("{issuer}/{}", char::from(letter))).expect("a URI");

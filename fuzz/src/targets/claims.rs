@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use apexmcp_auth::jose::claims;
-use apexmcp_auth::json;
-use apexmcp_auth::scope;
-use apexmcp_auth::time::UnixTime;
+use apexmcp_core::jose::claims;
+use apexmcp_core::json;
+use apexmcp_core::scope;
+use apexmcp_core::time::UnixTime;
 use serde_json::Value;
 
 use crate::reader::{Json, without_fractions};

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use apexmcp_auth::config::Config;
-use apexmcp_auth::policy::source::PolicySource;
+use apexmcp_core::config::Config;
+use apexmcp_core::policy::source::PolicySource;
 use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value as ProtoValue};
 use serde_json::Value;
 
 use super::policy::Names;
-use crate::host::FuzzHost;
+use apexmcp_core::testing::{MemoryHost, Signatures};
 
 const SECRET: &str = "secret-of-the-environment";
 
@@ -46,7 +46,11 @@ pub fn check(data: &[u8]) -> bool {
                 assert_eq!(format!("{config:?}"), format!("{other_config:?}"));
                 let mut names = Names::default();
                 names.note(&inline.to_string());
-                names.assert_same(&PolicySource::Inline(policy), &PolicySource::Inline(other_policy), &FuzzHost::default());
+                names.assert_same(
+                    &PolicySource::Inline(policy),
+                    &PolicySource::Inline(other_policy),
+                    &MemoryHost::with(Signatures::Hash),
+                );
             }
             // What is found first may differ: the members of a `Struct` have no order.
             (Err(_), Err(_)) => {}

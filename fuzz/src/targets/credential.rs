@@ -1,6 +1,6 @@
 //! The headers of a request as a credential: there is exactly one, and it is what the header says.
 
-use apexmcp_auth::credential::{self, Credential};
+use apexmcp_core::credential::{self, Credential};
 
 use crate::reader;
 
@@ -15,7 +15,7 @@ pub fn check(data: &[u8]) -> bool {
         Credential::ApiKey(digest) => {
             assert_eq!(name, "x-api-key");
             assert!(value.len() == 44 && value.starts_with(b"apx_live_sk_") && value.is_ascii(), "{value:?}");
-            assert_eq!(apexmcp_auth::api_key::digest(value), Ok(digest));
+            assert_eq!(apexmcp_core::api_key::digest(value), Ok(digest));
         }
         Credential::Bearer(token) => {
             assert_eq!(name, "authorization");

@@ -1,7 +1,7 @@
 //! JWK sets: each key that is used is a strong one, and is the one that was published.
 
-use apexmcp_auth::jose::jwk::JwkSet;
-use apexmcp_auth::json::without_byte_order_mark;
+use apexmcp_core::jose::jwk::JwkSet;
+use apexmcp_core::json::without_byte_order_mark;
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};

@@ -1,6 +1,6 @@
 //! The compact serialization: what is read has one spelling, and a header of the profile.
 
-use apexmcp_auth::jose::compact::CompactJws;
+use apexmcp_core::jose::compact::CompactJws;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 

@@ -1,11 +1,11 @@
 //! Responses with lists, whole or as event streams: what passes holds no entry of another's connector, however the
 //! response was chunked.
 
-use apexmcp_auth::budget::Budget;
-use apexmcp_auth::mcp::list::Permitted;
-use apexmcp_auth::mcp::reply::{ListReply, ListRequest, ResponseHead};
-use apexmcp_auth::names::OrgName;
-use apexmcp_auth::scope::parse_words;
+use apexmcp_core::budget::Budget;
+use apexmcp_core::mcp::list::Permitted;
+use apexmcp_core::mcp::reply::{ListReply, ListRequest, ResponseHead};
+use apexmcp_core::names::OrgName;
+use apexmcp_core::scope::parse_words;
 use serde_json::Value;
 
 use crate::reader::{self, Json};

@@ -1,8 +1,8 @@
 //! JSON-RPC messages: whichever way a reader behind reads them, it finds no other connector than was judged.
 
-use apexmcp_auth::mcp::message::{Body, Target};
-use apexmcp_auth::names::ConnectorId;
-use apexmcp_auth::scope::parse_words;
+use apexmcp_core::mcp::message::{Body, Target};
+use apexmcp_core::names::ConnectorId;
+use apexmcp_core::scope::parse_words;
 use serde_json::Value;
 
 use crate::reader::{Json, without_fractions};

@@ -1,6 +1,6 @@
 //! Paths: what is read as an org's prints back to itself, and what any server might read as one is known as such.
 
-use apexmcp_auth::path::McpPath;
+use apexmcp_core::path::McpPath;
 
 use crate::reader;
 

@@ -2,20 +2,20 @@
 
 use std::collections::BTreeSet;
 
-use apexmcp_auth::api_key::KeyDigest;
-use apexmcp_auth::config::Config;
-use apexmcp_auth::jwks::Clusters;
-use apexmcp_auth::names::OrgName;
-use apexmcp_auth::policy::Policy;
-use apexmcp_auth::policy::remote::{Place, Publication, RemotePolicy};
-use apexmcp_auth::policy::source::PolicySource;
-use apexmcp_auth::principal::Principal;
-use apexmcp_auth::time::UnixTime;
+use apexmcp_core::api_key::KeyDigest;
+use apexmcp_core::config::Config;
+use apexmcp_core::jwks::Clusters;
+use apexmcp_core::names::OrgName;
+use apexmcp_core::policy::Policy;
+use apexmcp_core::policy::remote::{Place, Publication, RemotePolicy};
+use apexmcp_core::policy::source::PolicySource;
+use apexmcp_core::principal::Principal;
+use apexmcp_core::time::UnixTime;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use crate::host::FuzzHost;
 use crate::reader::Json;
+use apexmcp_core::testing::{MemoryHost, Signatures};
 
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
@@ -23,7 +23,7 @@ const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 pub fn check(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let clusters = Clusters { https: Some("https".to_owned()), http: Some("http".to_owned()) };
-    let (host, place) = (FuzzHost::default(), Place::of("settings", "settings", "/v1/policy"));
+    let (host, place) = (MemoryHost::with(Signatures::Hash), Place::of("settings", "settings", "/v1/policy"));
     let remote = RemotePolicy::new(place.clone(), clusters.clone(), "__".into());
     let mut remote = PolicySource::Remote(remote);
     let mut names = Names::default();
@@ -97,7 +97,7 @@ impl Names {
     }
 
     /// What is a key or a client of one org is of no other.
-    fn assert_apart(&self, policy: &PolicySource, host: &FuzzHost) {
+    fn assert_apart(&self, policy: &PolicySource, host: &MemoryHost) {
         let orgs: BTreeSet<&str> = self.orgs.iter().map(String::as_str).collect();
         let orgs: Vec<OrgName> = orgs.into_iter().filter_map(OrgName::parse).collect();
         for digest in self.digests.iter().filter_map(|hex| KeyDigest::from_hex(hex)) {
@@ -111,7 +111,7 @@ impl Names {
     }
 
     /// Both say the same of all that is named.
-    pub(super) fn assert_same(&self, whole: &PolicySource, parts: &PolicySource, host: &FuzzHost) {
+    pub(super) fn assert_same(&self, whole: &PolicySource, parts: &PolicySource, host: &MemoryHost) {
         let show = |value: &dyn std::fmt::Debug| format!("{value:?}");
         assert_eq!(show(&whole.signing_keys(host)), show(&parts.signing_keys(host)));
         for org in self.orgs.iter().filter_map(|name| OrgName::parse(name)) {

@@ -1,22 +1,22 @@
 //! The token endpoint: who gets a token proved itself in one way, and gets no more than it holds.
 
-use apexmcp_auth::oauth::attempts::Attempts;
-use apexmcp_auth::oauth::token_endpoint::{TokenEndpoint, TokenError};
-use apexmcp_auth::policy::source::PolicySource;
-use apexmcp_auth::url;
+use apexmcp_core::oauth::attempts::Attempts;
+use apexmcp_core::oauth::token_endpoint::{TokenEndpoint, TokenError};
+use apexmcp_core::policy::source::PolicySource;
+use apexmcp_core::url;
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 
-use crate::host::FuzzHost;
 use crate::reader::{self, Json};
 use crate::token::Token;
 use crate::world::{self, CLIENTS, Client, NOW, ORIGIN, SECRET};
+use apexmcp_core::testing::{MemoryHost, Signatures};
 
 /// [`NOW`], as JSON has it.
 const PRESENT: f64 = 1.8e9;
 
 thread_local! {
-    static WORLD: (apexmcp_auth::config::Config, PolicySource) = {
+    static WORLD: (apexmcp_core::config::Config, PolicySource) = {
         let (config, policy) = world::config();
         (config, PolicySource::Inline(policy))
     };
@@ -41,7 +41,7 @@ pub fn check(data: &[u8]) -> bool {
     }
 
     let Some(head) = reader::request_head(&headers) else { return false };
-    let host = FuzzHost::default();
+    let host = MemoryHost::with(Signatures::Hash);
     let issue = || {
         WORLD.with(|(config, policy)| {
             TokenEndpoint { config, policy, attempts: &mut Attempts::default(), host: &host, now: NOW }.issue(&head, &body)

@@ -1,6 +1,6 @@
 //! Static API keys.
 
-use apexmcp_auth::problem::Problem;
+use apexmcp_core::problem::Problem;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde_json::json;

@@ -1,7 +1,7 @@
 //! OAuth clients and their secrets, of which there are two while one rotates.
 
-use apexmcp_auth::jose::jwk::JwkSet;
-use apexmcp_auth::names::is_plain;
+use apexmcp_core::jose::jwk::JwkSet;
+use apexmcp_core::names::is_plain;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde_json::{Value, json};

@@ -9,8 +9,8 @@ pub mod provider;
 pub mod revocation;
 pub mod signing_key;
 
-use apexmcp_auth::names::{ConnectorId, is_plain};
-use apexmcp_auth::scope::Scope;
+use apexmcp_core::names::{ConnectorId, is_plain};
+use apexmcp_core::scope::Scope;
 use rusqlite::{Connection, Params, Row};
 use serde::de::DeserializeOwned;
 

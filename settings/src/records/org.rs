@@ -1,6 +1,6 @@
 //! Orgs: the tenants to which everything else belongs.
 
-use apexmcp_auth::names::OrgName;
+use apexmcp_core::names::OrgName;
 use rusqlite::Connection;
 use serde::Serialize;
 use serde_json::json;

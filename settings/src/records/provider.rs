@@ -1,7 +1,7 @@
 //! Customers' identity providers.
 
-use apexmcp_auth::policy::{MAX_CLIENT_SCOPE_LENGTH, MAX_CLIENT_SCOPES, MAX_IDENTITY_PROVIDERS};
-use apexmcp_auth::scope::is_scope_token;
+use apexmcp_core::policy::{MAX_CLIENT_SCOPE_LENGTH, MAX_CLIENT_SCOPES, MAX_IDENTITY_PROVIDERS};
+use apexmcp_core::scope::is_scope_token;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 use serde_json::json;

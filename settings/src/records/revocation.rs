@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use apexmcp_auth::names::is_plain;
-use apexmcp_auth::principal::Principal;
+use apexmcp_core::names::is_plain;
+use apexmcp_core::principal::Principal;
 use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 

@@ -1,6 +1,6 @@
 //! The keys that sign the gateway's own tokens.
 
-use apexmcp_auth::names::is_record_id;
+use apexmcp_core::names::is_record_id;
 use rsa::RsaPrivateKey;
 use rsa::pkcs8::{EncodePrivateKey, LineEnding};
 use rusqlite::{Connection, Row, params};

@@ -1,7 +1,7 @@
 //! Whatever was made, the filter reads it.
 
-use apexmcp_auth::jwks::Clusters;
-use apexmcp_auth::policy::remote::Publication;
+use apexmcp_core::jwks::Clusters;
+use apexmcp_core::policy::remote::Publication;
 use apexmcp_settings::clock::Moment;
 use apexmcp_settings::database::{Actor, Database};
 use apexmcp_settings::document;

@@ -12,17 +12,17 @@ unsafe extern "C" {
 }
 
 /// The headers of the current stream's request as the host serializes them; nothing where it has none to give.
-pub(super) fn request_headers() -> Vec<u8> {
+pub(crate) fn request_headers() -> Vec<u8> {
     pairs(MapType::HttpRequestHeaders)
 }
 
 /// The same of its trailers, within their callback.
-pub(super) fn request_trailers() -> Vec<u8> {
+pub(crate) fn request_trailers() -> Vec<u8> {
     pairs(MapType::HttpRequestTrailers)
 }
 
 /// The headers of the response, in the callback for response headers.
-pub(super) fn response_headers() -> Vec<u8> {
+pub(crate) fn response_headers() -> Vec<u8> {
     pairs(MapType::HttpResponseHeaders)
 }
 

@@ -437,7 +437,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::testing::TestHost;
+    use crate::testing::MemoryHost;
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
@@ -475,13 +475,13 @@ mod tests {
 
     /// A host to which policies are published, and a thread that looks things up.
     struct World {
-        host: TestHost,
+        host: MemoryHost,
         thread: RemotePolicy,
     }
 
     impl World {
         fn new() -> Self {
-            Self { host: TestHost::default(), thread: RemotePolicy::new(place(), clusters(), "__".into()) }
+            Self { host: MemoryHost::default(), thread: RemotePolicy::new(place(), clusters(), "__".into()) }
         }
 
         fn publish(&self, orgs: &Value) -> Option<String> {

@@ -4,13 +4,13 @@ use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use proxy_wasm::types::Status;
 
-use super::hostcalls::{self, CAS_ATTEMPTS};
-use crate::host::{Host, Shared, Update};
-use crate::jose::compact::CompactJws;
-use crate::jose::jwk::RsaPublicKey;
-use crate::jose::signature::verify_in_rust;
-use crate::oauth::access_token::{self, AccessTokenClaims};
-use crate::oauth::signing_key::SigningKey;
+use crate::hostcalls::{self, CAS_ATTEMPTS};
+use apexmcp_core::host::{Host, Shared, Update};
+use apexmcp_core::jose::compact::CompactJws;
+use apexmcp_core::jose::jwk::RsaPublicKey;
+use apexmcp_core::jose::signature::verify_in_rust;
+use apexmcp_core::oauth::access_token::{self, AccessTokenClaims};
+use apexmcp_core::oauth::signing_key::SigningKey;
 
 const VERIFY: &str = "verify_signature";
 const SIGN: &str = "sign";
@@ -58,7 +58,7 @@ struct SignResult {
 
 /// What this Envoy can do; asked once, at start.
 #[derive(Clone, Copy)]
-pub(super) struct Envoy {
+pub(crate) struct Envoy {
     verifies: bool,
     signs: bool,
 }
@@ -72,7 +72,7 @@ impl Default for Envoy {
 
 impl Envoy {
     /// Who does what, for the log.
-    pub(super) fn describe(self) -> String {
+    pub(crate) fn describe(self) -> String {
         let by = |host| if host { "Envoy" } else { "the module itself, slowly: this Envoy can't" };
         format!("signatures are verified by {} and made by {}", by(self.verifies), by(self.signs))
     }

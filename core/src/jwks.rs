@@ -510,7 +510,7 @@ mod tests {
 
     use super::*;
     use crate::host::Host;
-    use crate::testing::{self, TestHost};
+    use crate::testing::{self, MemoryHost};
 
     const TIMING: Timing = Timing {
         timeout: Duration::from_secs(5),
@@ -540,7 +540,7 @@ mod tests {
 
     /// Threads that share one key set.
     struct Threads {
-        host: TestHost,
+        host: MemoryHost,
         sets: Vec<KeySets>,
         fetches: Vec<Fetch>,
     }
@@ -548,7 +548,7 @@ mod tests {
     impl Threads {
         fn new(count: usize) -> Self {
             let sets = |_| KeySets::new(&[(uri("keys"), vec![org("acme")])]);
-            Self { host: TestHost::default(), sets: (0..count).map(sets).collect(), fetches: Vec::new() }
+            Self { host: MemoryHost::default(), sets: (0..count).map(sets).collect(), fetches: Vec::new() }
         }
 
         fn set(&mut self, thread: usize) -> &mut KeySet {
@@ -976,7 +976,7 @@ mod tests {
 
     #[test]
     fn one_org_fetches_two_sets_at_a_time_and_hangs_up_no_neighbor() {
-        let host = TestHost::default();
+        let host = MemoryHost::default();
         let (attacker, neighbor) = (org("attacker"), org("neighbor"));
         let mut sets = KeySets::default();
         let hanging: Vec<KeySetId> = (0..32).map(|number| sets.at(&uri(&number.to_string()), &attacker)).collect();
@@ -997,7 +997,7 @@ mod tests {
 
     #[test]
     fn the_sets_for_which_requests_wait_are_fetched_first() {
-        let host = TestHost::default();
+        let host = MemoryHost::default();
         let mut sets = KeySets::default();
         let [failed, idle, waiting] = ["failed", "idle", "waiting"].map(|name| sets.at(&uri(name), &org("acme")));
         let fetch = sets.sync(failed, START, &TIMING, &host).unwrap().unwrap();
@@ -1025,7 +1025,7 @@ mod tests {
 
     #[test]
     fn a_set_that_nobody_uses_any_more_is_fetched_no_more_and_forgotten() {
-        let host = TestHost::default();
+        let host = MemoryHost::default();
         let acme = org("acme");
         let mut sets = KeySets::new(&[(uri("configured"), vec![acme.clone()])]);
         let [configured, used, dropped] = ["configured", "used", "dropped"].map(|name| sets.at(&uri(name), &org(name)));

@@ -115,7 +115,7 @@ impl Taken {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::TestHost;
+    use crate::testing::MemoryHost;
 
     const NOW: UnixTime = UnixTime::from_secs(1_000_000);
     const CLAIM: Duration = Duration::from_secs(6);
@@ -124,13 +124,13 @@ mod tests {
         OrgHash::of(&OrgName::parse(&format!("org-{number}")).unwrap())
     }
 
-    fn take_at(now: UnixTime, orgs: &[OrgHash], host: &TestHost) -> Option<FetchSlot> {
+    fn take_at(now: UnixTime, orgs: &[OrgHash], host: &MemoryHost) -> Option<FetchSlot> {
         take(orgs.iter().copied(), now.plus(CLAIM), now, host)
     }
 
     #[test]
     fn an_org_has_two_slots_until_it_releases_one() {
-        let host = TestHost::default();
+        let host = MemoryHost::default();
         let first = take_at(NOW, &[org(1)], &host).unwrap();
         assert!(take_at(NOW, &[org(1)], &host).is_some());
         assert_eq!(take_at(NOW, &[org(1)], &host), None);
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn all_orgs_together_have_64_slots() {
-        let host = TestHost::default();
+        let host = MemoryHost::default();
         let mut taken: Vec<FetchSlot> = (0..MAX_FETCHES).map(|number| take_at(NOW, &[org(number)], &host).unwrap()).collect();
         assert_eq!(take_at(NOW, &[org(MAX_FETCHES)], &host), None);
         release(&taken.pop().unwrap(), NOW, &host);
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_fetch_is_charged_to_the_org_with_the_fewest() {
-        let host = TestHost::default();
+        let host = MemoryHost::default();
         let (attacker, neighbor) = (org(1), org(2));
         let _slots = [(); 2].map(|()| take_at(NOW, &[attacker], &host).unwrap());
         for order in [[attacker, neighbor], [neighbor, attacker]] {
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_slot_ends_when_its_thread_died_or_the_clock_was_set_back() {
-        let host = TestHost::default();
+        let host = MemoryHost::default();
         let dead = [(); 2].map(|()| take_at(NOW, &[org(1)], &host).unwrap());
         assert_eq!(take_at(NOW.plus(Duration::from_millis(5999)), &[org(1)], &host), None);
         let after = NOW.plus(CLAIM);
@@ -177,9 +177,9 @@ mod tests {
 
     #[test]
     fn unreadable_slots_count_as_none_and_contention_as_full() {
-        let host = TestHost::default();
+        let host = MemoryHost::default();
         host.update(NAME, &mut |_| Some(vec![0xff; 71]));
         assert!(take_at(NOW, &[org(1)], &host).is_some());
-        assert_eq!(take_at(NOW, &[org(1)], &TestHost::contended()), None);
+        assert_eq!(take_at(NOW, &[org(1)], &MemoryHost::contended()), None);
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::config::Config;
 use crate::names::{ConnectorId, OrgName};
 use crate::policy::source::PolicySource;
-use crate::testing::{self, TestHost};
+use crate::testing::{self, MemoryHost};
 
 const KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
 const KEY_SHA256: &str = "68da3d5e3810933a9dff1f9d7809ad982642279332ed1dced6bf37f389dcc0e9";
@@ -15,7 +15,7 @@ const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
 struct World {
     gateway: Gateway,
-    host: TestHost,
+    host: MemoryHost,
     now: UnixTime,
 }
 
@@ -34,7 +34,7 @@ impl World {
         });
         change(&mut config);
         let (config, policy) = Config::parse(config.to_string().as_bytes(), &|_| None).unwrap();
-        Self { gateway: Gateway::new(config, policy), host: TestHost::default(), now: NOW }
+        Self { gateway: Gateway::new(config, policy), host: MemoryHost::default(), now: NOW }
     }
 
     fn new() -> Self {

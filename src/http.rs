@@ -7,26 +7,26 @@ use std::rc::Rc;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
-use super::envoy::Envoy;
-use super::hostcalls;
-use super::metrics::Metrics;
-use crate::budget::Hold;
-use crate::config::LimitStore;
-use crate::denial::{Denial, Reason};
-use crate::exchange::{
+use crate::envoy::Envoy;
+use crate::hostcalls;
+use crate::metrics::Metrics;
+use apexmcp_core::budget::Hold;
+use apexmcp_core::config::LimitStore;
+use apexmcp_core::denial::{Denial, Reason};
+use apexmcp_core::exchange::{
     self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, AwaitingRest, Edits,
     Record, ServiceAnswer, Step,
 };
-use crate::gateway::{Findings, Gateway};
-use crate::limits::service::{self, OpenQuestions};
-use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
-use crate::mcp::reply::{CACHE_CONTROL, ListReply, ListRequest, ResponseHead, private_cache_control};
-use crate::origin::Sharing;
-use crate::principal::{ATTRIBUTES, Principal};
-use crate::request::CONNECTION;
-use crate::route::{RouteInvalid, RouteSettings};
-use crate::serialized_map::SerializedMap;
-use crate::time::UnixTime;
+use apexmcp_core::gateway::{Findings, Gateway};
+use apexmcp_core::limits::service::{self, OpenQuestions};
+use apexmcp_core::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
+use apexmcp_core::mcp::reply::{CACHE_CONTROL, ListReply, ListRequest, ResponseHead, private_cache_control};
+use apexmcp_core::origin::Sharing;
+use apexmcp_core::principal::{ATTRIBUTES, Principal};
+use apexmcp_core::request::CONNECTION;
+use apexmcp_core::route::{RouteInvalid, RouteSettings};
+use apexmcp_core::serialized_map::SerializedMap;
+use apexmcp_core::time::UnixTime;
 
 /// The namespace of this filter in a route's `filter_metadata`.
 const METADATA_NAMESPACE: &str = "apexmcp";
@@ -43,18 +43,18 @@ const FILTER_STATE: [&str; ATTRIBUTES.len()] =
 
 /// What a root context and its streams share. Borrows end before a hostcall that may call back.
 #[derive(Default)]
-pub(super) struct Plugin {
+pub(crate) struct Plugin {
     /// `None` until a configuration was accepted.
-    pub(super) gateway: RefCell<Option<Gateway>>,
-    pub(super) envoy: Envoy,
-    pub(super) metrics: RefCell<Metrics>,
+    pub(crate) gateway: RefCell<Option<Gateway>>,
+    pub(crate) envoy: Envoy,
+    pub(crate) metrics: RefCell<Metrics>,
     held: RefCell<HashMap<u32, Held>>,
     /// The open questions to the rate limit service.
     questions: RefCell<OpenQuestions>,
     /// The root context.
-    pub(super) root_id: Cell<u32>,
+    pub(crate) root_id: Cell<u32>,
     /// Whether this thread has served a request.
-    pub(super) serves_requests: Cell<bool>,
+    pub(crate) serves_requests: Cell<bool>,
     /// Whether a body arrived while its head was held. It shows that Envoy does not hold bodies.
     has_seen_body: Cell<bool>,
 }
@@ -152,7 +152,7 @@ impl Flow {
     }
 }
 
-pub(super) struct Stream {
+pub(crate) struct Stream {
     id: u32,
     plugin: Rc<Plugin>,
     flow: Rc<Flow>,
@@ -177,7 +177,7 @@ impl Replaced {
 }
 
 impl Stream {
-    pub(super) fn new(id: u32, plugin: Rc<Plugin>) -> Self {
+    pub(crate) fn new(id: u32, plugin: Rc<Plugin>) -> Self {
         plugin.serves_requests.set(true);
         Self { id, plugin, flow: Rc::default(), reply: None }
     }
@@ -387,7 +387,7 @@ impl Plugin {
     }
 
     /// The rate limit service answered, or will not any more.
-    pub(super) fn counted(&self, token: u32, status: u32, size: usize) {
+    pub(crate) fn counted(&self, token: u32, status: u32, size: usize) {
         let answer = (status == 0 && size <= service::MAX_ANSWER_LENGTH).then(|| hostcalls::grpc_response(size));
         let asked_for = self.questions.borrow_mut().end(token, answer.is_some());
         // A question may already count as ended when Envoy reports its timeout.
@@ -460,7 +460,7 @@ impl Plugin {
     }
 
     /// Tells log and metrics which policy is in force in this thread.
-    pub(super) fn note_version(&self, version: &str) {
+    pub(crate) fn note_version(&self, version: &str) {
         log::info!("policy version {version:?} is in force");
         self.metrics.borrow_mut().policy_in_force(version);
     }
@@ -558,7 +558,7 @@ impl Plugin {
     }
 
     /// Decides the held streams for which something happened. Leaves one of them the current context.
-    pub(super) fn wake(&self, now: UnixTime) {
+    pub(crate) fn wake(&self, now: UnixTime) {
         self.questions.borrow_mut().look(now);
         self.release_heads();
         self.decide(self.take_ready(now), now);

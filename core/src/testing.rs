@@ -1,4 +1,5 @@
-//! What the tests of several modules need.
+//! What the tests of several modules and crates need (feature `testing`): an in-memory [`Host`], keys and tokens.
+#![allow(clippy::unwrap_used, clippy::arithmetic_side_effects)] // Code of tests: a failure here is a failed test.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -10,29 +11,30 @@ use rsa::RsaPrivateKey;
 use rsa::signature::{SignatureEncoding, Signer};
 use rsa::traits::PublicKeyParts;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::host::{Host, Shared, Update};
 use crate::jose::compact::CompactJws;
 use crate::jose::jwk::{JwkSet, RsaPublicKey};
 use crate::jose::signature;
-use crate::oauth::access_token::AccessTokenClaims;
+use crate::oauth::access_token::{self, AccessTokenClaims};
 use crate::oauth::signing_key::SigningKey;
 use crate::request::RequestHead;
 use crate::serialized_map::SerializedMap;
 
 /// A request's head.
-pub(crate) fn head<N: AsRef<[u8]>, V: AsRef<[u8]>>(headers: &[(N, V)]) -> RequestHead {
+pub fn head<N: AsRef<[u8]>, V: AsRef<[u8]>>(headers: &[(N, V)]) -> RequestHead {
     RequestHead::new(SerializedMap::of(headers).unwrap()).unwrap()
 }
 
 /// An issuer's key, made anew for each run of the tests.
-pub(crate) fn issuer_key() -> &'static RsaPrivateKey {
+pub fn issuer_key() -> &'static RsaPrivateKey {
     static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
     KEY.get_or_init(|| RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap())
 }
 
 /// The set that publishes [`issuer_key`] under each of these ids.
-pub(crate) fn jwk_set(kids: &[&str]) -> JwkSet {
+pub fn jwk_set(kids: &[&str]) -> JwkSet {
     let number = |number: &rsa::BigUint| BASE64_URL_SAFE_NO_PAD.encode(number.to_bytes_be());
     let (n, e) = (number(issuer_key().n()), number(issuer_key().e()));
     let keys: Vec<Value> = kids.iter().map(|kid| json!({"kty": "RSA", "n": n, "e": e, "kid": kid})).collect();
@@ -40,42 +42,73 @@ pub(crate) fn jwk_set(kids: &[&str]) -> JwkSet {
 }
 
 /// A token of [`issuer_key`] with exactly this header and these claims.
-pub(crate) fn sign(header: &Value, claims: &Value) -> String {
+pub fn sign(header: &Value, claims: &Value) -> String {
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     let input = format!("{}.{}", part(header), part(claims));
     let signature = rsa::pkcs1v15::SigningKey::<rsa::sha2::Sha256>::new(issuer_key().clone()).sign(input.as_bytes());
     format!("{input}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature.to_bytes()))
 }
 
-/// A host in pure Rust that counts verifications: the work that an attacker can cause is bounded by what comes before.
-#[derive(Default)]
-pub(crate) struct TestHost {
-    pub(crate) verifications: Cell<usize>,
+/// The signatures of a [`MemoryHost`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Signatures {
+    /// RSA in pure Rust.
+    #[default]
+    Rsa,
+    /// [`hash_signature`]. Everybody who knows a public key can sign, but a fuzzer can make thousands of tokens a second.
+    Hash,
+}
+
+/// The signature of `input` with the scheme [`Signatures::Hash`].
+pub fn hash_signature(key: &RsaPublicKey, input: &str) -> [u8; 32] {
+    Sha256::new().chain_update(key.modulus()).chain_update(input).finalize().into()
+}
+
+/// A host with shared memory for one process. It counts verifications and reads, because an attacker can cause both.
+#[derive(Debug, Default)]
+pub struct MemoryHost {
+    /// Number of signatures that were verified.
+    pub verifications: Cell<usize>,
+    signatures: Signatures,
     shared: RefCell<HashMap<String, Shared>>,
     reads: RefCell<HashMap<String, usize>>,
     is_contended: bool,
 }
 
-impl TestHost {
-    /// One in which another thread is always faster.
-    pub(crate) fn contended() -> Self {
+impl MemoryHost {
+    /// A host with this scheme of signatures.
+    pub fn with(signatures: Signatures) -> Self {
+        Self { signatures, ..Self::default() }
+    }
+
+    /// A host on which another thread wins each race for a shared value.
+    pub fn contended() -> Self {
         Self { is_contended: true, ..Self::default() }
     }
 
     /// Number of reads of the shared value with this name.
-    pub(crate) fn reads(&self, name: &str) -> usize {
+    pub fn reads(&self, name: &str) -> usize {
         self.reads.borrow().get(name).copied().unwrap_or(0)
     }
 }
 
-impl Host for TestHost {
+impl Host for MemoryHost {
     fn verify(&self, key: &RsaPublicKey, jws: &CompactJws<'_>) -> bool {
         self.verifications.set(self.verifications.get() + 1);
-        signature::verify_in_rust(key, jws)
+        match self.signatures {
+            Signatures::Rsa => signature::verify_in_rust(key, jws),
+            Signatures::Hash => jws.signature() == hash_signature(key, jws.signing_input()),
+        }
     }
 
     fn sign(&self, key: &SigningKey, claims: &AccessTokenClaims<'_>) -> Option<String> {
-        key.sign_in_rust(claims)
+        match self.signatures {
+            Signatures::Rsa => key.sign_in_rust(claims),
+            Signatures::Hash => {
+                let input = claims.signing_input(key.kid())?;
+                Some(access_token::assemble(&input, &hash_signature(key.jwk().key(), &input)))
+            }
+        }
     }
 
     fn random(&self) -> Option<[u8; 16]> {
@@ -110,13 +143,13 @@ fn rand() -> [u8; 16] {
 }
 
 /// A key with which the gateway signs, in PKCS#8 PEM.
-pub(crate) fn signing_key_pem() -> &'static str {
+pub fn signing_key_pem() -> &'static str {
     static PEM: OnceLock<String> = OnceLock::new();
     PEM.get_or_init(new_pem)
 }
 
 /// Another one.
-pub(crate) fn other_signing_key_pem() -> &'static str {
+pub fn other_signing_key_pem() -> &'static str {
     static PEM: OnceLock<String> = OnceLock::new();
     PEM.get_or_init(new_pem)
 }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 /// Deeper nesting is refused. Claims of real identity providers stay below 6.
@@ -24,6 +24,11 @@ pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, serde_json::Erro
         Value::Object(members) => Ok(members),
         _ => Err(serde_json::Error::custom("not an object")),
     }
+}
+
+/// Whether `bytes` are one JSON text.
+pub fn is_json(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
 }
 
 /// Removes white space and a byte order mark from the beginning of `document`. Some editors and frameworks write the mark,

@@ -207,7 +207,7 @@ fn nanos(moment: UnixTime) -> u64 {
 mod tests {
     use super::*;
     use crate::limits::Unit;
-    use crate::testing::TestHost;
+    use crate::testing::MemoryHost;
     use proptest::prelude::*;
     use std::rc::Rc;
 
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_burst_passes_at_once_and_then_what_flows_in() {
-        let (host, subject) = (TestHost::default(), subject("a", Some((600, Unit::Minute, 3)), None));
+        let (host, subject) = (MemoryHost::default(), subject("a", Some((600, Unit::Minute, 3)), None));
         for remaining in [2, 1, 0] {
             let standing = take_one(&subject, NOW, &host).unwrap();
             assert_eq!(standing.rate.map(|window| window.remaining), Some(remaining));
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_month_ends_with_the_calendar() {
-        let (host, subject) = (TestHost::default(), subject("a", None, Some(2)));
+        let (host, subject) = (MemoryHost::default(), subject("a", None, Some(2)));
         let last = UnixTime::from_rfc3339("2026-11-30T23:59:59.900Z").unwrap();
         let next = UnixTime::from_rfc3339("2026-12-01T00:00:00Z").unwrap();
         assert_eq!(take_one(&subject, last, &host).unwrap().month.map(|window| window.remaining), Some(1));
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_ahead_does_not_lock_out() {
-        let (host, subject) = (TestHost::default(), subject("a", Some((1, Unit::Day, 1)), Some(1)));
+        let (host, subject) = (MemoryHost::default(), subject("a", Some((1, Unit::Day, 1)), Some(1)));
         take_one(&subject, NOW.plus(Duration::from_secs(5 * 365 * 86_400)), &host).unwrap();
         take_one(&subject, NOW, &host).unwrap();
         assert!(take_one(&subject, NOW, &host).is_err());
@@ -265,7 +265,7 @@ mod tests {
     /// Else it would find the bucket emptier than empty, and take that for a wrong clock.
     #[test]
     fn who_comes_late_fills_nothing() {
-        let (host, subject) = (TestHost::default(), subject("a", Some((100, Unit::Second, 5)), Some(10)));
+        let (host, subject) = (MemoryHost::default(), subject("a", Some((100, Unit::Second, 5)), Some(10)));
         for _ in 0..5 {
             take_one(&subject, at(60), &host).unwrap();
         }
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn the_tighter_wins_and_a_refusal_costs_nothing() {
-        let host = TestHost::default();
+        let host = MemoryHost::default();
         let (key, org) = (subject("k", None, Some(5)), subject("o", Some((1, Unit::Day, 2)), Some(100)));
         let both = Subjects::new([Rc::clone(&key), Rc::clone(&org)]);
         let standing = take(&both, NOW, &host).unwrap();
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn too_many_writers_are_told_to_come_again() {
-        let (host, subject) = (TestHost::contended(), subject("a", Some((1, Unit::Second, 1)), None));
+        let (host, subject) = (MemoryHost::contended(), subject("a", Some((1, Unit::Second, 1)), None));
         let exceeded = take_one(&subject, NOW, &host).unwrap_err();
         assert_eq!((exceeded.kind, exceeded.retry_after), (Kind::Rate, CONTENDED));
         assert_eq!(exceeded.standing.state(), r#""rate";r=0;t=1"#);
@@ -312,7 +312,7 @@ mod tests {
         fn never_more_than_the_burst_and_what_flowed_in(
             requests in 1_u32..1000, burst in 1_u32..100, waits in prop::collection::vec(0_u64..50, 1..300),
         ) {
-            let (host, subject) = (TestHost::default(), subject("a", Some((requests, Unit::Second, burst)), None));
+            let (host, subject) = (MemoryHost::default(), subject("a", Some((requests, Unit::Second, burst)), None));
             let (mut elapsed, mut passed) = (0, 0_u64);
             for wait in waits {
                 elapsed += wait;

@@ -366,7 +366,7 @@ mod tests {
 
     use super::*;
     use crate::credential::{Credential, check_token};
-    use crate::testing::{self, TestHost};
+    use crate::testing::{self, MemoryHost};
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
     const ORIGIN: &str = "https://gw.example";
@@ -384,7 +384,7 @@ mod tests {
         config: Config,
         policy: PolicySource,
         attempts: Attempts,
-        host: TestHost,
+        host: MemoryHost,
         now: UnixTime,
     }
 
@@ -416,7 +416,7 @@ mod tests {
                 config,
                 policy: PolicySource::Inline(policy),
                 attempts: Attempts::default(),
-                host: TestHost::default(),
+                host: MemoryHost::default(),
                 now: NOW,
             }
         }

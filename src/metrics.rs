@@ -5,13 +5,13 @@ use std::collections::HashMap;
 
 use proxy_wasm::types::MetricType;
 
-use super::hostcalls;
-use crate::denial::{OK, Reason};
-use crate::exchange::{Record, ServiceOutcome};
-use crate::gateway::CacheOutcome;
-use crate::policy::version_number;
-use crate::principal::Method;
-use crate::time::UnixTime;
+use crate::hostcalls;
+use apexmcp_core::denial::{OK, Reason};
+use apexmcp_core::exchange::{Record, ServiceOutcome};
+use apexmcp_core::gateway::CacheOutcome;
+use apexmcp_core::policy::version_number;
+use apexmcp_core::principal::Method;
+use apexmcp_core::time::UnixTime;
 
 /// What is counted, each with its labels.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,11 +75,11 @@ impl Metric {
 
 /// The metrics of one thread, by Envoy's numbers for them. Each is defined when it first counts.
 #[derive(Default)]
-pub(super) struct Metrics(HashMap<Metric, Option<u32>>);
+pub(crate) struct Metrics(HashMap<Metric, Option<u32>>);
 
 impl Metrics {
     /// Counts a decided request.
-    pub(super) fn decided(&mut self, record: &Record) {
+    pub(crate) fn decided(&mut self, record: &Record) {
         match record {
             Record::Endpoint { endpoint, outcome } => self.count(Metric::Endpoints(endpoint, outcome)),
             Record::Resource { refused, findings } => {
@@ -92,32 +92,32 @@ impl Metrics {
     }
 
     /// Counts an answer of the rate limit service, or the lack of one.
-    pub(super) fn counted(&mut self, outcome: ServiceOutcome) {
+    pub(crate) fn counted(&mut self, outcome: ServiceOutcome) {
         self.count(Metric::RateLimitService(outcome));
     }
 
     /// Counts a fetch of a key set.
-    pub(super) fn jwks_fetched(&mut self, success: bool) {
+    pub(crate) fn jwks_fetched(&mut self, success: bool) {
         self.count(Metric::JwksFetches(success));
     }
 
     /// Counts an answer of the Settings service, or the lack of one.
-    pub(super) fn policy_fetched(&mut self, outcome: &'static str) {
+    pub(crate) fn policy_fetched(&mut self, outcome: &'static str) {
         self.count(Metric::PolicyFetches(outcome));
     }
 
     /// When the policy was last known to be the one in force, in seconds since the epoch.
-    pub(super) fn policy_confirmed(&mut self, at: UnixTime) {
+    pub(crate) fn policy_confirmed(&mut self, at: UnixTime) {
         self.record(Metric::PolicyConfirmedAt, at.as_secs());
     }
 
     /// Which policy is in force. Zero stands for a version that is no number: the one before is not in force any more.
-    pub(super) fn policy_in_force(&mut self, version: &str) {
+    pub(crate) fn policy_in_force(&mut self, version: &str) {
         self.record(Metric::PolicyVersion, version_number(version).unwrap_or_default());
     }
 
     /// How many keys this Envoy knows now.
-    pub(super) fn jwks_keys(&mut self, keys: usize) {
+    pub(crate) fn jwks_keys(&mut self, keys: usize) {
         self.record(Metric::JwksKeys, keys.try_into().unwrap_or(u64::MAX));
     }
 

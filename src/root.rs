@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{ContextType, Status};
-use serde::de::IgnoredAny;
 
-use super::hostcalls;
-use super::http::{Plugin, Stream};
-use crate::config::{Config, RemoteSettings};
-use crate::gateway::Gateway;
-use crate::host::{Host, Update};
-use crate::jose::jwk::{self, JwkSet, JwkSetError};
-use crate::jwks::{Fetch, JwksUri, KeySet, KeySetId};
-use crate::policy::poll::{Answer, Poll, RENEWAL};
-use crate::policy::remote;
-use crate::policy::source::PolicySource;
-use crate::time::UnixTime;
+use crate::hostcalls;
+use crate::http::{Plugin, Stream};
+use apexmcp_core::config::{Config, RemoteSettings};
+use apexmcp_core::gateway::Gateway;
+use apexmcp_core::host::{Host, Update};
+use apexmcp_core::jose::jwk::{self, JwkSet, JwkSetError};
+use apexmcp_core::json::is_json;
+use apexmcp_core::jwks::{Fetch, JwksUri, KeySet, KeySetId};
+use apexmcp_core::policy::poll::{Answer, Poll, RENEWAL};
+use apexmcp_core::policy::remote;
+use apexmcp_core::policy::source::PolicySource;
+use apexmcp_core::time::UnixTime;
 
 /// On which it depends what documents are taken: another module may take what this one refused.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -27,7 +27,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// fetches waits as much longer; a tick with nothing to do costs a few microseconds.
 const TICK: Duration = Duration::from_millis(20);
 
-pub(super) struct Root {
+pub(crate) struct Root {
     id: u32,
     plugin: Rc<Plugin>,
     /// The fetches under way, by the number under which the answer comes.
@@ -48,7 +48,7 @@ struct Polling {
 }
 
 impl Root {
-    pub(super) fn new(id: u32) -> Self {
+    pub(crate) fn new(id: u32) -> Self {
         let plugin = Rc::<Plugin>::default();
         plugin.root_id.set(id);
         Self { id, plugin, fetches: HashMap::new(), poll: None }
@@ -338,10 +338,6 @@ const MAX_PROBLEMS: usize = 20;
 /// The name of the record in shared data of who asks for the policy.
 fn poll_key(settings: &RemoteSettings) -> String {
     settings.place().name("poll")
-}
-
-fn is_json(document: &[u8]) -> bool {
-    serde_json::from_slice::<IgnoredAny>(document).is_ok()
 }
 
 /// What it means that a request was not even begun.

@@ -6,131 +6,131 @@ use prost::Message;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 
-use super::header_map;
-use crate::config::{RemoteSettings, Secret};
-use crate::denial::LocalReply;
-use crate::jwks::{self, JwksUri};
-use crate::request::{RequestHead, RequestTrailers};
-use crate::serialized_map::SerializedMap;
-use crate::time::UnixTime;
+use crate::header_map;
+use apexmcp_core::config::{RemoteSettings, Secret};
+use apexmcp_core::denial::LocalReply;
+use apexmcp_core::jwks::{self, JwksUri};
+use apexmcp_core::request::{RequestHead, RequestTrailers};
+use apexmcp_core::serialized_map::SerializedMap;
+use apexmcp_core::time::UnixTime;
 
 /// Envoy's clock; the epoch where it has none, at which every token is yet to become valid.
-pub(super) fn now() -> UnixTime {
+pub(crate) fn now() -> UnixTime {
     let since_epoch = hostcalls::get_current_time().ok().and_then(|now| now.duration_since(std::time::UNIX_EPOCH).ok());
     UnixTime::default().plus(since_epoch.unwrap_or_default())
 }
 
 /// The plugin's configuration.
-pub(super) fn plugin_configuration() -> Vec<u8> {
+pub(crate) fn plugin_configuration() -> Vec<u8> {
     hostcalls::get_buffer(BufferType::PluginConfiguration, 0, usize::MAX).ok().flatten().unwrap_or_default()
 }
 
 /// Has the root context's tick called in this interval.
-pub(super) fn tick_every(period: Duration) -> bool {
+pub(crate) fn tick_every(period: Duration) -> bool {
     hostcalls::set_tick_period(period).is_ok()
 }
 
 /// The head of the current stream's request.
-pub(super) fn request_head() -> Option<RequestHead> {
+pub(crate) fn request_head() -> Option<RequestHead> {
     RequestHead::new(SerializedMap::parse(header_map::request_headers())?)
 }
 
 /// Removes each occurrence of a request header.
-pub(super) fn remove_request_header(name: &str) -> bool {
+pub(crate) fn remove_request_header(name: &str) -> bool {
     hostcalls::remove_map_value(MapType::HttpRequestHeaders, name).is_ok()
 }
 
 /// The trailers of the current stream's request, within their callback.
-pub(super) fn request_trailers() -> Option<RequestTrailers> {
+pub(crate) fn request_trailers() -> Option<RequestTrailers> {
     RequestTrailers::new(SerializedMap::parse(header_map::request_trailers())?)
 }
 
 /// Removes each occurrence of a request trailer, within their callback.
-pub(super) fn remove_request_trailer(name: &str) -> bool {
+pub(crate) fn remove_request_trailer(name: &str) -> bool {
     hostcalls::remove_map_value(MapType::HttpRequestTrailers, name).is_ok()
 }
 
 /// Adds a request header.
-pub(super) fn add_request_header(name: &str, value: &str) -> bool {
+pub(crate) fn add_request_header(name: &str, value: &str) -> bool {
     hostcalls::add_map_value(MapType::HttpRequestHeaders, name, value).is_ok()
 }
 
 /// Sets filter state `wasm.<name>` of the current stream. Only in a stream's context: elsewhere the SDK panics.
-pub(super) fn set_filter_state(name: &str, value: &str) {
+pub(crate) fn set_filter_state(name: &str, value: &str) {
     let _ = hostcalls::set_property(vec![name], Some(value.as_bytes()));
 }
 
 /// The metadata of the current stream's route below `namespace`, as Envoy serializes a map of strings; an error where it
 /// cannot: a null is in it, such as YAML's empty value.
-pub(super) fn route_metadata(namespace: &str) -> Result<Option<Vec<u8>>, Status> {
+pub(crate) fn route_metadata(namespace: &str) -> Result<Option<Vec<u8>>, Status> {
     hostcalls::get_property(vec!["xds", "route_metadata", "filter_metadata", namespace])
 }
 
 /// The first `size` bytes of the current stream's request body, as far as it has come.
-pub(super) fn request_body(size: usize) -> Vec<u8> {
+pub(crate) fn request_body(size: usize) -> Vec<u8> {
     hostcalls::get_buffer(BufferType::HttpRequestBody, 0, size).ok().flatten().unwrap_or_default()
 }
 
 /// The current stream's first response header of this name; empty where there is none.
-pub(super) fn response_header(name: &str) -> Vec<u8> {
+pub(crate) fn response_header(name: &str) -> Vec<u8> {
     hostcalls::get_map_value_bytes(MapType::HttpResponseHeaders, name).ok().flatten().unwrap_or_default()
 }
 
 /// All headers of the current stream's response.
-pub(super) fn response_headers() -> Option<SerializedMap> {
+pub(crate) fn response_headers() -> Option<SerializedMap> {
     SerializedMap::parse(header_map::response_headers())
 }
 
 /// Adds a response header.
-pub(super) fn add_response_header(name: &str, value: &str) {
+pub(crate) fn add_response_header(name: &str, value: &str) {
     let _ = hostcalls::add_map_value(MapType::HttpResponseHeaders, name, value);
 }
 
 /// Sets a response header in the place of those of its name.
-pub(super) fn set_response_header(name: &str, value: &str) {
+pub(crate) fn set_response_header(name: &str, value: &str) {
     let _ = hostcalls::set_map_value(MapType::HttpResponseHeaders, name, Some(value));
 }
 
 /// Removes each occurrence of a response header.
-pub(super) fn remove_response_header(name: &str) {
+pub(crate) fn remove_response_header(name: &str) {
     let _ = hostcalls::remove_map_value(MapType::HttpResponseHeaders, name);
 }
 
 /// The chunk of the current stream's response body that came.
-pub(super) fn response_chunk(size: usize) -> Vec<u8> {
+pub(crate) fn response_chunk(size: usize) -> Vec<u8> {
     hostcalls::get_buffer(BufferType::HttpResponseBody, 0, size).ok().flatten().unwrap_or_default()
 }
 
 /// Lets `passed` go on in the place of the chunk that came; false where the host did not put it there.
-pub(super) fn replace_response_chunk(size: usize, passed: &[u8]) -> bool {
+pub(crate) fn replace_response_chunk(size: usize, passed: &[u8]) -> bool {
     hostcalls::set_buffer(BufferType::HttpResponseBody, 0, size, passed).is_ok()
 }
 
 /// Answers the current stream's request.
-pub(super) fn send_local_reply(reply: &LocalReply) -> bool {
+pub(crate) fn send_local_reply(reply: &LocalReply) -> bool {
     let headers = reply.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     hostcalls::send_http_response(reply.status, headers, Some(reply.body.as_bytes())).is_ok()
 }
 
 /// Lets the current stream's paused request go on.
-pub(super) fn resume_request() {
+pub(crate) fn resume_request() {
     let _ = hostcalls::resume_http_request();
 }
 
 /// Makes the stream of this id the current one. It may be gone.
-pub(super) fn enter(context_id: u32) -> bool {
+pub(crate) fn enter(context_id: u32) -> bool {
     hostcalls::set_effective_context(context_id).is_ok()
 }
 
 /// How often a shared value that others write at the same moment is written anew. Each time, another one got on.
-pub(super) const CAS_ATTEMPTS: usize = 64;
+pub(crate) const CAS_ATTEMPTS: usize = 64;
 
 /// The number under which a value in shared data was read. To write under it succeeds only where nobody wrote since.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cas(u32);
+pub(crate) struct Cas(u32);
 
 /// A value shared by all threads of this Envoy.
-pub(super) fn shared_data(key: &str) -> (Option<Vec<u8>>, Cas) {
+pub(crate) fn shared_data(key: &str) -> (Option<Vec<u8>>, Cas) {
     match hostcalls::get_shared_data(key) {
         Ok((value, Some(cas))) => (value, Cas(cas)),
         // Zero would write whatever is there; a number never given out writes where nothing is.
@@ -140,25 +140,25 @@ pub(super) fn shared_data(key: &str) -> (Option<Vec<u8>>, Cas) {
 
 impl Cas {
     /// The number itself: another one after each change of the value.
-    pub(super) fn number(self) -> u32 {
+    pub(crate) fn number(self) -> u32 {
         self.0
     }
 }
 
 /// Writes a shared value; false where another thread did since it was read.
-pub(super) fn set_shared_data(key: &str, value: &[u8], cas: Cas) -> bool {
+pub(crate) fn set_shared_data(key: &str, value: &[u8], cas: Cas) -> bool {
     hostcalls::set_shared_data(key, Some(value), Some(cas.0)).is_ok()
 }
 
 /// Begins to fetch a document and returns the number under which the answer comes. Only in the root context: elsewhere
 /// the answer is lost with the stream.
-pub(super) fn get(cluster: &str, uri: &JwksUri, timeout: Duration) -> Result<u32, Status> {
+pub(crate) fn get(cluster: &str, uri: &JwksUri, timeout: Duration) -> Result<u32, Status> {
     let headers = [(":scheme", uri.scheme()), (":authority", uri.authority()), (":path", uri.path())];
     call_http(cluster, headers.into(), jwks::ACCEPT, timeout)
 }
 
 /// Begins to ask the Settings service for another policy than that of `etag`. Only in the root context.
-pub(super) fn get_policy(settings: &RemoteSettings, etag: Option<&str>) -> Result<u32, Status> {
+pub(crate) fn get_policy(settings: &RemoteSettings, etag: Option<&str>) -> Result<u32, Status> {
     let bearer = settings.token.as_ref().map(|Secret(token)| format!("Bearer {token}"));
     let is_waiting = etag.is_some() && !settings.long_poll.is_zero();
     let wait = format!("{}wait={}s", if settings.path.contains('?') { '&' } else { '?' }, settings.long_poll.as_secs());
@@ -192,19 +192,19 @@ struct EnvoyGrpc {
 }
 
 /// Begins a gRPC call and returns the number under which the answer comes; `None` where Envoy does not begin it.
-pub(super) fn call_grpc(cluster: &str, service: &str, method: &str, message: &[u8], timeout: Duration) -> Option<u32> {
+pub(crate) fn call_grpc(cluster: &str, service: &str, method: &str, message: &[u8], timeout: Duration) -> Option<u32> {
     let upstream = GrpcService { envoy_grpc: Some(EnvoyGrpc { cluster_name: cluster.to_owned() }) }.encode_to_vec();
     let upstream = String::from_utf8(upstream).ok()?;
     hostcalls::dispatch_grpc_call(&upstream, service, method, Vec::new(), Some(message), timeout).ok()
 }
 
 /// The message that a gRPC call answered.
-pub(super) fn grpc_response(size: usize) -> Vec<u8> {
+pub(crate) fn grpc_response(size: usize) -> Vec<u8> {
     hostcalls::get_buffer(BufferType::GrpcReceiveBuffer, 0, size).ok().flatten().unwrap_or_default()
 }
 
 /// The status of the answer that came; `None` where the connection broke. Its headers must not be asked for then.
-pub(super) fn response_status(num_headers: usize) -> Option<u16> {
+pub(crate) fn response_status(num_headers: usize) -> Option<u16> {
     if num_headers == 0 {
         return None;
     }
@@ -213,32 +213,32 @@ pub(super) fn response_status(num_headers: usize) -> Option<u16> {
 }
 
 /// The ETag of the answer that came.
-pub(super) fn response_etag() -> Option<String> {
+pub(crate) fn response_etag() -> Option<String> {
     let etag = hostcalls::get_map_value_bytes(MapType::HttpCallResponseHeaders, "etag").ok().flatten()?;
     String::from_utf8(etag).ok()
 }
 
 /// The body of the answer that came.
-pub(super) fn response_body(size: usize) -> Vec<u8> {
+pub(crate) fn response_body(size: usize) -> Vec<u8> {
     hostcalls::get_buffer(BufferType::HttpCallResponseBody, 0, size).ok().flatten().unwrap_or_default()
 }
 
 /// What a foreign function answers: `Err(NotFound)` where the host lacks it.
-pub(super) fn call(function: &str, arguments: &[u8]) -> Result<Vec<u8>, Status> {
+pub(crate) fn call(function: &str, arguments: &[u8]) -> Result<Vec<u8>, Status> {
     hostcalls::call_foreign_function(function, Some(arguments)).map(Option::unwrap_or_default)
 }
 
 /// A counter or gauge of this name, made where it does not exist.
-pub(super) fn metric(kind: MetricType, name: &str) -> Option<u32> {
+pub(crate) fn metric(kind: MetricType, name: &str) -> Option<u32> {
     hostcalls::define_metric(kind, name).ok()
 }
 
 /// Adds one to a counter.
-pub(super) fn increment(metric: u32) {
+pub(crate) fn increment(metric: u32) {
     let _ = hostcalls::increment_metric(metric, 1);
 }
 
 /// Sets a gauge.
-pub(super) fn record(metric: u32, value: u64) {
+pub(crate) fn record(metric: u32, value: u64) {
     let _ = hostcalls::record_metric(metric, value);
 }
