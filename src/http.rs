@@ -12,7 +12,7 @@ use crate::hostcalls;
 use crate::metrics::Metrics;
 use apexmcp_core::budget::Hold;
 use apexmcp_core::config::LimitStore;
-use apexmcp_core::denial::{Denial, Reason};
+use apexmcp_core::denial::Denial;
 use apexmcp_core::exchange::{
     self, ACCEPT_ENCODING, AwaitingBody, AwaitingCount, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, AwaitingRest, Edits,
     Record, ServiceAnswer, Step,
@@ -23,6 +23,7 @@ use apexmcp_core::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
 use apexmcp_core::mcp::reply::{CACHE_CONTROL, ListReply, ListRequest, ResponseHead, private_cache_control};
 use apexmcp_core::origin::Sharing;
 use apexmcp_core::principal::{ATTRIBUTES, Principal};
+use apexmcp_core::reason::Reason;
 use apexmcp_core::request::CONNECTION;
 use apexmcp_core::route::{RouteInvalid, RouteSettings};
 use apexmcp_core::serialized_map::SerializedMap;

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use proxy_wasm::types::MetricType;
 
 use crate::hostcalls;
-use apexmcp_core::denial::{OK, Reason};
 use apexmcp_core::exchange::{Record, ServiceOutcome};
 use apexmcp_core::gateway::CacheOutcome;
 use apexmcp_core::policy::version_number;
 use apexmcp_core::principal::Method;
+use apexmcp_core::reason::{OK, Reason};
 use apexmcp_core::time::UnixTime;
 
 /// What is counted, each with its labels.

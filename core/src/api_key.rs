@@ -4,7 +4,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::denial::Reason;
+use crate::reason::Reason;
 
 /// Prefix of every API key.
 pub(crate) const PREFIX: &[u8] = b"apx_live_sk_";

@@ -1,7 +1,8 @@
 //! From a request's headers to exactly one credential.
 
 use crate::api_key::{self, KeyDigest};
-use crate::denial::{Denial, Reason};
+use crate::denial::Denial;
+use crate::reason::Reason;
 use crate::request::{CredentialHeader, RequestHead};
 
 /// Longest bearer token that is looked at. Real access tokens with many group claims stay below 8 KiB.

@@ -12,186 +12,82 @@ use serde_json::{Value, json};
 use crate::limits::local::Exceeded;
 use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
 use crate::mcp::headers::MISMATCH_CODE;
+use crate::reason::Reason;
 use crate::scope::Scope;
-
-/// Why a request was refused. The list is closed; README.md explains each word to operators.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// No credential at all.
-    CredentialMissing,
-    /// A credential header that has not the form of one.
-    CredentialMalformed,
-    /// Two credentials, or one repeated.
-    CredentialRepeated,
-    /// No such key: unknown, revoked, or another org's.
-    ApiKeyUnknown,
-    /// A key past its `expires_at`.
-    ApiKeyExpired,
-    /// A bearer token that is no JWS of the profile accepted here.
-    TokenMalformed,
-    /// `alg` is not RS256 (RFC 8725 §3.1).
-    AlgorithmNotAllowed,
-    /// `iss` is none of this org's issuers.
-    IssuerUnknown,
-    /// `aud` names none of the configured audiences.
-    AudienceMismatch,
-    /// Past `exp`.
-    TokenExpired,
-    /// Before `nbf`, or `iat` lies in the future.
-    TokenNotYetValid,
-    /// A required claim is absent.
-    ClaimMissing,
-    /// The issuer publishes no key of this `kid`.
-    KeyUnknown,
-    /// The signature is not the issuer's.
-    SignatureInvalid,
-    /// A gateway token that was revoked, by itself or with all of its client's.
-    TokenRevoked,
-    /// The client of a gateway token is gone or revoked.
-    ClientUnknown,
-    /// Valid, but without the scope that the operation needs.
-    ScopeInsufficient,
-    /// The request comes from a web page whose origin is not allowed.
-    OriginNotAllowed,
-    /// The body is no JSON-RPC message, or one that two readers could read differently.
-    MessageMalformed,
-    /// The body is longer than is read.
-    MessageTooLong,
-    /// Something behind answered before the message had been read: nothing was called.
-    MessageUnread,
-    /// `MCP-Protocol-Version` is a date before the first version of MCP.
-    ProtocolVersionUnsupported,
-    /// `Mcp-Method` or `Mcp-Name` contradicts the body.
-    HeaderMismatch,
-    /// The body is no `application/json`, or compressed.
-    MediaTypeUnsupported,
-    /// Not POST or DELETE: the stream of all connectors' messages is not for a credential that covers some of them.
-    MethodNotAllowed,
-    /// The org or the key sends more often than it may.
-    RateLimit,
-    /// The org or the key has sent what it may in this month.
-    MonthlyQuota,
-    /// The rate limit service does not answer, and without it nothing is to pass.
-    RateLimitUnavailable,
-    /// Nothing is served at this path.
-    PathUnmatched,
-    /// The issuer's key set could not be fetched yet.
-    JwksUnavailable,
-    /// The module has no policy to decide by.
-    PolicyUnavailable,
-    /// The worker has no room for another request that waits.
-    Overloaded,
-    /// The route's metadata can't be read.
-    RouteInvalid,
-}
-
-/// The word in the place of a [`Reason`] where a request was not refused.
-pub const OK: &str = "ok";
 
 /// How a refusal is told: RFC 6750 §3.1 where OAuth has a code for it.
 struct Wording {
-    word: &'static str,
     status: u32,
     error: &'static str,
     /// Without `"`, `\` and `=`: it stands in a quoted string that clients search with unanchored patterns.
     description: &'static str,
 }
 
-const fn invalid_token(word: &'static str, description: &'static str) -> Wording {
-    Wording { word, status: 401, error: "invalid_token", description }
+const fn invalid_token(description: &'static str) -> Wording {
+    Wording { status: 401, error: "invalid_token", description }
 }
 
-impl Reason {
-    const fn wording(self) -> Wording {
-        match self {
-            Self::CredentialMissing => invalid_token("credential_missing", "Send an X-API-Key header or a Bearer token."),
-            Self::CredentialMalformed => invalid_token("credential_malformed", "The credential is malformed."),
-            Self::CredentialRepeated => invalid_token("credential_repeated", "Send exactly one credential."),
-            Self::ApiKeyUnknown => invalid_token("api_key_unknown", "The API key is not valid here."),
-            Self::ApiKeyExpired => invalid_token("api_key_expired", "The API key expired."),
-            Self::TokenMalformed => invalid_token("token_malformed", "The access token is not an acceptable JWT."),
-            Self::AlgorithmNotAllowed => invalid_token("algorithm_not_allowed", "The access token must be signed with RS256."),
-            Self::IssuerUnknown => invalid_token("issuer_unknown", "The issuer of the access token is not accepted here."),
-            Self::AudienceMismatch => invalid_token("audience_mismatch", "The access token is meant for another audience."),
-            Self::TokenExpired => invalid_token("token_expired", "The access token expired."),
-            Self::TokenNotYetValid => invalid_token("token_not_yet_valid", "The access token is not valid yet."),
-            Self::ClaimMissing => invalid_token("claim_missing", "The access token needs the claims iss, sub, aud and exp."),
-            Self::KeyUnknown => {
-                invalid_token("key_unknown", "The access token is signed with a key that its issuer does not publish.")
-            }
-            Self::SignatureInvalid => invalid_token("signature_invalid", "The signature of the access token is not valid."),
-            Self::TokenRevoked => invalid_token("token_revoked", "The access token was revoked."),
-            Self::ClientUnknown => invalid_token("client_unknown", "The client of the access token is no longer accepted."),
-            Self::ScopeInsufficient => Wording {
-                word: "scope_insufficient",
-                status: 403,
-                error: "insufficient_scope",
-                description: "The credential does not cover this operation.",
-            },
-            Self::OriginNotAllowed => Wording {
-                word: "origin_not_allowed",
-                status: 403,
-                error: "origin_not_allowed",
-                description: "Web pages of this origin may not call this gateway.",
-            },
-            Self::MessageMalformed => invalid_request("message_malformed", 400, "The body is no acceptable JSON-RPC message."),
-            Self::MessageTooLong => invalid_request("message_too_long", 413, "The body is longer than 1 MiB."),
-            Self::MessageUnread => Wording {
-                word: "message_unread",
-                status: 502,
-                error: "bad_gateway",
-                description: "The upstream answered before the message was read.",
-            },
-            Self::ProtocolVersionUnsupported => invalid_request(
-                "protocol_version_unsupported",
-                400,
-                "No server speaks the version of MCP in the header MCP-Protocol-Version.",
-            ),
-            Self::HeaderMismatch => {
-                invalid_request("header_mismatch", 400, "The header Mcp-Method or Mcp-Name contradicts the body.")
-            }
-            Self::MediaTypeUnsupported => {
-                invalid_request("media_type_unsupported", 415, "Send the message as application/json, not compressed.")
-            }
-            Self::MethodNotAllowed => invalid_request(
-                "method_not_allowed",
-                405,
-                "Send messages by POST. The stream of a GET is not offered to this credential.",
-            ),
-            Self::RateLimit => rate_limited("rate_limit", "Too many requests. Try again later."),
-            Self::MonthlyQuota => rate_limited("monthly_quota", "The monthly quota is used up."),
-            Self::RateLimitUnavailable => unavailable("rate_limit_unavailable", "Requests cannot be counted now. Try again."),
-            Self::PathUnmatched => Wording {
-                word: "path_unmatched",
-                status: 404,
-                error: "not_found",
-                description: "Nothing is served at this path.",
-            },
-            Self::JwksUnavailable => {
-                unavailable("jwks_unavailable", "The keys of the token issuer are not available now. Try again.")
-            }
-            Self::RouteInvalid => unavailable("route_invalid", "The route is misconfigured. Tell its operator."),
-            Self::PolicyUnavailable => unavailable("policy_unavailable", "The gateway has no policy yet. Try again."),
-            Self::Overloaded => unavailable("overloaded", "Too many requests are waiting. Try again."),
+/// The status and the texts for `reason`.
+const fn wording(reason: Reason) -> Wording {
+    match reason {
+        Reason::CredentialMissing => invalid_token("Send an X-API-Key header or a Bearer token."),
+        Reason::CredentialMalformed => invalid_token("The credential is malformed."),
+        Reason::CredentialRepeated => invalid_token("Send exactly one credential."),
+        Reason::ApiKeyUnknown => invalid_token("The API key is not valid here."),
+        Reason::ApiKeyExpired => invalid_token("The API key expired."),
+        Reason::TokenMalformed => invalid_token("The access token is not an acceptable JWT."),
+        Reason::AlgorithmNotAllowed => invalid_token("The access token must be signed with RS256."),
+        Reason::IssuerUnknown => invalid_token("The issuer of the access token is not accepted here."),
+        Reason::AudienceMismatch => invalid_token("The access token is meant for another audience."),
+        Reason::TokenExpired => invalid_token("The access token expired."),
+        Reason::TokenNotYetValid => invalid_token("The access token is not valid yet."),
+        Reason::ClaimMissing => invalid_token("The access token needs the claims iss, sub, aud and exp."),
+        Reason::KeyUnknown => invalid_token("The access token is signed with a key that its issuer does not publish."),
+        Reason::SignatureInvalid => invalid_token("The signature of the access token is not valid."),
+        Reason::TokenRevoked => invalid_token("The access token was revoked."),
+        Reason::ClientUnknown => invalid_token("The client of the access token is no longer accepted."),
+        Reason::ScopeInsufficient => {
+            Wording { status: 403, error: "insufficient_scope", description: "The credential does not cover this operation." }
         }
+        Reason::OriginNotAllowed => Wording {
+            status: 403,
+            error: "origin_not_allowed",
+            description: "Web pages of this origin may not call this gateway.",
+        },
+        Reason::MessageMalformed => invalid_request(400, "The body is no acceptable JSON-RPC message."),
+        Reason::MessageTooLong => invalid_request(413, "The body is longer than 1 MiB."),
+        Reason::MessageUnread => {
+            Wording { status: 502, error: "bad_gateway", description: "The upstream answered before the message was read." }
+        }
+        Reason::ProtocolVersionUnsupported => {
+            invalid_request(400, "No server speaks the version of MCP in the header MCP-Protocol-Version.")
+        }
+        Reason::HeaderMismatch => invalid_request(400, "The header Mcp-Method or Mcp-Name contradicts the body."),
+        Reason::MediaTypeUnsupported => invalid_request(415, "Send the message as application/json, not compressed."),
+        Reason::MethodNotAllowed => {
+            invalid_request(405, "Send messages by POST. The stream of a GET is not offered to this credential.")
+        }
+        Reason::RateLimit => rate_limited("Too many requests. Try again later."),
+        Reason::MonthlyQuota => rate_limited("The monthly quota is used up."),
+        Reason::RateLimitUnavailable => unavailable("Requests cannot be counted now. Try again."),
+        Reason::PathUnmatched => Wording { status: 404, error: "not_found", description: "Nothing is served at this path." },
+        Reason::JwksUnavailable => unavailable("The keys of the token issuer are not available now. Try again."),
+        Reason::RouteInvalid => unavailable("The route is misconfigured. Tell its operator."),
+        Reason::PolicyUnavailable => unavailable("The gateway has no policy yet. Try again."),
+        Reason::Overloaded => unavailable("Too many requests are waiting. Try again."),
     }
-
-    /// The word of the closed list.
-    pub const fn word(self) -> &'static str {
-        self.wording().word
-    }
 }
 
-const fn unavailable(word: &'static str, description: &'static str) -> Wording {
-    Wording { word, status: 503, error: "temporarily_unavailable", description }
+const fn unavailable(description: &'static str) -> Wording {
+    Wording { status: 503, error: "temporarily_unavailable", description }
 }
 
-const fn rate_limited(word: &'static str, description: &'static str) -> Wording {
-    Wording { word, status: 429, error: "rate_limited", description }
+const fn rate_limited(description: &'static str) -> Wording {
+    Wording { status: 429, error: "rate_limited", description }
 }
 
-const fn invalid_request(word: &'static str, status: u32, description: &'static str) -> Wording {
-    Wording { word, status, error: "invalid_request", description }
+const fn invalid_request(status: u32, description: &'static str) -> Wording {
+    Wording { status, error: "invalid_request", description }
 }
 
 /// A refusal with what its answer needs besides the reason.
@@ -264,7 +160,7 @@ impl Denial {
     /// The answer to the client. The challenge contains `discovery`, if the resource is known.
     pub fn reply(&self, discovery: Option<&Discovery>) -> LocalReply {
         let resource_metadata = discovery.and_then(|discovery| discovery.resource_metadata.as_deref());
-        let Wording { word, status, error, description } = self.reason.wording();
+        let Wording { status, error, description } = wording(self.reason);
         let description = self.description.unwrap_or(description);
         let mut headers = vec![("content-type", "application/json".to_owned())];
         // No challenge: a credential would not make the origin of the page an allowed one.
@@ -284,7 +180,7 @@ impl Denial {
             // RFC 9110 §15.5.6: caches may store a 405, but another credential may get another answer.
             headers.push(("cache-control", "no-store".to_owned()));
         }
-        let body = Body { error, error_description: description, reason: word };
+        let body = Body { error, error_description: description, reason: self.reason.word() };
         let body = match self.reason {
             // MCP 2026-07-28 prescribes the code of JSON-RPC; clients look for it.
             Reason::HeaderMismatch => json!({

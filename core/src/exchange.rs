@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::budget::{Account, Hold, Waits};
 use crate::config::{Mode, UnmatchedPaths};
-use crate::denial::{Denial, LocalReply, OK, Reason};
+use crate::denial::{Denial, LocalReply};
 use crate::gateway::{Admission, Findings, Gateway, NotAdmitted};
 use crate::host::Host;
 use crate::jwks::{KeySet, KeySetId, Waiter};
@@ -23,6 +23,7 @@ use crate::oauth::discovery::{self, Endpoint};
 use crate::oauth::token_endpoint::{MAX_BODY_LENGTH, TokenError};
 use crate::path::Resource;
 use crate::principal::Principal;
+use crate::reason::{OK, Reason};
 use crate::request::{CONNECTION, RequestHead};
 use crate::route::{RouteMode, RouteSettings};
 use crate::time::UnixTime;

@@ -31,6 +31,7 @@ pub mod path;
 pub mod policy;
 pub mod principal;
 pub mod problem;
+pub mod reason;
 pub mod request;
 pub mod route;
 pub mod scope;

@@ -1,6 +1,6 @@
 //! The head of a request as the filter received it.
 
-use crate::denial::Reason;
+use crate::reason::Reason;
 use crate::serialized_map::{SerializedMap, Values};
 
 /// A request's headers in Envoy's order: names in lower case, values as bytes, each occurrence of a repeated header.

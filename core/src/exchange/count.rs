@@ -7,7 +7,7 @@ use super::refusal::{self, Size};
 use super::{Forward, Record, Step};
 use crate::budget::{Account, Hold, Waits};
 use crate::config::{LimitStore, Mode, OnError};
-use crate::denial::{Denial, LocalReply, Reason};
+use crate::denial::{Denial, LocalReply};
 use crate::gateway::{Count, Findings, Gateway};
 use crate::host::Host;
 use crate::limits::Kind;
@@ -16,6 +16,7 @@ use crate::limits::service;
 use crate::limits::standing::Standing;
 use crate::path::Resource;
 use crate::principal::Principal;
+use crate::reason::Reason;
 use crate::time::UnixTime;
 
 /// A request that may pass as far as its credential goes.

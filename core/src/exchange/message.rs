@@ -7,7 +7,7 @@ use super::refusal::Size;
 use super::{Forward, Record, Request, Step};
 use crate::budget::Hold;
 use crate::config::Mode;
-use crate::denial::{Denial, LocalReply, Reason};
+use crate::denial::{Denial, LocalReply};
 use crate::gateway::{Findings, Gateway};
 use crate::host::Host;
 use crate::mcp::headers::MirrorHeaders;
@@ -16,6 +16,7 @@ use crate::mcp::message::{Body, MAX_LENGTH};
 use crate::mcp::reply::ListRequest;
 use crate::path::Resource;
 use crate::principal::Principal;
+use crate::reason::Reason;
 use crate::request::RequestHead;
 use crate::time::UnixTime;
 

@@ -3,11 +3,12 @@
 use super::refusal::{self, Size};
 use super::{Record, Step, refuse};
 use crate::config::Mode;
-use crate::denial::{Denial, OK, Reason};
+use crate::denial::Denial;
 use crate::gateway::{Findings, Gateway};
 use crate::host::Host;
 use crate::oauth::discovery::{self, Endpoint};
 use crate::origin::{self, Sharing, Source};
+use crate::reason::{OK, Reason};
 use crate::request::RequestHead;
 
 /// The value of `endpoint` in the metrics for an allowed preflight.

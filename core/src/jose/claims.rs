@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::denial::Reason;
+use crate::reason::Reason;
 use crate::time::UnixTime;
 use crate::url;
 

@@ -5,8 +5,8 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::jwk::{KeyHint, thumbprint};
-use crate::denial::Reason;
 use crate::json;
+use crate::reason::Reason;
 
 /// A longer `kid` or `typ` is refused.
 pub(crate) const MAX_HEADER_VALUE_LENGTH: usize = 256;

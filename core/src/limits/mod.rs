@@ -12,7 +12,7 @@ use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::denial::Reason;
+use crate::reason::Reason;
 
 /// The time to which a rate refers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]

@@ -5,10 +5,11 @@
 use serde_json::{Map, Value, json};
 
 use crate::config::{Config, PROTECTED_RESOURCE};
-use crate::denial::{Denial, LocalReply, OK, Reason};
+use crate::denial::{Denial, LocalReply};
 use crate::host::Host;
 use crate::path::Resource;
 use crate::policy::source::PolicySource;
+use crate::reason::{OK, Reason};
 use crate::request::RequestHead;
 
 const AUTHORIZATION_SERVER: &str = "/.well-known/oauth-authorization-server";

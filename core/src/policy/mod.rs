@@ -11,7 +11,6 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
 use crate::api_key::KeyDigest;
-use crate::denial::Reason;
 use crate::jose::compact::MAX_HEADER_VALUE_LENGTH;
 use crate::jose::jwk::JwkSet;
 use crate::jwks::{Clusters, JwksUri};
@@ -22,6 +21,7 @@ use crate::oauth::client::OauthClient;
 use crate::oauth::signing_key::SigningKey;
 use crate::principal::Principal;
 use crate::problem::{Problem, Problems};
+use crate::reason::Reason;
 use crate::scope::{Scope, ScopeSet, is_scope_token};
 use crate::time::UnixTime;
 use raw::{RawApiKey, RawIdentityProvider, RawOauthClient, RawOrg, RawPolicy, RawSigningKey};

@@ -20,7 +20,6 @@ use sha2::{Digest, Sha256};
 use super::raw::{Members, RawPolicy};
 use super::{Org, Policy, Surroundings};
 use crate::api_key::KeyDigest;
-use crate::denial::Reason;
 use crate::host::Host;
 use crate::jwks::Clusters;
 use crate::names::OrgName;
@@ -28,6 +27,7 @@ use crate::oauth::client::OauthClient;
 use crate::oauth::signing_key::SigningKey;
 use crate::principal::Principal;
 use crate::problem::{self, Problem, Problems};
+use crate::reason::Reason;
 use crate::scope::Scope;
 use crate::time::UnixTime;
 

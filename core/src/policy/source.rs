@@ -5,12 +5,12 @@ use std::rc::Rc;
 use super::remote::RemotePolicy;
 use super::{Org, Policy};
 use crate::api_key::KeyDigest;
-use crate::denial::Reason;
 use crate::host::Host;
 use crate::names::OrgName;
 use crate::oauth::client::OauthClient;
 use crate::oauth::signing_key::SigningKey;
 use crate::principal::Principal;
+use crate::reason::Reason;
 use crate::time::UnixTime;
 
 /// The policy in force.
