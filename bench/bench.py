@@ -98,13 +98,18 @@ def run_against(options: argparse.Namespace, every: list[Row], parties: Parties,
     wanted = set(options.only or names(every))
     compared = compare.pairs((row for row in every if row.name in wanted), options.against)
     taken: compare.Taken = {}
+    summary: list[dict] = []
     for start in range(options.starts):
         print(f"==> start {start + 1} of {options.starts}: making credentials and starting Envoy", flush=True)
         served = [row for pair in compared for row in (pair[::-1] if start % 2 else pair)]
-        with Bench(served, parties, upstream, OUT) as bench:
+        folder = OUT / f"start-{start}"
+        folder.mkdir(mode=0o700)
+        with Bench(served, parties, upstream, folder) as bench:
             prepare(bench)
             compare.measure(bench, compared, options.rounds, options.seconds, taken)
-    return compare.summarize(compared, taken)
+        summary = compare.summarize(compared, taken)
+        print(compare.table(summary), flush=True)
+    return summary
 
 
 def names(every: list[Row]) -> list[str]:
