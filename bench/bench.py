@@ -11,14 +11,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
-import compare  # noqa: E402
-import facts  # noqa: E402
-import report  # noqa: E402
-from load import Fault  # noqa: E402
-from measure import Bench, Samples, median_rps  # noqa: E402
-from rows import Parties, Row, rows  # noqa: E402
-from start import begin, positive  # noqa: E402
-from upstream import Upstream  # noqa: E402
+import compare
+import facts
+import report
+from load import Fault
+from measure import Bench, Samples, median_rps
+from rows import Parties, Row, rows
+from start import begin, positive
+from upstream import Upstream
 
 OUT = ROOT / "target" / "bench"
 RESULT = ROOT / "target" / "bench.json"
@@ -32,7 +32,10 @@ def arguments(names: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=".tools/bin/python bench/bench.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"{__doc__.strip()}\n\nA row's twin is measured with it. Fewer or shorter rounds are for a first look.",
+        description=(
+            f"{__doc__.strip()}\n\n"
+            "Each row is measured together with its twin. For a first look, use fewer or shorter rounds."
+        ),
         epilog="names for --only:\n" + "\n".join(f"  {name}" for name in names),
     )
     parser.add_argument("--rounds", type=positive, default=5, help="how often each row is measured (default: 5)")

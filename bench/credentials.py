@@ -45,7 +45,9 @@ def base64url(data: bytes) -> str:
 
 def _sign(private_key_pem: bytes, signed_texts: list[str]) -> list[str]:
     key = serialization.load_pem_private_key(private_key_pem, password=None)
-    return [f"{text}.{base64url(key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256()))}" for text in signed_texts]
+    return [
+        f"{text}.{base64url(key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256()))}" for text in signed_texts
+    ]
 
 
 class Issuer:

@@ -18,7 +18,7 @@ RATE_LIMIT_CLUSTER = "ratelimit"
 
 @dataclass(frozen=True, eq=False)
 class Listener:
-    """A port of Envoy and the filters before its direct response. They are made when they are needed: some are large."""
+    """A port of Envoy, and the filters before its direct response. Filters are created on demand: some are large."""
 
     name: str
     filters: Callable[[], list[dict]] = list
@@ -85,7 +85,10 @@ def module(vm_id: str, plugin: dict) -> dict:
     config = copy.deepcopy(_manager(shipped()["static_resources"]["listeners"][0])["http_filters"][0])
     settings = config["typed_config"]["config"]
     settings["vm_config"]["vm_id"] = vm_id
-    settings["configuration"] = {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": json.dumps(plugin)}
+    settings["configuration"] = {
+        "@type": "type.googleapis.com/google.protobuf.StringValue",
+        "value": json.dumps(plugin),
+    }
     return config
 
 

@@ -6,8 +6,8 @@ import re
 import subprocess
 import time
 import urllib.request
-from urllib.parse import quote
 from pathlib import Path
+from urllib.parse import quote
 
 from load import Fault
 from run import BIN, ROOT, answers

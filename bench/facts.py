@@ -1,4 +1,4 @@
-"""What no row can tell: one worker beside two, large policies, memory, the module's size. Each has Envoys of its own."""
+"""Measurements that need an Envoy of their own: one and two workers, large policies, memory, and the module's size."""
 
 import json
 import time
@@ -68,7 +68,7 @@ def await_answer(port: int, request: Request) -> None:
 
 
 def workers(surroundings: Surroundings) -> list[dict]:
-    """Neither Envoy nor wrk is pinned: two workers and wrk share what cores there are. So only the two can be compared."""
+    """Envoy and wrk share all cores: neither is pinned to one. So compare these two figures only with each other."""
     request = with_key(*surroundings.parties.keys(1))
     requests = Requests([request], surroundings.folder)
     entries = []
@@ -77,7 +77,11 @@ def workers(surroundings: Surroundings) -> list[dict]:
         with surroundings.envoy(name, config, workers=count, core=None) as envoy:
             port = envoy.ports()["gateway"]
             await_answer(port, request)
-            load = Wrk(port, requests, TWO_WORKERS_CONNECTIONS, surroundings.seconds, core=None).result().require(name, 200)
+            load = (
+                Wrk(port, requests, TWO_WORKERS_CONNECTIONS, surroundings.seconds, core=None)
+                .result()
+                .require(name, 200)
+            )
         entries.append(unpaired(name, Sample(load, None)))
     return entries
 

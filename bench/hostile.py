@@ -1,11 +1,13 @@
-"""`make hostile`: what the costliest requests of each kind cost the gateway.
+"""`make hostile`: the cost of the most expensive requests of each kind.
 
-Each is measured beside the same bytes without any filter, which Envoy itself has to read too, and beside a good request
-of the same kind. A figure is the worker's CPU time for each request, as in `make bench`, with the same Envoy and load. It
-fails where one costs a larger multiple of the good one than is known and explained in SECURITY.md.
+Each hostile request is compared with two others. One has the same bytes and goes through no filter, because Envoy has
+to read these bytes in any case. The other is a good request of the same kind. A figure is the worker's CPU time for
+each request, with the Envoy and the load of `make bench`. The program fails if a hostile request costs a larger
+multiple of the good one than SECURITY.md explains.
 
-After that come requests that their client leaves waiting (held.py): the memory that they bind for each byte on the wire,
-over HTTP/2 and HTTP/1.1. It fails if Envoy grows too much, or a held request costs too much CPU.
+After that, clients send requests and leave them waiting (held.py). The program measures the memory that these requests
+occupy for each byte on the wire, over HTTP/2 and HTTP/1.1. It fails if Envoy's memory grows too much, or if a held
+request costs too much CPU time.
 """
 
 import argparse
@@ -21,15 +23,27 @@ from urllib.parse import urlencode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
-import held  # noqa: E402
-from credentials import base64url, garbage_token, new_api_key, sha256  # noqa: E402
-from envoy_config import Listener, module  # noqa: E402
-from load import Fault  # noqa: E402
-from measure import Bench, Samples  # noqa: E402
-from rows import CALL_BYTES, CLIENTS, COLD_CACHE, COLD_TOKENS, ORG, Parties, Row, plugin, tool_list, with_key, with_token  # noqa: E402
-from start import begin, positive  # noqa: E402
-from upstream import Upstream  # noqa: E402
-from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, list_request, mcp_call, token_request, tool_call  # noqa: E402
+import held
+from credentials import base64url, garbage_token, sha256
+from envoy_config import Listener, module
+from load import Fault
+from measure import Bench, Samples
+from rows import (
+    CALL_BYTES,
+    CLIENTS,
+    COLD_CACHE,
+    COLD_TOKENS,
+    ORG,
+    Parties,
+    Row,
+    plugin,
+    tool_list,
+    with_key,
+    with_token,
+)
+from start import begin, positive
+from upstream import Upstream
+from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, list_request, mcp_call, token_request, tool_call
 
 OUT = ROOT / "target" / "hostile"
 RESULT = ROOT / "target" / "hostile.json"
@@ -106,7 +120,8 @@ def members(size: int) -> str:
 
 
 def call(arguments: str) -> str:
-    return f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{CONNECTOR}__write","arguments":{arguments}}}}}'
+    params = f'{{"name":"{CONNECTOR}__write","arguments":{arguments}}}'
+    return f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}'
 
 
 def nested(depth: int) -> str:
@@ -117,7 +132,9 @@ def table(size: int) -> str:
     """Records as a tool may be given."""
 
     def record(number: int) -> str:
-        return json.dumps({"id": number, "title": f"Title {number}", "tags": ["a", "b"], "is_done": False, "text": "x" * 40})
+        return json.dumps(
+            {"id": number, "title": f"Title {number}", "tags": ["a", "b"], "is_done": False, "text": "x" * 40}
+        )
 
     return f"[{filled(size - 2, record)}]"
 
@@ -135,7 +152,7 @@ def large_list() -> str:
     """As many entries as are read."""
 
     def tool(number: int) -> str:
-        name = f'{(CONNECTOR, "clock")[number % 2]}__{number}'
+        name = f"{(CONNECTOR, 'clock')[number % 2]}__{number}"
         return f'{{"name":"{name.ljust(LIST_BYTES // ENTRIES - 11, "x")}"}}'
 
     return list_of(tool)
@@ -203,7 +220,11 @@ class World:
             Row("good_key", self.gateway, lambda: [with_key(self.key)]),
             Row("good_token", self.gateway, lambda: [with_token(parties.idp.token())]),
             Row("good_new_token", self.cold, lambda: [with_token(token) for token in parties.idp.tokens(COLD_TOKENS)]),
-            Row("good_call", self.gateway, lambda: [tool_call(ORG, f"{CONNECTOR}__write", CALL_BYTES).with_header(*scoped)]),
+            Row(
+                "good_call",
+                self.gateway,
+                lambda: [tool_call(ORG, f"{CONNECTOR}__write", CALL_BYTES).with_header(*scoped)],
+            ),
             Row(
                 "good_large_call",
                 self.gateway,
@@ -213,7 +234,9 @@ class World:
             Row(
                 "good_table_call",
                 self.gateway,
-                lambda: [replace(mcp_call(ORG), body=call(f'{{"records":{table(MESSAGE_BYTES)}}}')).with_header(*scoped)],
+                lambda: [
+                    replace(mcp_call(ORG), body=call(f'{{"records":{table(MESSAGE_BYTES)}}}')).with_header(*scoped)
+                ],
                 connections=LARGE_AT_A_TIME,
             ),
             Row("good_list", self.lists, lambda: [list_request(ORG).with_header(*scoped)]),
@@ -223,7 +246,12 @@ class World:
                 lambda: [list_request(ORG).with_header(*scoped)],
                 connections=LARGE_AT_A_TIME,
             ),
-            Row("good_token_request", self.gateway, lambda: [token_request(*client) for client in parties.clients], connections=4),
+            Row(
+                "good_token_request",
+                self.gateway,
+                lambda: [token_request(*client) for client in parties.clients],
+                connections=4,
+            ),
         ]
 
     def hostiles(self) -> list[Hostile]:
@@ -252,7 +280,9 @@ class World:
             return f"{part(idp.header | {'kid': kid})}.{part(claims)}.{signature}"
 
         def large_signature(number: int) -> str:
-            return f"{of_kid(LARGE_KID).rpartition('.')[0]}.{base64url(bytes([1, number]) + bytes(LARGE_KEY_BYTES - 2))}"
+            return (
+                f"{of_kid(LARGE_KID).rpartition('.')[0]}.{base64url(bytes([1, number]) + bytes(LARGE_KEY_BYTES - 2))}"
+            )
 
         def signed_scopes() -> list[Request]:
             scopes = filled(8_000, lambda number: f"mcp:call:c{number}", " ")
@@ -270,9 +300,13 @@ class World:
             hostile("token_unknown_kid", lambda number: of_kid(f"k{number}")),
             hostile("token_forged_large_keys", large_signature, KEYS_MULTIPLE),
             forged("token_forged_16k", lambda room: f'"text":"{(room - 9) * "x"}"'),
-            forged("token_deep_claims_16k", lambda room: f'"deep":[{filled(room - 9, lambda _: nested(CLAIMS_DEPTH))}]'),
+            forged(
+                "token_deep_claims_16k", lambda room: f'"deep":[{filled(room - 9, lambda _: nested(CLAIMS_DEPTH))}]'
+            ),
             forged("token_many_claims_16k", members),
-            forged("token_many_audiences_16k", audiences, {name: value for name, value in claims.items() if name != "aud"}),
+            forged(
+                "token_many_audiences_16k", audiences, {name: value for name, value in claims.items() if name != "aud"}
+            ),
             Hostile(Row("token_many_scopes_8k", self.cold, signed_scopes), "good_new_token"),
         ]
 
@@ -318,7 +352,10 @@ class World:
 
         def message(name: str, body: str, status: int, credential: tuple[str, str] = scoped) -> Hostile:
             request = Request(f"/mcp/{ORG}", (("Content-Type", "application/json"), credential), body)
-            return Hostile(Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME), "good_table_call")
+            return Hostile(
+                Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME),
+                "good_table_call",
+            )
 
         def batch(connectors: int) -> str:
             start, end = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"c', '__a"}}'
@@ -328,7 +365,9 @@ class World:
             name: str, listener: Listener, credential: tuple[str, str] = scoped, at_most: float = MULTIPLE
         ) -> Hostile:
             request = list_request(ORG).with_header(*credential)
-            return Hostile(Row(name, listener, lambda: [request], connections=LARGE_AT_A_TIME), "good_large_list", at_most)
+            return Hostile(
+                Row(name, listener, lambda: [request], connections=LARGE_AT_A_TIME), "good_large_list", at_most
+            )
 
         room = MESSAGE_BYTES - len(call("")) - 10
         deep = filled(room, lambda _: nested(MESSAGE_DEPTH))
@@ -351,7 +390,10 @@ class World:
         secret = "apx_secret_" + "x" * 24
 
         def form(name: str, request: Request, status: int) -> Hostile:
-            return Hostile(Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME), "good_token_request")
+            return Hostile(
+                Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME),
+                "good_token_request",
+            )
 
         def post(body: str, **headers: str) -> Request:
             request = Request("/oauth/token", (("Content-Type", "application/x-www-form-urlencoded"),), body)
@@ -374,7 +416,11 @@ class World:
         escapes = "a=" + filled(FORM_BYTES - 2, lambda _: "%41", "")
         return [
             form("form_wrong_secret", Numbered.of(token_request(f"apx_client_{SHORT_NUMBER}", secret)), 401),
-            form("form_wrong_basic", Numbered.of(post("grant_type=client_credentials", Authorization=f"Basic {basic}")), 401),
+            form(
+                "form_wrong_basic",
+                Numbered.of(post("grant_type=client_credentials", Authorization=f"Basic {basic}")),
+                401,
+            ),
             form("form_too_many_attempts", token_request(f"{known}x", secret), 401),
             form("form_forged_assertion", Numbered.of(post(urlencode(jwt))), 401),
             form("form_16k_parameters", post(filled(FORM_BYTES, lambda number: f"{number:x}=", "&")), 401),
@@ -392,7 +438,10 @@ def summarize(hostiles: list[Hostile], goods: list[Row], samples: Samples) -> li
         size = len(Request.encode(requests()[0]))
         return {"name": name, "bytes": size, "cpu_us": round(median_cpu(samples, name), 1)} | others
 
-    entries = [entry(row.name, row.requests, bare_us=None, of_bare=None, good=None, of_good=None, at_most=None) for row in goods]
+    entries = [
+        entry(row.name, row.requests, bare_us=None, of_bare=None, good=None, of_good=None, at_most=None)
+        for row in goods
+    ]
     for hostile in hostiles:
         cpu, bare, good = (median_cpu(samples, name) for name in (hostile.row.name, hostile.bare.name, hostile.good))
         against = {"bare_us": round(bare, 1), "of_bare": round(cpu / bare, 2)}
@@ -415,16 +464,23 @@ def arguments(names: list[str]) -> argparse.Namespace:
         prog=".tools/bin/python bench/hostile.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__.strip(),
-        epilog="columns: bytes of the request; cpu_us with the filter; bare_us the same bytes without any filter;\n"
-        "of_bare and of_good: cpu_us through bare_us and through that of the good request named last, at_most: how much of\n"
-        "that may be\n\n"
-        "columns of held requests: growth_mb, the maximum growth of Envoy's resident memory; held_for_a_byte, this growth divided\n"
-        "by the bytes that were sent\n\n"
+        epilog="columns of requests:\n"
+        "  bytes            length of the request\n"
+        "  cpu_us           CPU time with the filter\n"
+        "  bare_us          CPU time for the same bytes without any filter\n"
+        "  of_bare          cpu_us divided by bare_us\n"
+        "  of_good          cpu_us divided by the cpu_us of the good request in the last column\n"
+        "  at_most          maximum of of_good\n\n"
+        "columns of held requests:\n"
+        "  growth_mb        maximum growth of Envoy's resident memory\n"
+        "  held_for_a_byte  this growth divided by the bytes that were sent\n\n"
         "names for --only:\n" + "\n".join(f"  {name}" for name in names),
     )
     parser.add_argument("--rounds", type=positive, default=3, help="how often each is measured (default: 3)")
     parser.add_argument("--seconds", type=positive, default=2, help="how long each time (default: 2)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="only these, and what they are compared with")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=names, help="only these, and what they are compared with"
+    )
     return parser.parse_args()
 
 

@@ -29,7 +29,8 @@ def _entry(name: str, **figures) -> dict:
 
 
 def summarize(rows: list[Row], samples: Samples) -> list[dict]:
-    """Medians of the rounds; `mad` is the median absolute deviation of `cpu_us`, `ratio` the twin's CPU through ours."""
+    """Medians of the rounds. `mad` is the median absolute deviation of `cpu_us`. `ratio` is the twin's CPU time divided
+    by ours."""
     natives = {row.name: row.native for row in rows}
     figures = {name: _figures(taken) for name, taken in samples.items()}
     summary = []
@@ -60,5 +61,7 @@ def table(summary: list[dict]) -> str:
     for entry in loads:
         cells = ["-" if entry[column] is None else entry[column] for column in COLUMNS]
         lines.append(f"{entry['name']:30}" + "".join(f"{cell:>10}" for cell in cells[:-1]) + f"  {cells[-1]}")
-    facts = [f"{entry['name']:40}{entry['value']:>14,} {entry['unit']}" for entry in summary if entry["value"] is not None]
+    facts = [
+        f"{entry['name']:40}{entry['value']:>14,} {entry['unit']}" for entry in summary if entry["value"] is not None
+    ]
     return "\n".join([*lines, "", *facts])

@@ -97,7 +97,11 @@ class Parties:
 
 def plugin(orgs: dict, tokens: dict | None = None) -> dict:
     """The module's configuration; what is not said is as it comes."""
-    policy = {"version": "bench", "signing_keys": [{"kid": KID, "private_key_env": "APEXMCP_SIGNING_KEY"}], "orgs": orgs}
+    policy = {
+        "version": "bench",
+        "signing_keys": [{"kid": KID, "private_key_env": "APEXMCP_SIGNING_KEY"}],
+        "orgs": orgs,
+    }
     return {
         "gateway": {"origin": ORIGIN},
         "jwks": {"http_cluster": "jwks_http"},
@@ -286,16 +290,22 @@ def size_rows(parties: Parties, label: str, size: int) -> list[Row]:
         return {ORG: parties.org(parties.keys(size))}
 
     def many_orgs() -> dict:
-        keys = {name: [{"id": "key_0", "sha256": sha256(key)}] for name, key in zip(org_names, parties.keys(size))}
-        return {name: {"api_keys": records} for name, records in keys.items()}
+        keys = zip(org_names, parties.keys(size), strict=True)
+        return {name: {"api_keys": [{"id": "key_0", "sha256": sha256(key)}]} for name, key in keys}
 
-    def row(kind: str, orgs: Callable[[], dict], requests: Callable[[], list[Request]], tokens: dict | None = None) -> Row:
+    def row(
+        kind: str, orgs: Callable[[], dict], requests: Callable[[], list[Request]], tokens: dict | None = None
+    ) -> Row:
         name = f"{kind}_{label}"
         return Row(name, ours(name, orgs, tokens), requests, native=native and f"{kind}_{native}")
 
     return [
         row("keys", one_org, lambda: [with_key(key) for key in parties.keys(size)]),
-        row("orgs", many_orgs, lambda: [with_key(key, org) for org, key in zip(org_names, parties.keys(size))]),
+        row(
+            "orgs",
+            many_orgs,
+            lambda: [with_key(key, org) for org, key in zip(org_names, parties.keys(size), strict=True)],
+        ),
         row(
             "tokens",
             lambda: {ORG: parties.org([])},
@@ -324,5 +334,5 @@ def rows(parties: Parties) -> list[Row]:
         *scope_rows(parties),
         *limit_rows(parties),
         *issuing_rows(parties, gateway),
-        *chain.from_iterable(zip(*(size_rows(parties, label, size) for label, size in SIZES.items()))),
+        *chain.from_iterable(zip(*(size_rows(parties, label, size) for label, size in SIZES.items()), strict=True)),
     ]

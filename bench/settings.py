@@ -24,7 +24,17 @@ class Settings:
         self.port = free_port()
         self.environment = {TOKEN_ENV: secrets.token_urlsafe(32)}
         self.command("init")
-        serve = ["taskset", "-c", str(core), str(PROGRAM), "--db", str(self.database), "serve", "--listen", f"127.0.0.1:{self.port}"]
+        serve = [
+            "taskset",
+            "-c",
+            str(core),
+            str(PROGRAM),
+            "--db",
+            str(self.database),
+            "serve",
+            "--listen",
+            f"127.0.0.1:{self.port}",
+        ]
         with open(folder / "settings.log", "wb") as log:
             self.process = subprocess.Popen(serve, stdout=log, stderr=log, env=os.environ | self.environment)
         deadline = time.monotonic() + START_TIMEOUT_S

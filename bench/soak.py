@@ -1,15 +1,19 @@
-"""`make soak`: whether memory stays flat under requests that are all different.
+"""`make soak`: checks that memory does not grow when all requests differ.
 
-One Envoy with one worker on one core, and the policy from `apexmcp serve`. wrk, on the other core, sends two kinds of
-traffic at once. What is to be refused never comes twice: made-up tokens with a good header and good claims, key ids,
-issuers, orgs, connectors, client ids and API keys. What is to be admitted comes in turn: good tokens, many more than
-are remembered, so that each has to be verified anew; API keys; requests for tokens. Good tokens are signed before, a
-millisecond each, so that there are some ten thousands and not a million of them.
+One Envoy with one worker runs on one core and gets its policy from `apexmcp serve`. wrk runs on the other core and
+sends two kinds of traffic at the same time:
 
-It fails where a good request was refused, a bad one was admitted, an answer of 500 or above came, or memory grew.
+- Bad requests, each of them once: forged tokens with a good header and good claims, and made-up key ids, issuers,
+  organizations, connectors, client ids and API keys.
+- Good requests, in turn: good tokens, API keys, and requests for tokens. There are many more good tokens than the
+  cache holds, so that each one is verified again. They are signed in advance, which takes a millisecond each. So there
+  are some ten thousands of them, and not a million.
 
-After that another organization attacks by requests that wait (neighbors.py). It fails if a good request is refused then,
-or the 99th percentile of their response times more than doubles.
+The program fails if a good request is refused, a bad one is admitted, an answer has a status of 500 or above, or memory
+grows.
+
+After that, another organization attacks with requests that wait (neighbors.py). The program fails if a good request is
+refused during the attack, or if the 99th percentile of the response times more than doubles.
 """
 
 import argparse
@@ -25,17 +29,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
-import neighbors  # noqa: E402
-from credentials import Issuer, base64url  # noqa: E402
-from envoy_config import Listener, bootstrap, cluster, listener_config, module  # noqa: E402
-from envoy_process import Envoy  # noqa: E402
-from load import WRK_CORE, Fault, Requests, Wrk  # noqa: E402
-from plot import chart  # noqa: E402
-from rows import ORG, ORIGIN, with_key, with_token  # noqa: E402
-from settings import CLUSTER, TOKEN_ENV, Settings  # noqa: E402
-from start import begin, positive  # noqa: E402
-from upstream import Upstream  # noqa: E402
-from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, mcp_call, send, token_request  # noqa: E402
+import neighbors
+from credentials import Issuer, base64url
+from envoy_config import Listener, bootstrap, cluster, listener_config, module
+from envoy_process import Envoy
+from load import WRK_CORE, Fault, Requests, Wrk
+from plot import chart
+from rows import ORG, ORIGIN, with_key, with_token
+from settings import CLUSTER, TOKEN_ENV, Settings
+from start import begin, positive
+from upstream import Upstream
+from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, mcp_call, send, token_request
 
 OUT = ROOT / "target" / "soak"
 RESULT = ROOT / "target" / "soak.json"
@@ -92,7 +96,13 @@ class World:
 
     def __init__(self, settings: Settings, upstream: Upstream, tokens: int) -> None:
         self.settings = settings
-        self.idp = Issuer("https://idp.example", "idp-1", "JWT", {"sub": "agent-7", "aud": "apexmcp", "scope": "mcp:call"}, TOKEN_LIFE_S)
+        self.idp = Issuer(
+            "https://idp.example",
+            "idp-1",
+            "JWT",
+            {"sub": "agent-7", "aud": "apexmcp", "scope": "mcp:call"},
+            TOKEN_LIFE_S,
+        )
         upstream.jwks = self.idp.jwks()
         create = settings.command
         create("org", "create", ORG)
@@ -111,7 +121,9 @@ class World:
         keys = f"http://127.0.0.1:{self.silent.getsockname()[1]}/keys"
         provider = ["--issuer", self.silent_idp.url, "--jwks-uri", keys, "--audience", "apexmcp"]
         create("sso", "configure", "--org", ATTACKER, *provider, "--allow-private-address", "--force")
-        self.attacker_key = create("key", "create", "--org", ATTACKER, "--name", "scoped", "--connector", "notes")["key"]
+        self.attacker_key = create("key", "create", "--org", ATTACKER, "--name", "scoped", "--connector", "notes")[
+            "key"
+        ]
 
     def attacks(self) -> list[Request]:
         """Requests that wait: for a form, a key set, a message, and the rest of a refused request."""
@@ -126,7 +138,9 @@ class World:
     def good(self) -> list[Request]:
         requests = [with_token(token) for token in self.idp.tokens(self.tokens)]
         requests += [with_key(self.keys[number % KEYS]) for number in range(self.tokens // TOKENS_FOR_A_KEY)]
-        requests += [token_request(*self.clients[number % CLIENTS]) for number in range(self.tokens // TOKENS_FOR_AN_ISSUED)]
+        requests += [
+            token_request(*self.clients[number % CLIENTS]) for number in range(self.tokens // TOKENS_FOR_AN_ISSUED)
+        ]
         random.Random(7).shuffle(requests)
         return requests
 
@@ -149,8 +163,8 @@ class World:
 
 
 def _part(members: dict, numbered: str = "", value: str = "") -> str:
-    """A part of a token. The number in `numbered` begins where three bytes become four letters, so that it can be replaced
-    in the encoded text."""
+    """A part of a token. base64 turns three bytes into four letters. The number in `numbered` begins at such a group,
+    so that it can be replaced in the encoded text."""
     for pad in range(3):
         filled = members | ({numbered: f"{value}{'x' * pad}{LONG_NUMBER}"} if numbered else {})
         text = json.dumps(filled, separators=(",", ":"))
@@ -183,7 +197,9 @@ class Soak:
     def sample(self) -> Sample:
         envoy = self.envoy
         seconds = time.monotonic() - self.began
-        taken = Sample(envoy.answered(), round(seconds, 1), envoy.memory_bytes(), envoy.heap_bytes(), envoy.module_bytes())
+        taken = Sample(
+            envoy.answered(), round(seconds, 1), envoy.memory_bytes(), envoy.heap_bytes(), envoy.module_bytes()
+        )
         self.samples.append(taken)
         return taken
 
@@ -215,7 +231,8 @@ class Soak:
         self.broken += good.broken + bad.broken
         print(
             f"{now.requests:>12,} requests {(now.requests - before.requests) / (now.seconds - before.seconds):>8,.0f}/s"
-            f"   resident {now.resident / 1e6:6.1f} MB   heap {now.heap / 1e6:6.1f} MB   modules {now.module / 1e6:6.1f} MB",
+            f"   resident {now.resident / 1e6:6.1f} MB   heap {now.heap / 1e6:6.1f} MB"
+            f"   modules {now.module / 1e6:6.1f} MB",
             flush=True,
         )
 
@@ -235,7 +252,8 @@ class Soak:
             f"never counted: {', '.join(sorted(expected - reasons))}": expected - reasons,
             f"counted, and not expected: {', '.join(sorted(reasons - expected))}": reasons - expected,
             f"{self.envoy.server_errors()} requests were answered with 500 or above": self.envoy.server_errors(),
-            f"{self.broken} connections broke or waited for over two seconds": self.broken * BROKEN_OF > self.sent_good + self.sent_bad,
+            f"{self.broken} connections broke or waited for over two seconds": self.broken * BROKEN_OF
+            > self.sent_good + self.sent_bad,
         }
         return [text for text, holds in found.items() if holds]
 
@@ -244,13 +262,19 @@ def growth(samples: list[Sample], wanted: int) -> dict:
     """Medians of a tenth of the run, once the caches are full and at the end."""
 
     def within(start: float) -> list[Sample]:
-        return [each for each in samples if start * wanted <= each.requests <= (start + WINDOW) * wanted] or samples[-1:]
+        return [each for each in samples if start * wanted <= each.requests <= (start + WINDOW) * wanted] or samples[
+            -1:
+        ]
 
     warm, end = within(WARM_AFTER), [each for each in samples if each.requests >= (1 - WINDOW) * wanted]
     figures = {}
     for what in ("resident", "heap", "module"):
         before, after = (statistics.median(getattr(each, what) for each in part) for part in (warm, end))
-        figures[what] = {"warm": before, "end": after, "percent": round((after / before - 1) * 100, 2) if before else None}
+        figures[what] = {
+            "warm": before,
+            "end": after,
+            "percent": round((after / before - 1) * 100, 2) if before else None,
+        }
     return figures
 
 
@@ -266,10 +290,16 @@ def ready(port: int, requests: list[Request]) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog=".tools/bin/python bench/soak.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__.strip()
+        prog=".tools/bin/python bench/soak.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__.strip(),
     )
-    parser.add_argument("--requests", type=positive, default=10_000_000, help="how many in all (default: 10,000,000: half an hour)")
-    parser.add_argument("--plot", type=Path, default=PLOT, metavar="FILE", help="where the chart goes (default: docs/memory.svg)")
+    parser.add_argument(
+        "--requests", type=positive, default=10_000_000, help="how many in all (default: 10,000,000: half an hour)"
+    )
+    parser.add_argument(
+        "--plot", type=Path, default=PLOT, metavar="FILE", help="where the chart goes (default: docs/memory.svg)"
+    )
     return parser.parse_args()
 
 
@@ -310,7 +340,9 @@ def report(result: dict) -> str:
     lines += [f"  {count:>10,} {word}" for word, count in sorted(result["reasons"].items())]
     lines += ["", f"memory, once the caches are full ({WARM_AFTER:.0%} of the requests) and at the end:"]
     for what, figures in result["growth"].items():
-        lines.append(f"  {what:9} {figures['warm'] / 1e6:7.1f} MB {figures['end'] / 1e6:7.1f} MB {figures['percent']:+6.2f} %")
+        lines.append(
+            f"  {what:9} {figures['warm'] / 1e6:7.1f} MB {figures['end'] / 1e6:7.1f} MB {figures['percent']:+6.2f} %"
+        )
     neighbor = result["neighbor"]
     lines += [
         "",

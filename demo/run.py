@@ -1,6 +1,6 @@
-"""`make run`: the gateway of envoy/envoy.yaml with the policy of fresh Settings, two demo connectors and a demo identity provider.
+"""`make run`: starts the gateway of envoy/envoy.yaml, a new Settings service, two connectors and an identity provider.
 
-Everything listens on 127.0.0.1 and ends with Ctrl-C. Secrets are made anew each time and shown once.
+All programs listen on 127.0.0.1, and Ctrl-C stops them. Each run creates new secrets and prints them once.
 """
 
 import ctypes
@@ -213,7 +213,8 @@ TOKEN=$(curl -s {ORIGIN}/oauth/token -u {client_id}:{client_secret} -d grant_typ
 
 Method 3, a token of the demo identity provider {idp["issuer"]}
 
-TOKEN=$(curl -s {idp["token_endpoint"]} -u {idp["client_id"]}:{idp["client_secret"]} -d grant_type=client_credentials -d scope=mcp:call | {take})
+TOKEN=$(curl -s {idp["token_endpoint"]} -u {idp["client_id"]}:{idp["client_secret"]} \\
+  -d grant_type=client_credentials -d scope=mcp:call | {take})
 
 {call("Authorization: Bearer $TOKEN")}
 
@@ -258,7 +259,9 @@ def start_all(processes: Processes) -> str:
     config = render(ports)
     for name, port in ports.items():
         wait_until(name, lambda port=port: accepts(port), processes)
-    processes.start("envoy", [BIN / "envoy", "-c", config, "--concurrency", 2, "--disable-hot-restart"], env=environment)
+    processes.start(
+        "envoy", [BIN / "envoy", "-c", config, "--concurrency", 2, "--disable-hot-restart"], env=environment
+    )
     wait_until("Envoy", lambda: answers(f"http://127.0.0.1:{ADMIN}/ready"), processes)
     wait_until("the gateway", lambda: gateway_lists_tools(key), processes)
     return instructions(key, client, idp)

@@ -2,9 +2,8 @@
 
 from datetime import datetime, timedelta, timezone
 
-from serving import serve
-
 from mcp.server.mcpserver import MCPServer
+from serving import serve
 
 server = MCPServer("clock")
 
