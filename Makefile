@@ -52,8 +52,11 @@ fuzz: prerequisites ## one fuzz target for long: TARGET=jws MINUTES=60
 reproducible: prerequisites ## builds the module in two clean clones and compares them
 	scripts/reproducible
 
-lint: setup ## format, clippy (native and wasm), dependency audit
+lint: setup ## format and lint Rust (native and wasm), Python and shell; audit the dependencies
 	cargo fmt --all --check
+	.tools/bin/ruff format --check --quiet
+	.tools/bin/ruff check --quiet
+	scripts/shellcheck
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	scripts/wasm clippy
 	scripts/audit
