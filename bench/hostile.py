@@ -47,41 +47,41 @@ from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, list_request, mcp
 
 OUT = ROOT / "target" / "hostile"
 RESULT = ROOT / "target" / "hostile.json"
-# A token of this length is still read, and a head of this one: Envoy takes 60 KiB.
+# The maximum length of a token, and a length of a head that Envoy still accepts (60 KiB).
 TOKEN_BYTES, HEAD_BYTES = 16 * 1024, 56 * 1024
-# Envoy takes 100 headers, of which some are its own.
+# Envoy accepts 100 headers. Some of them are its own.
 HEADERS = 85
 FORM_BYTES = 16 * 1024
-# As much is read of a message, and cut of a list.
+# The lengths are just below the limits of messages and lists.
 MESSAGE_BYTES, LIST_BYTES = 1_040_000, 4_100_000
-# As many entries of a list are read.
+# Maximum number of entries of a list.
 ENTRIES = 65_536
-# The longest RSA keys that are taken, which an identity provider may publish under one id.
+# The longest accepted RSA keys. An identity provider may publish several under one id.
 LARGE_KID, LARGE_KEYS, LARGE_KEY_BYTES = "large", 4, 1024
-# One below the deepest nesting that is read.
+# Nesting just below the limits.
 CLAIMS_DEPTH, MESSAGE_DEPTH = 14, 60
 VARIANTS = 64
-# Of the large ones at a time: more would wait for each other, and for wrk, which has to write them.
+# Concurrent large requests. With more, they would wait for each other, and for wrk to write them.
 LARGE_AT_A_TIME = 2
 CONNECTOR = "notes"
 EVENTS = "text/event-stream"
-# As many scopes, each of a connector, as a token has room for.
+# Scopes of different connectors that fit into a token.
 SCOPES = 800
-# As long a path is looked at where unmatched ones pass.
+# Maximum length of a path with `unmatched_paths: allow`.
 PATH_BYTES = 8 * 1024
-# As many times a good request may one cost, where nothing else is known of it. A slow, shared machine needs some room.
+# Default maximum cost, as a multiple of a good request. A slow, shared machine needs some room.
 MULTIPLE = 8
-# The same of the long paths, beside a request of 300 bytes: Envoy's own work, and several decodings of 8 KiB.
+# For long paths, compared with a request of 300 bytes: Envoy's own work, and several decodings of 8 KiB.
 PATH_MULTIPLE = 25
-# The same of a million empty events.
+# For a million empty events.
 EVENTS_MULTIPLE = 15
-# The same of the costliest keys that are taken.
+# For the most expensive accepted keys.
 KEYS_MULTIPLE = 15
 
 
 @dataclass(frozen=True, eq=False)
 class Hostile:
-    """A kind of request, and the good one that it is compared with. One more is one more of these in `hostiles`."""
+    """A hostile request, and the good request for comparison. To add one, add it to `hostiles`."""
 
     row: Row
     good: str
@@ -89,13 +89,13 @@ class Hostile:
 
     @property
     def bare(self) -> Row:
-        """The same bytes, and the same answer, without any filter."""
+        """The same bytes and the same answer, without any filter."""
         listener = BARE_WITH_ANSWER.get(self.row.listener.answer, BARE)
         return Row(f"{self.row.name}_bare", listener, self.row.requests, connections=self.row.connections)
 
 
 def large_key() -> dict:
-    """To verify with it, nobody needs to know its factors."""
+    """A public key of random bytes. Verification does not need the factors of the modulus."""
     modulus = bytes([0xFF]) + os.urandom(LARGE_KEY_BYTES - 2) + bytes([0xFF])
     return {"kty": "RSA", "kid": LARGE_KID, "n": base64url(modulus), "e": base64url(b"\x01\xff\xff")}
 
@@ -105,7 +105,7 @@ def part(members: dict) -> str:
 
 
 def filled(size: int, piece: Callable[[int], str], separator: str = ",") -> str:
-    """So many pieces as have `size` together."""
+    """Pieces with a total length of at most `size`."""
     pieces, length, number = [], 0, 0
     while length + len(text := piece(number)) + len(separator) <= size:
         pieces.append(text)
@@ -115,7 +115,7 @@ def filled(size: int, piece: Callable[[int], str], separator: str = ",") -> str:
 
 
 def members(size: int) -> str:
-    """As many members as have `size` together."""
+    """JSON members with a total length of at most `size`."""
     return filled(size, lambda number: f'"{number:x}":0')
 
 
@@ -129,7 +129,7 @@ def nested(depth: int) -> str:
 
 
 def table(size: int) -> str:
-    """Records as a tool may be given."""
+    """Records, as in the arguments of a real tool."""
 
     def record(number: int) -> str:
         return json.dumps(
@@ -149,7 +149,7 @@ def good_large_list() -> str:
 
 
 def large_list() -> str:
-    """As many entries as are read."""
+    """A list with the maximum number of entries."""
 
     def tool(number: int) -> str:
         name = f"{(CONNECTOR, 'clock')[number % 2]}__{number}"
@@ -180,7 +180,7 @@ BARE_WITH_ANSWER = {
 
 
 class World:
-    """The listeners, and what is sent to them."""
+    """The listeners and their requests."""
 
     def __init__(self, parties: Parties) -> None:
         self.parties = parties
@@ -266,7 +266,7 @@ class World:
             return Hostile(Row(name, self.gateway, lambda: requests, status=401), "good_new_token", at_most)
 
         def forged(name: str, claims_of: Callable[[int], str], others: dict = claims) -> Hostile:
-            """All is right but the signature, the last thing that is looked at, after as many claims as are read."""
+            """A token with a wrong signature and as many claims as possible. The signature is checked last."""
 
             def token(number: int) -> str:
                 plain = json.dumps(others | {"jti": str(number)}, separators=(",", ":"))
@@ -322,7 +322,7 @@ class World:
             return request
 
         def path(name: str, text: str) -> list[Hostile]:
-            """Where only MCP paths pass, and where all do that nobody could take for one."""
+            """A path at a gateway that refuses unmatched paths, and at one that lets them pass."""
 
             def request(size: int) -> Request:
                 return mcp_call(ORG).at("/" + filled(size - 1, lambda _: text, ""))
@@ -339,11 +339,11 @@ class World:
             head("no_credential", mcp_call(ORG), 401),
             head("headers_56k", with_headers(mcp_call(ORG), "x-padding-", "x" * (HEAD_BYTES // HEADERS - 30)), 401),
             head("headers_look_alike", with_headers(with_key(self.key), "x-apexmcp-", "x"), 200),
-            # Decoded as often as is looked at; with a `/` each, so that there are as many segments.
+            # Encoded as often as the filter decodes. With a `/` after each, so that there are as many segments.
             *path("escapes", "%252541"),
             *path("segments", "a/"),
             *path("both", "%252541/"),
-            # Who resolves dots does so before decoding, between, or after.
+            # A server may resolve dots before, between or after its decodings.
             *path("dots", "a/%25252e%25252e/"),
         ]
 
@@ -401,10 +401,10 @@ class World:
                 request = request.with_header(header, value)
             return request
 
-        # The id's number begins where three bytes become four letters.
+        # The number in the id begins at a group of three bytes, which base64 turns into four letters.
         basic = base64url(f"apx_client_x{LONG_NUMBER}:{secret}".encode())
         basic = basic.ljust(-(-len(basic) // 4) * 4, "=").replace("-", "+").replace("_", "/")
-        # An id that nobody has is not remembered for long: a known one would soon be refused unread.
+        # Unknown ids, because assertions of a known client would soon be refused unread.
         claims = {"iss": f"apx_client_xx{LONG_NUMBER}"}
         while json.dumps(claims, separators=(",", ":")).index(LONG_NUMBER) % 3:
             claims["iss"] = claims["iss"].replace("x9", "xx9")
@@ -476,10 +476,12 @@ def arguments(names: list[str]) -> argparse.Namespace:
         "  held_for_a_byte  this growth divided by the bytes that were sent\n\n"
         "names for --only:\n" + "\n".join(f"  {name}" for name in names),
     )
-    parser.add_argument("--rounds", type=positive, default=3, help="how often each is measured (default: 3)")
-    parser.add_argument("--seconds", type=positive, default=2, help="how long each time (default: 2)")
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", choices=names, help="only these, and what they are compared with"
+        "--rounds", type=positive, default=3, help="number of measurements of each request (default: 3)"
+    )
+    parser.add_argument("--seconds", type=positive, default=2, help="length of a measurement (default: 2)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=names, help="measure only these, and the requests for comparison"
     )
     return parser.parse_args()
 
@@ -489,7 +491,7 @@ def measure(options: argparse.Namespace, world: World, hostiles: list[Hostile], 
     goods = [row for row in world.goods() if not options.only or row.name in compared]
     rows = goods + [row for hostile in hostiles for row in (hostile.bare, hostile.row)]
     with Bench(rows, world.parties, upstream, OUT) as bench:
-        print("==> checking how each is answered", flush=True)
+        print("==> checking the answer to each request", flush=True)
         for row in rows:
             bench.check(row)
         print("==> warming up", flush=True)
@@ -521,7 +523,7 @@ def main() -> None:
     tables = ([printed(entries)] if entries else []) + ([held.printed(held_entries)] if held_entries else [])
     print("\n" + "\n\n".join(tables) + f"\n\nwritten to {RESULT.relative_to(ROOT)}")
     costly = [entry["name"] for entry in entries if entry["good"] and entry["of_good"] > entry["at_most"]]
-    faults = [f"dearer than they may be: {', '.join(costly)}"] if costly else []
+    faults = [f"cost more than the maximum: {', '.join(costly)}"] if costly else []
     if faults := faults + held.faults(held_entries):
         sys.exit("make hostile: " + "\n              ".join(faults))
 

@@ -21,7 +21,7 @@ def _text(x: float, y: float, anchor: str, text: str, color: str = "#333") -> st
 
 
 def chart(title: str, x_name: str, x: list[float], lines: dict[str, list[float]]) -> str:
-    """Each line has a value for each of `x`; both axes begin at zero."""
+    """Draws lines with a value for each of `x`. Both axes begin at zero."""
     largest_x, largest_y = max(x), max(value for line in lines.values() for value in line)
     step_x, step_y = _step(largest_x), _step(largest_y)
     top = step_y * (largest_y // step_y + 1)

@@ -1,4 +1,4 @@
-"""The figures as one list, written as JSON and as a table."""
+"""Turns the samples into one list of figures, and writes it as JSON and as a table."""
 
 import json
 import statistics
@@ -24,7 +24,7 @@ def _figures(samples: list[Sample]) -> dict:
 
 
 def _entry(name: str, **figures) -> dict:
-    """All entries have one shape; what was not measured is null."""
+    """All entries have the same members. Null: not measured."""
     return {"name": name} | dict.fromkeys((*COLUMNS, "value", "unit")) | figures
 
 
@@ -42,12 +42,12 @@ def summarize(rows: list[Row], samples: Samples) -> list[dict]:
 
 
 def unpaired(name: str, sample: Sample) -> dict:
-    """A load that has no twin and was run once."""
+    """The entry of a load without a twin that ran once."""
     return _entry(name, **_figures([sample]))
 
 
 def fact(name: str, value: float, unit: str) -> dict:
-    """A figure that no load gave."""
+    """The entry of a figure that does not come from a load."""
     return _entry(name, value=value, unit=unit)
 
 

@@ -50,25 +50,25 @@ TOKEN_LIFE_S = 7 * 86_400
 # The organization that attacks.
 ATTACKER = "attacker"
 KEYS = 64
-# Each may take ten tokens a second.
+# Each client may get ten tokens a second.
 CLIENTS = 64
 MAX_TOKENS = 50_000
-# More than `tokens.cache_size`, so that none is still remembered when its turn comes again.
+# More than `tokens.cache_size`, so that a token is no longer in the cache when it is sent again.
 MIN_TOKENS = 8_192
-# Every so many good requests one comes by key, and one asks for a token.
+# One request with a key for each four tokens, and one request for a token for each hundred.
 TOKENS_FOR_A_KEY, TOKENS_FOR_AN_ISSUED = 4, 100
-# Of the requests that wait for an answer at any moment, so many are good ones.
+# Concurrent good and bad requests.
 GOOD_CONNECTIONS, BAD_CONNECTIONS = 6, 26
-# wrk is started anew so often: its counts are looked at then.
+# Time after which wrk is restarted, and its counts are checked.
 SLICE_S = 20
 SAMPLE_EVERY_S = 2
-# By then all that is bounded is full.
+# Share of the requests after which all caches are full.
 WARM_AFTER = 0.2
 WINDOW = 0.1
 FLAT_PERCENT = 3
-# wrk counts as broken what took over two seconds too, which a busy machine may cause.
+# wrk also counts requests that took over two seconds as broken. A busy machine may cause them.
 BROKEN_OF = 100
-# What each kind of request is refused with, as it is counted.
+# The reason with which each kind of bad request is refused and counted.
 REFUSALS = {
     "tokens": "signature_invalid",
     "key ids": "key_unknown",
@@ -82,7 +82,7 @@ REFUSALS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """Memory in bytes after so many requests."""
+    """Memory in bytes after a number of requests."""
 
     requests: int
     seconds: float
@@ -92,7 +92,7 @@ class Sample:
 
 
 class World:
-    """Settings with an org, and what its clients send."""
+    """Settings with an organization, and the requests of its clients."""
 
     def __init__(self, settings: Settings, upstream: Upstream, tokens: int) -> None:
         self.settings = settings
@@ -146,7 +146,7 @@ class World:
 
     def bad(self) -> dict[str, Numbered]:
         header, claims = self.idp.header, self.idp.claims | {"exp": int(time.time()) + TOKEN_LIFE_S}
-        # Below the modulus, so that only the whole of RSA tells that it is forged.
+        # Below the modulus, so that only the whole of RSA shows that it is wrong.
         signature = ("AAAA" + LONG_NUMBER).ljust(342, "A")
         forged = "apx_secret_" + "x" * 24
         key = self.keys[0]
@@ -210,7 +210,7 @@ class Soak:
 
     def slice(self) -> None:
         before, seconds = self.samples[-1], SLICE_S
-        # wrk runs for whole seconds: the last slice ends about where the wanted number is reached.
+        # wrk runs for whole seconds. The last slice ends about when the wanted number is reached.
         if before.seconds > 0 and (rate := before.requests / before.seconds):
             seconds = max(2, min(SLICE_S, round((self.wanted - before.requests) / rate)))
         running = [
@@ -225,7 +225,7 @@ class Soak:
             raise Fault(f"{good.refused} of {good.requests} good requests were refused; {self.reasons()}")
         if bad.refused != bad.requests:
             raise Fault(f"{bad.requests - bad.refused} of {bad.requests} bad requests were admitted; {self.reasons()}")
-        # What was sent and not answered when a slice ended is not sent again.
+        # Requests without an answer at the end of a slice are not sent again.
         self.sent_good += good.requests + GOOD_CONNECTIONS
         self.sent_bad += bad.requests + BAD_CONNECTIONS
         self.broken += good.broken + bad.broken
@@ -237,7 +237,7 @@ class Soak:
         )
 
     def reasons(self) -> dict[str, int]:
-        """How often each word was counted."""
+        """The count of each reason and outcome."""
         counted: dict[str, int] = {}
         for name, value in self.envoy.counters("apexmcp_(requests|endpoints)$").items():
             label = "reason" if name.endswith("_requests") else "outcome"
@@ -279,7 +279,7 @@ def growth(samples: list[Sample], wanted: int) -> dict:
 
 
 def ready(port: int, requests: list[Request]) -> None:
-    """Returns when the policy and the key set are there."""
+    """Returns when the gateway has the policy and the key set."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     for request in requests:
         while (status := send(port, request)[0]) == 503 and time.monotonic() < deadline:
@@ -295,10 +295,13 @@ def arguments() -> argparse.Namespace:
         description=__doc__.strip(),
     )
     parser.add_argument(
-        "--requests", type=positive, default=10_000_000, help="how many in all (default: 10,000,000: half an hour)"
+        "--requests",
+        type=positive,
+        default=10_000_000,
+        help="total number of requests (default: 10,000,000, which takes half an hour)",
     )
     parser.add_argument(
-        "--plot", type=Path, default=PLOT, metavar="FILE", help="where the chart goes (default: docs/memory.svg)"
+        "--plot", type=Path, default=PLOT, metavar="FILE", help="file for the chart (default: docs/memory.svg)"
     )
     return parser.parse_args()
 
@@ -306,7 +309,7 @@ def arguments() -> argparse.Namespace:
 def run(options: argparse.Namespace, upstream: Upstream) -> dict:
     tokens = max(MIN_TOKENS, min(MAX_TOKENS, options.requests // 20))
     with Settings(OUT, WRK_CORE) as settings:
-        print("==> an org, its keys and clients", flush=True)
+        print("==> creating an organization, its keys and clients", flush=True)
         world = World(settings, upstream, tokens)
         print(f"==> signing {tokens:,} good tokens", flush=True)
         good, bad = world.good(), world.bad()
@@ -334,11 +337,11 @@ def run(options: argparse.Namespace, upstream: Upstream) -> dict:
 
 
 def report(result: dict) -> str:
-    lines = ["", f"{result['requests']:,} requests in {result['seconds']:,.0f} s, of these different from each other:"]
+    lines = ["", f"{result['requests']:,} requests in {result['seconds']:,.0f} s; distinct values:"]
     lines += [f"  {count:>10,} {kind}" for kind, count in result["distinct"].items()]
-    lines += [f"  {result['good_tokens']:>10,} good tokens, in turn", "", "counted by reason:"]
+    lines += [f"  {result['good_tokens']:>10,} good tokens, in turn", "", "requests by reason:"]
     lines += [f"  {count:>10,} {word}" for word, count in sorted(result["reasons"].items())]
-    lines += ["", f"memory, once the caches are full ({WARM_AFTER:.0%} of the requests) and at the end:"]
+    lines += ["", f"memory when the caches are full (after {WARM_AFTER:.0%} of the requests) and at the end:"]
     for what, figures in result["growth"].items():
         lines.append(
             f"  {what:9} {figures['warm'] / 1e6:7.1f} MB {figures['end'] / 1e6:7.1f} MB {figures['percent']:+6.2f} %"
@@ -382,7 +385,7 @@ def main() -> None:
         result["faults"].append(f"resident memory grew by {percent} %, more than {FLAT_PERCENT} %")
     if result["faults"]:
         sys.exit("make soak: " + "\n           ".join(result["faults"]))
-    print(f"flat: resident memory changed by {percent:+} %, no more than {FLAT_PERCENT} %")
+    print(f"memory does not grow: it changed by {percent:+} %, the maximum is {FLAT_PERCENT} %")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A demo connector: the time, as an MCP server over streamable HTTP."""
+"""A demo connector that tells the time: an MCP server over streamable HTTP."""
 
 from datetime import datetime, timedelta, timezone
 

@@ -1,4 +1,4 @@
-"""A demo connector: notes in memory, as an MCP server over streamable HTTP."""
+"""A demo connector that keeps notes in memory: an MCP server over streamable HTTP."""
 
 from mcp.server.mcpserver import MCPServer
 from serving import serve
