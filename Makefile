@@ -1,4 +1,4 @@
-# Every target works from a fresh clone: it sets up what is missing first.
+# Every target works from a fresh clone: it first sets up what is missing.
 
 TOOLS := .tools/.complete
 RATELIMIT := .tools/bin/ratelimit
@@ -8,57 +8,60 @@ CHROMIUM := .tools/bin/chromium
 FUNC_E := .tools/bin/func-e
 WEB_SERVERS := .tools/bin/php-cgi
 WRK = @command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
-# npm writes this file last.
+# npm writes this file last, so it shows that the installation is complete.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
 
 .PHONY: help run test build image bench hostile soak versions fuzz reproducible lint setup prerequisites clean
 
-help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
-run: setup build ## the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C
+run: setup build ## start the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C
 	@exec .tools/bin/python demo/run.py
 
-test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) $(WEB_SERVERS) $(CHROMIUM) ## every test: unit, property, end to end in real Envoy
+test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) $(WEB_SERVERS) $(CHROMIUM) ## run all tests: unit, property, and end to end in real Envoy
 	@scripts/prerequisites test
 	cargo test --workspace --locked
 
-build: prerequisites ## dist/apexmcp_auth.wasm, and Settings: dist/apexmcp
+build: prerequisites ## build the module, dist/apexmcp_auth.wasm, and the Settings program, dist/apexmcp
 	scripts/wasm build
 	cargo build --profile native --locked --package apexmcp-settings
 	@install -m 755 target/native/apexmcp dist/.apexmcp.new && mv dist/.apexmcp.new dist/apexmcp
 
-image: build ## dist/apexmcp-auth.oci.tar for Istio and Envoy Gateway, its bill of materials and checksums
+image: build ## build the OCI image for Istio and Envoy Gateway, its bill of materials and checksums in dist/
 	scripts/image
 
-bench: setup build $(RATELIMIT) ## what it costs; prints a table and writes target/bench.json (AGAINST=OLD.wasm: beside an earlier module)
+bench: setup build $(RATELIMIT) ## measure the cost of requests; write target/bench.json (AGAINST=OLD.wasm: compare with an earlier module)
 	$(WRK)
 	@.tools/bin/python bench/bench.py $(if $(AGAINST),--rounds 2 --against $(AGAINST))
 
-hostile: setup build $(RATELIMIT) ## what the costliest requests cost, and whether that is too much; prints a table and writes target/hostile.json
+hostile: setup build $(RATELIMIT) ## check the cost of the most expensive requests; write target/hostile.json
 	$(WRK)
 	@.tools/bin/python bench/hostile.py
 
-soak: setup build ## whether memory stays flat, under 10 million requests that differ; writes target/soak.json, docs/memory.svg
+soak: setup build ## check that 10 million different requests do not grow memory; write target/soak.json, docs/memory.svg
 	$(WRK)
 	@.tools/bin/python bench/soak.py
 
-versions: setup build $(RATELIMIT) $(FUNC_E) ## the core scenarios in Envoy 1.36 to 1.40; prints what works where
+versions: setup build $(RATELIMIT) $(FUNC_E) ## run the core scenarios in Envoy 1.36 to 1.40; print a table of the results
 	@scripts/versions
 
-fuzz: prerequisites ## one fuzz target for long: TARGET=jws MINUTES=60
+fuzz: prerequisites ## run one fuzz target: TARGET=jws MINUTES=60
 	@scripts/fuzz "$(TARGET)" "$(MINUTES)"
 
-reproducible: prerequisites ## builds the module in two clean clones and compares them
+reproducible: prerequisites ## build the module in two clean clones and compare them
 	scripts/reproducible
 
-lint: setup ## format, clippy (native and wasm), dependency audit
+lint: setup ## format and lint Rust (native and wasm), Python and shell; audit the dependencies
 	cargo fmt --all --check
+	.tools/bin/ruff format --check --quiet
+	.tools/bin/ruff check --quiet
+	scripts/shellcheck
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	scripts/wasm clippy
 	scripts/audit
 
-setup: $(TOOLS) $(NODE_MODULES) ## Envoy, Node and Python packages, below .tools
+setup: $(TOOLS) $(NODE_MODULES) ## install Envoy, Node and Python packages below .tools
 
 prerequisites:
 	@scripts/prerequisites
@@ -90,5 +93,5 @@ $(NODE_MODULES): %/node_modules/.package-lock.json: %/package-lock.json $(TOOLS)
 	.tools/bin/npm ci --prefix $* --no-audit --no-fund
 	@touch $@
 
-clean: ## removes what was built (what was set up stays in .tools)
+clean: ## remove built files; .tools stays
 	rm -rf target dist

@@ -1,7 +1,7 @@
 """Clients that send requests and leave them waiting, over HTTP/2 and HTTP/1.1.
 
-HTTP/2 makes a long head cheap: a field enters the server's HPACK table once on a connection, and after that one byte stands
-for it (RFC 7541 §6.1). The client counts what it sends and how it is answered, and finishes no request.
+HTTP/2 makes a long head cheap. A field enters the server's HPACK table once for each connection. After that, one byte
+represents the field (RFC 7541 §6.1). The client counts the bytes that it sends and the answers. It finishes no request.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from wire import HOST, Request
 
-# Bytes of padding. With the other fields, the head stays below `max_request_headers_kb` (60) and `max_headers_count` (100).
+# Bytes of padding. With the other fields, the head stays below `max_request_headers_kb` (60) and
+# `max_headers_count` (100).
 HEAD_BYTES = 55_000
 # A field of this length leaves room for a token in the table of 4,096 bytes.
 FIELD_BYTES = 2_500
@@ -40,15 +41,20 @@ def padded(request: Request, size: int = HEAD_BYTES) -> Request:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A request of which the client sends the head and `request.body`, and no more. `length` is the content length that the
-    head announces. A request of length 0 is complete."""
+    """A request that the client never finishes. The client sends the head and `request.body`. `length` is the content
+    length that the head announces. A request of length 0 is complete."""
 
     request: Request
     length: int = 0
 
     def http1(self) -> bytes:
         headers = (("Host", HOST), *self.request.headers, ("Content-Length", str(self.length)))
-        lines = [f"POST {self.request.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", self.request.body]
+        lines = [
+            f"POST {self.request.path} HTTP/1.1",
+            *(f"{name}: {value}" for name, value in headers),
+            "",
+            self.request.body,
+        ]
         return "\r\n".join(lines).encode()
 
     def fields(self) -> list[tuple[str, str]]:
@@ -141,7 +147,11 @@ class Http2:
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         # The server may keep no table, and may send without limit.
         settings = struct.pack(">HI", HEADER_TABLE_SIZE, 0)
-        self._write(PREFACE + frame(SETTINGS, 0, 0, settings) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", MAX_WINDOW - DEFAULT_WINDOW)))
+        self._write(
+            PREFACE
+            + frame(SETTINGS, 0, 0, settings)
+            + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", MAX_WINDOW - DEFAULT_WINDOW))
+        )
         self.reading = asyncio.create_task(self._read())
         await self.is_ready.wait()
         return self

@@ -1,7 +1,7 @@
-"""`make bench`: what the gateway costs beside Envoy's own filters.
+"""`make bench`: measures the cost of the gateway in comparison with Envoy's own filters.
 
-All rows are listeners of one Envoy with one worker on one core, wrk is on another. A row's figure is the worker's CPU
-time for each request: it is steadier than requests each second, which stand beside it.
+All rows are listeners of one Envoy, which has one worker on one core. wrk runs on another core. The figure of a row
+is the worker's CPU time for each request, because it varies less than the requests per second. The table shows both.
 """
 
 import argparse
@@ -11,19 +11,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
-import compare  # noqa: E402
-import facts  # noqa: E402
-import report  # noqa: E402
-from load import Fault  # noqa: E402
-from measure import Bench, Samples, median_rps  # noqa: E402
-from rows import Parties, Row, rows  # noqa: E402
-from start import begin, positive  # noqa: E402
-from upstream import Upstream  # noqa: E402
+import compare
+import facts
+import report
+from load import Fault
+from measure import Bench, Samples, median_rps
+from rows import Parties, Row, rows
+from start import begin, positive
+from upstream import Upstream
 
 OUT = ROOT / "target" / "bench"
 RESULT = ROOT / "target" / "bench.json"
 COMPARISON = ROOT / "target" / "bench-against.json"
-# Measured at half load too, beside its twin.
+# This row and its twin are also measured at half load.
 HALF_LOAD_OF = "api_key"
 HALF_LOAD = f"{HALF_LOAD_OF}_half_load"
 
@@ -32,21 +32,26 @@ def arguments(names: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=".tools/bin/python bench/bench.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"{__doc__.strip()}\n\nA row's twin is measured with it. Fewer or shorter rounds are for a first look.",
+        description=(
+            f"{__doc__.strip()}\n\n"
+            "Each row is measured together with its twin. For a first look, use fewer or shorter rounds."
+        ),
         epilog="names for --only:\n" + "\n".join(f"  {name}" for name in names),
     )
-    parser.add_argument("--rounds", type=positive, default=5, help="how often each row is measured (default: 5)")
+    parser.add_argument("--rounds", type=positive, default=5, help="number of measurements of each row (default: 5)")
     parser.add_argument("--against", type=module_file, metavar="OLD.wasm", help="compare with this earlier module")
-    parser.add_argument("--seconds", type=positive, default=2, help="how long each time (default: 2)")
-    parser.add_argument("--starts", type=positive, default=6, help="how often Envoy is started to compare (default: 6)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="only these rows, and their twins")
+    parser.add_argument("--seconds", type=positive, default=2, help="length of a measurement (default: 2)")
+    parser.add_argument("--starts", type=positive, default=6, help="starts of Envoy for a comparison (default: 6)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=names, help="measure only these rows and their twins"
+    )
     return parser.parse_args()
 
 
 def module_file(text: str) -> Path:
     path = Path(text)
     if not path.is_file():
-        raise argparse.ArgumentTypeError(f"there is no file {text}")
+        raise argparse.ArgumentTypeError(f"no such file: {text}")
     return path
 
 
@@ -58,7 +63,7 @@ def with_twins(wanted: set[str], every: list[Row]) -> list[Row]:
 
 
 def prepare(bench: Bench) -> None:
-    print("==> checking what each row lets in, refuses and passes on", flush=True)
+    print("==> checking that each row admits, refuses and forwards the right requests", flush=True)
     for row in bench.rows:
         bench.check(row)
     print("==> warming up", flush=True)
@@ -73,7 +78,7 @@ def measure(bench: Bench, count: int, seconds: int, half_load: bool) -> list[dic
 
 
 def at_half_load(bench: Bench, samples: Samples, count: int, seconds: int) -> list[dict]:
-    print(f"==> {HALF_LOAD_OF} and its twin at half of what {HALF_LOAD_OF} can do", flush=True)
+    print(f"==> {HALF_LOAD_OF} and its twin at half the capacity of {HALF_LOAD_OF}", flush=True)
     capacity = median_rps(samples[HALF_LOAD_OF])
     (row,) = (row for row in bench.rows if row.name == HALF_LOAD_OF)
     halved = [bench.at_half_load(each, capacity) for each in bench.rows if each.name in (row.native, row.name)]
@@ -84,7 +89,7 @@ def run(options: argparse.Namespace, every: list[Row], parties: Parties, upstrea
     wanted = set(options.only or names(every))
     summary = []
     if chosen := with_twins(wanted, every):
-        print("==> making credentials and starting Envoy", flush=True)
+        print("==> creating credentials and starting Envoy", flush=True)
         with Bench(chosen, parties, upstream, OUT) as bench:
             summary += measure(bench, options.rounds, options.seconds, HALF_LOAD in wanted)
     for fact in facts.FACTS:
@@ -100,7 +105,7 @@ def run_against(options: argparse.Namespace, every: list[Row], parties: Parties,
     taken: compare.Taken = {}
     summary: list[dict] = []
     for start in range(options.starts):
-        print(f"==> start {start + 1} of {options.starts}: making credentials and starting Envoy", flush=True)
+        print(f"==> start {start + 1} of {options.starts}: creating credentials and starting Envoy", flush=True)
         served = [row for pair in compared for row in (pair[::-1] if start % 2 else pair)]
         folder = OUT / f"start-{start}"
         folder.mkdir(mode=0o700)

@@ -1,10 +1,10 @@
-"""`make bench AGAINST=OLD.wasm`: what the module costs beside an earlier build of it.
+"""`make bench AGAINST=OLD.wasm`: compares the cost of the module with that of an earlier build.
 
 Each row gets a second listener in the same Envoy, with the same configuration and the earlier module. The two take
-turns of 50 ms, and each round gives one ratio. The speed of a shared machine changes all the time; two rows that
-alternate so quickly meet nearly the same speed, so the ratio is far steadier than either figure. It still differs by
-some percent from one start of Envoy to the next, with where V8 puts the code of a module, so Envoy is started anew
-several times, and every other time the new module is loaded first.
+turns of 50 ms, and each round gives one ratio. The speed of a shared machine changes all the time. Two rows that
+alternate so quickly get nearly the same speed, so the ratio varies far less than either figure. The ratio still
+differs by some percent between starts of Envoy, because the place where V8 puts the code of a module matters. So
+Envoy is started several times, and every second time the new module is loaded first.
 """
 
 import json
@@ -20,15 +20,15 @@ from measure import Bench
 from rows import Row
 
 SUFFIX = "_before"
-# wrk reads the 100,000 requests of these rows for longer than a round lasts.
+# wrk needs more time to read the 100,000 requests of these rows than a round lasts.
 TOO_LARGE = "_100k"
 SLICE_S = 0.05
-# A median's confidence interval is exact for any distribution: it needs the binomial alone.
+# The confidence interval of a median is exact for any distribution: it follows from the binomial distribution.
 CONFIDENCE = 0.95
 
 
 def pairs(rows: Iterable[Row], earlier: Path) -> list[tuple[Row, Row]]:
-    """Each row that our module serves alone, and the same row served by the module at `earlier`."""
+    """Pairs of rows: the row with the module at `earlier`, and the row with the new module."""
     listeners: dict[Listener, Listener] = {}
 
     def before(listener: Listener) -> Listener:
@@ -48,7 +48,7 @@ Taken = dict[str, list[dict[str, float]]]
 
 
 def measure(bench: Bench, compared: list[tuple[Row, Row]], rounds: int, seconds: int, taken: Taken) -> None:
-    """In every other round the new module is first, so that the order favors neither."""
+    """Measures in rounds. In every second round the new module is first, so that the order favors neither."""
     for number in range(rounds):
         print(f"==> round {number + 1} of {rounds}", flush=True)
         for before, after in compared:
@@ -57,8 +57,10 @@ def measure(bench: Bench, compared: list[tuple[Row, Row]], rounds: int, seconds:
 
 
 def alternate(bench: Bench, in_turn: tuple[Row, Row], seconds: int) -> dict[str, float]:
-    """The worker's CPU time for a request of each row, in microseconds. Both loads run for `seconds`, in short slices:
-    while one sends, the other is stopped."""
+    """The worker's CPU time for a request of each row, in microseconds.
+
+    Both loads run for `seconds`, in short slices. While one sends, the other is stopped.
+    """
     loads = {row: bench.start(row, 2 * seconds) for row in in_turn}
     end = time.monotonic() + 2 * seconds
     for load in loads.values():
@@ -71,7 +73,7 @@ def alternate(bench: Bench, in_turn: tuple[Row, Row], seconds: int) -> dict[str,
             time.sleep(SLICE_S)
             load.pause()
             cpu[row] += bench.envoy.worker_cpu_us() - begin
-    # Each load sees only when it runs again that its time is over, and sends a last few requests until then.
+    # A load notices only when it runs again that its time is over, and sends a few requests until then.
     for row, load in loads.items():
         begin = bench.envoy.worker_cpu_us()
         load.resume()
@@ -98,7 +100,7 @@ def _figures(before: str, after: str, taken: list[dict[str, float]]) -> dict:
 
 
 def interval(ordered: list[float]) -> tuple[float, float]:
-    """The narrowest symmetric pair of order statistics that holds the median with `CONFIDENCE`."""
+    """The narrowest symmetric pair of order statistics that contains the median with `CONFIDENCE`."""
     count, outside, rank = len(ordered), 0.0, 0
     while rank < count // 2:
         outside += math.comb(count, rank) / 2**count

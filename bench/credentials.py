@@ -1,4 +1,4 @@
-"""What the clients of the measurements carry: keys, tokens, and garbage that looks like them."""
+"""Credentials of the clients in the measurements: keys, tokens, and garbage that looks like a token."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 TOKEN_LIFE_S = 3600
-# Tokens that one process signs at a time: a signature takes about a millisecond, a process half a second to start.
+# Tokens that one process signs. A signature takes about a millisecond, and a process half a second to start.
 SHARE = 2_000
 
 
@@ -45,11 +45,13 @@ def base64url(data: bytes) -> str:
 
 def _sign(private_key_pem: bytes, signed_texts: list[str]) -> list[str]:
     key = serialization.load_pem_private_key(private_key_pem, password=None)
-    return [f"{text}.{base64url(key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256()))}" for text in signed_texts]
+    return [
+        f"{text}.{base64url(key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256()))}" for text in signed_texts
+    ]
 
 
 class Issuer:
-    """Somebody who signs tokens with one RSA key of 2048 bits: the gateway itself or an identity provider."""
+    """An issuer that signs tokens with one RSA key of 2048 bits: the gateway or an identity provider."""
 
     def __init__(self, url: str, kid: str, typ: str, claims: dict, life_s: int = TOKEN_LIFE_S) -> None:
         self.url = url
@@ -74,12 +76,12 @@ class Issuer:
         return _sign(self.private_key_pem.encode(), [self._signed_text(**claims)])[0]
 
     def tokens(self, count: int) -> list[str]:
-        """Distinct tokens, always the same for one issuer: what one row signed serves the others."""
+        """Returns distinct tokens. They are signed once for each issuer, and all rows share them."""
         missing = [self._signed_text() for _ in range(count - len(self._tokens))]
         shares = [missing[start : start + SHARE] for start in range(0, len(missing), SHARE)]
         sign = partial(_sign, self.private_key_pem.encode())
         if len(shares) > 1:
-            # Not forked: this process has threads.
+            # `spawn`, because a process with threads must not be forked.
             with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
                 signed = list(pool.map(sign, shares))
         else:
@@ -88,10 +90,10 @@ class Issuer:
         return self._tokens[:count]
 
     def forged_token(self) -> str:
-        """All is right but the signature, and that can only be told by the whole of RSA: it is below the modulus."""
+        """A token with a wrong signature. It is below the modulus, so only the whole of RSA shows that it is wrong."""
         return f"{self._signed_text()}.{base64url(bytes(1) + os.urandom(255))}"
 
 
 def garbage_token() -> str:
-    """As long as a real token and of its three parts, of which none can be read."""
+    """Three unreadable parts, as long as those of a real token."""
     return ".".join(base64url(os.urandom(length)) for length in (48, 192, 256))

@@ -1,4 +1,4 @@
-"""Envoy configurations made from envoy/envoy.yaml: what is measured is what is shipped."""
+"""Envoy configurations that are made from envoy/envoy.yaml, so that the shipped file is measured."""
 
 import copy
 import json
@@ -11,18 +11,18 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TYPES = "type.googleapis.com/envoy.extensions.filters.http"
-# Asked once before the measurements, here answers the upstream with the headers that were forwarded.
+# The last segment of a path at which the upstream answers with the forwarded headers. Used once before a measurement.
 PROBE = "probe"
 RATE_LIMIT_CLUSTER = "ratelimit"
 
 
 @dataclass(frozen=True, eq=False)
 class Listener:
-    """A port of Envoy and the filters before its direct response. They are made when they are needed: some are large."""
+    """A port of Envoy, and the filters before its direct response. Filters are created on demand: some are large."""
 
     name: str
     filters: Callable[[], list[dict]] = list
-    # The body of every answer.
+    # Returns the body of every answer.
     answer: Callable[[], str] = str
     answer_type: str = "application/json"
 
@@ -37,7 +37,7 @@ def _manager(listener: dict) -> dict:
 
 
 def listener_config(listener: Listener, org: str, port: int = 0) -> dict:
-    """The shipped listener without its access log, on a port that Envoy chooses unless one is given."""
+    """The shipped listener without its access log. Port 0: Envoy chooses a port."""
     config = copy.deepcopy(shipped()["static_resources"]["listeners"][0])
     config["name"] = listener.name
     config["address"]["socket_address"]["port_value"] = port
@@ -73,7 +73,7 @@ def rate_limit_cluster(port: int) -> dict:
 
 
 def bootstrap(upstream_port: int) -> dict:
-    """The shipped file with no listener yet, its way to JWKS documents, and the bench's upstream."""
+    """The shipped file without listeners, with its cluster for JWKS documents and the upstream of the benchmark."""
     config = {name: copy.deepcopy(shipped()[name]) for name in ("admin", "overload_manager", "stats_config")}
     config["admin"]["address"]["socket_address"]["port_value"] = 0
     (jwks,) = (each for each in shipped()["static_resources"]["clusters"] if each["name"] == "jwks_http")
@@ -81,11 +81,14 @@ def bootstrap(upstream_port: int) -> dict:
 
 
 def module(vm_id: str, plugin: dict) -> dict:
-    """Our filter in a VM of its own: what one listener's filter keeps is not in another's memory."""
+    """Our filter in a VM of its own, so that listeners share no memory."""
     config = copy.deepcopy(_manager(shipped()["static_resources"]["listeners"][0])["http_filters"][0])
     settings = config["typed_config"]["config"]
     settings["vm_config"]["vm_id"] = vm_id
-    settings["configuration"] = {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": json.dumps(plugin)}
+    settings["configuration"] = {
+        "@type": "type.googleapis.com/google.protobuf.StringValue",
+        "value": json.dumps(plugin),
+    }
     return config
 
 
@@ -94,7 +97,7 @@ def is_module(http_filter: dict) -> bool:
 
 
 def with_module(http_filter: dict, vm_id: str, path: Path) -> dict:
-    """The same filter with the module at `path`, in a VM of its own; another filter stays as it is."""
+    """The filter with the module at `path`, in a VM of its own. Returns any other filter unchanged."""
     if not is_module(http_filter):
         return http_filter
     config = copy.deepcopy(http_filter)
@@ -105,8 +108,11 @@ def with_module(http_filter: dict, vm_id: str, path: Path) -> dict:
 
 
 def body_buffer() -> dict:
-    """Holds the head until the body came, as an upstream would that reads it. A direct response alone answers the head,
-    and who reads no body at all seems dearer then than who does."""
+    """Holds the head until the body has arrived, as for an upstream that reads it.
+
+    Without this, a direct response would answer the head, and a filter that reads no body would seem to cost more than
+    one that does.
+    """
     return {
         "name": "envoy.filters.http.buffer",
         "typed_config": {"@type": f"{TYPES}.buffer.v3.Buffer", "max_request_bytes": 1 << 20},
@@ -114,7 +120,7 @@ def body_buffer() -> dict:
 
 
 def api_key_auth(key: str, client: str) -> dict:
-    """Envoy's own filter for API keys, that takes the key out and passes on whose it is."""
+    """Envoy's own filter for API keys. It removes the key and forwards the name of the client."""
     return {
         "name": "envoy.filters.http.api_key_auth",
         "typed_config": {
@@ -127,7 +133,7 @@ def api_key_auth(key: str, client: str) -> dict:
 
 
 def jwt_authn(issuer: str, audience: str, jwks: dict, cached: bool) -> list[dict]:
-    """Envoy's own filters for tokens, that take the token out, pass on its subject and require the scope `mcp:call`."""
+    """Envoy's own filters for tokens. They remove the token, forward its subject and require the scope `mcp:call`."""
     provider = {
         "issuer": issuer,
         "audiences": [audience],

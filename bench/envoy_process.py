@@ -1,4 +1,4 @@
-"""An Envoy that the bench started, and what the system tells of it."""
+"""An Envoy that the benchmark started, and the figures of the system about it."""
 
 import json
 import os
@@ -6,21 +6,21 @@ import re
 import subprocess
 import time
 import urllib.request
-from urllib.parse import quote
 from pathlib import Path
+from urllib.parse import quote
 
 from load import Fault
 from run import BIN, ROOT, answers
 
 START_TIMEOUT_S = 120
-# A line of smaps that begins a mapping, and how large one is at least that guards a linear memory.
+# A line of smaps that begins a mapping, and the minimum size of a mapping that guards a linear memory.
 MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (....) .* 0 *$")
 GUARD_BYTES = 1 << 32
 ENVOY_CORE = 0
 
 
 class Envoy:
-    """Runs until `stop`, or the end of a `with` block. `core` pins it; None leaves it to the system."""
+    """Runs until `stop`, or until the end of a `with` block. `core` pins it to a core. None: any core."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Envoy:
         core: int | None = ENVOY_CORE,
     ) -> None:
         path, admin, self.log = folder / f"{name}.json", folder / f"{name}.admin", folder / f"{name}.log"
-        # A policy is nobody else's to read.
+        # Only the owner may read a policy.
         path.touch(mode=0o600)
         path.write_text(json.dumps(config))
         admin.unlink(missing_ok=True)
@@ -78,23 +78,23 @@ class Envoy:
             self.process.wait()
 
     def ports(self) -> dict[str, int]:
-        """The port of each listener."""
+        """Ports by the name of the listener."""
         listeners = self._admin("listeners?format=json")["listener_statuses"]
         return {listener["name"]: listener["local_address"]["socket_address"]["port_value"] for listener in listeners}
 
     def server_errors(self) -> int:
-        """Answers of 500 and above so far, of all listeners."""
+        """Number of answers of 500 and above, of all listeners."""
         return self._counter("http.gateway.downstream_rq_5xx")
 
     def answered(self) -> int:
-        """Requests that ended so far, of all listeners."""
+        """Number of finished requests, of all listeners."""
         return self._counter("http.gateway.downstream_rq_completed")
 
     def _counter(self, name: str) -> int:
         return self.counters(f"^{name}$").get(name, 0)
 
     def counters(self, pattern: str) -> dict[str, int]:
-        """Those whose names match, and are used."""
+        """The used counters with a name that matches."""
         stats = self._admin(f"stats?format=json&usedonly&filter={quote(pattern)}")["stats"]
         return {stat["name"]: stat["value"] for stat in stats if "name" in stat}
 
@@ -103,7 +103,7 @@ class Envoy:
             return json.load(response)
 
     def worker_cpu_us(self) -> float:
-        """CPU time of the worker threads so far. The main thread is left out: it serves no request."""
+        """CPU time of the worker threads, without the main thread, which serves no requests."""
         total = 0
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
             if (task / "comm").read_text().startswith("wrk:worker"):
@@ -111,16 +111,16 @@ class Envoy:
         return total / 1000
 
     def memory_bytes(self) -> int:
-        """Resident memory."""
+        """Resident memory of the process."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def heap_bytes(self) -> int:
-        """What Envoy itself has allocated: no memory of V8's, and nothing that is free to be used again."""
+        """Memory that Envoy itself has allocated, without the memory of V8 and without free memory."""
         return int(self._admin("memory")["allocated"])
 
     def module_bytes(self) -> int:
-        """Resident linear memory of all VMs. V8 puts each at the begin of gigabytes that nothing may touch."""
+        """Resident linear memory of all VMs. V8 puts each one before a guard mapping of gigabytes."""
         total, resident = 0, 0
         for line in Path(f"/proc/{self.process.pid}/smaps").read_text().splitlines():
             if mapping := MAPPING.match(line):

@@ -1,4 +1,4 @@
-"""What no row can tell: one worker beside two, large policies, memory, the module's size. Each has Envoys of its own."""
+"""Measurements that need an Envoy of their own: one and two workers, large policies, memory, and the module's size."""
 
 import json
 import time
@@ -18,7 +18,7 @@ from wire import Request, send
 
 MODULE = ROOT / "dist" / "apexmcp_auth.wasm"
 SETTLE_TIMEOUT_S = 60
-# While a policy is swapped: few, so that the longest of them waited for the swap and not for each other.
+# Connections while a policy is swapped. They are few, so that requests wait for the swap and not for each other.
 WATCHING_CONNECTIONS = 2
 WATCHING_S = 12
 TWO_WORKERS_CONNECTIONS = 32
@@ -53,14 +53,14 @@ class Fact:
 
 
 def await_answer(port: int, request: Request) -> None:
-    """Returns when `request` is let in."""
+    """Returns when `request` is admitted."""
     deadline = time.monotonic() + SETTLE_TIMEOUT_S
     while True:
         try:
             if send(port, request)[0] == 200:
                 return
         except OSError:
-            # Nothing listens there yet.
+            # Envoy does not listen yet.
             pass
         if time.monotonic() > deadline:
             raise Fault(f"a policy was not in force after {SETTLE_TIMEOUT_S} s")
@@ -68,7 +68,7 @@ def await_answer(port: int, request: Request) -> None:
 
 
 def workers(surroundings: Surroundings) -> list[dict]:
-    """Neither Envoy nor wrk is pinned: two workers and wrk share what cores there are. So only the two can be compared."""
+    """Envoy and wrk share all cores: neither is pinned to one. So compare these two figures only with each other."""
     request = with_key(*surroundings.parties.keys(1))
     requests = Requests([request], surroundings.folder)
     entries = []
@@ -77,13 +77,17 @@ def workers(surroundings: Surroundings) -> list[dict]:
         with surroundings.envoy(name, config, workers=count, core=None) as envoy:
             port = envoy.ports()["gateway"]
             await_answer(port, request)
-            load = Wrk(port, requests, TWO_WORKERS_CONNECTIONS, surroundings.seconds, core=None).result().require(name, 200)
+            load = (
+                Wrk(port, requests, TWO_WORKERS_CONNECTIONS, surroundings.seconds, core=None)
+                .result()
+                .require(name, 200)
+            )
         entries.append(unpaired(name, Sample(load, None)))
     return entries
 
 
 class Policies:
-    """An Envoy whose listener is in a file that it watches: operators change policies in this way."""
+    """An Envoy that watches the file of its listener. Operators can change policies in this way."""
 
     def __init__(self, surroundings: Surroundings) -> None:
         self.surroundings = surroundings
@@ -91,7 +95,7 @@ class Policies:
         self.file = surroundings.folder / "listeners.json"
         self._replace([])
         source = {"path_config_source": {"path": str(self.file)}, "resource_api_version": "V3"}
-        # Envoy wants to be named where its listeners can change.
+        # Envoy needs a node name if its listeners can change.
         dynamic = {"node": {"id": "bench", "cluster": "bench"}, "dynamic_resources": {"lds_config": source}}
         config = bootstrap(surroundings.upstream.port) | dynamic
         self.envoy = surroundings.envoy("policies", config)
@@ -99,14 +103,14 @@ class Policies:
     def _replace(self, listeners: list[dict]) -> None:
         types = "type.googleapis.com/envoy"
         resources = [{"@type": f"{types}.config.listener.v3.Listener"} | listener for listener in listeners]
-        # Envoy takes notice of a file that is moved into place.
+        # Envoy reloads a file that is moved into place.
         whole = self.file.with_suffix(".new")
         whole.touch(mode=0o600)
         whole.write_text(json.dumps({"resources": resources}))
         whole.replace(self.file)
 
     def put_in_force(self, keys: int) -> float:
-        """Milliseconds until the last of so many keys is let in."""
+        """Writes a policy of `keys` keys. Returns the milliseconds until the last key is admitted."""
         listener = listener_config(self.surroundings.listener("gateway", keys), ORG, self.port)
         last = self.surroundings.parties.keys(keys)[-1]
         before = time.monotonic()
@@ -138,7 +142,7 @@ def large_policies(surroundings: Surroundings) -> list[dict]:
 
 
 def memory(surroundings: Surroundings) -> list[dict]:
-    """What one more listener with a VM of its own adds, in each of its VMs: the first brings all of V8 too."""
+    """Memory that one more listener adds for each of its VMs. The first listener also adds V8 itself."""
     entries = []
     for label in ("10", "100k"):
         resident = []
@@ -158,12 +162,12 @@ def module_size(_: Surroundings) -> list[dict]:
 
 
 FACTS = [
-    Fact("one worker and two", ["one_worker", "two_workers"], workers),
+    Fact("one and two workers", ["one_worker", "two_workers"], workers),
     Fact(
-        "loading and swapping policies of 10 and of 100,000 keys",
+        "loading and swapping policies of 10 and 100,000 keys",
         [f"policy_{label}_{what}" for label in ("10", "100k") for what in ("load", "swap", "swap_longest_request")],
         large_policies,
     ),
     Fact("memory of a VM", ["vm_with_10_keys", "vm_with_100k_keys"], memory),
-    Fact("the module", ["module"], module_size),
+    Fact("size of the module", ["module"], module_size),
 ]

@@ -1,9 +1,9 @@
 """Measures the cost of requests that wait: memory for each byte on the wire, and CPU time for each request.
 
-There are several states in which the gateway holds a request. For each state, over HTTP/2 and HTTP/1.1, a new Envoy with
-one worker gets more requests than it should hold, with heads of the maximum length. The memory is the growth of Envoy's
-resident memory at its peak. The CPU time is the worker's for each request until the last one has ended. It is compared with
-the CPU time for the same bytes without the filter.
+There are several states in which the gateway holds a request. Each state is measured over HTTP/2 and HTTP/1.1, with a
+new Envoy that has one worker. This Envoy gets more requests than it should hold, with heads of the maximum length. The
+memory is the peak growth of Envoy's resident memory. The CPU time is the worker's for each request until the last one
+has ended. It is compared with the CPU time for the same bytes without the filter.
 """
 
 import asyncio
@@ -83,7 +83,10 @@ class World:
     def envoy(self, sections: dict) -> Envoy:
         """Starts a new Envoy with two listeners: one with the filter, and one without."""
         config = bootstrap(self.silent_port)
-        config["static_resources"]["clusters"] += [rate_limit_cluster(self.silent_port), cluster(CLUSTER, self.silent_port)]
+        config["static_resources"]["clusters"] += [
+            rate_limit_cluster(self.silent_port),
+            cluster(CLUSTER, self.silent_port),
+        ]
         with_filter = Listener(LISTENER, lambda: [module(LISTENER, self.plugin(sections))])
         config["static_resources"]["listeners"] = [listener_config(each, ORG) for each in (with_filter, Listener(BARE))]
         return Envoy(LISTENER, config, self.folder, self.parties.environment | {TOKEN_ENV: "x" * 32})
@@ -131,7 +134,9 @@ async def attack(envoy: Envoy, port: int, client: type, request: Unfinished, con
     """Sends the requests. Returns when Envoy has read all of them and the clients have closed their connections."""
     tally, clients = Tally(), []
     for start in range(0, connections, AT_A_TIME):
-        several = await asyncio.gather(*(client(port, tally).connect() for _ in range(min(AT_A_TIME, connections - start))))
+        several = await asyncio.gather(
+            *(client(port, tally).connect() for _ in range(min(AT_A_TIME, connections - start)))
+        )
         clients += several
         await asyncio.gather(*(each.send(request, streams) for each in several))
     async with asyncio.timeout(END_TIMEOUT_S):
@@ -199,5 +204,7 @@ def printed(entries: list[dict]) -> str:
     for entry in entries:
         cells = entry | {"growth_mb": round(entry["growth_bytes"] / 1e6)}
         answers = ", ".join(f"{count} of {status}" for status, count in entry["answers"].items())
-        lines.append(f"{entry['name']:28}" + "".join(f"{cells[column]:>16}" for column in columns) + f"  {answers or '-'}")
+        lines.append(
+            f"{entry['name']:28}" + "".join(f"{cells[column]:>16}" for column in columns) + f"  {answers or '-'}"
+        )
     return "\n".join(lines)

@@ -1,11 +1,13 @@
-"""`make hostile`: what the costliest requests of each kind cost the gateway.
+"""`make hostile`: the cost of the most expensive requests of each kind.
 
-Each is measured beside the same bytes without any filter, which Envoy itself has to read too, and beside a good request
-of the same kind. A figure is the worker's CPU time for each request, as in `make bench`, with the same Envoy and load. It
-fails where one costs a larger multiple of the good one than is known and explained in SECURITY.md.
+Each hostile request is compared with two others. One has the same bytes and goes through no filter, because Envoy has
+to read these bytes in any case. The other is a good request of the same kind. A figure is the worker's CPU time for
+each request, with the Envoy and the load of `make bench`. The program fails if a hostile request costs a larger
+multiple of the good one than SECURITY.md explains.
 
-After that come requests that their client leaves waiting (held.py): the memory that they bind for each byte on the wire,
-over HTTP/2 and HTTP/1.1. It fails if Envoy grows too much, or a held request costs too much CPU.
+After that, clients send requests and leave them waiting (held.py). The program measures the memory that these requests
+occupy for each byte on the wire, over HTTP/2 and HTTP/1.1. It fails if Envoy's memory grows too much, or if a held
+request costs too much CPU time.
 """
 
 import argparse
@@ -21,53 +23,65 @@ from urllib.parse import urlencode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
-import held  # noqa: E402
-from credentials import base64url, garbage_token, new_api_key, sha256  # noqa: E402
-from envoy_config import Listener, module  # noqa: E402
-from load import Fault  # noqa: E402
-from measure import Bench, Samples  # noqa: E402
-from rows import CALL_BYTES, CLIENTS, COLD_CACHE, COLD_TOKENS, ORG, Parties, Row, plugin, tool_list, with_key, with_token  # noqa: E402
-from start import begin, positive  # noqa: E402
-from upstream import Upstream  # noqa: E402
-from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, list_request, mcp_call, token_request, tool_call  # noqa: E402
+import held
+from credentials import base64url, garbage_token, sha256
+from envoy_config import Listener, module
+from load import Fault
+from measure import Bench, Samples
+from rows import (
+    CALL_BYTES,
+    CLIENTS,
+    COLD_CACHE,
+    COLD_TOKENS,
+    ORG,
+    Parties,
+    Row,
+    plugin,
+    tool_list,
+    with_key,
+    with_token,
+)
+from start import begin, positive
+from upstream import Upstream
+from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, list_request, mcp_call, token_request, tool_call
 
 OUT = ROOT / "target" / "hostile"
 RESULT = ROOT / "target" / "hostile.json"
-# A token of this length is still read, and a head of this one: Envoy takes 60 KiB.
+# The maximum length of a token, and a length of a head that Envoy still accepts (60 KiB).
 TOKEN_BYTES, HEAD_BYTES = 16 * 1024, 56 * 1024
-# Envoy takes 100 headers, of which some are its own.
+# Envoy accepts 100 headers. Some of them are its own.
 HEADERS = 85
 FORM_BYTES = 16 * 1024
-# As much is read of a message, and cut of a list.
+# The lengths are just below the limits of messages and lists.
 MESSAGE_BYTES, LIST_BYTES = 1_040_000, 4_100_000
-# As many entries of a list are read.
+# Maximum number of entries of a list.
 ENTRIES = 65_536
-# The longest RSA keys that are taken, which an identity provider may publish under one id.
+# The longest accepted RSA keys. An identity provider may publish several under one id.
 LARGE_KID, LARGE_KEYS, LARGE_KEY_BYTES = "large", 4, 1024
-# One below the deepest nesting that is read.
+# Nesting just below the limits.
 CLAIMS_DEPTH, MESSAGE_DEPTH = 14, 60
 VARIANTS = 64
-# Of the large ones at a time: more would wait for each other, and for wrk, which has to write them.
+# Concurrent large requests. With more, they would wait for each other, and for wrk to write them.
 LARGE_AT_A_TIME = 2
 CONNECTOR = "notes"
 EVENTS = "text/event-stream"
-# As many scopes, each of a connector, as a token has room for.
+# Scopes of different connectors that fit into a token.
 SCOPES = 800
-# As long a path is looked at where unmatched ones pass.
+# Maximum length of a path with `unmatched_paths: allow`.
 PATH_BYTES = 8 * 1024
-# As many times a good request may one cost, where nothing else is known of it. A slow, shared machine needs some room.
+# Default maximum cost, as a multiple of a good request. A slow, shared machine needs some room.
 MULTIPLE = 8
-# The same of the long paths, beside a request of 300 bytes: Envoy's own work, and several decodings of 8 KiB.
+# For long paths, compared with a request of 300 bytes: Envoy's own work, and several decodings of 8 KiB.
 PATH_MULTIPLE = 25
-# The same of a million empty events.
+# For a million empty events.
 EVENTS_MULTIPLE = 15
-# The same of the costliest keys that are taken.
+# For the most expensive accepted keys.
 KEYS_MULTIPLE = 15
 
 
 @dataclass(frozen=True, eq=False)
 class Hostile:
-    """A kind of request, and the good one that it is compared with. One more is one more of these in `hostiles`."""
+    """A hostile request, and the good request for comparison. To add one, add it to `hostiles`."""
 
     row: Row
     good: str
@@ -75,13 +89,13 @@ class Hostile:
 
     @property
     def bare(self) -> Row:
-        """The same bytes, and the same answer, without any filter."""
+        """The same bytes and the same answer, without any filter."""
         listener = BARE_WITH_ANSWER.get(self.row.listener.answer, BARE)
         return Row(f"{self.row.name}_bare", listener, self.row.requests, connections=self.row.connections)
 
 
 def large_key() -> dict:
-    """To verify with it, nobody needs to know its factors."""
+    """A public key of random bytes. Verification does not need the factors of the modulus."""
     modulus = bytes([0xFF]) + os.urandom(LARGE_KEY_BYTES - 2) + bytes([0xFF])
     return {"kty": "RSA", "kid": LARGE_KID, "n": base64url(modulus), "e": base64url(b"\x01\xff\xff")}
 
@@ -91,7 +105,7 @@ def part(members: dict) -> str:
 
 
 def filled(size: int, piece: Callable[[int], str], separator: str = ",") -> str:
-    """So many pieces as have `size` together."""
+    """Pieces with a total length of at most `size`."""
     pieces, length, number = [], 0, 0
     while length + len(text := piece(number)) + len(separator) <= size:
         pieces.append(text)
@@ -101,12 +115,13 @@ def filled(size: int, piece: Callable[[int], str], separator: str = ",") -> str:
 
 
 def members(size: int) -> str:
-    """As many members as have `size` together."""
+    """JSON members with a total length of at most `size`."""
     return filled(size, lambda number: f'"{number:x}":0')
 
 
 def call(arguments: str) -> str:
-    return f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{CONNECTOR}__write","arguments":{arguments}}}}}'
+    params = f'{{"name":"{CONNECTOR}__write","arguments":{arguments}}}'
+    return f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}'
 
 
 def nested(depth: int) -> str:
@@ -114,10 +129,12 @@ def nested(depth: int) -> str:
 
 
 def table(size: int) -> str:
-    """Records as a tool may be given."""
+    """Records, as in the arguments of a real tool."""
 
     def record(number: int) -> str:
-        return json.dumps({"id": number, "title": f"Title {number}", "tags": ["a", "b"], "is_done": False, "text": "x" * 40})
+        return json.dumps(
+            {"id": number, "title": f"Title {number}", "tags": ["a", "b"], "is_done": False, "text": "x" * 40}
+        )
 
     return f"[{filled(size - 2, record)}]"
 
@@ -132,10 +149,10 @@ def good_large_list() -> str:
 
 
 def large_list() -> str:
-    """As many entries as are read."""
+    """A list with the maximum number of entries."""
 
     def tool(number: int) -> str:
-        name = f'{(CONNECTOR, "clock")[number % 2]}__{number}'
+        name = f"{(CONNECTOR, 'clock')[number % 2]}__{number}"
         return f'{{"name":"{name.ljust(LIST_BYTES // ENTRIES - 11, "x")}"}}'
 
     return list_of(tool)
@@ -163,7 +180,7 @@ BARE_WITH_ANSWER = {
 
 
 class World:
-    """The listeners, and what is sent to them."""
+    """The listeners and their requests."""
 
     def __init__(self, parties: Parties) -> None:
         self.parties = parties
@@ -203,7 +220,11 @@ class World:
             Row("good_key", self.gateway, lambda: [with_key(self.key)]),
             Row("good_token", self.gateway, lambda: [with_token(parties.idp.token())]),
             Row("good_new_token", self.cold, lambda: [with_token(token) for token in parties.idp.tokens(COLD_TOKENS)]),
-            Row("good_call", self.gateway, lambda: [tool_call(ORG, f"{CONNECTOR}__write", CALL_BYTES).with_header(*scoped)]),
+            Row(
+                "good_call",
+                self.gateway,
+                lambda: [tool_call(ORG, f"{CONNECTOR}__write", CALL_BYTES).with_header(*scoped)],
+            ),
             Row(
                 "good_large_call",
                 self.gateway,
@@ -213,7 +234,9 @@ class World:
             Row(
                 "good_table_call",
                 self.gateway,
-                lambda: [replace(mcp_call(ORG), body=call(f'{{"records":{table(MESSAGE_BYTES)}}}')).with_header(*scoped)],
+                lambda: [
+                    replace(mcp_call(ORG), body=call(f'{{"records":{table(MESSAGE_BYTES)}}}')).with_header(*scoped)
+                ],
                 connections=LARGE_AT_A_TIME,
             ),
             Row("good_list", self.lists, lambda: [list_request(ORG).with_header(*scoped)]),
@@ -223,7 +246,12 @@ class World:
                 lambda: [list_request(ORG).with_header(*scoped)],
                 connections=LARGE_AT_A_TIME,
             ),
-            Row("good_token_request", self.gateway, lambda: [token_request(*client) for client in parties.clients], connections=4),
+            Row(
+                "good_token_request",
+                self.gateway,
+                lambda: [token_request(*client) for client in parties.clients],
+                connections=4,
+            ),
         ]
 
     def hostiles(self) -> list[Hostile]:
@@ -238,7 +266,7 @@ class World:
             return Hostile(Row(name, self.gateway, lambda: requests, status=401), "good_new_token", at_most)
 
         def forged(name: str, claims_of: Callable[[int], str], others: dict = claims) -> Hostile:
-            """All is right but the signature, the last thing that is looked at, after as many claims as are read."""
+            """A token with a wrong signature and as many claims as possible. The signature is checked last."""
 
             def token(number: int) -> str:
                 plain = json.dumps(others | {"jti": str(number)}, separators=(",", ":"))
@@ -252,7 +280,9 @@ class World:
             return f"{part(idp.header | {'kid': kid})}.{part(claims)}.{signature}"
 
         def large_signature(number: int) -> str:
-            return f"{of_kid(LARGE_KID).rpartition('.')[0]}.{base64url(bytes([1, number]) + bytes(LARGE_KEY_BYTES - 2))}"
+            return (
+                f"{of_kid(LARGE_KID).rpartition('.')[0]}.{base64url(bytes([1, number]) + bytes(LARGE_KEY_BYTES - 2))}"
+            )
 
         def signed_scopes() -> list[Request]:
             scopes = filled(8_000, lambda number: f"mcp:call:c{number}", " ")
@@ -270,9 +300,13 @@ class World:
             hostile("token_unknown_kid", lambda number: of_kid(f"k{number}")),
             hostile("token_forged_large_keys", large_signature, KEYS_MULTIPLE),
             forged("token_forged_16k", lambda room: f'"text":"{(room - 9) * "x"}"'),
-            forged("token_deep_claims_16k", lambda room: f'"deep":[{filled(room - 9, lambda _: nested(CLAIMS_DEPTH))}]'),
+            forged(
+                "token_deep_claims_16k", lambda room: f'"deep":[{filled(room - 9, lambda _: nested(CLAIMS_DEPTH))}]'
+            ),
             forged("token_many_claims_16k", members),
-            forged("token_many_audiences_16k", audiences, {name: value for name, value in claims.items() if name != "aud"}),
+            forged(
+                "token_many_audiences_16k", audiences, {name: value for name, value in claims.items() if name != "aud"}
+            ),
             Hostile(Row("token_many_scopes_8k", self.cold, signed_scopes), "good_new_token"),
         ]
 
@@ -288,7 +322,7 @@ class World:
             return request
 
         def path(name: str, text: str) -> list[Hostile]:
-            """Where only MCP paths pass, and where all do that nobody could take for one."""
+            """A path at a gateway that refuses unmatched paths, and at one that lets them pass."""
 
             def request(size: int) -> Request:
                 return mcp_call(ORG).at("/" + filled(size - 1, lambda _: text, ""))
@@ -305,11 +339,11 @@ class World:
             head("no_credential", mcp_call(ORG), 401),
             head("headers_56k", with_headers(mcp_call(ORG), "x-padding-", "x" * (HEAD_BYTES // HEADERS - 30)), 401),
             head("headers_look_alike", with_headers(with_key(self.key), "x-apexmcp-", "x"), 200),
-            # Decoded as often as is looked at; with a `/` each, so that there are as many segments.
+            # Encoded as often as the filter decodes. With a `/` after each, so that there are as many segments.
             *path("escapes", "%252541"),
             *path("segments", "a/"),
             *path("both", "%252541/"),
-            # Who resolves dots does so before decoding, between, or after.
+            # A server may resolve dots before, between or after its decodings.
             *path("dots", "a/%25252e%25252e/"),
         ]
 
@@ -318,7 +352,10 @@ class World:
 
         def message(name: str, body: str, status: int, credential: tuple[str, str] = scoped) -> Hostile:
             request = Request(f"/mcp/{ORG}", (("Content-Type", "application/json"), credential), body)
-            return Hostile(Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME), "good_table_call")
+            return Hostile(
+                Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME),
+                "good_table_call",
+            )
 
         def batch(connectors: int) -> str:
             start, end = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"c', '__a"}}'
@@ -328,7 +365,9 @@ class World:
             name: str, listener: Listener, credential: tuple[str, str] = scoped, at_most: float = MULTIPLE
         ) -> Hostile:
             request = list_request(ORG).with_header(*credential)
-            return Hostile(Row(name, listener, lambda: [request], connections=LARGE_AT_A_TIME), "good_large_list", at_most)
+            return Hostile(
+                Row(name, listener, lambda: [request], connections=LARGE_AT_A_TIME), "good_large_list", at_most
+            )
 
         room = MESSAGE_BYTES - len(call("")) - 10
         deep = filled(room, lambda _: nested(MESSAGE_DEPTH))
@@ -351,7 +390,10 @@ class World:
         secret = "apx_secret_" + "x" * 24
 
         def form(name: str, request: Request, status: int) -> Hostile:
-            return Hostile(Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME), "good_token_request")
+            return Hostile(
+                Row(name, self.gateway, lambda: [request], status=status, connections=LARGE_AT_A_TIME),
+                "good_token_request",
+            )
 
         def post(body: str, **headers: str) -> Request:
             request = Request("/oauth/token", (("Content-Type", "application/x-www-form-urlencoded"),), body)
@@ -359,10 +401,10 @@ class World:
                 request = request.with_header(header, value)
             return request
 
-        # The id's number begins where three bytes become four letters.
+        # The number in the id begins at a group of three bytes, which base64 turns into four letters.
         basic = base64url(f"apx_client_x{LONG_NUMBER}:{secret}".encode())
         basic = basic.ljust(-(-len(basic) // 4) * 4, "=").replace("-", "+").replace("_", "/")
-        # An id that nobody has is not remembered for long: a known one would soon be refused unread.
+        # Unknown ids, because assertions of a known client would soon be refused unread.
         claims = {"iss": f"apx_client_xx{LONG_NUMBER}"}
         while json.dumps(claims, separators=(",", ":")).index(LONG_NUMBER) % 3:
             claims["iss"] = claims["iss"].replace("x9", "xx9")
@@ -374,7 +416,11 @@ class World:
         escapes = "a=" + filled(FORM_BYTES - 2, lambda _: "%41", "")
         return [
             form("form_wrong_secret", Numbered.of(token_request(f"apx_client_{SHORT_NUMBER}", secret)), 401),
-            form("form_wrong_basic", Numbered.of(post("grant_type=client_credentials", Authorization=f"Basic {basic}")), 401),
+            form(
+                "form_wrong_basic",
+                Numbered.of(post("grant_type=client_credentials", Authorization=f"Basic {basic}")),
+                401,
+            ),
             form("form_too_many_attempts", token_request(f"{known}x", secret), 401),
             form("form_forged_assertion", Numbered.of(post(urlencode(jwt))), 401),
             form("form_16k_parameters", post(filled(FORM_BYTES, lambda number: f"{number:x}=", "&")), 401),
@@ -392,7 +438,10 @@ def summarize(hostiles: list[Hostile], goods: list[Row], samples: Samples) -> li
         size = len(Request.encode(requests()[0]))
         return {"name": name, "bytes": size, "cpu_us": round(median_cpu(samples, name), 1)} | others
 
-    entries = [entry(row.name, row.requests, bare_us=None, of_bare=None, good=None, of_good=None, at_most=None) for row in goods]
+    entries = [
+        entry(row.name, row.requests, bare_us=None, of_bare=None, good=None, of_good=None, at_most=None)
+        for row in goods
+    ]
     for hostile in hostiles:
         cpu, bare, good = (median_cpu(samples, name) for name in (hostile.row.name, hostile.bare.name, hostile.good))
         against = {"bare_us": round(bare, 1), "of_bare": round(cpu / bare, 2)}
@@ -415,16 +464,25 @@ def arguments(names: list[str]) -> argparse.Namespace:
         prog=".tools/bin/python bench/hostile.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__.strip(),
-        epilog="columns: bytes of the request; cpu_us with the filter; bare_us the same bytes without any filter;\n"
-        "of_bare and of_good: cpu_us through bare_us and through that of the good request named last, at_most: how much of\n"
-        "that may be\n\n"
-        "columns of held requests: growth_mb, the maximum growth of Envoy's resident memory; held_for_a_byte, this growth divided\n"
-        "by the bytes that were sent\n\n"
+        epilog="columns of requests:\n"
+        "  bytes            length of the request\n"
+        "  cpu_us           CPU time with the filter\n"
+        "  bare_us          CPU time for the same bytes without any filter\n"
+        "  of_bare          cpu_us divided by bare_us\n"
+        "  of_good          cpu_us divided by the cpu_us of the good request in the last column\n"
+        "  at_most          maximum of of_good\n\n"
+        "columns of held requests:\n"
+        "  growth_mb        maximum growth of Envoy's resident memory\n"
+        "  held_for_a_byte  this growth divided by the bytes that were sent\n\n"
         "names for --only:\n" + "\n".join(f"  {name}" for name in names),
     )
-    parser.add_argument("--rounds", type=positive, default=3, help="how often each is measured (default: 3)")
-    parser.add_argument("--seconds", type=positive, default=2, help="how long each time (default: 2)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="only these, and what they are compared with")
+    parser.add_argument(
+        "--rounds", type=positive, default=3, help="number of measurements of each request (default: 3)"
+    )
+    parser.add_argument("--seconds", type=positive, default=2, help="length of a measurement (default: 2)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=names, help="measure only these, and the requests for comparison"
+    )
     return parser.parse_args()
 
 
@@ -433,7 +491,7 @@ def measure(options: argparse.Namespace, world: World, hostiles: list[Hostile], 
     goods = [row for row in world.goods() if not options.only or row.name in compared]
     rows = goods + [row for hostile in hostiles for row in (hostile.bare, hostile.row)]
     with Bench(rows, world.parties, upstream, OUT) as bench:
-        print("==> checking how each is answered", flush=True)
+        print("==> checking the answer to each request", flush=True)
         for row in rows:
             bench.check(row)
         print("==> warming up", flush=True)
@@ -465,7 +523,7 @@ def main() -> None:
     tables = ([printed(entries)] if entries else []) + ([held.printed(held_entries)] if held_entries else [])
     print("\n" + "\n\n".join(tables) + f"\n\nwritten to {RESULT.relative_to(ROOT)}")
     costly = [entry["name"] for entry in entries if entry["good"] and entry["of_good"] > entry["at_most"]]
-    faults = [f"dearer than they may be: {', '.join(costly)}"] if costly else []
+    faults = [f"cost more than the maximum: {', '.join(costly)}"] if costly else []
     if faults := faults + held.faults(held_entries):
         sys.exit("make hostile: " + "\n              ".join(faults))
 

@@ -1,11 +1,11 @@
--- Sends the requests of a file in turn and prints what came of them as one line of JSON.
--- Arguments: the file, whose requests end with a zero byte; how many requests to skip at first; the mean pause of a
+-- Sends the requests of a file in turn and prints the results as one line of JSON.
+-- Arguments: the file, in which each request ends with a zero byte; the number of requests to skip; the mean pause of a
 -- connection between two requests in milliseconds (0: none).
--- A request may have marks (see wire.py), in whose place stands another number each time.
+-- A request may have marks (see wire.py). Each time, another number replaces them.
 
 local requests, number, is_marked = {}, 0, false
 
--- Each three digits as base64.
+-- The base64 of each group of three digits.
 local encoded = {}
 
 local function fill_encoded()
@@ -44,7 +44,7 @@ function init(arguments)
   number = tonumber(arguments[2])
   local pause = tonumber(arguments[3])
   if pause > 0 then
-    -- Random, so that the connections do not come in step.
+    -- Random, so that the connections do not send at the same time.
     function delay() return math.floor(math.random() * 2 * pause + 0.5) end
   end
 end

@@ -1,4 +1,4 @@
-"""wrk, on the core that Envoy does not use."""
+"""Runs wrk on the core that Envoy does not use."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ WRK_CORE = 1
 
 
 class Fault(Exception):
-    """The bench did not measure what it says: one line for who runs it."""
+    """A measurement would not mean what its name says. The message is one line for the user."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one run of wrk saw."""
+    """The results of one run of wrk."""
 
     requests: int
     refused: int
@@ -34,7 +34,7 @@ class Load:
         return self.requests / self.seconds
 
     def require(self, name: str, status: int) -> "Load":
-        """Every answer was of the kind of `status`: wrk tells refusals (400 and above) from the rest."""
+        """Checks that all answers are refusals (400 and above) if `status` is one, and none otherwise."""
         expected = self.requests if status >= 400 else 0
         if self.broken or self.requests == 0 or self.refused != expected:
             seen = f"{self.requests} answers, {self.refused} of them refusals, {self.broken} broken connections"
@@ -43,7 +43,7 @@ class Load:
 
 
 class Requests:
-    """Requests in a file, for wrk to send in turn. Only the owner may read them: they are credentials."""
+    """Requests in a file, which wrk sends in turn. Only the owner may read them: they contain credentials."""
 
     def __init__(self, requests: list[Request], folder: Path) -> None:
         text = b"".join(request.encode() + b"\0" for request in requests)
@@ -54,7 +54,7 @@ class Requests:
 
 
 class Wrk:
-    """A run of wrk that began; `result` waits for its end."""
+    """A running wrk. `result` waits for its end."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Checks the rows and measures them, in rounds that visit each row once."""
+"""Checks the rows and measures them in rounds. A round measures each row once."""
 
 import json
 import statistics
@@ -14,16 +14,16 @@ from rows import ORG, Check, Parties, Row
 from upstream import Upstream
 from wire import send
 
-# Until a filter has its policy and its key sets it answers 503.
+# A filter answers 503 until it has its policy and its key sets.
 READY_TIMEOUT_S = 60
 WARM_UP_S = 2
-# So many that the pauses at half load are of several milliseconds: wrk counts them in whole ones.
+# With this many, the pauses at half load last several milliseconds. wrk counts pauses in whole milliseconds.
 PAUSED_CONNECTIONS = 128
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row in one round; `cpu_us` is the worker's for each request, where it served that row alone."""
+    """One row in one round. `cpu_us` is the worker's CPU time for each request. None: it served another row too."""
 
     load: Load
     cpu_us: float | None
@@ -43,7 +43,7 @@ class Bench:
         config["static_resources"]["clusters"].append(rate_limit_cluster(self.rate_limit_service.port))
         listeners = dict.fromkeys(row.listener for row in served)
         config["static_resources"]["listeners"] = [listener_config(listener, ORG) for listener in listeners]
-        # Signing takes long: before Envoy runs, so that no token's hour is spent on other rows.
+        # Signing takes long, so it is done before Envoy starts. Otherwise tokens, which last an hour, could expire.
         self.requests = {row.name: Requests(row.requests(), folder) for row in served}
         try:
             self.envoy = Envoy("bench", config, folder, parties.environment)
@@ -63,7 +63,7 @@ class Bench:
         return self.ports[row.listener.name]
 
     def check(self, row: Row) -> None:
-        """A figure counts only where the row does its whole job: lets in, refuses, and passes on what it should."""
+        """Checks that the row admits, refuses and forwards the right requests. Otherwise its figure has no meaning."""
         first = row.requests()[0]
         for check in (Check(first, row.status), *row.checks()):
             status = self._settled(self.port(row), check)
@@ -74,7 +74,7 @@ class Bench:
             arrived = json.loads(body)
             for name, value in row.forwards.items():
                 if arrived.get(name) != value:
-                    raise Fault(f"{row.name}: what the upstream gets as {name} is not {value}")
+                    raise Fault(f"{row.name}: the upstream did not get {value} in {name}")
         if row.beside:
             self.check(row.beside)
 
@@ -88,7 +88,7 @@ class Bench:
         return Wrk(self.port(row), self.requests[row.name], row.connections, seconds, skip=skip, pause_ms=row.pause_ms)
 
     def warm_up(self, row: Row) -> None:
-        """V8 compiles anew what is hot, and caches fill: all of the row's requests are sent at least once."""
+        """Sends all requests of the row at least once, so that V8 compiles hot code again and caches are full."""
         sent = 0
         while sent < self.requests[row.name].count:
             sent += self.start(row, WARM_UP_S, sent).result().require(row.name, row.status).requests
@@ -103,7 +103,7 @@ class Bench:
         return {name: Sample(load, None if row.beside else cpu / load.requests) for name, load in loads.items()}
 
     def rounds(self, rows: list[Row], count: int, seconds: int) -> Samples:
-        """Every other round goes backwards: a machine that grows slower is no twin's advantage."""
+        """Every second round has the reverse order, so that a machine that becomes slower favors no row."""
         samples: Samples = {}
         errors_before = self.envoy.server_errors()
         for number in range(count):
@@ -111,14 +111,17 @@ class Bench:
             for row in rows[:: -1 if number % 2 else 1]:
                 for name, sample in self.measure(row, seconds).items():
                     samples.setdefault(name, []).append(sample)
-        # wrk can't tell a refusal from a failure.
+        # wrk cannot tell a refusal from a failure.
         if self.envoy.server_errors() != errors_before:
             raise Fault("some requests were answered with 500 or above")
         return samples
 
     def at_half_load(self, row: Row, capacity_rps: float) -> Row:
-        """The same row with half of what the worker can do: each of many connections pauses after each answer, for a
-        random time, so that the requests come about as they do from many independent clients."""
+        """The row with half the load that the worker can handle.
+
+        Each of many connections pauses for a random time after each answer. So requests arrive almost as from many
+        independent clients.
+        """
         name = f"{row.name}_half_load"
         self.requests[name] = self.requests[row.name]
         pause = PAUSED_CONNECTIONS / (capacity_rps / 2) * 1000

@@ -50,7 +50,7 @@ class Attacker:
 
     async def _attack(self) -> None:
         clients: list[Http2 | None] = [None] * ATTACKING
-        for index, request in zip(cycle(range(ATTACKING)), cycle(self.requests)):
+        for index, request in zip(cycle(range(ATTACKING)), cycle(self.requests), strict=False):
             if self.is_over.is_set():
                 break
             client = clients[index]
@@ -88,7 +88,11 @@ def measure(port: int, neighbor: Requests, attacks: list[Request]) -> dict:
         "quiet_p99_us": round(statistics.median(quiet)),
         "attacked_p99_us": round(statistics.median(attacked)),
         "refused": refused,
-        "attack": {"requests": tally.requests, "bytes": tally.bytes, "answers": {str(key): n for key, n in tally.answers.items()}},
+        "attack": {
+            "requests": tally.requests,
+            "bytes": tally.bytes,
+            "answers": {str(key): n for key, n in tally.answers.items()},
+        },
     }
 
 
@@ -96,5 +100,8 @@ def faults(result: dict) -> list[str]:
     """The effects of the attack on the neighbor that exceed a limit."""
     found = [f"{result['refused']} requests of the neighbor failed during an attack"] if result["refused"] else []
     if result["attacked_p99_us"] > MAX_OF_QUIET * result["quiet_p99_us"]:
-        found.append(f"the neighbor's p99 was {result['attacked_p99_us']} µs during an attack, and {result['quiet_p99_us']} µs without")
+        found.append(
+            f"the neighbor's p99 was {result['attacked_p99_us']} µs during an attack, "
+            f"and {result['quiet_p99_us']} µs without"
+        )
     return found

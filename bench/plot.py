@@ -4,24 +4,24 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 800, 360
 LEFT, RIGHT, TOP, BOTTOM = 60, 20, 40, 50
-COLOURS = ("#1f6feb", "#d1570a", "#2c8a3d")
+COLORS = ("#1f6feb", "#d1570a", "#2c8a3d")
 TICKS = 5
 
 
 def _step(largest: float) -> float:
-    """A round distance of ticks, so that about `TICKS` of them reach the largest value."""
+    """A round distance between ticks. About `TICKS` of them reach the largest value."""
     rough, size = largest / TICKS, 1.0
     while size * 10 <= rough:
         size *= 10
     return next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough)
 
 
-def _text(x: float, y: float, anchor: str, text: str, colour: str = "#333") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
+def _text(x: float, y: float, anchor: str, text: str, color: str = "#333") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{escape(text)}</text>'
 
 
 def chart(title: str, x_name: str, x: list[float], lines: dict[str, list[float]]) -> str:
-    """Each line has a value for each of `x`; both axes begin at zero."""
+    """Draws lines with a value for each of `x`. Both axes begin at zero."""
     largest_x, largest_y = max(x), max(value for line in lines.values() for value in line)
     step_x, step_y = _step(largest_x), _step(largest_y)
     top = step_y * (largest_y // step_y + 1)
@@ -33,7 +33,8 @@ def chart(title: str, x_name: str, x: list[float], lines: dict[str, list[float]]
         )
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
         _text(LEFT, 20, "start", title),
     ]
@@ -45,9 +46,9 @@ def chart(title: str, x_name: str, x: list[float], lines: dict[str, list[float]]
         x_at, y = at(number * step_x, 0)
         parts.append(_text(x_at, y + 18, "middle", f"{number * step_x:g}"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, "middle", x_name))
-    for colour, (name, values) in zip(COLOURS, lines.items()):
-        points = [at(*point) for point in zip(x, values)]
+    for color, (name, values) in zip(COLORS, lines.items(), strict=False):
+        points = [at(*point) for point in zip(x, values, strict=True)]
         path = " ".join(f"{point_x:.1f},{point_y:.1f}" for point_x, point_y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        parts.append(_text(WIDTH - RIGHT, points[-1][1] - 6, "end", name, colour))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+        parts.append(_text(WIDTH - RIGHT, points[-1][1] - 6, "end", name, color))
     return "\n".join([*parts, "</svg>", ""])

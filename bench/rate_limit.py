@@ -1,4 +1,4 @@
-"""Envoy's rate limit service and the Redis that it counts in."""
+"""Envoy's rate limit service, and the Redis in which it counts."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ START_TIMEOUT_S = 20
 
 
 class RateLimitService:
-    """Runs until `stop`, or the end of a `with` block. It shares the core with wrk, not with Envoy."""
+    """Runs until `stop`, or until the end of a `with` block. It shares its core with wrk, not with Envoy."""
 
     def __init__(self, folder: Path, core: int) -> None:
         runtime = folder / "runtime"

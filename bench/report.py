@@ -1,4 +1,4 @@
-"""The figures as one list, written as JSON and as a table."""
+"""Turns the samples into one list of figures, and writes it as JSON and as a table."""
 
 import json
 import statistics
@@ -24,12 +24,13 @@ def _figures(samples: list[Sample]) -> dict:
 
 
 def _entry(name: str, **figures) -> dict:
-    """All entries have one shape; what was not measured is null."""
+    """All entries have the same members. Null: not measured."""
     return {"name": name} | dict.fromkeys((*COLUMNS, "value", "unit")) | figures
 
 
 def summarize(rows: list[Row], samples: Samples) -> list[dict]:
-    """Medians of the rounds; `mad` is the median absolute deviation of `cpu_us`, `ratio` the twin's CPU through ours."""
+    """Medians of the rounds. `mad` is the median absolute deviation of `cpu_us`. `ratio` is the twin's CPU time divided
+    by ours."""
     natives = {row.name: row.native for row in rows}
     figures = {name: _figures(taken) for name, taken in samples.items()}
     summary = []
@@ -41,12 +42,12 @@ def summarize(rows: list[Row], samples: Samples) -> list[dict]:
 
 
 def unpaired(name: str, sample: Sample) -> dict:
-    """A load that has no twin and was run once."""
+    """The entry of a load without a twin that ran once."""
     return _entry(name, **_figures([sample]))
 
 
 def fact(name: str, value: float, unit: str) -> dict:
-    """A figure that no load gave."""
+    """The entry of a figure that does not come from a load."""
     return _entry(name, value=value, unit=unit)
 
 
@@ -60,5 +61,7 @@ def table(summary: list[dict]) -> str:
     for entry in loads:
         cells = ["-" if entry[column] is None else entry[column] for column in COLUMNS]
         lines.append(f"{entry['name']:30}" + "".join(f"{cell:>10}" for cell in cells[:-1]) + f"  {cells[-1]}")
-    facts = [f"{entry['name']:40}{entry['value']:>14,} {entry['unit']}" for entry in summary if entry["value"] is not None]
+    facts = [
+        f"{entry['name']:40}{entry['value']:>14,} {entry['unit']}" for entry in summary if entry["value"] is not None
+    ]
     return "\n".join([*lines, "", *facts])

@@ -1,7 +1,7 @@
-"""The rows of the table: what stands before the direct response, what is sent to it, and Envoy's own twin.
+"""The rows of the table: the filters of a listener, the requests, and the twin, which is a filter of Envoy's own.
 
-One more row is one more `Row` in `rows`. The bench makes its listener, checks it once, measures it in each round and
-puts it beside its twin.
+To add a row, add a `Row` to `rows`. The benchmark creates its listener, checks it once, measures it in each round and
+compares it with its twin.
 """
 
 import json
@@ -18,23 +18,23 @@ ORIGIN = "https://gateway.example"
 KID = "bench"
 CLIENT_SCOPES = ["mcp:call"]
 SIZES = {"10": 10, "1k": 1_000, "100k": 100_000}
-# What the larger ones are compared with.
+# The larger sizes are compared with this one.
 SMALLEST = "10"
-# Cold rows send so many tokens in turn to a cache of so few: the one that is next is not in it.
+# Cold rows send this many tokens in turn, and the cache holds fewer. So the next token is never in the cache.
 COLD_TOKENS = 1024
 COLD_CACHE = 64
 GARBAGE = 256
-# Each may take so many tokens a second that together they keep the worker busy.
+# Each client has a limit of tokens per second. Together they keep the worker busy.
 CLIENTS = 128
 CALL_BYTES = 1024
 TOOLS = 1000
-# Never reached: what counting costs is measured, not what refusing does.
+# These limits are never reached: the rows measure counting, not refusals.
 LIMITS = {"rate": {"requests": 4_000_000_000, "per": "day"}, "monthly_quota": 4_000_000_000}
 
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """A request that a row's listener must answer with `status`; a twin that lets all pass is none."""
+    """A request that the listener of a row must answer with `status`."""
 
     request: Request
     status: int
@@ -44,23 +44,23 @@ class Check:
 class Row:
     name: str
     listener: Listener
-    # Sent in turn.
+    # The requests are sent in turn.
     requests: Callable[[], list[Request]]
     status: int = 200
-    # The row whose CPU is divided by this one's.
+    # The name of the twin. Its CPU time is divided by that of this row.
     native: str | None = None
-    # What the upstream must get of the first request; None: this header must not arrive.
+    # Headers that the upstream must get for the first request. None: the header must not arrive.
     forwards: dict[str, str | None] = field(default_factory=dict)
     checks: Callable[[], list[Check]] = list
     connections: int = 16
-    # Of a connection between two requests, on average. Without it wrk sends as fast as it is answered.
+    # Mean pause of a connection between two requests. 0: wrk sends as soon as it has an answer.
     pause_ms: float = 0
-    # Measured at the same time. The worker's CPU can then be told for neither.
+    # A row that is measured at the same time. Then neither row has a CPU time of its own.
     beside: "Row | None" = None
 
 
 class Parties:
-    """All who hold credentials, and what the policy says of them."""
+    """All clients with credentials, and their records in the policy."""
 
     def __init__(self, jwks_uri: str) -> None:
         self.jwks_uri = jwks_uri
@@ -75,7 +75,7 @@ class Parties:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What Envoy's environment holds for the filter."""
+        """Variables of Envoy's environment for the filter."""
         return {"APEXMCP_SIGNING_KEY": self.gateway.private_key_pem}
 
     def keys(self, count: int) -> list[str]:
@@ -96,8 +96,12 @@ class Parties:
 
 
 def plugin(orgs: dict, tokens: dict | None = None) -> dict:
-    """The module's configuration; what is not said is as it comes."""
-    policy = {"version": "bench", "signing_keys": [{"kid": KID, "private_key_env": "APEXMCP_SIGNING_KEY"}], "orgs": orgs}
+    """The configuration of the module. Other settings have their defaults."""
+    policy = {
+        "version": "bench",
+        "signing_keys": [{"kid": KID, "private_key_env": "APEXMCP_SIGNING_KEY"}],
+        "orgs": orgs,
+    }
     return {
         "gateway": {"origin": ORIGIN},
         "jwks": {"http_cluster": "jwks_http"},
@@ -169,7 +173,7 @@ def key_rows(parties: Parties, gateway: Listener) -> list[Row]:
 def token_rows(
     name: str, native_name: str, issuer: Issuer, principal: str, warm: Listener, cold: Listener
 ) -> list[Row]:
-    """One issuer's tokens, seen before and not, each beside `jwt_authn` and `rbac` for the same issuer and tokens."""
+    """Tokens of one issuer, known and new. The twin is `jwt_authn` with `rbac`, for the same issuer and tokens."""
 
     def twins(state: str, native_state: str, listener: Listener, count: int) -> list[Row]:
         native = f"{native_name}_{native_state}"
@@ -206,7 +210,7 @@ def issuing_rows(parties: Parties, gateway: Listener) -> list[Row]:
     def form() -> list[Request]:
         return [token_request(*client) for client in parties.clients]
 
-    # The worker signs one token after the other while it serves keys.
+    # The worker signs one token after the other while it serves requests with keys.
     issuing = Row("token_issued_beside_keys", gateway, form, connections=1)
     return [
         Row("token_issued", gateway, form, connections=4),
@@ -215,7 +219,7 @@ def issuing_rows(parties: Parties, gateway: Listener) -> list[Row]:
 
 
 def tool_list() -> str:
-    """Of two connectors, as long as those of real servers."""
+    """A tool list of two connectors, with entries as long as those of real servers."""
     schema = {"type": "object", "properties": {"title": {"type": "string", "description": "What it is called."}}}
     tools = [
         {"name": f"{('notes', 'clock')[number % 2]}__tool_{number}", "description": "d" * 150, "inputSchema": schema}
@@ -225,7 +229,7 @@ def tool_list() -> str:
 
 
 def scope_rows(parties: Parties) -> list[Row]:
-    """A key for one of two connectors beside one for all: its messages are read, its lists are cut."""
+    """A key for one of two connectors and a key for all. For the first, messages are read and lists are filtered."""
     whole, scoped = parties.keys(2)
 
     def orgs() -> dict:
@@ -260,7 +264,7 @@ def scope_rows(parties: Parties) -> list[Row]:
 
 
 def limit_rows(parties: Parties) -> list[Row]:
-    """An API key whose org has a rate and a quota, beside one whose has none."""
+    """An API key of an organization with a rate and a quota. Its twin has no limits."""
 
     def orgs() -> dict:
         return {ORG: parties.org(parties.keys(1)) | {"limits": LIMITS}}
@@ -278,7 +282,7 @@ def limit_rows(parties: Parties) -> list[Row]:
 
 
 def size_rows(parties: Parties, label: str, size: int) -> list[Row]:
-    """The same job with more to choose from. All of it is used in turn, so that no cache of the processor hides it."""
+    """The same requests with larger policies. All records are used in turn, so that no CPU cache hides the cost."""
     native = None if label == SMALLEST else SMALLEST
     org_names = [ORG, *(f"org-{number}" for number in range(1, size))]
 
@@ -286,16 +290,22 @@ def size_rows(parties: Parties, label: str, size: int) -> list[Row]:
         return {ORG: parties.org(parties.keys(size))}
 
     def many_orgs() -> dict:
-        keys = {name: [{"id": "key_0", "sha256": sha256(key)}] for name, key in zip(org_names, parties.keys(size))}
-        return {name: {"api_keys": records} for name, records in keys.items()}
+        keys = zip(org_names, parties.keys(size), strict=True)
+        return {name: {"api_keys": [{"id": "key_0", "sha256": sha256(key)}]} for name, key in keys}
 
-    def row(kind: str, orgs: Callable[[], dict], requests: Callable[[], list[Request]], tokens: dict | None = None) -> Row:
+    def row(
+        kind: str, orgs: Callable[[], dict], requests: Callable[[], list[Request]], tokens: dict | None = None
+    ) -> Row:
         name = f"{kind}_{label}"
         return Row(name, ours(name, orgs, tokens), requests, native=native and f"{kind}_{native}")
 
     return [
         row("keys", one_org, lambda: [with_key(key) for key in parties.keys(size)]),
-        row("orgs", many_orgs, lambda: [with_key(key, org) for org, key in zip(org_names, parties.keys(size))]),
+        row(
+            "orgs",
+            many_orgs,
+            lambda: [with_key(key, org) for org, key in zip(org_names, parties.keys(size), strict=True)],
+        ),
         row(
             "tokens",
             lambda: {ORG: parties.org([])},
@@ -306,7 +316,7 @@ def size_rows(parties: Parties, label: str, size: int) -> list[Row]:
 
 
 def rows(parties: Parties) -> list[Row]:
-    """In the order of the table. Twins are neighbours, so that both meet the machine in the same mood."""
+    """All rows, in the order of the table. Twins are neighbors, so that the machine has the same speed for both."""
 
     def one_org() -> dict:
         return {ORG: parties.org(parties.keys(1))}
@@ -324,5 +334,5 @@ def rows(parties: Parties) -> list[Row]:
         *scope_rows(parties),
         *limit_rows(parties),
         *issuing_rows(parties, gateway),
-        *chain.from_iterable(zip(*(size_rows(parties, label, size) for label, size in SIZES.items()))),
+        *chain.from_iterable(zip(*(size_rows(parties, label, size) for label, size in SIZES.items()), strict=True)),
     ]

@@ -1,4 +1,4 @@
-"""`apexmcp serve` with a database of its own, and its commands."""
+"""`apexmcp serve` with a new database, and the commands of `apexmcp`."""
 
 import json
 import os
@@ -17,14 +17,24 @@ TOKEN_ENV = "APEXMCP_SETTINGS_TOKEN"
 
 
 class Settings:
-    """Serves until `stop`, or the end of a `with` block. It shares the core with wrk, not with Envoy."""
+    """Serves until `stop`, or until the end of a `with` block. It shares its core with wrk, not with Envoy."""
 
     def __init__(self, folder: Path, core: int) -> None:
         self.database = folder / "settings.db"
         self.port = free_port()
         self.environment = {TOKEN_ENV: secrets.token_urlsafe(32)}
         self.command("init")
-        serve = ["taskset", "-c", str(core), str(PROGRAM), "--db", str(self.database), "serve", "--listen", f"127.0.0.1:{self.port}"]
+        serve = [
+            "taskset",
+            "-c",
+            str(core),
+            str(PROGRAM),
+            "--db",
+            str(self.database),
+            "serve",
+            "--listen",
+            f"127.0.0.1:{self.port}",
+        ]
         with open(folder / "settings.log", "wb") as log:
             self.process = subprocess.Popen(serve, stdout=log, stderr=log, env=os.environ | self.environment)
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -45,7 +55,7 @@ class Settings:
         self.process.wait()
 
     def command(self, *words: str) -> dict:
-        """What a command answers."""
+        """Runs a command and returns its JSON."""
         done = subprocess.run([PROGRAM, "--json", "--db", self.database, *words], capture_output=True, text=True)
         if done.returncode != 0:
             raise Fault(f"apexmcp {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")

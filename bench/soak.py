@@ -1,15 +1,19 @@
-"""`make soak`: whether memory stays flat under requests that are all different.
+"""`make soak`: checks that memory does not grow when all requests differ.
 
-One Envoy with one worker on one core, and the policy from `apexmcp serve`. wrk, on the other core, sends two kinds of
-traffic at once. What is to be refused never comes twice: made-up tokens with a good header and good claims, key ids,
-issuers, orgs, connectors, client ids and API keys. What is to be admitted comes in turn: good tokens, many more than
-are remembered, so that each has to be verified anew; API keys; requests for tokens. Good tokens are signed before, a
-millisecond each, so that there are some ten thousands and not a million of them.
+One Envoy with one worker runs on one core and gets its policy from `apexmcp serve`. wrk runs on the other core and
+sends two kinds of traffic at the same time:
 
-It fails where a good request was refused, a bad one was admitted, an answer of 500 or above came, or memory grew.
+- Bad requests, each of them once: forged tokens with a good header and good claims, and made-up key ids, issuers,
+  organizations, connectors, client ids and API keys.
+- Good requests, in turn: good tokens, API keys, and requests for tokens. There are many more good tokens than the
+  cache holds, so that each one is verified again. They are signed in advance, which takes a millisecond each. So there
+  are some ten thousands of them, and not a million.
 
-After that another organization attacks by requests that wait (neighbors.py). It fails if a good request is refused then,
-or the 99th percentile of their response times more than doubles.
+The program fails if a good request is refused, a bad one is admitted, an answer has a status of 500 or above, or memory
+grows.
+
+After that, another organization attacks with requests that wait (neighbors.py). The program fails if a good request is
+refused during the attack, or if the 99th percentile of the response times more than doubles.
 """
 
 import argparse
@@ -25,17 +29,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
-import neighbors  # noqa: E402
-from credentials import Issuer, base64url  # noqa: E402
-from envoy_config import Listener, bootstrap, cluster, listener_config, module  # noqa: E402
-from envoy_process import Envoy  # noqa: E402
-from load import WRK_CORE, Fault, Requests, Wrk  # noqa: E402
-from plot import chart  # noqa: E402
-from rows import ORG, ORIGIN, with_key, with_token  # noqa: E402
-from settings import CLUSTER, TOKEN_ENV, Settings  # noqa: E402
-from start import begin, positive  # noqa: E402
-from upstream import Upstream  # noqa: E402
-from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, mcp_call, send, token_request  # noqa: E402
+import neighbors
+from credentials import Issuer, base64url
+from envoy_config import Listener, bootstrap, cluster, listener_config, module
+from envoy_process import Envoy
+from load import WRK_CORE, Fault, Requests, Wrk
+from plot import chart
+from rows import ORG, ORIGIN, with_key, with_token
+from settings import CLUSTER, TOKEN_ENV, Settings
+from start import begin, positive
+from upstream import Upstream
+from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, mcp_call, send, token_request
 
 OUT = ROOT / "target" / "soak"
 RESULT = ROOT / "target" / "soak.json"
@@ -46,25 +50,25 @@ TOKEN_LIFE_S = 7 * 86_400
 # The organization that attacks.
 ATTACKER = "attacker"
 KEYS = 64
-# Each may take ten tokens a second.
+# Each client may get ten tokens a second.
 CLIENTS = 64
 MAX_TOKENS = 50_000
-# More than `tokens.cache_size`, so that none is still remembered when its turn comes again.
+# More than `tokens.cache_size`, so that a token is no longer in the cache when it is sent again.
 MIN_TOKENS = 8_192
-# Every so many good requests one comes by key, and one asks for a token.
+# One request with a key for each four tokens, and one request for a token for each hundred.
 TOKENS_FOR_A_KEY, TOKENS_FOR_AN_ISSUED = 4, 100
-# Of the requests that wait for an answer at any moment, so many are good ones.
+# Concurrent good and bad requests.
 GOOD_CONNECTIONS, BAD_CONNECTIONS = 6, 26
-# wrk is started anew so often: its counts are looked at then.
+# Time after which wrk is restarted, and its counts are checked.
 SLICE_S = 20
 SAMPLE_EVERY_S = 2
-# By then all that is bounded is full.
+# Share of the requests after which all caches are full.
 WARM_AFTER = 0.2
 WINDOW = 0.1
 FLAT_PERCENT = 3
-# wrk counts as broken what took over two seconds too, which a busy machine may cause.
+# wrk also counts requests that took over two seconds as broken. A busy machine may cause them.
 BROKEN_OF = 100
-# What each kind of request is refused with, as it is counted.
+# The reason with which each kind of bad request is refused and counted.
 REFUSALS = {
     "tokens": "signature_invalid",
     "key ids": "key_unknown",
@@ -78,7 +82,7 @@ REFUSALS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """Memory in bytes after so many requests."""
+    """Memory in bytes after a number of requests."""
 
     requests: int
     seconds: float
@@ -88,11 +92,17 @@ class Sample:
 
 
 class World:
-    """Settings with an org, and what its clients send."""
+    """Settings with an organization, and the requests of its clients."""
 
     def __init__(self, settings: Settings, upstream: Upstream, tokens: int) -> None:
         self.settings = settings
-        self.idp = Issuer("https://idp.example", "idp-1", "JWT", {"sub": "agent-7", "aud": "apexmcp", "scope": "mcp:call"}, TOKEN_LIFE_S)
+        self.idp = Issuer(
+            "https://idp.example",
+            "idp-1",
+            "JWT",
+            {"sub": "agent-7", "aud": "apexmcp", "scope": "mcp:call"},
+            TOKEN_LIFE_S,
+        )
         upstream.jwks = self.idp.jwks()
         create = settings.command
         create("org", "create", ORG)
@@ -111,7 +121,9 @@ class World:
         keys = f"http://127.0.0.1:{self.silent.getsockname()[1]}/keys"
         provider = ["--issuer", self.silent_idp.url, "--jwks-uri", keys, "--audience", "apexmcp"]
         create("sso", "configure", "--org", ATTACKER, *provider, "--allow-private-address", "--force")
-        self.attacker_key = create("key", "create", "--org", ATTACKER, "--name", "scoped", "--connector", "notes")["key"]
+        self.attacker_key = create("key", "create", "--org", ATTACKER, "--name", "scoped", "--connector", "notes")[
+            "key"
+        ]
 
     def attacks(self) -> list[Request]:
         """Requests that wait: for a form, a key set, a message, and the rest of a refused request."""
@@ -126,13 +138,15 @@ class World:
     def good(self) -> list[Request]:
         requests = [with_token(token) for token in self.idp.tokens(self.tokens)]
         requests += [with_key(self.keys[number % KEYS]) for number in range(self.tokens // TOKENS_FOR_A_KEY)]
-        requests += [token_request(*self.clients[number % CLIENTS]) for number in range(self.tokens // TOKENS_FOR_AN_ISSUED)]
+        requests += [
+            token_request(*self.clients[number % CLIENTS]) for number in range(self.tokens // TOKENS_FOR_AN_ISSUED)
+        ]
         random.Random(7).shuffle(requests)
         return requests
 
     def bad(self) -> dict[str, Numbered]:
         header, claims = self.idp.header, self.idp.claims | {"exp": int(time.time()) + TOKEN_LIFE_S}
-        # Below the modulus, so that only the whole of RSA tells that it is forged.
+        # Below the modulus, so that only the whole of RSA shows that it is wrong.
         signature = ("AAAA" + LONG_NUMBER).ljust(342, "A")
         forged = "apx_secret_" + "x" * 24
         key = self.keys[0]
@@ -149,8 +163,8 @@ class World:
 
 
 def _part(members: dict, numbered: str = "", value: str = "") -> str:
-    """A part of a token. The number in `numbered` begins where three bytes become four letters, so that it can be replaced
-    in the encoded text."""
+    """A part of a token. base64 turns three bytes into four letters. The number in `numbered` begins at such a group,
+    so that it can be replaced in the encoded text."""
     for pad in range(3):
         filled = members | ({numbered: f"{value}{'x' * pad}{LONG_NUMBER}"} if numbered else {})
         text = json.dumps(filled, separators=(",", ":"))
@@ -183,7 +197,9 @@ class Soak:
     def sample(self) -> Sample:
         envoy = self.envoy
         seconds = time.monotonic() - self.began
-        taken = Sample(envoy.answered(), round(seconds, 1), envoy.memory_bytes(), envoy.heap_bytes(), envoy.module_bytes())
+        taken = Sample(
+            envoy.answered(), round(seconds, 1), envoy.memory_bytes(), envoy.heap_bytes(), envoy.module_bytes()
+        )
         self.samples.append(taken)
         return taken
 
@@ -194,7 +210,7 @@ class Soak:
 
     def slice(self) -> None:
         before, seconds = self.samples[-1], SLICE_S
-        # wrk runs for whole seconds: the last slice ends about where the wanted number is reached.
+        # wrk runs for whole seconds. The last slice ends about when the wanted number is reached.
         if before.seconds > 0 and (rate := before.requests / before.seconds):
             seconds = max(2, min(SLICE_S, round((self.wanted - before.requests) / rate)))
         running = [
@@ -209,18 +225,19 @@ class Soak:
             raise Fault(f"{good.refused} of {good.requests} good requests were refused; {self.reasons()}")
         if bad.refused != bad.requests:
             raise Fault(f"{bad.requests - bad.refused} of {bad.requests} bad requests were admitted; {self.reasons()}")
-        # What was sent and not answered when a slice ended is not sent again.
+        # Requests without an answer at the end of a slice are not sent again.
         self.sent_good += good.requests + GOOD_CONNECTIONS
         self.sent_bad += bad.requests + BAD_CONNECTIONS
         self.broken += good.broken + bad.broken
         print(
             f"{now.requests:>12,} requests {(now.requests - before.requests) / (now.seconds - before.seconds):>8,.0f}/s"
-            f"   resident {now.resident / 1e6:6.1f} MB   heap {now.heap / 1e6:6.1f} MB   modules {now.module / 1e6:6.1f} MB",
+            f"   resident {now.resident / 1e6:6.1f} MB   heap {now.heap / 1e6:6.1f} MB"
+            f"   modules {now.module / 1e6:6.1f} MB",
             flush=True,
         )
 
     def reasons(self) -> dict[str, int]:
-        """How often each word was counted."""
+        """The count of each reason and outcome."""
         counted: dict[str, int] = {}
         for name, value in self.envoy.counters("apexmcp_(requests|endpoints)$").items():
             label = "reason" if name.endswith("_requests") else "outcome"
@@ -235,7 +252,8 @@ class Soak:
             f"never counted: {', '.join(sorted(expected - reasons))}": expected - reasons,
             f"counted, and not expected: {', '.join(sorted(reasons - expected))}": reasons - expected,
             f"{self.envoy.server_errors()} requests were answered with 500 or above": self.envoy.server_errors(),
-            f"{self.broken} connections broke or waited for over two seconds": self.broken * BROKEN_OF > self.sent_good + self.sent_bad,
+            f"{self.broken} connections broke or waited for over two seconds": self.broken * BROKEN_OF
+            > self.sent_good + self.sent_bad,
         }
         return [text for text, holds in found.items() if holds]
 
@@ -244,18 +262,24 @@ def growth(samples: list[Sample], wanted: int) -> dict:
     """Medians of a tenth of the run, once the caches are full and at the end."""
 
     def within(start: float) -> list[Sample]:
-        return [each for each in samples if start * wanted <= each.requests <= (start + WINDOW) * wanted] or samples[-1:]
+        return [each for each in samples if start * wanted <= each.requests <= (start + WINDOW) * wanted] or samples[
+            -1:
+        ]
 
     warm, end = within(WARM_AFTER), [each for each in samples if each.requests >= (1 - WINDOW) * wanted]
     figures = {}
     for what in ("resident", "heap", "module"):
         before, after = (statistics.median(getattr(each, what) for each in part) for part in (warm, end))
-        figures[what] = {"warm": before, "end": after, "percent": round((after / before - 1) * 100, 2) if before else None}
+        figures[what] = {
+            "warm": before,
+            "end": after,
+            "percent": round((after / before - 1) * 100, 2) if before else None,
+        }
     return figures
 
 
 def ready(port: int, requests: list[Request]) -> None:
-    """Returns when the policy and the key set are there."""
+    """Returns when the gateway has the policy and the key set."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     for request in requests:
         while (status := send(port, request)[0]) == 503 and time.monotonic() < deadline:
@@ -266,17 +290,26 @@ def ready(port: int, requests: list[Request]) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog=".tools/bin/python bench/soak.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__.strip()
+        prog=".tools/bin/python bench/soak.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__.strip(),
     )
-    parser.add_argument("--requests", type=positive, default=10_000_000, help="how many in all (default: 10,000,000: half an hour)")
-    parser.add_argument("--plot", type=Path, default=PLOT, metavar="FILE", help="where the chart goes (default: docs/memory.svg)")
+    parser.add_argument(
+        "--requests",
+        type=positive,
+        default=10_000_000,
+        help="total number of requests (default: 10,000,000, which takes half an hour)",
+    )
+    parser.add_argument(
+        "--plot", type=Path, default=PLOT, metavar="FILE", help="file for the chart (default: docs/memory.svg)"
+    )
     return parser.parse_args()
 
 
 def run(options: argparse.Namespace, upstream: Upstream) -> dict:
     tokens = max(MIN_TOKENS, min(MAX_TOKENS, options.requests // 20))
     with Settings(OUT, WRK_CORE) as settings:
-        print("==> an org, its keys and clients", flush=True)
+        print("==> creating an organization, its keys and clients", flush=True)
         world = World(settings, upstream, tokens)
         print(f"==> signing {tokens:,} good tokens", flush=True)
         good, bad = world.good(), world.bad()
@@ -304,13 +337,15 @@ def run(options: argparse.Namespace, upstream: Upstream) -> dict:
 
 
 def report(result: dict) -> str:
-    lines = ["", f"{result['requests']:,} requests in {result['seconds']:,.0f} s, of these different from each other:"]
+    lines = ["", f"{result['requests']:,} requests in {result['seconds']:,.0f} s; distinct values:"]
     lines += [f"  {count:>10,} {kind}" for kind, count in result["distinct"].items()]
-    lines += [f"  {result['good_tokens']:>10,} good tokens, in turn", "", "counted by reason:"]
+    lines += [f"  {result['good_tokens']:>10,} good tokens, in turn", "", "requests by reason:"]
     lines += [f"  {count:>10,} {word}" for word, count in sorted(result["reasons"].items())]
-    lines += ["", f"memory, once the caches are full ({WARM_AFTER:.0%} of the requests) and at the end:"]
+    lines += ["", f"memory when the caches are full (after {WARM_AFTER:.0%} of the requests) and at the end:"]
     for what, figures in result["growth"].items():
-        lines.append(f"  {what:9} {figures['warm'] / 1e6:7.1f} MB {figures['end'] / 1e6:7.1f} MB {figures['percent']:+6.2f} %")
+        lines.append(
+            f"  {what:9} {figures['warm'] / 1e6:7.1f} MB {figures['end'] / 1e6:7.1f} MB {figures['percent']:+6.2f} %"
+        )
     neighbor = result["neighbor"]
     lines += [
         "",
@@ -350,7 +385,7 @@ def main() -> None:
         result["faults"].append(f"resident memory grew by {percent} %, more than {FLAT_PERCENT} %")
     if result["faults"]:
         sys.exit("make soak: " + "\n           ".join(result["faults"]))
-    print(f"flat: resident memory changed by {percent:+} %, no more than {FLAT_PERCENT} %")
+    print(f"memory does not grow: it changed by {percent:+} %, the maximum is {FLAT_PERCENT} %")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each of the programs here does before it measures."""
+"""The first steps of each benchmark program."""
 
 import argparse
 import os
@@ -16,13 +16,13 @@ def positive(text: str) -> int:
 
 
 def begin(program: str, out: Path) -> None:
-    """Leaves `out` empty, and ends `program` where it cannot measure."""
+    """Empties the folder `out`. Ends the program if this machine cannot measure."""
     if not shutil.which("wrk"):
         sys.exit(f"{program}: wrk is missing (Debian: apt-get install wrk)")
     if (os.cpu_count() or 1) < 2:
-        sys.exit(f"{program}: Envoy and wrk need a core each")
-    # Requests hold credentials, and those of large rows are large.
+        sys.exit(f"{program}: needs two cores, one for Envoy and one for wrk")
+    # Remove old requests: they contain credentials, and may be large.
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, mode=0o700)
-    # What was started is ended then too.
+    # With an exception instead of a signal, the `with` blocks stop all started programs.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"{program}: terminated"))

@@ -1,4 +1,4 @@
-"""What stands behind Envoy: the identity provider's keys, and an echo that shows which headers were forwarded."""
+"""The server behind Envoy: the keys of the identity provider, and an echo of the forwarded headers."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Requests as the bytes that a client sends: wrk sends the same ones that were checked before."""
+"""Requests as bytes. wrk sends the same bytes that were checked before."""
 
 import base64
 import http.client
@@ -29,8 +29,8 @@ class Request:
         return "\r\n".join(lines).encode()
 
 
-# What stands for a number that is another one each time, and the mark that load.lua replaces by it: of the same length
-# in the end, so that it may be in a body.
+# Placeholders for a number that changes with each request. load.lua replaces their marks with a number of the same
+# length, so that a placeholder may be in a body.
 LONG_NUMBER, SHORT_NUMBER = "900000000009", "90000009"
 MARKS = {
     LONG_NUMBER.encode(): b"\1",
@@ -41,7 +41,7 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Numbered(Request):
-    """A request with a number in it; wrk sends another one each time."""
+    """A request that contains a number. wrk sends another number each time."""
 
     @staticmethod
     def of(request: Request) -> "Numbered":
@@ -61,14 +61,14 @@ def mcp_call(org: str) -> Request:
 
 
 def tool_call(org: str, name: str, size: int) -> Request:
-    """A call of a tool with so many bytes."""
+    """A call of a tool. The message has `size` bytes."""
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name, "arguments": {"text": ""}}}
     call["params"]["arguments"]["text"] = "x" * (size - len(json.dumps(call)))
     return replace(mcp_call(org), body=json.dumps(call))
 
 
 def list_request(org: str) -> Request:
-    """The tools are asked for."""
+    """A request for the list of tools."""
     return replace(mcp_call(org), body='{"jsonrpc":"2.0","id":1,"method":"tools/list"}')
 
 
@@ -78,9 +78,9 @@ def token_request(client_id: str, client_secret: str) -> Request:
 
 
 def send(port: int, request: Request) -> tuple[int, bytes]:
-    """The answer's status and body."""
+    """Sends a request and returns the status and body of the answer."""
     with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as connection:
-        # A number that wrk would replace goes as it is.
+        # Placeholders stay as they are.
         connection.sendall(Request.encode(request))
         response = http.client.HTTPResponse(connection, method="POST")
         response.begin()

@@ -1,6 +1,6 @@
-"""`make run`: the gateway of envoy/envoy.yaml with the policy of fresh Settings, two demo connectors and a demo identity provider.
+"""`make run`: starts the gateway of envoy/envoy.yaml, a new Settings service, two connectors and an identity provider.
 
-Everything listens on 127.0.0.1 and ends with Ctrl-C. Secrets are made anew each time and shown once.
+All programs listen on 127.0.0.1, and Ctrl-C stops them. Each run creates new secrets and prints them once.
 """
 
 import ctypes
@@ -30,11 +30,11 @@ START_TIMEOUT_S = 30
 
 
 class Refused(Exception):
-    """Something that the operator has to mend, in one line."""
+    """A problem that the operator has to fix. The message is one line."""
 
 
 class Stopped(Exception):
-    """The operator wants it to end."""
+    """The operator stops the demo."""
 
 
 def require_free(port: int) -> None:
@@ -43,7 +43,9 @@ def require_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise Refused(f"port {port} of 127.0.0.1 is in use: end what listens there, then run again") from error
+            raise Refused(
+                f"port {port} of 127.0.0.1 is in use: stop the program that listens there, then run again"
+            ) from error
 
 
 def free_port() -> int:
@@ -52,7 +54,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-# prctl(2) of Linux; other systems have nothing like it.
+# prctl(2) of Linux. Other systems have nothing similar.
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -67,7 +69,7 @@ def end_with(parent: int) -> None:
 
 
 class Processes:
-    """What was started, and nothing else, is ended."""
+    """The started programs. `stop` ends these and no others."""
 
     def __init__(self, stopping: threading.Event) -> None:
         self.stopping = stopping
@@ -134,7 +136,7 @@ def accepts(port: int) -> bool:
 
 
 def settings(*words: str) -> dict:
-    """What a command of Settings answers."""
+    """Runs a command of `apexmcp` and returns its JSON."""
     command = [ROOT / "dist" / "apexmcp", "--json", "--db", SETTINGS_DB, *words]
     done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
     if done.returncode != 0:
@@ -143,7 +145,7 @@ def settings(*words: str) -> dict:
 
 
 def render(ports: dict[str, int]) -> Path:
-    """envoy/envoy.yaml with the policy from Settings, and the clusters of these names at these ports."""
+    """Writes envoy/envoy.yaml with the policy from Settings. `ports` has the port of each cluster."""
     config = yaml.safe_load((ROOT / "envoy" / "envoy.yaml").read_text())
     manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     manager["access_log"][0] = {
@@ -156,7 +158,7 @@ def render(ports: dict[str, int]) -> Path:
     }
     plugin = manager["http_filters"][0]["typed_config"]["config"]["configuration"]["value"]
     plugin["policy"] = {"remote": {"cluster": "settings", "token_env": "APEXMCP_SETTINGS_TOKEN"}}
-    # The demo's identity provider has no certificate.
+    # The identity provider of the demo has no certificate.
     plugin["jwks"]["http_cluster"] = "jwks_http"
     for cluster in config["static_resources"]["clusters"]:
         if cluster["name"] in ports:
@@ -192,7 +194,8 @@ def instructions(key: str, client: dict, idp: dict) -> str:
     client_id, client_secret = client["client_id"], client["client_secret"]
     take = """python3 -c 'import json,sys; print(json.load(sys.stdin)["access_token"])'"""
     return f"""
-The gateway is at {ORIGIN}, Envoy's admin at http://127.0.0.1:{ADMIN}. Logs: target/run/. Ctrl-C ends all.
+The gateway is at {ORIGIN}, Envoy's admin port at http://127.0.0.1:{ADMIN}.
+The logs are in target/run/. Ctrl-C stops all programs.
 
 Method 1, a static API key: {key}
 
@@ -213,11 +216,12 @@ TOKEN=$(curl -s {ORIGIN}/oauth/token -u {client_id}:{client_secret} -d grant_typ
 
 Method 3, a token of the demo identity provider {idp["issuer"]}
 
-TOKEN=$(curl -s {idp["token_endpoint"]} -u {idp["client_id"]}:{idp["client_secret"]} -d grant_type=client_credentials -d scope=mcp:call | {take})
+TOKEN=$(curl -s {idp["token_endpoint"]} -u {idp["client_id"]}:{idp["client_secret"]} \\
+  -d grant_type=client_credentials -d scope=mcp:call | {take})
 
 {call("Authorization: Bearer $TOKEN")}
 
-Settings: what you change is in force at once.
+Settings: a change is in force within a second.
 
 export APEXMCP_DB={SETTINGS_DB.relative_to(ROOT)}
 dist/apexmcp key create --org {ORG} --name another --connector notes
@@ -258,7 +262,9 @@ def start_all(processes: Processes) -> str:
     config = render(ports)
     for name, port in ports.items():
         wait_until(name, lambda port=port: accepts(port), processes)
-    processes.start("envoy", [BIN / "envoy", "-c", config, "--concurrency", 2, "--disable-hot-restart"], env=environment)
+    processes.start(
+        "envoy", [BIN / "envoy", "-c", config, "--concurrency", 2, "--disable-hot-restart"], env=environment
+    )
     wait_until("Envoy", lambda: answers(f"http://127.0.0.1:{ADMIN}/ready"), processes)
     wait_until("the gateway", lambda: gateway_lists_tools(key), processes)
     return instructions(key, client, idp)

@@ -1,10 +1,9 @@
-"""A demo connector: the time, as an MCP server over streamable HTTP."""
+"""A demo connector that tells the time: an MCP server over streamable HTTP."""
 
 from datetime import datetime, timedelta, timezone
 
-from serving import serve
-
 from mcp.server.mcpserver import MCPServer
+from serving import serve
 
 server = MCPServer("clock")
 

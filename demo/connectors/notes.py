@@ -1,8 +1,7 @@
-"""A demo connector: notes in memory, as an MCP server over streamable HTTP."""
-
-from serving import serve
+"""A demo connector that keeps notes in memory: an MCP server over streamable HTTP."""
 
 from mcp.server.mcpserver import MCPServer
+from serving import serve
 
 server = MCPServer("notes")
 NOTES: dict[str, str] = {"welcome": "This note came through the gateway."}

@@ -1,4 +1,4 @@
-"""What the demo connectors share: where they listen, how they answer, what they log."""
+"""Shared code of the demo connectors: the server and its log."""
 
 import argparse
 import json
@@ -10,19 +10,19 @@ from mcp.server.mcpserver import MCPServer
 
 
 def serve(server: MCPServer) -> None:
-    """Serve on 127.0.0.1:PORT/mcp until ended."""
+    """Serves on 127.0.0.1:PORT/mcp until the process ends."""
     parser = argparse.ArgumentParser(description=f"The demo connector {server.name}.")
-    parser.add_argument("--port", type=int, required=True, help="where on 127.0.0.1 it listens")
+    parser.add_argument("--port", type=int, required=True, help="the port on 127.0.0.1")
     port = parser.parse_args().port
 
     async def log_tool_calls(context: ServerRequestContext[Any], call_next: CallNext) -> HandlerResult:
-        """One line of JSON on stderr for each tool call that got this far, in whatever form it was asked."""
+        """Writes one line of JSON to stderr for each tool call that reaches the connector."""
         if context.method == "tools/call":
             line = {"server": server.name, "tool": (context.params or {}).get("name")}
             print(json.dumps(line), file=sys.stderr, flush=True)
         return await call_next(context)
 
     server.middleware.append(log_tool_calls)
-    # Stateless: any request stands for itself, so the curl lines of the README work without a session.
-    # JSON: Envoy 1.40's mcp_router passes an event stream on as `application/json` for prompts and resources.
+    # Stateless, so that the curl lines of the README work without a session.
+    # JSON, because mcp_router of Envoy 1.40 forwards an event stream as `application/json` for prompts and resources.
     server.run(transport="streamable-http", host="127.0.0.1", port=port, stateless_http=True, json_response=True)

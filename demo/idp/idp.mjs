@@ -1,12 +1,12 @@
-// A real OpenID provider in place of the customer's own: oidc-provider with one client of client credentials.
+// An OpenID provider for the demo: oidc-provider with one client for client credentials.
 //
 //   node idp.mjs [--port N] [--state FILE] [--scopes "A B"]
 //
 // The client may request only the scopes in --scopes. The default is the scopes of the demo. The provider also knows
 // the scopes of the demo, and answers invalid_scope if the client requests a scope that it may not have.
-// It prints one line of JSON when it is ready. FILE keeps its keys, so that it comes back with them.
-// `control` is for tests: POST <control>/rotate[?drop=1] signs with a new key from now on (and forgets the old ones),
-// GET <control>/stats counts the requests for its key set.
+// It prints one line of JSON when it is ready. FILE keeps its keys over a restart.
+// `control` is for tests. POST <control>/rotate[?drop=1] adds a new key that signs from now on, and removes the old ones
+// with drop. GET <control>/stats returns the number of requests for the key set.
 
 import { generateKeyPairSync, randomBytes } from "node:crypto";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";

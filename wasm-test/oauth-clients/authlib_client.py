@@ -1,6 +1,6 @@
 """Authlib at the token endpoint, and its token at the MCP endpoint.
 
-    python authlib_client.py SETTINGS METHOD
+python authlib_client.py SETTINGS METHOD
 """
 
 import json

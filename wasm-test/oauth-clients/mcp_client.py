@@ -1,10 +1,11 @@
-"""The official Python client of MCP as a machine: it knows an endpoint and its credential, and discovers the rest.
+"""The official Python client of MCP, used by a machine. It knows an endpoint and a credential, and discovers the rest.
 
     python mcp_client.py SETTINGS METHOD [STOP]
 
-SETTINGS is a JSON file, METHOD a way to authenticate at the token endpoint. What a client got is printed as a line of
-JSON. With STOP it goes on, one line a round, until there is a file of that name, and ends with the word "stopped": in each round the first client works on
-with the token it has, and a new one starts from nothing.
+SETTINGS is a JSON file. METHOD is a way to authenticate at the token endpoint. The program prints the results of a
+client as a line of JSON. With STOP, it repeats this, one line for each round, until a file of that name exists. It
+then prints the word "stopped". In each round, the first client continues with its token, and a new client starts
+without one.
 """
 
 import asyncio

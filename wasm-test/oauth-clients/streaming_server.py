@@ -1,5 +1,6 @@
-"""A server with what the conformance suite asks for and the demo connectors do not have: sessions, and answers that come
-as a stream with notifications, progress, or questions to the client in between.
+"""A server with features that the conformance suite needs and the demo connectors lack.
+
+It has sessions. It answers with streams that contain notifications, progress, and requests to the client.
 """
 
 import argparse
