@@ -1,5 +1,6 @@
-"""A server with what the conformance suite asks for and the demo connectors do not have: sessions, and answers that come
-as a stream with notifications, progress, or questions to the client in between.
+"""An MCP server for the parts of the conformance suite that the demo connectors do not support.
+
+It has sessions. Its answers are streams with notifications, progress, or requests to the client before the result.
 """
 
 import argparse
@@ -17,7 +18,7 @@ server = MCPServer("streaming")
 
 
 class Answer(BaseModel):
-    """What the client is asked for."""
+    """The answer of the client to an elicitation."""
 
     username: str
     email: str
