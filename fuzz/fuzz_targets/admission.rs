@@ -1,4 +1,3 @@
 #![cfg_attr(fuzzing, no_main)]
-#![allow(missing_docs)]
 
 apexmcp_fuzz::engine!(admission);

@@ -1,4 +1,4 @@
-//! Readers as they may stand behind the gateway: lax, and independent of its own.
+//! Lax parsers, like those that may run behind the gateway. They share no code with the gateway's own parsers.
 
 use std::fmt;
 
@@ -7,29 +7,26 @@ use apexmcp_core::serialized_map::SerializedMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// JSON with each member of an object kept, the repeated ones too: whichever of them a reader takes, it is here.
+/// JSON that keeps every member of an object, repeated ones too. So it contains the member that any parser would
+/// choose.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Json {
-    /// A string.
     Text(String),
-    /// A number.
     Number(f64),
-    /// An array.
     Array(Vec<Json>),
-    /// An object.
     Object(Vec<(String, Json)>),
     /// Null, true or false.
     Word,
 }
 
 impl Json {
-    /// Reads `text`, where it is JSON.
+    /// Parses `text`. `None` if it is not JSON.
     pub fn read(text: &[u8]) -> Option<Self> {
         serde_json::from_slice(text).ok()
     }
 
-    /// Reads the first value in `text` as the most careless of readers would: commas and colons are white space to it, any
-    /// escape and any number is one, and it heeds no depth. `None` where the value does not end.
+    /// Parses the first value in `text` like the most careless parser. It treats commas and colons as white space,
+    /// accepts any escape and any number, and has no limit of depth. `None` if the value does not end.
     pub fn read_carelessly(text: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(text);
         let mut rest = text.as_ref();
@@ -72,35 +69,35 @@ impl Json {
         }
     }
 
-    /// The values of all members of this name, in any letter case.
+    /// The values of all members with this name, in any letter case.
     pub fn all<'j>(&'j self, wanted: &'j str) -> impl Iterator<Item = &'j Json> {
         let members = if let Self::Object(members) = self { members.as_slice() } else { &[] };
         members.iter().filter(move |(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
     }
 
-    /// The values of all members of exactly this name.
+    /// The values of all members with exactly this name.
     pub fn exactly<'j>(&'j self, wanted: &'j str) -> impl Iterator<Item = &'j Json> {
         let members = if let Self::Object(members) = self { members.as_slice() } else { &[] };
         members.iter().filter(move |(name, _)| name == wanted).map(|(_, value)| value)
     }
 
-    /// The elements of an array, or the value itself.
+    /// The elements of an array, or the value itself if it is no array.
     pub fn elements(&self) -> &[Json] {
         if let Self::Array(elements) = self { elements } else { std::slice::from_ref(self) }
     }
 
-    /// The string, where it is one.
+    /// The text, if this is a string.
     pub fn text(&self) -> Option<&str> {
         if let Self::Text(text) = self { Some(text) } else { None }
     }
 
-    /// The number, where it is one.
+    /// The number, if this is a number.
     pub fn number(&self) -> Option<f64> {
         if let Self::Number(number) = self { Some(*number) } else { None }
     }
 }
 
-/// A string from behind its first quote, and what follows it.
+/// The string whose first quote was already read, and the text after it.
 fn careless_string(text: &str) -> Option<(String, &str)> {
     let (mut string, mut rest) = (String::new(), text);
     loop {
@@ -186,7 +183,7 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
-/// `value` with its fractions left out: serde_json reads some of them one bit away from what it printed.
+/// Replaces fractions in `value` by null. serde_json reads some of them with one bit changed after it printed them.
 pub fn without_fractions(value: Value) -> Value {
     match value {
         Value::Number(number) if number.is_f64() => Value::Null,
@@ -196,7 +193,7 @@ pub fn without_fractions(value: Value) -> Value {
     }
 }
 
-/// The data of the events of a stream, WHATWG HTML §9.2.6, an unfinished last one too.
+/// The data of each event in a stream (WHATWG HTML §9.2.6), including an unfinished last event.
 pub fn events(stream: &[u8]) -> Vec<Vec<u8>> {
     let stream = stream.strip_prefix(b"\xef\xbb\xbf").unwrap_or(stream);
     let (mut events, mut data) = (Vec::new(), Vec::new());
@@ -226,7 +223,7 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// `text` with its percent-encoding undone once.
+/// Decodes the percent-encoding of `text` once.
 pub fn percent_decoded(text: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::new();
     let mut at = 0;
@@ -247,7 +244,7 @@ pub fn percent_decoded(text: &[u8]) -> Vec<u8> {
     decoded
 }
 
-/// The parameters of a form, each occurrence for itself.
+/// The parameters of a form. A repeated parameter occurs repeatedly.
 pub fn form(body: &[u8]) -> Vec<(String, String)> {
     let plain = |text: &[u8]| {
         let spaced: Vec<u8> = text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
@@ -262,12 +259,12 @@ pub fn form(body: &[u8]) -> Vec<(String, String)> {
         .collect()
 }
 
-/// These headers as the filter gets them.
+/// The request head with these headers, in the form that the filter gets from Envoy.
 pub fn request_head(headers: &[(String, Vec<u8>)]) -> Option<RequestHead> {
     RequestHead::new(SerializedMap::of(headers)?)
 }
 
-/// A request's headers as an input writes them: `name: value` lines up to an empty one, and what follows that.
+/// Splits an input into headers and a body. Headers are lines `name: value`, up to an empty line.
 pub fn head_and_body(input: &[u8]) -> (Vec<(String, Vec<u8>)>, &[u8]) {
     let (mut headers, mut rest) = (Vec::new(), input);
     loop {
@@ -277,11 +274,11 @@ pub fn head_and_body(input: &[u8]) -> (Vec<(String, Vec<u8>)>, &[u8]) {
         if line.is_empty() {
             return (headers, rest);
         }
-        // A pseudo-header begins with the colon itself.
+        // The name of a pseudo-header begins with a colon.
         let colon = line.iter().skip(1).position(|byte| *byte == b':').map_or(line.len(), |at| at + 1);
         let (name, value) = line.split_at(colon);
         let value = value.strip_prefix(b": ").or_else(|| value.strip_prefix(b":")).unwrap_or_default();
-        // Envoy has them in lower case.
+        // Envoy changes header names to lower case.
         headers.push((String::from_utf8_lossy(name).to_ascii_lowercase(), value.to_vec()));
     }
 }

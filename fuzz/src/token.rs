@@ -1,4 +1,4 @@
-//! Tokens that an input describes: a fuzzer changes their texts, and knows no way to sign them itself.
+//! Tokens that an input describes. A fuzzer changes their texts, but it cannot sign them, so the target does that.
 
 use apexmcp_core::jose::jwk::RsaPublicKey;
 use base64::Engine;
@@ -6,19 +6,17 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use apexmcp_core::testing::hash_signature as signature;
 
-/// A token, and who signed it.
+/// A token before it is signed.
 #[derive(Default)]
 pub struct Token {
-    /// The letter of a key, or any other for nobody.
+    /// The letter of the key that signs. With an unknown letter, the signature is wrong.
     pub signer: u8,
-    /// The text of the header.
     pub header: String,
-    /// The text of the claims.
     pub claims: String,
 }
 
 impl Token {
-    /// Reads a signer, a header and claims, each a line, and gives what follows them.
+    /// Reads a signer, a header and claims, one line each. Returns the rest of the input, too.
     pub fn read(data: &[u8]) -> (Self, &[u8]) {
         let mut lines = data.splitn(4, |byte| *byte == b'\n');
         let mut line = || lines.next().unwrap_or_default();
@@ -27,7 +25,7 @@ impl Token {
         (Self { signer: signer.first().copied().unwrap_or(b'-'), header: text(header), claims: text(claims) }, rest)
     }
 
-    /// It as a JWS, with the signature of the signer's key; without one, where nobody signed it.
+    /// The token as a compact JWS, signed with this key. Without a key, the signature is 32 zero bytes.
     pub fn written(&self, key: Option<&RsaPublicKey>) -> String {
         let input = [&self.header, &self.claims].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".");
         let signed = key.map_or([0; 32], |key| signature(key, &input));

@@ -1,4 +1,4 @@
-//! A gateway with two tenants, for the targets that judge whole requests.
+//! A gateway with two organizations, for the targets that decide whole requests.
 
 use std::sync::LazyLock;
 
@@ -13,28 +13,25 @@ use rsa::pkcs8::{EncodePrivateKey, LineEnding};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// The present.
+/// The current time in all targets.
 pub const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
-/// `gateway.origin`
+/// The value of `gateway.origin`.
 pub const ORIGIN: &str = "https://gw.example";
-/// The API key of acme, good for the connectors notes and files.
+/// The API key of acme. It is valid for the connectors notes and files.
 pub const API_KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
-/// The secret of each client that has no key.
+/// The secret of each client without a key.
 pub const SECRET: &str = "apx_secret_0123456789abcdefghijABCD";
 
 /// A client of the gateway's own authorization server.
 pub struct Client {
-    /// Its `client_id`.
     pub id: &'static str,
-    /// Its org.
     pub org: &'static str,
-    /// Its scopes.
+    /// The scopes that the client may get, separated by spaces.
     pub scopes: &'static str,
-    /// The letter of its key, where it proves itself by `private_key_jwt`.
+    /// The letter of its key, if it authenticates with `private_key_jwt`.
     pub key: Option<u8>,
 }
 
-/// The clients.
 pub const CLIENTS: [Client; 5] = [
     Client { id: "apx_client_acme0000", org: "acme", scopes: "mcp:call", key: None },
     Client { id: "apx_client_scoped00", org: "acme", scopes: "mcp:call:files mcp:call:notes", key: None },
@@ -42,17 +39,18 @@ pub const CLIENTS: [Client; 5] = [
     Client { id: "apx_client_keyed000", org: "acme", scopes: "mcp:call:files mcp:call:notes", key: Some(b'k') },
     Client { id: "apx_client_otherkey", org: "other", scopes: "mcp:call", key: Some(b'o') },
 ];
-/// The identity providers: org, issuer, and the letter of the key.
+/// The identity providers: the org, the issuer, and the letter of the key.
 pub const PROVIDERS: [(&str, &str, u8); 2] = [("acme", "https://idp.example/a", b'a'), ("other", "https://idp.example/b", b'b')];
 
-/// The public key of a letter. Nobody has the private one, and [`Signatures::Hash`](apexmcp_core::testing::Signatures) needs none.
+/// The public key of a letter. There is no private key, and [`Signatures::Hash`](apexmcp_core::testing::Signatures)
+/// needs none.
 pub fn key_of(letter: u8) -> RsaPublicKey {
     let mut modulus = [letter | 1; 256];
     modulus[0] = 0x80 | letter;
     RsaPublicKey::from_components(&modulus, &[1, 0, 1]).expect("a key")
 }
 
-/// The set that publishes the key of a letter under that id.
+/// The key set with the key of a letter. Its `kid` is that letter.
 pub fn jwk_set(letter: u8) -> JwkSet {
     JwkSet::parse(jwks(letter).to_string().as_bytes()).expect("a set")
 }
@@ -64,7 +62,7 @@ fn jwks(letter: u8) -> Value {
     json!({"keys": [{"kty": "RSA", "kid": kid, "n": number(key.modulus()), "e": number(key.exponent())}]})
 }
 
-/// The configuration and the policy.
+/// The configuration and the policy of the gateway.
 pub fn config() -> (Config, Policy) {
     static PEM: LazyLock<String> = LazyLock::new(|| {
         let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).expect("a key");

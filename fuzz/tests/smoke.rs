@@ -1,16 +1,16 @@
-//! Every target over its corpus, and over some thousand mutants of it: seconds, where `make fuzz` takes hours.
+//! Runs every target on its corpus and on thousands of mutants. This takes seconds, while `make fuzz` takes hours.
 
 use std::path::{Path, PathBuf};
 
 use apexmcp_fuzz::targets;
 use fastrand::Rng;
 
-/// Mutants of each target. In an unoptimised build this takes a few seconds for all.
+/// Number of mutants for each target. In an unoptimized build, all targets together take a few seconds.
 const MUTANTS: usize = 3000;
-/// The same mutants in each run; other ones with this variable.
+/// The environment variable with the seed of the mutants. Without it, each run has the same mutants.
 const SEED: &str = "FUZZ_SEED";
 
-/// What JSON, HTTP and the product's own forms are made of, for mutants that get beyond the first reader.
+/// Parts of JSON, HTTP and the product's own forms. With them, some mutants get beyond the first parser.
 const WORDS: [&str; 40] = [
     "\"",
     "{",
@@ -54,7 +54,7 @@ const WORDS: [&str; 40] = [
     "\0",
 ];
 
-/// How many seeds of each target are taken, and not refused.
+/// The number of seeds that each target accepts.
 const TAKEN: [(&str, usize); 11] = [
     ("admission", 8),
     ("claims", 2),
@@ -75,6 +75,7 @@ struct Input<'a> {
     bytes: &'a [u8],
 }
 
+// Prints the input if a check panics.
 impl Drop for Input<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -116,7 +117,7 @@ fn mutant(seeds: &[Vec<u8>], random: &mut Rng) -> Vec<u8> {
 }
 
 #[test]
-fn nothing_breaks_an_invariant() {
+fn every_invariant_holds_for_the_corpus_and_its_mutants() {
     let seed = std::env::var(SEED).map_or(7, |text| text.parse().unwrap());
     let mut taken = Vec::new();
     for (name, check) in targets::ALL {

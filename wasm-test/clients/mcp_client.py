@@ -1,4 +1,4 @@
-"""The official client does what an agent does, and prints what it saw as JSON.
+"""Uses an MCP server like an agent, with the official client, and prints the results as JSON.
 
 python mcp_client.py URL MODE TOOL ARGUMENTS 'HEADER: VALUE'...
 """

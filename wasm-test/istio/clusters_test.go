@@ -78,7 +78,7 @@ func TestGatewaysGetTheClustersThatTheFilterCalls(t *testing.T) {
 		without := clusters(t, row.kind, row.gateway, strings.ReplaceAll(string(text), annotation, "example.com/unused"))
 		for _, needless := range row.annotated {
 			if slices.Contains(without, needless) {
-				t.Errorf("%s: without the annotation, %s is there all the same: this test proves nothing", row.file, needless)
+				t.Errorf("%s: without the annotation, %s is still there, so this test proves nothing", row.file, needless)
 			}
 		}
 	}

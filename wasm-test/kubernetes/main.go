@@ -1,5 +1,5 @@
-// Checks Kubernetes manifests as an API server does that has the CRDs of Istio, Envoy Gateway and the Gateway API:
-// unknown fields, the schema, and the rules written in CEL. The code is the API server's own.
+// Checks Kubernetes manifests like an API server with the CRDs of Istio, Envoy Gateway and the Gateway API: unknown
+// fields, the schema, and the rules in CEL. The code is the API server's own.
 //
 //	kubernetes ISTIO_CRDS MANIFEST...
 package main
@@ -31,7 +31,7 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 )
 
-// schemas are the CRDs' by apiVersion and kind.
+// schemas contains the schemas of the CRDs, by apiVersion and kind.
 type schemas map[string]*apiextensions.JSONSchemaProps
 
 func main() {
@@ -63,7 +63,7 @@ func run(istio string, manifests []string) error {
 	return errors.Join(problems...)
 }
 
-// eachDocument hands the documents of a YAML file over, and collects what is wrong with them.
+// eachDocument calls use with each document of a YAML file, and collects the errors.
 func eachDocument(text []byte, use func([]byte) error) error {
 	var problems []error
 	reader := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text)))
@@ -114,7 +114,7 @@ func (s schemas) check(document []byte) error {
 	} else if kind == "v1 ConfigMap" {
 		err = checkGatewayOptions(document)
 	} else {
-		err = errors.New("no schema is known")
+		err = errors.New("no schema is known for this kind")
 	}
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", kind, object.GetName(), err)
@@ -146,7 +146,7 @@ func checkCustom(object map[string]any, props *apiextensions.JSONSchemaProps) er
 	return errors.Join(append(problems, found.ToAggregate())...)
 }
 
-// checkGatewayOptions checks a ConfigMap with which Istio overlays the Deployment of a gateway.
+// checkGatewayOptions checks a ConfigMap whose values Istio merges into the Deployment of a gateway.
 func checkGatewayOptions(document []byte) error {
 	var options corev1.ConfigMap
 	if err := sigsyaml.UnmarshalStrict(document, &options); err != nil {

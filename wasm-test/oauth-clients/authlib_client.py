@@ -1,4 +1,4 @@
-"""Authlib at the token endpoint, and its token at the MCP endpoint.
+"""Gets a token with Authlib, and uses it at the MCP endpoint.
 
 python authlib_client.py SETTINGS METHOD
 """

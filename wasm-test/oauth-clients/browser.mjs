@@ -2,9 +2,9 @@
 //
 //     node browser.mjs SETTINGS PROFILE
 //
-// SETTINGS is a JSON file, PROFILE a new folder for Chromium. The page is served at the port `page_port`, whose origin the
-// gateway allows. A frame of the page comes from another port, so it has another origin. The program prints the results of both
-// as one line of JSON.
+// SETTINGS is a JSON file, PROFILE is a new folder for Chromium. The page is served at the port `page_port`, and the
+// gateway allows its origin. A frame of the page comes from another port, so it has another origin. The program prints
+// the results of the page and of the frame as one line of JSON.
 
 import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';

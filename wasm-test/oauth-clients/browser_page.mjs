@@ -25,7 +25,7 @@ async function work(client, settings) {
 
 const withKey = (key) => ({ requestInit: { headers: { 'X-API-Key': key } } });
 
-// The parts of an answer that the page can read: none, if the browser blocks the answer.
+// The parts of an answer that the page can read. It can read none if the browser blocks the answer.
 async function read(url, options) {
   try {
     const response = await fetch(url, options);

@@ -1,5 +1,8 @@
-// For a program that knows no credential: `node --import file:///…/key_header.mjs?origin=ORIGIN&key=KEY PROGRAM`. What it
-// sends to ORIGIN carries the API key, by whichever of its HTTP clients: fetch, the package undici, node:http.
+// Adds an API key to the requests of a program that cannot send a credential:
+//
+//     node --import file:///…/key_header.mjs?origin=ORIGIN&key=KEY PROGRAM
+//
+// Every request to ORIGIN gets the key, with each HTTP client: fetch, the package undici, and node:http.
 
 import { subscribe } from 'node:diagnostics_channel';
 

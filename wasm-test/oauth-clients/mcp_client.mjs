@@ -1,10 +1,10 @@
-// The official TypeScript client of MCP as a machine: it knows an endpoint and its credential, and discovers the rest.
+// The official TypeScript client of MCP as a machine. It knows an endpoint and its credential, and discovers the rest.
 //
 //     node mcp_client.mjs SETTINGS METHOD [STOP]
 //
-// SETTINGS is a JSON file, METHOD a way to authenticate at the token endpoint. What a client got is printed as a line of
-// JSON. With STOP it goes on, one line a round, until there is a file of that name, and ends with the word "stopped": in each
-// round the first client works on with the token it has, and a new one starts from nothing.
+// SETTINGS is a JSON file, METHOD is a client authentication method of the token endpoint. Each result is printed as a
+// line of JSON. With STOP, the program continues until a file of that name exists, and then prints "stopped". In each
+// round, the first client continues with its token, and a new client starts without a token.
 
 import { existsSync, readFileSync } from 'node:fs';
 

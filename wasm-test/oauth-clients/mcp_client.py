@@ -1,11 +1,12 @@
-"""The official Python client of MCP, used by a machine. It knows an endpoint and a credential, and discovers the rest.
+"""The official Python client of MCP as a machine.
+
+It knows an endpoint and its credential, and discovers the rest.
 
     python mcp_client.py SETTINGS METHOD [STOP]
 
-SETTINGS is a JSON file. METHOD is a way to authenticate at the token endpoint. The program prints the results of a
-client as a line of JSON. With STOP, it repeats this, one line for each round, until a file of that name exists. It
-then prints the word "stopped". In each round, the first client continues with its token, and a new client starts
-without one.
+SETTINGS is a JSON file, METHOD is a client authentication method of the token endpoint. Each result is printed as a line
+of JSON. With STOP, the program continues until a file of that name exists, and then prints "stopped". In each round, the
+first client continues with its token, and a new client starts without a token.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 
 class Memory:
-    """Where a client keeps its token."""
+    """Stores the token of a client."""
 
     tokens = None
 

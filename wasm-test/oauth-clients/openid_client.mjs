@@ -1,4 +1,4 @@
-// openid-client at the token endpoint, and its token at the MCP endpoint.
+// Gets a token with openid-client, and uses it at the MCP endpoint.
 //
 //     node openid_client.mjs SETTINGS METHOD
 
@@ -26,7 +26,7 @@ const configuration = await oauth.discovery(
   settings.client_id,
   undefined,
   await authentication[method](),
-  // The test's gateway has no certificate.
+  // The gateway of the test has no TLS certificate.
   { algorithm: settings.discovery, execute: [oauth.allowInsecureRequests] },
 );
 const token = await oauth.clientCredentialsGrant(configuration, { scope: 'mcp:call', resource: settings.url });

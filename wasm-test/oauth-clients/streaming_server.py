@@ -1,6 +1,6 @@
-"""A server with features that the conformance suite needs and the demo connectors lack.
+"""An MCP server for the parts of the conformance suite that the demo connectors do not support.
 
-It has sessions. It answers with streams that contain notifications, progress, and requests to the client.
+It has sessions. Its answers are streams with notifications, progress, or requests to the client before the result.
 """
 
 import argparse
@@ -18,7 +18,7 @@ server = MCPServer("streaming")
 
 
 class Answer(BaseModel):
-    """What the client is asked for."""
+    """The answer of the client to an elicitation."""
 
     username: str
     email: str

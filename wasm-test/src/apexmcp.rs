@@ -1,4 +1,4 @@
-//! The program of Settings, `dist/apexmcp`, with a database of its own.
+//! The Settings program, `dist/apexmcp`, with its own database.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -9,7 +9,7 @@ use crate::process::{Folder, Process, argument};
 use crate::settings::TOKEN;
 use crate::{eventually, repository};
 
-/// The program, and what it keeps.
+/// A Settings database, and the server of `apexmcp serve` if it runs.
 #[derive(Debug)]
 pub struct Apexmcp {
     folder: Folder,
@@ -18,10 +18,7 @@ pub struct Apexmcp {
 }
 
 impl Apexmcp {
-    /// With the org `acme`, and nothing in it.
-    ///
-    /// # Panics
-    /// Where it fails.
+    /// Creates a database with the empty organization `acme`.
     pub fn new() -> Self {
         let settings = Self { folder: Folder::new().expect("a folder"), serving: None, port: 0 };
         settings.run("init");
@@ -29,23 +26,17 @@ impl Apexmcp {
         settings
     }
 
-    /// A file in its folder.
+    /// The path of a file in the folder of this database.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.file(name)
     }
 
-    /// Runs a command of these words, and returns what it answers.
-    ///
-    /// # Panics
-    /// Where it fails.
+    /// Runs a command with `--json` and returns its output. The words of the command are separated by spaces.
     pub fn run(&self, words: &str) -> Value {
         serde_json::from_slice(&self.output_of(&format!("--json {words}")).stdout).expect("JSON")
     }
 
-    /// The same as people do: returns what it prints on standard output, and on standard error.
-    ///
-    /// # Panics
-    /// Where it fails.
+    /// Runs a command without `--json`. Returns its standard output and its standard error.
     pub fn print(&self, words: &str) -> [String; 2] {
         let output = self.output_of(words);
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned())
@@ -59,20 +50,14 @@ impl Apexmcp {
         output
     }
 
-    /// Makes an API key for `acme`, and returns its id and the key itself.
-    ///
-    /// # Panics
-    /// Where it fails.
+    /// Creates an API key for `acme`. Returns its id and the key.
     pub fn create_key(&self) -> (String, String) {
         let key = self.run("key create --org acme --name test");
         let text = |name: &str| key[name].as_str().expect("a text").to_owned();
         (text("id"), text("key"))
     }
 
-    /// Serves the policy from now on, always at the same port, which is returned.
-    ///
-    /// # Panics
-    /// Where it does not.
+    /// Starts `apexmcp serve` and returns its port. The port stays the same after a restart.
     pub async fn serve(&mut self) -> u16 {
         std::fs::write(self.file("stdout"), "").expect("a file");
         let (database, listen) = (self.file("settings.db"), format!("127.0.0.1:{}", self.port));
@@ -90,12 +75,12 @@ impl Apexmcp {
         self.port
     }
 
-    /// What the server printed, its log too.
+    /// The output of the server, including its log.
     pub fn output(&self) -> String {
         self.folder.read("stdout") + &self.folder.read("stderr")
     }
 
-    /// Kills what serves, without a chance to say so.
+    /// Kills the server without a chance to shut down cleanly.
     pub fn kill(&mut self) {
         self.serving = None;
     }

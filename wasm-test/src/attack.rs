@@ -1,3 +1,5 @@
+//! One file, although it is over 500 lines: the frames and the header compression of HTTP/2 are useful only to this client.
+//!
 //! Clients that send requests and leave them waiting, over HTTP/2 and HTTP/1.1.
 //!
 //! HTTP/2 makes a long head cheap: a client sends a field once, and then refers to it with one byte (RFC 7541 §6.1). A head
@@ -131,7 +133,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// How many requests have no answer yet.
+    /// Number of requests without an answer.
     pub fn waiting(&self) -> usize {
         self.requests.saturating_sub(self.answers.values().sum())
     }
@@ -166,9 +168,6 @@ impl Attack {
 
     /// Sends `each` requests on each of `connections` new connections, which take `requests` in turn. Returns when the
     /// server has read those of HTTP/2, or those of HTTP/1.1 were written.
-    ///
-    /// # Panics
-    /// If a connection is not made.
     pub async fn wave(&mut self, requests: &[Unfinished], connections: usize, each: usize) {
         let mut opening = JoinSet::new();
         for request in requests.iter().cycle().take(connections) {
@@ -213,7 +212,7 @@ impl Connection {
     }
 }
 
-/// The time of the next byte of a body, if the body drips.
+/// Waits until the next byte of a body is due. Never returns if the body does not drip.
 async fn drip_due(next: Instant, drips: bool) {
     if drips { sleep_until(next).await } else { std::future::pending().await }
 }
@@ -385,7 +384,7 @@ struct Http2 {
     waiting: Vec<u32>,
     window: usize,
     has_settings: bool,
-    /// How many pings were answered.
+    /// Number of pings that were answered.
     pongs: usize,
     is_closed: bool,
 }

@@ -1,4 +1,5 @@
-// Preloaded into Envoy: its real-time clock is off by as many seconds as the file of CLOCK_OFFSET says at that moment.
+// Preloaded into Envoy. Adds an offset to Envoy's real-time clock: a number of seconds, read from the file that
+// CLOCK_OFFSET names. A change of the file takes effect immediately.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>

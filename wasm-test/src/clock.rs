@@ -1,4 +1,5 @@
-//! A clock for Envoy that jumps when a test says so: a small library, preloaded into it, shifts the real-time clock.
+//! A clock for Envoy that a test can shift. A small library is preloaded into Envoy and adds an offset to the
+//! real-time clock.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -7,7 +8,6 @@ use crate::process::{Folder, argument, run};
 use crate::repository;
 use crate::token;
 
-/// The clock.
 #[derive(Debug)]
 pub struct Clock {
     folder: Folder,
@@ -15,10 +15,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// One that is right.
-    ///
-    /// # Panics
-    /// Where the library cannot be built: a C compiler is missing.
+    /// Creates a clock with the right time. Needs a C compiler (`cc`).
     pub async fn new() -> Self {
         let folder = Folder::new().expect("a folder");
         let (source, library) = (repository().join("wasm-test/src/clock.c"), folder.file("clock.so"));
@@ -29,21 +26,18 @@ impl Clock {
         this
     }
 
-    /// What makes it the clock of a program that is started with these variables.
+    /// The environment variables that give a program this clock.
     pub fn environment(&self) -> [(&'static str, String); 2] {
         let file = |name: &str| argument(&self.folder.file(name)).to_owned();
         [("LD_PRELOAD", file("clock.so")), ("CLOCK_OFFSET", file("offset"))]
     }
 
-    /// From now on it is off by so many seconds.
-    ///
-    /// # Panics
-    /// Where that can't be written.
+    /// Sets the offset of this clock, in seconds.
     pub fn set(&self, seconds: i64) {
         self.offset.write_all_at(&seconds.to_ne_bytes(), 0).expect("the offset is written");
     }
 
-    /// What it shows where it is off by so many seconds.
+    /// The time that a clock with this offset shows, as a NumericDate.
     pub fn at(seconds: i64) -> i64 {
         token::now() + seconds
     }

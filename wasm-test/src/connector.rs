@@ -2,7 +2,6 @@
 
 use crate::process::{Folder, Process, free_port};
 
-/// A connector.
 #[derive(Debug)]
 pub struct Connector {
     port: u16,
@@ -11,10 +10,7 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Starts the program `script` of the repository, and awaits that it listens.
-    ///
-    /// # Panics
-    /// Where it does not.
+    /// Starts the Python program `script` of the repository and waits until it listens.
     pub async fn start(script: &str) -> Self {
         let folder = Folder::new().expect("a folder");
         let port = free_port();
@@ -23,12 +19,11 @@ impl Connector {
         Self { port, _process: process, _folder: folder }
     }
 
-    /// Where it listens.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its endpoint.
+    /// The URL of its MCP endpoint.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}/mcp", self.port)
     }

@@ -1,4 +1,4 @@
-//! `envoy/envoy.yaml` as it is, but for ports, policy and connectors' addresses.
+//! The configuration `envoy/envoy.yaml`, unchanged except for ports, policy and the addresses of the connectors.
 
 use serde_json::{Value, json};
 
@@ -9,10 +9,7 @@ use crate::process::{Folder, run};
 use crate::provider::Provider;
 use crate::repository;
 
-/// The complete gateway's configuration with every port 0.
-///
-/// # Panics
-/// Where it has no such ports.
+/// The configuration of the complete gateway with port 0 everywhere, so that Envoy chooses free ports.
 pub fn on_free_ports() -> Value {
     let mut gateway = complete_gateway();
     for address in ["/admin/address", "/static_resources/listeners/0/address"] {
@@ -22,10 +19,8 @@ pub fn on_free_ports() -> Value {
     gateway
 }
 
-/// The same in front of connectors at these ports, with an org `acme-corp` of this record.
-///
-/// # Panics
-/// Where it is not of the form that is known.
+/// The same configuration with connectors at these ports. The policy has one organization, `acme-corp`, with the
+/// record `acme`.
 pub fn in_front_of(notes: u16, clock: u16, acme: &Value) -> Value {
     let mut configuration = on_free_ports();
     for (name, port) in [("notes", notes), ("clock", clock)] {
@@ -41,24 +36,21 @@ pub fn in_front_of(notes: u16, clock: u16, acme: &Value) -> Value {
     configuration
 }
 
-/// API keys for everything, and for one of the demo connectors.
+/// Two API keys for all connectors, and one key for each of the demo connectors.
 pub fn api_keys() -> Value {
     let for_one = |id, connector| merged(api_key_record(id), &json!({"connectors": [connector]}));
     json!([api_key_record("key_all"), api_key_record("key_second"), for_one("key_notes", "notes"), for_one("key_clock", "clock")])
 }
 
-/// The complete gateway in front of the demo connectors, with an org that has [`api_keys`] and an identity provider.
+/// The complete gateway in front of the demo connectors. Its organization has [`api_keys`] and an identity provider.
 #[derive(Debug)]
 pub struct Demo {
-    /// The gateway.
     pub envoy: Envoy,
-    /// A real identity provider.
     pub provider: Provider,
     _connectors: [Connector; 2],
 }
 
 impl Demo {
-    /// Starts it.
     pub async fn start() -> Self {
         let provider = Provider::start().await;
         let connectors = [Connector::start("demo/connectors/notes.py").await, Connector::start("demo/connectors/clock.py").await];
@@ -69,10 +61,8 @@ impl Demo {
         Self { envoy, provider, _connectors: connectors }
     }
 
-    /// What the official client sees at `path`, and what `tool` answers it.
-    ///
-    /// # Panics
-    /// Where the client ends otherwise than by saying so.
+    /// Runs the official MCP client at `path` with this credential header. Returns what the client sees, and the
+    /// answer of `tool`.
     pub async fn client(&self, path: &str, mode: &str, tool: &str, arguments: &Value, header: &str) -> Value {
         let script = repository().join("wasm-test/clients/mcp_client.py");
         let script = script.to_str().expect("a path in UTF-8");

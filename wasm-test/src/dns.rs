@@ -1,4 +1,4 @@
-//! A name server (RFC 1035) that knows every name, and fails at those that a test names.
+//! A name server (RFC 1035) that resolves every name to 127.0.0.1, except for names for which a test chose a failure.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,26 +6,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
-/// How it fails at a name.
+/// How the server answers a query for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// It says that there is no such name (NXDOMAIN).
+    /// The name does not exist (NXDOMAIN).
     NoName,
-    /// It says that the name has no address.
+    /// The name exists and has no address.
     NoAddress,
-    /// It says that it can't tell (SERVFAIL).
+    /// The server failed (SERVFAIL).
     Broken,
-    /// It refuses to tell (REFUSED).
+    /// The server refuses the query (REFUSED).
     Refusing,
-    /// It says something that is no message.
+    /// The answer is not a DNS message.
     Garbage,
-    /// It says nothing.
+    /// The server does not answer.
     Silent,
 }
 
 type Failures = Arc<Mutex<HashMap<String, Failure>>>;
 
-/// The name server. It ends with this value.
 #[derive(Debug)]
 pub struct NameServer {
     port: u16,
@@ -34,10 +33,7 @@ pub struct NameServer {
 }
 
 impl NameServer {
-    /// Starts one by which every name is 127.0.0.1.
-    ///
-    /// # Panics
-    /// Where it can't listen.
+    /// Starts a name server without failures.
     pub async fn start() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
         let port = socket.local_addr().expect("its address").port();
@@ -54,17 +50,17 @@ impl NameServer {
         Self { port, failures, answering }
     }
 
-    /// Where it is asked, by UDP.
+    /// Its UDP port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// From now on it fails at this name.
+    /// Answers queries for this name with this failure from now on.
     pub fn fail(&self, name: &str, failure: Failure) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), failure);
     }
 
-    /// From now on it fails at none.
+    /// Removes all failures.
     pub fn recover(&self) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -77,10 +73,10 @@ impl Drop for NameServer {
 }
 
 const HEADER_LENGTH: usize = 12;
-/// It is an answer, and recursion was done.
+/// QR (this is a response), RD and RA (recursion was requested and is available).
 const FLAGS: u16 = 0x8180;
 
-/// The answer to a question for one name's address (RFC 1035 §4.1).
+/// The answer to a query for the address of one name (RFC 1035 §4.1).
 fn answer(query: &[u8], failures: &Failures) -> Option<Vec<u8>> {
     let (id, mut rest) = (query.get(..2)?, query.get(HEADER_LENGTH..)?);
     let mut labels = Vec::new();
@@ -89,7 +85,7 @@ fn answer(query: &[u8], failures: &Failures) -> Option<Vec<u8>> {
         labels.push(String::from_utf8_lossy(label));
         rest = after;
     }
-    // The root's empty label, the type, the class.
+    // The empty label of the root, the type and the class.
     let question = query.get(HEADER_LENGTH..query.len() - rest.len() + 5)?;
     let failure = failures.lock().unwrap_or_else(PoisonError::into_inner).get(&labels.join(".").to_ascii_lowercase()).copied();
     let code = match failure {
@@ -100,7 +96,7 @@ fn answer(query: &[u8], failures: &Failures) -> Option<Vec<u8>> {
         Some(Failure::Garbage) => return Some(b"<html>Log in</html>".to_vec()),
         Some(Failure::Silent) => return None,
     };
-    // The name of the question, an address of the Internet, to be kept for no time, 4 bytes.
+    // A pointer to the name in the question, type A, class IN, TTL 0, and 4 bytes of address.
     let record = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1];
     let records = u16::from(failure.is_none());
     let counts = [1, records, 0, 0].map(u16::to_be_bytes).concat();

@@ -1,4 +1,4 @@
-//! Envoy itself, with any configuration whose ports are 0.
+//! Starts Envoy with any configuration in which all ports are 0.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,10 +8,10 @@ use crate::http::{CASE_HEADER, Client, Reply, Request};
 use crate::process::{Folder, Process, argument};
 use crate::{eventually, repository};
 
-/// The name of the listener to which requests are sent.
+/// The name of the listener that receives the requests of the tests.
 pub const GATEWAY_LISTENER: &str = "gateway";
 
-/// A running Envoy. Its access log, a JSON object a line, goes to standard output.
+/// A running Envoy. It writes its access log to standard output, one JSON object a line.
 #[derive(Debug)]
 pub struct Envoy {
     folder: Folder,
@@ -22,7 +22,7 @@ pub struct Envoy {
 }
 
 impl Drop for Envoy {
-    /// Nothing that a test sends may end the module's VM.
+    /// Fails a test during which the module trapped: no request may end the module's VM.
     fn drop(&mut self) {
         if !std::thread::panicking() && !self.may_trap.load(Ordering::Relaxed) {
             assert!(!self.has_trapped(), "the module trapped:\n{}", self.log());
@@ -31,19 +31,13 @@ impl Drop for Envoy {
 }
 
 impl Envoy {
-    /// Starts one with this bootstrap configuration, and awaits that it serves. It is the one of the environment variable
-    /// `ENVOY_PATH`, where that is set.
-    ///
-    /// # Panics
-    /// Where it does not, with its log.
+    /// Starts Envoy with this bootstrap configuration and waits until it is ready. The environment variable
+    /// `ENVOY_PATH` selects another Envoy program. If Envoy does not start, the panic message contains its log.
     pub async fn start(bootstrap: &Value, workers: usize, folder: Folder) -> Self {
         Self::start_with(&["--disable-hot-restart"], &[], bootstrap, workers, folder).await
     }
 
-    /// The same with these arguments and variables in its environment.
-    ///
-    /// # Panics
-    /// Where it does not start, with its log.
+    /// Like [`Self::start`], with additional arguments and environment variables.
     pub async fn start_with(
         arguments: &[&str],
         environment: &[(&str, &str)],
@@ -55,10 +49,7 @@ impl Envoy {
         Self::start_by(&envoy, arguments, environment, bootstrap, workers, folder).await
     }
 
-    /// The same by func-e, which is told to use this Envoy.
-    ///
-    /// # Panics
-    /// Where it does not start, with its log.
+    /// Like [`Self::start`], through func-e, which is told to use the installed Envoy.
     pub async fn start_by_func_e(bootstrap: &Value, folder: Folder) -> Self {
         let envoy = repository().join(".tools/bin/envoy").canonicalize().expect("Envoy");
         let home = folder.file("");
@@ -103,51 +94,46 @@ impl Envoy {
         Self { folder, client, admin, process, may_trap: AtomicBool::new(false) }
     }
 
-    /// A client of another of its listeners.
-    ///
-    /// # Panics
-    /// Where it has none of this name.
+    /// A client of another listener.
     pub async fn client_of(&self, listener: &str) -> Client {
         client_of(&self.admin, listener).await
     }
 
-    /// From now on the module may trap: it is made to.
+    /// Accepts a trap from now on. For tests that load a module that traps.
     pub fn may_trap(&self) {
         self.may_trap.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the module trapped in one of its threads.
+    /// Whether the module trapped in any thread.
     pub fn has_trapped(&self) -> bool {
         let log = self.log();
         ["panicked at", "in-VM backtrace"].iter().any(|sign| log.contains(sign))
     }
 
-    /// A client of its listener.
+    /// A client of the listener [`GATEWAY_LISTENER`].
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// A client of its administration.
+    /// A client of the admin interface.
     pub fn admin(&self) -> &Client {
         &self.admin
     }
 
-    /// Its folder.
     pub fn folder(&self) -> &Folder {
         &self.folder
     }
 
-    /// Whether it ended by itself.
+    /// Whether Envoy ended without being stopped by the test.
     pub fn has_ended(&mut self) -> bool {
         self.process.has_ended()
     }
 
-    /// Its process.
     pub fn process_id(&self) -> u32 {
         self.process.id()
     }
 
-    /// How much memory it has resident, in kB; zero where the system does not tell.
+    /// Resident memory in kB. Zero if the system does not report it.
     pub fn memory_kb(&self) -> u64 {
         self.process.memory_kb()
     }
@@ -162,37 +148,37 @@ impl Envoy {
         self.process.forget_peak_memory();
     }
 
-    /// Its log by now.
     pub fn log(&self) -> String {
         self.folder.read("stderr")
     }
 
-    /// The lines of the access log by now.
+    /// The lines of the access log that were written until now.
     pub fn access_log(&self) -> Vec<Value> {
         let text = self.folder.read("stdout");
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// What the access log says of a request.
+    /// Waits for the access log line of a request.
     pub async fn logged(&self, reply: &Reply) -> Value {
         let is_its = |line: &Value| line[CASE_HEADER] == reply.case;
         eventually("the access log", async || self.access_log().into_iter().find(is_its)).await
     }
 
-    /// A counter or gauge of Envoy itself; 0 where it has none of this name yet.
+    /// The value of one of Envoy's own counters or gauges. Zero if it does not exist yet.
     pub async fn stat(&self, name: &str) -> u64 {
         let stats = self.admin.send(&Request::get(&format!("/stats?format=json&filter={name}"))).await.json();
         let mut stats = stats["stats"].as_array().into_iter().flatten();
         stats.find(|stat| stat["name"] == name).and_then(|stat| stat["value"].as_u64()).unwrap_or(0)
     }
 
-    /// Awaits that so many requests are under way at the gateway.
+    /// Waits until the gateway has this number of active requests.
     pub async fn until_active(&self, requests: u64) {
         let are_active = async || self.stat("http.gateway.downstream_rq_active").await == requests;
-        eventually("so many requests under way", async || are_active().await.then_some(())).await;
+        eventually("the expected number of active requests", async || are_active().await.then_some(())).await;
     }
 
-    /// A counter or gauge of the filter, as Prometheus sees it; 0 where there is none with these labels yet.
+    /// The value of one of the filter's counters or gauges, read from Envoy's Prometheus page. Zero if there is none
+    /// with these labels yet.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         let page = self.admin.send(&Request::get("/stats/prometheus?filter=wasmcustom")).await.body;
         let page = String::from_utf8_lossy(&page);
@@ -210,12 +196,12 @@ impl Envoy {
         0
     }
 
-    /// How many requests of this kind were counted.
+    /// The number of counted requests with this result, reason and method.
     pub async fn counted(&self, result: &str, reason: &str, method: &str) -> u64 {
         self.metric("apexmcp_requests", &[("result", result), ("reason", reason), ("method", method)]).await
     }
 
-    /// How many fetches of key sets ended like this: `success` or `failure`.
+    /// The number of JWKS fetches with this outcome: `success` or `failure`.
     pub async fn fetched(&self, outcome: &str) -> u64 {
         self.metric("apexmcp_jwks_fetches", &[("outcome", outcome)]).await
     }
@@ -230,17 +216,11 @@ async fn client_of(admin: &Client, name: &str) -> Client {
 }
 
 /// The complete gateway, `envoy/envoy.yaml`.
-///
-/// # Panics
-/// Where it is no YAML.
 pub fn complete_gateway() -> Value {
     configuration("envoy/envoy.yaml")
 }
 
-/// A file of the repository, in YAML.
-///
-/// # Panics
-/// Where it is no YAML.
+/// Reads a YAML file of the repository.
 pub fn configuration(path: &str) -> Value {
     let text = std::fs::read_to_string(repository().join(path)).expect("the file");
     serde_saphyr::from_str(&text).expect("YAML")

@@ -1,4 +1,4 @@
-//! What stands between Envoy and a service, and breaks while they talk: the service itself stays as it is.
+//! A TCP proxy between Envoy and a service. It breaks the connections, while the service itself stays healthy.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,31 +9,31 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Where connections lead.
+/// What the proxy does with a connection.
 #[derive(Clone, Debug)]
 pub enum Way {
-    /// To the service.
+    /// Forwards it to the service.
     Open,
-    /// To somebody who reads and never answers.
+    /// Reads and never answers.
     Silent,
-    /// To their end.
+    /// Closes it immediately.
     Closed,
-    /// To somebody who says this, whatever is asked, and closes.
+    /// Sends a fixed answer to any request and closes the connection.
     Answer {
-        /// Every byte of it.
+        /// The whole answer, including the HTTP head.
         bytes: Vec<u8>,
-        /// How long after each byte the next one comes; all at once where it is zero.
+        /// The pause after each byte. Zero sends all bytes together.
         pause: Duration,
     },
 }
 
 impl Way {
-    /// To somebody who says this at once.
+    /// Sends this answer without pauses.
     pub fn answer(bytes: impl Into<Vec<u8>>) -> Self {
         Self::Answer { bytes: bytes.into(), pause: Duration::ZERO }
     }
 
-    /// The same, one byte a second, where this is to somebody who says something.
+    /// Sends an answer at one byte a second. Other variants stay unchanged.
     pub fn dripping(self) -> Self {
         match self {
             Self::Answer { bytes, .. } => Self::Answer { bytes, pause: Duration::from_secs(1) },
@@ -42,7 +42,6 @@ impl Way {
     }
 }
 
-/// The front. It ends with this value.
 #[derive(Debug)]
 pub struct Front {
     port: u16,
@@ -52,10 +51,7 @@ pub struct Front {
 }
 
 impl Front {
-    /// One of the service at this port, open.
-    ///
-    /// # Panics
-    /// Where it can't listen.
+    /// Starts a proxy that forwards to the service at this port.
     pub async fn of(service: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("its address").port();
@@ -77,17 +73,16 @@ impl Front {
         Self { port, way, met, accepting }
     }
 
-    /// Where it listens.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// From now on connections lead there. Those that are there end.
+    /// Treats connections in this way from now on. Open connections end.
     pub fn lead(&self, way: Way) {
         self.way.send_replace(way);
     }
 
-    /// How many connections brought a request, or had no chance to.
+    /// The number of connections that sent a request, or that were closed before they could send one.
     pub fn met(&self) -> usize {
         self.met.load(Ordering::Relaxed)
     }
@@ -119,7 +114,7 @@ async fn lead(mut connection: TcpStream, way: Way, service: u16, met: &AtomicUsi
                 connection.write_all(part).await?;
                 tokio::time::sleep(pause).await;
             }
-            // What is not read would take the answer with it when the connection is closed.
+            // Unread bytes would make the kernel reset the connection, and the client would lose the answer.
             connection.shutdown().await?;
             connection.read_to_end(&mut Vec::new()).await?;
         }

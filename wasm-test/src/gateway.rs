@@ -1,4 +1,8 @@
-//! The smallest gateway: Envoy with this filter alone, and an upstream behind. `envoy/envoy.yaml` is the complete one.
+//! A minimal gateway: Envoy with only this filter, in front of one upstream. The complete gateway is
+//! `envoy/envoy.yaml`.
+//!
+//! One file, although it is over 500 lines: the options of a gateway, the Envoy configuration that they produce, and
+//! the checks on the running gateway refer to each other.
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -18,14 +22,14 @@ use crate::server::Server;
 use crate::upstream::Arrived;
 use crate::{eventually, repository};
 
-/// `gateway.origin` in the tests. Nothing is ever sent there.
+/// The value of `gateway.origin` in the tests. No test sends a request to it.
 pub const ORIGIN: &str = "https://gateway.example";
 
-/// The file from which Envoy takes the filter's configuration, also while it runs.
+/// The file with the filter's configuration. Envoy watches it and reloads it.
 const FILTER: &str = "filter.json";
 const FILTER_NAME: &str = "apexmcp";
 
-/// A plugin configuration with these orgs in its policy.
+/// A plugin configuration with these organizations in its policy.
 pub fn plugin(orgs: &Value) -> Value {
     json!({
         "gateway": {"origin": ORIGIN},
@@ -34,7 +38,7 @@ pub fn plugin(orgs: &Value) -> Value {
     })
 }
 
-/// How to start a [`Gateway`].
+/// The options of a [`Gateway`].
 #[derive(Clone, Debug)]
 pub struct Setup {
     plugin: Value,
@@ -47,42 +51,43 @@ pub struct Setup {
     has_shipped_limits: bool,
     names: Value,
     questions: u32,
-    /// Envoy's runtime: keys and values.
+    /// Keys and values of Envoy's runtime.
     runtime: Value,
     clusters: Vec<Value>,
     environment: Vec<(&'static str, String)>,
-    /// Those variables that the VM gets.
+    /// The environment variables that Envoy passes to the module's VM.
     host_env_keys: Vec<&'static str>,
     filter_file: Option<PathBuf>,
     restart: Option<Restart>,
 }
 
-/// A place among Envoys that follow each other.
+/// The place of an Envoy in a sequence of hot restarts.
 #[derive(Clone, Debug)]
 struct Restart {
     line: Arc<Line>,
     epoch: u32,
 }
 
-/// Envoys that follow each other on one port. Their number among all that restart is the port's: it is free, too.
+/// A sequence of Envoys that listen on the same port, one after the other. Envoy's `--base-id` is the port number,
+/// because a free port is also an unused id.
 #[derive(Debug)]
 struct Line {
     port: u16,
 }
 
 impl Drop for Line {
-    /// Envoy leaves its shared memory where it is, under ten times the number.
+    /// Removes the shared memory that Envoy leaves behind. Its name contains ten times the `--base-id`.
     fn drop(&mut self) {
         let _ = std::fs::remove_file(format!("/dev/shm/envoy_shared_memory_{}0", self.port));
     }
 }
 
-/// How long an Envoy drains, in seconds, and how long it lives when another one follows it.
+/// The drain time of an Envoy, and its lifetime after a hot restart, in seconds.
 const DRAIN_TIME: &str = "2";
 const SHUTDOWN_TIME: &str = "4";
 
 impl Setup {
-    /// With this plugin configuration, one worker, and one route to the upstream.
+    /// A gateway with this plugin configuration, one worker, and one route to the upstream.
     pub fn new(plugin: Value) -> Self {
         Self {
             plugin,
@@ -104,17 +109,16 @@ impl Setup {
         }
     }
 
-    /// The plugin configuration.
     pub fn plugin(&self) -> &Value {
         &self.plugin
     }
 
-    /// With so many workers.
+    /// Sets the number of workers.
     pub fn workers(self, workers: usize) -> Self {
         Self { workers, ..self }
     }
 
-    /// With routes of these matches and metadata, tried in this order.
+    /// Replaces the default route. Each route has a match and metadata of the filter; the first match wins.
     pub fn routes(self, routes: impl IntoIterator<Item = (Value, Value)>) -> Self {
         let route = |(matching, metadata)| {
             json!({
@@ -126,17 +130,18 @@ impl Setup {
         Self { routes: Some(routes.into_iter().map(route).collect()), ..self }
     }
 
-    /// As hosts are that cannot go on with a body while the headers are held: without `allow_on_headers_stop_iteration`.
+    /// Turns off `allow_on_headers_stop_iteration`. Then Envoy holds the body back as long as it holds the headers
+    /// back.
     pub fn holding_bodies(self) -> Self {
         Self { holds_headers_alone: false, ..self }
     }
 
-    /// With the trailers of HTTP/1.1 on, as those of HTTP/2 are anyway.
+    /// Forwards trailers in HTTP/1.1. In HTTP/2, Envoy always forwards them.
     pub fn passing_trailers(self) -> Self {
         Self { passes_trailers: true, ..self }
     }
 
-    /// With this time for a request to pass the filters; without, it has any.
+    /// Sets the time limit for receiving a request and passing it through the filters. The default is no limit.
     pub fn request_timeout(self, request_timeout: &'static str) -> Self {
         Self { request_timeout, ..self }
     }
@@ -146,8 +151,8 @@ impl Setup {
         Self { has_shipped_limits: true, ..self }
     }
 
-    /// With this name server for the names of identity providers. A name is looked up again within seconds: where it is not
-    /// found any more, its address is forgotten.
+    /// Resolves the names of identity providers with this name server. Envoy looks a name up every second, and forgets
+    /// its address if the lookup fails.
     pub fn name_server(self, name_server: &NameServer) -> Self {
         let resolver = json!({
             "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
@@ -161,18 +166,18 @@ impl Setup {
             "dns_refresh_rate": "1s",
             "dns_min_refresh_rate": "1s",
             "dns_failure_refresh_rate": {"base_interval": "1s", "max_interval": "1s"},
-            // Envoy keeps an address that it can't find again for as long as it is used.
+            // Without this, Envoy keeps an address that it cannot resolve again for as long as it is in use.
             "host_ttl": "0.001s",
         });
         Self { names, ..self }
     }
 
-    /// Sets these keys in Envoy's runtime.
+    /// Sets keys of Envoy's runtime.
     pub fn runtime(self, runtime: Value) -> Self {
         Self { runtime, ..self }
     }
 
-    /// With a cluster `ratelimit` that leads to this port.
+    /// Adds the cluster `ratelimit` with an endpoint at this port.
     pub fn rate_limit_service(self, port: u16) -> Self {
         let mut cluster = http2(local_cluster("ratelimit", port));
         cluster["circuit_breakers"] =
@@ -186,29 +191,29 @@ impl Setup {
         Self { questions, ..self }
     }
 
-    /// With a cluster `settings` that leads to this port, and the token for what is there.
+    /// Adds the cluster `settings` with an endpoint at this port, and the token of that service.
     pub fn settings(self, port: u16, token: &str) -> Self {
         self.secret("APEXMCP_SETTINGS_TOKEN", token).cluster(local_cluster("settings", port))
     }
 
-    /// With this in a variable of Envoy's environment, which the VM gets.
+    /// Sets a variable in Envoy's environment and passes it to the module's VM.
     pub fn secret(mut self, name: &'static str, value: &str) -> Self {
         self.environment.push((name, value.to_owned()));
         self.host_env_keys.push(name);
         self
     }
 
-    /// With the filter from this file, which somebody else writes.
+    /// Reads the filter from this file, which the test writes itself.
     pub fn filter_file(self, file: PathBuf) -> Self {
         Self { filter_file: Some(file), ..self }
     }
 
-    /// On a port on which another one can follow it, by a hot restart.
+    /// Listens on a fixed port, so that another Envoy can replace this one by a hot restart.
     pub fn restartable(self) -> Self {
         Self { restart: Some(Restart { line: Arc::new(Line { port: free_port() }), epoch: 0 }), ..self }
     }
 
-    /// With this clock in the place of the machine's.
+    /// Uses this clock instead of the system clock.
     pub fn clock(mut self, clock: &Clock) -> Self {
         self.environment.extend(clock.environment());
         self
@@ -224,7 +229,7 @@ impl Setup {
         Self { upgrade_types: vec!["websocket"], ..self }
     }
 
-    /// Starts it in front of `upstream`.
+    /// Starts the gateway in front of `upstream`.
     pub async fn start(self, upstream: &Server) -> Gateway {
         self.start_at(upstream.port()).await
     }
@@ -250,7 +255,7 @@ impl Setup {
         Gateway { envoy, setup: self }
     }
 
-    /// The filter as Envoy reads it from a file (ECDS). The configuration is handed over as text.
+    /// The filter as Envoy reads it from a file (ECDS). The plugin configuration is passed as text.
     pub fn filter(&self, plugin: &Value) -> Value {
         let text = plugin.as_str().map_or_else(|| plugin.to_string(), str::to_owned);
         json!({"resources": [{
@@ -342,7 +347,7 @@ impl Setup {
             "node": {"id": "gateway", "cluster": "gateway"},
             "admin": {"address": address(0)},
             "layered_runtime": {"layers": [{"name": "test", "static_layer": self.runtime}]},
-            // By these the filter's metrics get their labels.
+            // These rules turn parts of the filter's metric names into labels.
             "stats_config": shipped["stats_config"],
             "overload_manager": if self.has_shipped_limits { &shipped["overload_manager"] } else { &Value::Null },
             "static_resources": {"listeners": [listener], "clusters": clusters},
@@ -354,7 +359,7 @@ fn address(port: u16) -> Value {
     json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
 }
 
-/// A cluster of one endpoint, at this port.
+/// A cluster with one endpoint on 127.0.0.1, at this port.
 pub fn local_cluster(name: &str, port: u16) -> Value {
     json!({
         "name": name,
@@ -365,7 +370,7 @@ pub fn local_cluster(name: &str, port: u16) -> Value {
     })
 }
 
-/// The cluster, spoken to by HTTP/2.
+/// Uses HTTP/2 for this cluster.
 pub fn http2(mut cluster: Value) -> Value {
     cluster["typed_extension_protocol_options"] = http_options(&json!({"http2_protocol_options": {}}));
     cluster
@@ -378,7 +383,7 @@ fn http_options(explicit: &Value) -> Value {
     }})
 }
 
-/// The cluster of identity providers, whose names are looked up like this.
+/// The cluster for requests to identity providers. `names` are its options for name resolution.
 fn jwks_cluster(names: &Value) -> Value {
     json!({
         "name": "jwks_http",
@@ -400,7 +405,6 @@ fn watched(file: &Path) -> Value {
     })
 }
 
-/// A running gateway.
 #[derive(Debug)]
 pub struct Gateway {
     envoy: Envoy,
@@ -416,17 +420,16 @@ impl Deref for Gateway {
 }
 
 impl Gateway {
-    /// Sends a request through it.
     pub async fn send(&self, request: &Request) -> Reply {
         self.client().send(request).await
     }
 
-    /// Gives the filter another configuration, which may be any text, and awaits Envoy's verdict: whether it took it.
+    /// Replaces the plugin configuration, which may be any text. Returns whether Envoy accepted it.
     pub async fn reconfigure(&self, plugin: &Value) -> bool {
         self.take(&self.setup.filter(plugin)).await
     }
 
-    /// Has Envoy load the module from another file, or again from where it was built, and awaits the verdict.
+    /// Loads the module from another file, or from `dist` if `file` is `None`. Returns whether Envoy accepted it.
     pub async fn load_module(&self, file: Option<&Path>) -> bool {
         let mut filter = self.setup.filter(&self.setup.plugin);
         if let Some(file) = file {
@@ -446,23 +449,20 @@ impl Gateway {
         .await
     }
 
-    /// Starts another one that takes its place by a hot restart: that listens on the same port.
-    ///
-    /// # Panics
-    /// Where it is not restartable, or the other one does not start.
+    /// Starts another Envoy that replaces this one by a hot restart, on the same port.
     pub async fn restart(&self, upstream: &Server) -> Self {
         let mut setup = self.setup.clone();
         setup.restart.as_mut().expect("restartable").epoch += 1;
         setup.start(upstream).await
     }
 
-    /// Whether it ended by itself.
+    /// Whether Envoy ended without being stopped by the test.
     pub fn has_ended(&mut self) -> bool {
         self.envoy.has_ended()
     }
 
-    /// Awaits that requests on many new connections, and so on every worker, are answered with this status. Returns how
-    /// long that took.
+    /// Sends a request on many new connections, and so to every worker, until all answers have this status. Returns
+    /// the time that this took.
     pub async fn until_everywhere(&self, request: &Request, status: u16) -> Duration {
         let started = Instant::now();
         eventually("every worker agrees", async || {
@@ -483,45 +483,38 @@ impl Gateway {
         (self.stat(&name("success")).await, self.stat(&name("rejected")).await)
     }
 
-    /// Sends a request that is to be admitted, and returns what arrived behind the gateway.
-    ///
-    /// # Panics
-    /// Where it was not admitted, or is not logged as such.
+    /// Sends a request that must be admitted. Returns the request that arrived at the upstream.
     pub async fn admits(&self, what: &str, request: &Request) -> Arrived {
         let reply = self.send(request).await;
-        let arrived = Arrived::of(&reply).unwrap_or_else(|| panic!("{what}: not admitted: {reply:?}"));
+        let arrived = Arrived::of(&reply).unwrap_or_else(|| panic!("{what}: the request was not admitted: {reply:?}"));
         assert_eq!(self.logged(&reply).await["reason"], "ok", "{what}");
         arrived
     }
 
-    /// Sends a request that is to be refused, and returns how it was.
-    ///
-    /// # Panics
-    /// Where it was not, or the refusal has not the contract's form, or is not logged by the same word.
+    /// Sends a request that must be refused, and checks the refusal and its access log line. Returns the refusal.
     pub async fn refuses(&self, what: &str, request: &Request) -> Refusal {
         let reply = self.send(request).await;
-        assert!(Arrived::of(&reply).is_none(), "{what}: not refused: {reply:?}");
-        let refusal = Refusal::of(&reply).unwrap_or_else(|| panic!("{what}: not in the form of a refusal: {reply:?}"));
+        assert!(Arrived::of(&reply).is_none(), "{what}: the request was not refused: {reply:?}");
+        let refusal = Refusal::of(&reply).unwrap_or_else(|| panic!("{what}: the answer is not a valid refusal: {reply:?}"));
         let logged = self.logged(&reply).await;
         assert_eq!((&logged["reason"], &logged["status"]), (&json!(refusal.reason), &json!(refusal.status)), "{what}");
         refusal
     }
 }
 
-/// A refusal as the contract describes them all.
+/// A refusal, in the form that the contract gives all refusals.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The status code.
     pub status: u16,
-    /// The OAuth code.
+    /// The OAuth error code.
     pub error: String,
-    /// What went wrong in a sentence.
+    /// The sentence for people, `error_description`.
     pub description: String,
-    /// The word of the closed list.
+    /// A word from the closed list of reasons.
     pub reason: String,
-    /// `WWW-Authenticate`.
+    /// The header `WWW-Authenticate`.
     pub challenge: Option<String>,
-    /// `Retry-After`.
+    /// The header `Retry-After`.
     pub retry_after: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Requests, with every byte of their headers in the test's hand.
+//! An HTTP client that gives a test control over every byte of the request headers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,10 +12,9 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// The header by which a request's line in the access log is found.
+/// Identifies a request in the access log. The client gives each request a different value.
 pub const CASE_HEADER: &str = "x-case";
 
-/// A request to be sent.
 #[derive(Clone, Debug)]
 pub struct Request {
     method: &'static str,
@@ -25,12 +24,12 @@ pub struct Request {
 }
 
 impl Request {
-    /// Without a body.
+    /// A GET request without a body.
     pub fn get(path: &str) -> Self {
         Self { method: "GET", path: path.to_owned(), headers: HeaderMap::new(), body: Bytes::new() }
     }
 
-    /// With an empty body.
+    /// A POST request with an empty body.
     pub fn post(path: &str) -> Self {
         Self { method: "POST", ..Self::get(path) }
     }
@@ -43,7 +42,7 @@ impl Request {
         asked.header("origin", origin)
     }
 
-    /// As the product's documentation has it: a list of tools is asked for.
+    /// A POST request that lists tools, as in the product's documentation.
     pub fn tools_list(path: &str) -> Self {
         Self::post(path)
             .header("content-type", "application/json")
@@ -51,53 +50,43 @@ impl Request {
             .body(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{}}"#)
     }
 
-    /// Its path and query.
+    /// The path and the query.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// With one more header, beside others of the same name.
+    /// Adds a header. Other headers of the same name stay.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let name: HeaderName = name.parse().expect("a header's name");
         self.headers.append(name, HeaderValue::from_bytes(value.as_ref()).expect("a header's value"));
         self
     }
 
-    /// With this API key.
     pub fn api_key(self, key: &str) -> Self {
         self.header("x-api-key", key)
     }
 
-    /// With this bearer token.
     pub fn bearer(self, token: &str) -> Self {
         self.header("authorization", format!("Bearer {token}"))
     }
 
-    /// With this body.
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
         self
     }
 }
 
-/// What came back.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// The status code.
     pub status: u16,
-    /// The headers.
     pub headers: HeaderMap,
-    /// The whole body.
     pub body: Bytes,
-    /// What the request's [`CASE_HEADER`] was.
+    /// The [`CASE_HEADER`] of the request.
     pub case: String,
 }
 
 impl Reply {
-    /// The one header of this name.
-    ///
-    /// # Panics
-    /// Where it is repeated or not ASCII.
+    /// The only header of this name. Panics if the header is repeated or is not ASCII.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.get_all(name).iter();
         let value = values.next().map(|value| value.to_str().expect("visible ASCII"));
@@ -105,13 +94,13 @@ impl Reply {
         value
     }
 
-    /// The body as JSON; null where it is none.
+    /// The body as JSON. Null if the body is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 }
 
-/// A client of one server, with its connections kept alive. It belongs to the runtime of its test.
+/// A client of one server. It keeps its connections open, and belongs to the Tokio runtime of its test.
 #[derive(Clone, Debug)]
 pub struct Client {
     authority: String,
@@ -124,20 +113,17 @@ impl Client {
         Self { authority: authority.into(), client: legacy::Client::builder(TokioExecutor::new()).build_http() }
     }
 
-    /// The server's `host:port`.
+    /// The `host:port` of the server.
     pub fn authority(&self) -> &str {
         &self.authority
     }
 
-    /// The whole reply.
-    ///
-    /// # Panics
-    /// Where none came.
+    /// Sends a request and returns the reply with its whole body.
     pub async fn send(&self, request: &Request) -> Reply {
         self.try_send(request).await.unwrap_or_else(|| panic!("no reply to {request:?}"))
     }
 
-    /// The whole reply, where one came.
+    /// Like [`Self::send`]. `None` if the connection failed.
     pub async fn try_send(&self, request: &Request) -> Option<Reply> {
         static CASES: AtomicUsize = AtomicUsize::new(0);
         let case = CASES.fetch_add(1, Ordering::Relaxed).to_string();
@@ -153,19 +139,13 @@ impl Client {
         Some(Reply { status: head.status.as_u16(), headers: head.headers, body, case })
     }
 
-    /// Sends `bytes` as they are, on a connection of their own, and returns all that comes until it is closed. What is
-    /// sent must ask for that: `connection: close`.
-    ///
-    /// # Panics
-    /// Where the connection breaks.
+    /// Sends `bytes` unchanged on a new connection, and returns all bytes until the server closes it. The request must
+    /// contain `connection: close`.
     pub async fn send_bytes(&self, bytes: &[u8]) -> String {
         self.send_halves(bytes, &[], async || {}).await
     }
 
-    /// The same in two halves, with something awaited between them.
-    ///
-    /// # Panics
-    /// Where the connection breaks.
+    /// Like [`Self::send_bytes`], in two parts. Waits for `between` before the second part.
     pub async fn send_halves(&self, first: &[u8], second: &[u8], between: impl AsyncFnOnce()) -> String {
         let mut connection = TcpStream::connect(&self.authority).await.expect("a connection");
         connection.write_all(first).await.expect("the first half is sent");

@@ -1,4 +1,4 @@
-//! An identity provider that does as a test says: its key set comes, comes late, breaks, or is anything else.
+//! An identity provider that a test controls: it can publish its key set, delay it, break it, or send anything else.
 
 use http_body_util::Full;
 use hyper::Response;
@@ -12,27 +12,16 @@ use crate::token::{Key, now};
 /// How the provider answers requests for its key set.
 #[derive(Clone, Debug)]
 pub enum Behaviour {
-    /// With a document.
-    Document {
-        /// The status code.
-        status: u16,
-        /// The body.
-        body: String,
-    },
-    /// With a document that is said to be elsewhere.
-    Redirect {
-        /// Where.
-        location: String,
-        /// The body.
-        body: String,
-    },
-    /// Not until it behaves otherwise.
+    /// Sends a document.
+    Document { status: u16, body: String },
+    /// Redirects to another location.
+    Redirect { location: String, body: String },
+    /// Does not answer until its behaviour changes.
     Hang,
-    /// By closing the connection.
+    /// Closes the connection.
     HangUp,
 }
 
-/// The provider.
 #[derive(Debug)]
 pub struct Issuer {
     server: Server,
@@ -40,7 +29,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// One that publishes these keys.
+    /// Starts a provider that publishes these keys.
     pub async fn start(keys: &[&Key]) -> Self {
         let (behaviour, watched) = watch::channel(publishing(keys));
         let server = Server::start(move |_| answer(watched.clone())).await;
@@ -52,12 +41,11 @@ impl Issuer {
         format!("http://{}", self.server.authority())
     }
 
-    /// Its port.
     pub fn port(&self) -> u16 {
         self.server.port()
     }
 
-    /// Where its key set is.
+    /// The address of its key set.
     pub fn jwks_uri(&self) -> String {
         format!("{}/keys", self.url())
     }
@@ -67,30 +55,27 @@ impl Issuer {
         json!({"issuer": self.url(), "jwks_uri": self.jwks_uri(), "audience": "apexmcp"})
     }
 
-    /// From now on it publishes these keys.
+    /// Publishes these keys from now on.
     pub fn publish(&self, keys: &[&Key]) {
         self.behave(publishing(keys));
     }
 
-    /// From now on it behaves like this.
+    /// Changes the behaviour from now on.
     pub fn behave(&self, behaviour: Behaviour) {
         self.behaviour.send_replace(behaviour);
     }
 
-    /// How often it was asked for its key set.
+    /// The number of requests for its key set.
     pub fn requests(&self) -> usize {
         self.server.requests()
     }
 
-    /// The claims of a good token.
+    /// The claims of a valid token.
     pub fn claims(&self) -> Value {
         json!({"iss": self.url(), "sub": "agent-7", "aud": "apexmcp", "iat": now(), "exp": now() + 3600})
     }
 
-    /// The claims of a good token but for `changes`, of which null takes a claim away.
-    ///
-    /// # Panics
-    /// Where the changes are no object.
+    /// The claims of a valid token with these changes. A null removes a claim.
     pub fn claims_with(&self, changes: &Value) -> Value {
         merged(self.claims(), changes)
     }

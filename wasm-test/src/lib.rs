@@ -1,10 +1,17 @@
-//! What the end-to-end tests share: real Envoy with the built module, and those around it.
+//! Shared helpers of the end-to-end tests: real Envoy with the built module, and the services around it.
 //!
-//! [`gateway`] starts [`envoy`] with the filter; [`upstream`] stands behind it and tells what arrived there; [`issuer`]
-//! is an identity provider that does as a test says, [`provider`] a real one, and a person may [`sign_in`] at another;
-//! [`token`] makes tokens, broken ones too; [`front`] breaks the way to a service, [`dns`] loses its name, [`clock`] is
-//! wrong; [`http`] sends requests, [`load`] sends many, and [`attack`] sends many that it never finishes. Everything listens
-//! on free ports of 127.0.0.1 and ends with the value that stands for it.
+//! - [`gateway`] starts [`envoy`] with the filter. [`upstream`] is the server behind it and reports the requests that
+//!   arrive.
+//! - [`issuer`] is an identity provider that a test controls. [`provider`] and [`sign_in`] start real OpenID
+//!   providers.
+//! - [`token`] creates valid and broken tokens.
+//! - [`front`] breaks connections to a service, [`dns`] answers name lookups with failures, and [`clock`] shifts
+//!   Envoy's clock.
+//! - [`http`] sends single requests, [`load`] sends many at the same time, and [`attack`] sends requests and leaves
+//!   them unfinished.
+//!
+//! Every server listens on a free port of 127.0.0.1 and stops when its value is dropped. Every helper panics if
+//! something fails, and so fails the test.
 
 pub mod apexmcp;
 pub mod attack;
@@ -33,19 +40,16 @@ pub mod upstream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Guards against hanging. No test takes its speed for a result.
+/// Timeout of every wait. It only ends a test that hangs; no test measures time with it.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The repository.
+/// The root folder of the repository.
 pub fn repository() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// Awaits that `poll` yields something.
-///
-/// # Panics
-/// Where it does not within a minute.
+/// Calls `poll` until it returns a value. Panics after [`PATIENCE`] and names `what` in the message.
 pub async fn eventually<T>(what: &str, mut poll: impl AsyncFnMut() -> Option<T>) -> T {
     let found = async {
         loop {
@@ -57,6 +61,6 @@ pub async fn eventually<T>(what: &str, mut poll: impl AsyncFnMut() -> Option<T>)
     };
     match tokio::time::timeout(PATIENCE, found).await {
         Ok(found) => found,
-        Err(_) => panic!("{what}: not within {PATIENCE:?}"),
+        Err(_) => panic!("timed out after {PATIENCE:?} while waiting for: {what}"),
     }
 }

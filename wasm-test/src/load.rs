@@ -1,4 +1,4 @@
-//! Requests that run while something else happens.
+//! Clients that send requests while a test changes something.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,14 +12,14 @@ use crate::http::{Client, Reply, Request};
 use crate::policy::{api_key, merged};
 use crate::token::Key;
 
-/// So many clients send at once.
+/// The number of concurrent clients.
 pub const CLIENTS: usize = 8;
 
-/// A request that is to be refused with 401, and for which reason.
+/// A request that must be refused with 401, and the expected reason.
 pub type Stranger = (Request, &'static str);
 
-/// `call` by those who must not pass: without a credential, with a key that nobody has, and for each of these claims and the key
-/// that is to sign them, with a token signed by the second key under its id, and with an expired one.
+/// Variants of `call` that must be refused: without a credential, and with an unknown API key. For each pair of a key
+/// and claims, two more: a token that [`Key::second`] signed under the `kid` of the key, and an expired token.
 pub fn strangers<'k>(call: &Request, tokens: impl IntoIterator<Item = (&'k Key, Value)>) -> Vec<Stranger> {
     let mut strangers =
         vec![(call.clone(), "credential_missing"), (call.clone().api_key(&api_key("key_none")), "api_key_unknown")];
@@ -30,10 +30,10 @@ pub fn strangers<'k>(call: &Request, tokens: impl IntoIterator<Item = (&'k Key, 
     strangers
 }
 
-/// A request, and the reason for which it is to be refused.
+/// A request, and the expected reason if it must be refused.
 type Expected = (Request, Option<&'static str>);
 
-/// Clients that send requests in turn, one after the other, until they are stopped.
+/// Clients that send the same list of requests in a loop, one request at a time, until they are stopped.
 #[derive(Debug)]
 pub struct Load {
     requests: watch::Sender<Vec<Expected>>,
@@ -44,12 +44,12 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts to send these, which are to pass.
+    /// Starts to send requests that must be admitted.
     pub fn start(client: &Client, requests: Vec<Request>) -> Self {
         Self::expecting(200, client, requests.into_iter().map(|request| (request, None)).collect())
     }
 
-    /// Starts to send these, which are to be refused.
+    /// Starts to send requests that must be refused.
     pub fn refused(client: &Client, strangers: Vec<Stranger>) -> Self {
         Self::expecting(401, client, strangers.into_iter().map(|(request, reason)| (request, Some(reason))).collect())
     }
@@ -81,33 +81,32 @@ impl Load {
         Self { requests, sent, answered, is_over, clients }
     }
 
-    /// From now on sends this too.
+    /// Adds a request that must be admitted.
     pub fn add(&self, request: Request) {
         self.requests.send_modify(|requests| requests.push((request, None)));
     }
 
-    /// Awaits that so many more were answered.
+    /// Waits for this number of further answers.
     pub async fn until_answered(&self, more: usize) {
         let goal = self.answered.load(Ordering::Relaxed) + more;
         eventually("more answers", async || (self.answered.load(Ordering::Relaxed) >= goal).then_some(())).await;
     }
 
-    /// How many were sent by now.
+    /// The number of requests that were sent until now.
     pub fn sent(&self) -> usize {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// How many were sent, and the replies that were not as expected.
-    ///
-    /// # Panics
-    /// Where one got no reply.
+    /// Stops the clients. Returns the number of sent requests, and the replies that were not as expected. Panics if a
+    /// request got no reply.
     pub async fn stop(self) -> (usize, Vec<Reply>) {
         let (sent, others, unanswered) = self.stop_broken().await;
-        assert_eq!(unanswered, 0, "of {sent}");
+        assert_eq!(unanswered, 0, "of {sent} requests, some got no reply");
         (sent, others)
     }
 
-    /// The same where connections may break: and how many got no reply.
+    /// Like [`Self::stop`], for tests in which connections may break. Also returns the number of requests without a
+    /// reply.
     pub async fn stop_broken(self) -> (usize, Vec<Reply>, usize) {
         self.is_over.store(true, Ordering::Relaxed);
         let others = self.clients.join_all().await.concat();
@@ -116,7 +115,7 @@ impl Load {
     }
 }
 
-/// Requests of both kinds.
+/// Two loads: requests that must be admitted, and requests that must be refused.
 #[derive(Debug)]
 pub struct Loads {
     good: Load,
@@ -124,38 +123,46 @@ pub struct Loads {
 }
 
 impl Loads {
-    /// Starts to send `good`, which are to pass, and `bad`, which are to be refused.
+    /// Starts to send `good`, which must be admitted, and `bad`, which must be refused.
     pub fn start(client: &Client, good: Vec<Request>, bad: Vec<Stranger>) -> Self {
         Self { good: Load::start(client, good), bad: Load::refused(client, bad) }
     }
 
-    /// From now on sends this too, which is to pass.
+    /// Adds a request that must be admitted.
     pub fn add(&self, request: Request) {
         self.good.add(request);
     }
 
-    /// How many were sent by now.
+    /// The number of requests that were sent until now.
     pub fn sent(&self) -> usize {
         self.good.sent() + self.bad.sent()
     }
 
-    /// Awaits that so many more of either kind were answered.
+    /// Waits for this number of further answers of each kind.
     pub async fn until_answered(&self, more: usize) {
         self.good.until_answered(more).await;
         self.bad.until_answered(more).await;
     }
 
-    /// No request was answered wrongly, which is told of `what`. Returns how many were not answered.
-    ///
-    /// # Panics
-    /// Where one was.
+    /// Stops both loads and prints a summary that begins with `what`. Panics if any decision was wrong. Returns the
+    /// number of requests without a reply.
     pub async fn stop(self, what: &str) -> usize {
         let (sent, wrong, unanswered) = self.good.stop_broken().await;
-        assert!(wrong.is_empty(), "{what}: {} of {sent}: {:?}", wrong.len(), wrong.first());
+        assert!(
+            wrong.is_empty(),
+            "{what}: {} of {sent} valid requests got a wrong answer, the first: {:?}",
+            wrong.len(),
+            wrong.first()
+        );
         let (sent_bad, wrong, unanswered_bad) = self.bad.stop_broken().await;
-        assert!(wrong.is_empty(), "{what}: {} of {sent_bad}: {:?}", wrong.len(), wrong.first());
+        assert!(
+            wrong.is_empty(),
+            "{what}: {} of {sent_bad} invalid requests got a wrong answer, the first: {:?}",
+            wrong.len(),
+            wrong.first()
+        );
         let unanswered = unanswered + unanswered_bad;
-        println!("{what}: {} requests, 0 wrong decisions, {unanswered} without a connection", sent + sent_bad);
+        println!("{what}: {} requests, 0 wrong decisions, {unanswered} without a reply", sent + sent_bad);
         unanswered
     }
 }

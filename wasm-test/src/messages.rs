@@ -1,8 +1,8 @@
-//! JSON-RPC messages as clients and attackers write them, at random but for a seed.
+//! Random JSON-RPC messages, in the forms that clients and attackers write. The same seed gives the same messages.
 
 use fastrand::Rng;
 
-/// JSON as text: members in their order, repeated ones too, names in any spelling.
+/// JSON as text. Members keep their order, may be repeated, and their names may contain escapes.
 #[derive(Clone, Debug)]
 enum Json {
     Text(String),
@@ -33,7 +33,7 @@ impl Json {
         }
     }
 
-    /// Adds a member to an object somewhere inside, anywhere among its members.
+    /// Adds a member at a random position of this object or of an object inside it.
     fn add(&mut self, name: &str, value: Json, rng: &mut Rng) {
         let Object(members) = self else { return };
         let is_object = |index: &usize| matches!(members[*index].1, Object(_));
@@ -56,7 +56,7 @@ fn pick<'a>(rng: &mut Rng, from: &[&'a str]) -> &'a str {
     from[rng.usize(..from.len())]
 }
 
-/// What a connector is called in a message.
+/// A name in the place of a connector's name: of a real connector, of an unknown one, or misspelled.
 fn connector(rng: &mut Rng) -> &'static str {
     pick(rng, &["notes", "notes", "clock", "clock", "clock", "files", "", "notes_", "no tes", "Notes", "n\u{f6}tes"])
 }
@@ -128,7 +128,7 @@ fn escape_words(text: &str, rng: &mut Rng) -> String {
     words.iter().filter(|_| rng.bool()).fold(text.to_owned(), |text, (word, escaped)| text.replace(word, escaped))
 }
 
-/// A message as a client writes it.
+/// A message as a well-behaved client writes it.
 pub fn plain(rng: &mut Rng) -> String {
     let mut message = if rng.u8(..10) == 0 { response(rng) } else { request(rng) };
     if rng.bool() {
@@ -138,7 +138,7 @@ pub fn plain(rng: &mut Rng) -> String {
     if rng.u8(..4) == 0 { escape_words(&text, rng) } else { text }
 }
 
-/// A message that readers may read in several ways.
+/// A message that different parsers may understand differently.
 pub fn hostile(rng: &mut Rng) -> String {
     let mut message = if rng.u8(..10) == 0 { response(rng) } else { request(rng) };
     if rng.bool() {

@@ -1,4 +1,4 @@
-//! The complete gateway of `envoy/envoy.yaml` with its two demo connectors, as OAuth clients find it, and such clients.
+//! The complete gateway of `envoy/envoy.yaml` with its two demo connectors, and OAuth clients that use it.
 
 use std::path::PathBuf;
 
@@ -16,37 +16,30 @@ use crate::policy::{api_key, api_key_record, merged, sha256};
 use crate::process::{Folder, Process, argument, free_port};
 use crate::token::base64url;
 
-/// The org of the policy.
 pub const ORG: &str = "acme-corp";
-/// The client that has a secret.
+/// The id of the client that has a secret.
 pub const WITH_SECRET: &str = "apx_client_5ecre700";
-/// Its secret.
+/// The secret of [`WITH_SECRET`].
 pub const SECRET: &str = "apx_secret_0123456789abcdefghijklmn";
-/// The client that has a key.
+/// The id of the client that has a key pair.
 pub const WITH_KEY: &str = "apx_client_0000key0";
-/// The ways in which a client proves itself.
+/// The client authentication methods that the gateway supports.
 pub const METHODS: [&str; 3] = ["client_secret_basic", "client_secret_post", "private_key_jwt"];
 
 const FILTER: &str = "filter.json";
 const CONNECTORS: [&str; 2] = ["notes", "clock"];
 
-/// An RSA key of 2048 bits, whose private part may be written down.
+/// An RSA key of 2048 bits that can be exported.
 #[derive(Debug)]
 pub struct PrivateKey(RsaPrivateKey);
 
 impl PrivateKey {
-    /// A new one.
-    ///
-    /// # Panics
-    /// Where there is no randomness.
+    /// Creates a new key.
     pub fn new() -> Self {
         Self(RsaPrivateKey::new(&mut OsRng, 2048).expect("a key"))
     }
 
-    /// The private key, PKCS#8 PEM.
-    ///
-    /// # Panics
-    /// Never: it is a key.
+    /// The private key as PKCS#8 PEM.
     pub fn pem(&self) -> String {
         self.0.to_pkcs8_pem(Default::default()).expect("PEM").to_string()
     }
@@ -57,7 +50,7 @@ impl PrivateKey {
         json!({"kty": "RSA", "use": "sig", "alg": "RS256", "n": number(self.0.n()), "e": number(self.0.e())})
     }
 
-    /// Its record among the policy's signing keys.
+    /// The record of this key among the policy's signing keys.
     pub fn record(&self, kid: &str) -> Value {
         json!({"kid": kid, "private_key_pem": self.pem()})
     }
@@ -69,23 +62,19 @@ impl Default for PrivateKey {
     }
 }
 
-/// The complete gateway, running.
 #[derive(Debug)]
 pub struct Site {
     envoy: Envoy,
-    /// What clients know it by.
+    /// The `gateway.origin` of the filter's configuration.
     origin: String,
-    /// The filter's configuration as `envoy/envoy.yaml` has it.
+    /// The filter's configuration from `envoy/envoy.yaml`.
     filter: Value,
     client_key: PrivateKey,
     _connectors: Vec<Connector>,
 }
 
 impl Site {
-    /// Starts it with these signing keys and two workers.
-    ///
-    /// # Panics
-    /// Where something does not start.
+    /// Starts the gateway with these signing keys and two workers.
     pub async fn start(signing_keys: &Value) -> Self {
         let mut connectors = Vec::new();
         for name in CONNECTORS {
@@ -94,10 +83,7 @@ impl Site {
         Self::before(connectors, signing_keys).await
     }
 
-    /// Starts it before these connectors, which take the names of the demo's in this order.
-    ///
-    /// # Panics
-    /// Where it does not start.
+    /// Starts the gateway in front of these connectors. They get the names of the demo connectors, in the same order.
     pub async fn before(connectors: Vec<Connector>, signing_keys: &Value) -> Self {
         let folder = Folder::new().expect("a folder");
         let port = free_port();
@@ -114,7 +100,7 @@ impl Site {
         let listener = &mut bootstrap["static_resources"]["listeners"][0];
         listener["address"]["socket_address"]["port_value"] = json!(port);
         let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
-        // The policy is to change while it runs, so Envoy takes the filter from a file that it watches.
+        // The policy must change while Envoy runs, so Envoy reads the filter from a file that it watches.
         let watched = json!({
             "config_source": {
                 "path_config_source": {"path": folder.file(FILTER), "watched_directory": {"path": folder.file("")}},
@@ -132,27 +118,26 @@ impl Site {
         Self { envoy, origin, filter, client_key, _connectors: connectors }
     }
 
-    /// Envoy.
     pub fn envoy(&self) -> &Envoy {
         &self.envoy
     }
 
-    /// `gateway.origin`, which is the issuer too.
+    /// The value of `gateway.origin`. It is also the issuer of the gateway's tokens.
     pub fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// The endpoint of all connectors, or of one.
+    /// The URL of the endpoint of all connectors, or of one.
     pub fn endpoint(&self, connector: Option<&str>) -> String {
         connector.map_or_else(|| format!("{}/mcp/{ORG}", self.origin), |name| format!("{}/mcp/{ORG}/{name}", self.origin))
     }
 
-    /// The policy that it started with.
+    /// The policy with which the gateway started.
     pub fn policy(&self, signing_keys: &Value) -> Value {
         policy(signing_keys, &self.client_key)
     }
 
-    /// Allows pages of this origin. It takes effect with the next policy.
+    /// Allows web pages of this origin. Takes effect with the next policy.
     pub fn allow_origin(&mut self, origin: &str) {
         self.filter["typed_config"]["config"]["configuration"]["value"]["gateway"]["allowed_origins"] = json!([origin]);
     }
@@ -166,16 +151,13 @@ impl Site {
         eventually("the policy is in force", async || (taken().await > before).then_some(())).await;
     }
 
-    /// A token by client credentials, for the client that has a secret.
-    ///
-    /// # Panics
-    /// Where there is none.
+    /// Requests a token for [`WITH_SECRET`], with the client credentials grant.
     pub async fn token(&self) -> String {
         let reply = self.envoy.client().send(&token_request(SECRET)).await;
         reply.json()["access_token"].as_str().unwrap_or_else(|| panic!("no token: {reply:?}")).to_owned()
     }
 
-    /// A client's settings in a file: what it knows before it begins.
+    /// Writes the settings of a client program into a file: its endpoint, its credentials, and the tool that it calls.
     fn settings(&self, method: &str, changes: &Value, folder: &Folder) -> PathBuf {
         let mut settings = json!({
             "url": self.endpoint(None),
@@ -194,10 +176,8 @@ impl Site {
         folder.file("settings.json")
     }
 
-    /// Asserts that neither Envoy's log nor the access log tells a secret: of a client, or the key, or any JWT.
-    ///
-    /// # Panics
-    /// Where one does.
+    /// Checks that the log and the access log of Envoy contain no secret: no client secret, API key, private key or
+    /// JWT.
     pub fn assert_keeps_secrets(&self) {
         let key = self.client_key.pem();
         let logs = ["stderr", "stdout"].map(|name| self.envoy.folder().read(name));
@@ -207,7 +187,7 @@ impl Site {
     }
 }
 
-/// A policy with both clients and an API key.
+/// A policy with both clients and one API key.
 pub fn policy(signing_keys: &Value, client_key: &PrivateKey) -> Value {
     json!({
         "version": "1",
@@ -232,7 +212,7 @@ fn with_policy(filter: &Value, origin: &str, policy: &Value) -> String {
     let plugin = &mut config["config"]["configuration"]["value"];
     plugin["gateway"]["origin"] = json!(origin);
     plugin["policy"]["inline"] = policy.clone();
-    // Identity providers of tests have no certificate.
+    // The identity providers of the tests have no TLS certificate.
     plugin["jwks"]["http_cluster"] = json!("jwks_http");
     json!({"resources": [{
         "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
@@ -242,48 +222,45 @@ fn with_policy(filter: &Value, origin: &str, policy: &Value) -> String {
     .to_string()
 }
 
-/// A request for a token by client credentials, for the client that has a secret.
+/// A token request with client credentials, for [`WITH_SECRET`].
 pub fn token_request(secret: &str) -> Request {
     token_request_of(WITH_SECRET, secret)
 }
 
-/// The same for any client that has one.
+/// A token request with client credentials, for any client that has a secret.
 pub fn token_request_of(client_id: &str, secret: &str) -> Request {
     token_form(&format!("client_id={client_id}&client_secret={secret}"))
 }
 
-/// The same for the client that this assertion proves (RFC 7523 §2.2).
+/// A token request with client credentials, for the client that this assertion identifies (RFC 7523 §2.2).
 pub fn assertion_request(assertion: &str) -> Request {
     let kind = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
     token_form(&format!("client_assertion_type={kind}&client_assertion={assertion}"))
 }
 
-/// A request for a token by client credentials, which these parameters prove.
+/// A token request with client credentials and these parameters, which identify the client.
 fn token_form(parameters: &str) -> Request {
     let form = format!("grant_type=client_credentials&{parameters}");
     Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(form)
 }
 
-/// A client program: its name without the folder, by whose ending the interpreter is chosen.
+/// The interpreter and the path of a client program. The file extension selects the interpreter.
 fn program(name: &str) -> (&'static str, String) {
     let tool = if name.ends_with(".py") { "python" } else { "node" };
     (tool, format!("wasm-test/oauth-clients/{name}"))
 }
 
-/// Runs a client to its end, with its settings changed like this, and returns what it printed.
-///
-/// # Panics
-/// Where it fails.
+/// Runs a client program with these changes of its settings. Returns its output. Panics if the program fails.
 pub async fn run_client(site: &Site, name: &str, method: &str, changes: &Value) -> Value {
     let said = try_client(site, name, method, changes).await;
     let said = said.unwrap_or_else(|said| panic!("{name} {method} failed: {said}"));
     serde_json::from_str(said.trim()).unwrap_or_else(|error| panic!("{name} {method}: {error}: {said}"))
 }
 
-/// Runs a client with these changes of its settings. Returns its output, even if the client fails.
+/// Runs a client program with these changes of its settings. Returns its output.
 ///
 /// # Errors
-/// The output of a client that fails.
+/// The output of the program, if it fails.
 pub async fn try_client(site: &Site, name: &str, method: &str, changes: &Value) -> Result<String, String> {
     let folder = Folder::new().expect("a folder");
     let (tool, script) = program(name);
@@ -291,7 +268,7 @@ pub async fn try_client(site: &Site, name: &str, method: &str, changes: &Value) 
     crate::process::try_run(tool, &[&script, argument(&settings), method]).await
 }
 
-/// A client at work until it is told to stop.
+/// A client program that repeats its call until the test stops it.
 #[derive(Debug)]
 pub struct Worker {
     name: String,
@@ -300,10 +277,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts one, with its settings changed like this.
-    ///
-    /// # Panics
-    /// Where it does not start.
+    /// Starts the program with these changes of its settings.
     pub fn start(site: &Site, name: &str, method: &str, changes: &Value) -> Self {
         let folder = Folder::new().expect("a folder");
         let (tool, script) = program(name);
@@ -313,15 +287,12 @@ impl Worker {
         Self { name: format!("{name} {method}"), folder, process }
     }
 
-    /// How often it got what it asked for.
+    /// The number of successful calls.
     pub fn answers(&self) -> usize {
         self.folder.read("stdout").lines().filter(|line| line.contains("said")).count()
     }
 
-    /// Awaits so many answers more.
-    ///
-    /// # Panics
-    /// Where it fails.
+    /// Waits for this number of further successful calls. Panics if the program ends.
     pub async fn until_answered(&mut self, more: usize) {
         let goal = self.answers() + more;
         eventually("answers", async || {
@@ -331,10 +302,7 @@ impl Worker {
         .await;
     }
 
-    /// Tells it to stop and returns how often it was answered in all.
-    ///
-    /// # Panics
-    /// Where it failed.
+    /// Stops the program. Returns the number of successful calls. Panics if the program failed.
     pub async fn stop(mut self) -> usize {
         self.folder.write("stop", "").expect("the file is written");
         eventually("the client ends", async || self.process.has_ended().then_some(())).await;

@@ -1,4 +1,4 @@
-//! Programs that a test starts.
+//! Programs that a test starts, and their files.
 
 use std::fs::File;
 use std::io;
@@ -12,12 +12,12 @@ use tokio::net::TcpStream;
 
 use crate::{eventually, repository};
 
-/// A folder of its own for one program: its configuration and what it writes. It stays where a test fails.
+/// A temporary folder for the files and the output of one program. It is kept if the test fails.
 #[derive(Debug)]
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// A new, empty one.
+    /// Creates a new, empty folder.
     pub fn new() -> io::Result<Self> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -26,17 +26,17 @@ impl Folder {
         Ok(Self(path))
     }
 
-    /// A file in it.
+    /// The path of a file in the folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// What a file in it says by now.
+    /// The current content of a file. Empty if the file does not exist.
     pub fn read(&self, name: &str) -> String {
         String::from_utf8_lossy(&std::fs::read(self.file(name)).unwrap_or_default()).into_owned()
     }
 
-    /// Writes a file in one piece: who watches it never sees a part.
+    /// Writes a file atomically: a watcher never sees a part of it.
     pub fn write(&self, name: &str, text: &str) -> io::Result<()> {
         let whole = self.file(&format!(".{name}.new"));
         std::fs::write(&whole, text)?;
@@ -47,24 +47,25 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("kept: {}", self.0.display());
+            eprintln!("The files of this test were kept in {}", self.0.display());
         } else {
             let _ = std::fs::remove_dir_all(&self.0);
         }
     }
 }
 
-/// A running program. It is killed with this value.
+/// A running program. It is killed when the value is dropped.
 #[derive(Debug)]
 pub struct Process(Child);
 
 impl Process {
-    /// Starts one of `.tools/bin` in the repository, with its output in `folder`: `stdout` and `stderr`.
+    /// Starts a program of `.tools/bin`. Its output goes to the files `stdout` and `stderr` in `folder`.
     pub fn start(tool: &str, arguments: &[&str], folder: &Folder) -> io::Result<Self> {
         Self::start_with(tool, arguments, &[], folder)
     }
 
-    /// The same with these variables in its environment. A tool that is not in `.tools/bin` is one of the machine's.
+    /// Like [`Self::start`], with additional environment variables. If `.tools/bin` has no such program, the system's
+    /// is used.
     pub fn start_with(tool: &str, arguments: &[&str], environment: &[(&str, &str)], folder: &Folder) -> io::Result<Self> {
         let output = |name| File::options().create(true).append(true).open(folder.file(name));
         let own = repository().canonicalize()?.join(".tools/bin").join(tool);
@@ -78,12 +79,12 @@ impl Process {
             .map(Self)
     }
 
-    /// Its number.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.0.id()
     }
 
-    /// How much memory it has resident, in kB; zero where the system does not tell.
+    /// Resident memory in kB. Zero if the system does not report it.
     pub fn memory_kb(&self) -> u64 {
         self.status_kb("VmRSS:")
     }
@@ -104,15 +105,12 @@ impl Process {
         value.and_then(|kb| kb.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or_default()
     }
 
-    /// Whether it ended by itself.
+    /// Whether the program ended without being stopped by the test.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.0.try_wait(), Ok(None))
     }
 
-    /// Awaits that it, whose output is in `folder`, listens at this port.
-    ///
-    /// # Panics
-    /// Where it ends before.
+    /// Waits until the program listens at this port. Panics with the output in `folder` if the program ends before.
     pub async fn until_listening(&mut self, what: &str, port: u16, folder: &Folder) {
         eventually(what, async || {
             assert!(!self.has_ended(), "{what} ended:\n{}\n{}", folder.read("stdout"), folder.read("stderr"));
@@ -129,21 +127,15 @@ impl Drop for Process {
     }
 }
 
-/// Runs one of `.tools/bin` to its end and returns what it printed.
-///
-/// # Panics
-/// Where it fails, with its last words.
+/// Runs a program of `.tools/bin` and returns its standard output. Panics with all its output if it fails.
 pub async fn run(tool: &str, arguments: &[&str]) -> String {
     try_run(tool, arguments).await.unwrap_or_else(|said| panic!("{tool} {arguments:?}: {said}"))
 }
 
-/// The same, but a program that fails is an error with the end of its output.
+/// Like [`run`], but returns a failure as an error.
 ///
 /// # Errors
-/// The status and the output of the program, if it fails.
-///
-/// # Panics
-/// If the program does not start.
+/// The exit status and the output of the program, if it fails.
 pub async fn try_run(tool: &str, arguments: &[&str]) -> Result<String, String> {
     let folder = Folder::new().expect("a folder");
     let mut process = Process::start(tool, arguments, &folder).expect("the program starts");
@@ -155,16 +147,17 @@ pub async fn try_run(tool: &str, arguments: &[&str]) -> Result<String, String> {
     }
 }
 
-/// A path as a program's argument.
+/// A path as an argument of a program.
 pub fn argument(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// Below are ports of the machine's own services.
+/// Lower ports may belong to services of the machine.
 const LOWEST_PORT: u16 = 10_000;
 
-/// A port that was free a moment ago, for programs that cannot choose one themselves. Where the system tells which ports it
-/// gives to clients, it is none of them, and none that this process was given before.
+/// A free port, for programs that cannot choose one themselves. Avoids the ports that Linux gives to outgoing
+/// connections, and ports that this process already received here. The port is not reserved: another program may still
+/// take it.
 pub fn free_port() -> u16 {
     static NEXT: LazyLock<AtomicUsize> = LazyLock::new(|| AtomicUsize::new(fastrand::u16(..).into()));
     let of_clients = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();

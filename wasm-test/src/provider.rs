@@ -1,4 +1,4 @@
-//! A real OpenID provider: `oidc-provider`, in the wrapper of `demo/idp`.
+//! A real OpenID provider: `oidc-provider`, in the program of `demo/idp`.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ pub struct Provider {
     folder: Folder,
     port: String,
     scopes: &'static str,
-    /// What it said of itself when it was ready.
+    /// The JSON object that the program prints when it is ready.
     about: Value,
     process: Option<Process>,
 }
@@ -31,12 +31,12 @@ impl Provider {
         provider
     }
 
-    /// Ends it at once.
+    /// Kills the provider.
     pub fn kill(&mut self) {
         self.process = None;
     }
 
-    /// Starts it where it was.
+    /// Starts the provider again, at the same address.
     pub async fn revive(&mut self) {
         let state = self.folder.file("state.json");
         let arguments = ["demo/idp/idp.mjs", "--port", &self.port, "--state", argument(&state), "--scopes", self.scopes];
@@ -64,7 +64,7 @@ impl Provider {
         })
     }
 
-    /// A token by client credentials, as OAuth clients get it.
+    /// Requests a token with the client credentials grant. `parameters` are added to the form.
     pub async fn token(&self, parameters: &str) -> String {
         let text = |name: &str| self.about[name].as_str().unwrap_or_default();
         let (client, path) = self.at("token_endpoint", "");
@@ -79,13 +79,13 @@ impl Provider {
         token.unwrap_or_else(|| panic!("no token: {reply:?}"))
     }
 
-    /// From now on it signs with a new key. The old ones stay published.
+    /// Signs with a new key from now on. The old keys stay published.
     pub async fn rotate(&self) {
         let (client, path) = self.at("control", "/rotate");
         assert_eq!(client.send(&Request::post(&path)).await.status, 200);
     }
 
-    /// How often it was asked for its key set since it started.
+    /// The number of requests for its key set since it started.
     pub async fn jwks_requests(&self) -> u64 {
         let (client, path) = self.at("control", "/stats");
         client.send(&Request::get(&path)).await.json()["jwks_requests"].as_u64().expect("a number")

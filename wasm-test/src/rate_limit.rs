@@ -1,12 +1,12 @@
-//! Envoy's rate limit service with the Redis that it counts in, both real.
+//! Envoy's rate limit service and the Redis that stores its counts. Both are real.
 
 use crate::process::{Folder, Process, argument, free_port, run};
 use crate::repository;
 
-/// The domain that the service knows.
+/// The rate limit domain that the service accepts.
 pub const DOMAIN: &str = "apexmcp";
 
-/// The service. Redis and it can be stopped and started again, at their places.
+/// The service. The service and Redis can be stopped and started again; their ports stay the same.
 #[derive(Debug)]
 pub struct RateLimitService {
     folder: Folder,
@@ -17,10 +17,7 @@ pub struct RateLimitService {
 }
 
 impl RateLimitService {
-    /// Starts both.
-    ///
-    /// # Panics
-    /// Where they don't.
+    /// Starts Redis and the service.
     pub async fn start() -> Self {
         let folder = Folder::new().expect("a folder");
         let config = folder.file("runtime/ratelimit/config");
@@ -33,15 +30,12 @@ impl RateLimitService {
         this
     }
 
-    /// Where it answers gRPC.
+    /// The gRPC port of the service.
     pub fn port(&self) -> u16 {
         self.ports[0]
     }
 
-    /// Starts Redis, empty.
-    ///
-    /// # Panics
-    /// Where it does not start.
+    /// Starts Redis without data.
     pub async fn start_redis(&mut self) {
         let port = self.redis_port.to_string();
         let arguments = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
@@ -50,15 +44,10 @@ impl RateLimitService {
         self.redis = Some(redis);
     }
 
-    /// Ends Redis.
     pub fn stop_redis(&mut self) {
         self.redis = None;
     }
 
-    /// Starts the service.
-    ///
-    /// # Panics
-    /// Where it does not start.
     pub async fn start_service(&mut self) {
         let [grpc, http, debug] = self.ports.map(|port| port.to_string());
         let redis = format!("127.0.0.1:{}", self.redis_port);
@@ -78,7 +67,7 @@ impl RateLimitService {
             ("RUNTIME_ROOT", argument(&runtime)),
             ("RUNTIME_SUBDIRECTORY", "ratelimit"),
             ("RUNTIME_WATCH_ROOT", "false"),
-            // What exceeds one limit is not counted at the others.
+            // A request that exceeds one limit does not count at the other limits.
             ("STOP_CACHE_KEY_INCREMENT_WHEN_OVERLIMIT", "true"),
         ];
         let mut service = Process::start_with("ratelimit", &[], &environment, &self.folder).expect("the service starts");
@@ -86,16 +75,12 @@ impl RateLimitService {
         self.service = Some(service);
     }
 
-    /// Stops the service where it is (`STOP`), or has it go on (`CONT`).
-    ///
-    /// # Panics
-    /// Where it does not run.
+    /// Sends the service a signal: `STOP` pauses it, `CONT` resumes it.
     pub async fn signal_service(&self, signal: &str) {
         let id = self.service.as_ref().expect("it runs").id();
         run("sh", &["-c", &format!("kill -{signal} {id}")]).await;
     }
 
-    /// Ends the service.
     pub fn stop_service(&mut self) {
         self.service = None;
     }

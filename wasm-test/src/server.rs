@@ -1,4 +1,4 @@
-//! A small HTTP server inside the test.
+//! A small HTTP/1.1 server inside the test process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,14 +13,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// An answer; `None` breaks the connection instead.
+/// An answer. `None` closes the connection without an answer.
 pub type Answer = Option<Response<Full<Bytes>>>;
 
-/// The trailers of a request, in its extensions.
+/// The trailers of a request. The server adds them to the request's extensions.
 #[derive(Clone, Debug)]
 pub struct Trailers(pub HeaderMap);
 
-/// The server. It ends with this value, its connections with the runtime of its test.
+/// The server. It accepts no connections after the value is dropped. Open connections end with the Tokio runtime of
+/// the test.
 #[derive(Debug)]
 pub struct Server {
     authority: String,
@@ -29,10 +30,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one that answers as `handler` says.
-    ///
-    /// # Panics
-    /// Where it can't listen.
+    /// Starts a server with this handler.
     pub async fn start<H, F>(handler: H) -> Self
     where
         H: Fn(Request<Bytes>) -> F + Send + Sync + 'static,
@@ -41,10 +39,7 @@ impl Server {
         Self::start_at(0, handler).await
     }
 
-    /// The same at this port.
-    ///
-    /// # Panics
-    /// Where it can't listen.
+    /// Like [`Self::start`], at a fixed port.
     pub async fn start_at<H, F>(port: u16, handler: H) -> Self
     where
         H: Fn(Request<Bytes>) -> F + Send + Sync + 'static,
@@ -74,10 +69,7 @@ impl Server {
         Self { authority, requests, accepting }
     }
 
-    /// Starts one that gives this answer, bytes as they are, to every head, whatever body is to come.
-    ///
-    /// # Panics
-    /// Where it can't listen.
+    /// Starts a server that sends `answer` unchanged after the head of each request, without waiting for the body.
     pub async fn answering_heads(answer: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let authority = listener.local_addr().expect("its address").to_string();
@@ -90,7 +82,7 @@ impl Server {
                         head.push(connection.read_u8().await?);
                     }
                     connection.write_all(answer.as_bytes()).await?;
-                    // Open until Envoy closes it.
+                    // Keeps the connection open until Envoy closes it.
                     connection.read_to_end(&mut head).await
                 });
             }
@@ -98,20 +90,16 @@ impl Server {
         Self { authority, requests: Arc::default(), accepting }
     }
 
-    /// Its `host:port`.
+    /// The `host:port` of the server.
     pub fn authority(&self) -> &str {
         &self.authority
     }
 
-    /// Its port.
-    ///
-    /// # Panics
-    /// Never: it listens.
     pub fn port(&self) -> u16 {
         self.authority.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
     }
 
-    /// How many requests came so far.
+    /// The number of requests that arrived until now.
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
     }
@@ -123,7 +111,7 @@ impl Drop for Server {
     }
 }
 
-/// No answer: the connection is closed.
+/// Makes hyper close the connection without an answer.
 #[derive(Debug)]
 struct Broken;
 

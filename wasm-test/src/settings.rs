@@ -1,4 +1,4 @@
-//! A Settings service that says what a test wants: a document with an ETag, for which it can be waited.
+//! A Settings service that a test controls. It serves one document with an ETag, and supports long polling.
 
 use std::time::Duration;
 
@@ -10,10 +10,9 @@ use tokio::sync::watch;
 
 use crate::server::{Answer, Server};
 
-/// The token without which it tells nothing.
+/// The token that a request must carry.
 pub const TOKEN: &str = "a-token-of-settings";
 
-/// The service.
 #[derive(Debug)]
 pub struct Settings {
     server: Server,
@@ -21,34 +20,33 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Starts one that has no document yet, and does not answer before it has.
+    /// Starts a service without a document. It does not answer until it has one.
     pub async fn start() -> Self {
         Self::start_at(0).await
     }
 
-    /// The same at this port.
+    /// Like [`Self::start`], at a fixed port.
     pub async fn start_at(port: u16) -> Self {
         let (documents, watched) = watch::channel(None);
         let server = Server::start_at(port, move |request| answer(request, watched.clone())).await;
         Self { server, documents }
     }
 
-    /// Where it listens.
     pub fn port(&self) -> u16 {
         self.server.port()
     }
 
-    /// How often it was asked.
+    /// The number of requests that arrived until now.
     pub fn requests(&self) -> usize {
         self.server.requests()
     }
 
-    /// From now on it has this document.
+    /// Serves this document from now on.
     pub fn publish(&self, document: &Value) {
         self.publish_text(document.to_string());
     }
 
-    /// From now on it has this text for a document.
+    /// Serves this text from now on, whether or not it is a valid document.
     pub fn publish_text(&self, text: impl Into<Bytes>) {
         self.documents.send_replace(Some(text.into()));
     }
@@ -61,7 +59,7 @@ async fn answer(request: Request<Bytes>, mut watched: watch::Receiver<Option<Byt
     }
     let known = header("if-none-match").map(str::to_owned);
     let wait = request.uri().query().and_then(|query| query.strip_prefix("wait=")?.strip_suffix('s')?.parse().ok());
-    // Of the content: a service that is started anew must not say of another document that it is the known one.
+    // A hash of the content: after a restart, a different document must not get the ETag of an earlier one.
     let etag = |document: &Bytes| format!("\"{}\"", hex::encode(hmac_sha256::Hash::hash(document)));
     let is_news = |document: &Option<Bytes>| document.as_ref().is_some_and(|document| Some(etag(document)) != known);
     let patience = Duration::from_secs(if known.is_some() { wait.unwrap_or(0) } else { 3_600 });

@@ -1,16 +1,16 @@
-// A customer's OpenID provider, and a person who signs in there to a client, `portal`: the authorization code flow of
-// OpenID Connect Core, §3.1, from the first request to the tokens.
+// The OpenID provider of a customer, and a person who signs in there to the client `portal`. The person uses the
+// authorization code flow of OpenID Connect Core §3.1, from the first request to the tokens.
 //
 //   node sign_in.mjs
 //
-// It prints one line of JSON when it is done: issuer, jwks_uri, client_id, subject, id_token, access_token. Its keys stay
-// published until it is stopped.
+// Prints one line of JSON when the tokens are there: issuer, jwks_uri, client_id, subject, id_token, access_token.
+// Keeps its keys published until it is stopped.
 
 import { generateKeyPairSync, randomBytes } from "node:crypto";
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
 
-// The one that demo/idp has.
+// Uses the package that is installed for demo/idp.
 const { Provider } = createRequire(new URL("../../demo/idp/package.json", import.meta.url))("oidc-provider");
 
 const [CLIENT, SUBJECT] = ["portal", "agent-7"];
@@ -25,7 +25,7 @@ const newProvider = (issuer) =>
     jwks: { keys: [{ ...privateKey.export({ format: "jwk" }), use: "sig", alg: "RS256", kid: "a" }] },
     clients: [{ client_id: CLIENT, client_secret: secret, redirect_uris: [CALLBACK] }],
     features: {
-      // Pages on which anybody may sign in as anybody.
+      // Adds pages on which anybody may sign in as any person.
       devInteractions: { enabled: true },
       resourceIndicators: {
         enabled: true,
@@ -41,8 +41,8 @@ const newProvider = (issuer) =>
 
 const cookies = new Map();
 
-// Where a browser is led from this page, or from the form on it.
-async function led(url, form) {
+// Requests a page, or submits the form on it. Returns the URL to which the answer redirects.
+async function redirectOf(url, form) {
   const response = await fetch(url, {
     method: form ? "POST" : "GET",
     body: form && new URLSearchParams(form),
@@ -54,7 +54,7 @@ async function led(url, form) {
     cookies.set(name, value);
   }
   const next = response.headers.get("location");
-  if (!next) throw new Error(`${url} leads nowhere: ${response.status} ${await response.text()}`);
+  if (!next) throw new Error(`${url} does not redirect: ${response.status} ${await response.text()}`);
   return new URL(next, url);
 }
 
@@ -63,7 +63,7 @@ async function signIn(issuer) {
   const asked = { client_id: CLIENT, response_type: "code", redirect_uri: CALLBACK, nonce: "n-0S6_WzA2Mj", ...RESOURCE };
   let page = new URL(`${issuer}/auth?${new URLSearchParams(asked)}`);
   while (!page.href.startsWith(CALLBACK)) {
-    page = await led(page, page.pathname.startsWith("/interaction/") ? forms.shift() : undefined);
+    page = await redirectOf(page, page.pathname.startsWith("/interaction/") ? forms.shift() : undefined);
   }
   const response = await fetch(`${issuer}/token`, {
     method: "POST",

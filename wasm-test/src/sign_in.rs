@@ -1,11 +1,11 @@
-//! A person who signs in at a real OpenID provider, and what the person's client gets.
+//! A person who signs in at a real OpenID provider, and the tokens that the person's client receives.
 
 use serde_json::{Value, json};
 
 use crate::eventually;
 use crate::process::{Folder, Process};
 
-/// The provider, after that. It publishes its keys as long as this value lives.
+/// The provider after the person signed in. It publishes its keys until the value is dropped.
 #[derive(Debug)]
 pub struct SignIn {
     told: Value,
@@ -14,16 +14,13 @@ pub struct SignIn {
 }
 
 impl SignIn {
-    /// Starts one, and awaits the tokens.
-    ///
-    /// # Panics
-    /// Where there are none.
+    /// Starts the provider, signs the person in, and waits for the tokens.
     pub async fn new() -> Self {
         let folder = Folder::new().expect("a folder");
         let mut process = Process::start("node", &["wasm-test/src/sign_in.mjs"], &folder).expect("node starts");
         let told = eventually("a person has signed in", async || {
             assert!(!process.has_ended(), "{}", folder.read("stderr"));
-            // The provider itself prints what it finds unwise.
+            // Other lines are warnings of the provider.
             folder.read("stdout").lines().find_map(|line| serde_json::from_str(line).ok())
         })
         .await;
@@ -35,22 +32,22 @@ impl SignIn {
         json!({"issuer": self.told["issuer"], "jwks_uri": self.told["jwks_uri"], "audience": audience})
     }
 
-    /// The `iss` of its tokens.
+    /// The `iss` of the tokens.
     pub fn issuer(&self) -> &str {
         self.text("issuer")
     }
 
-    /// The client, which is the audience of the ID token.
+    /// The id of the client. It is the audience of the ID token.
     pub fn client_id(&self) -> &str {
         self.text("client_id")
     }
 
-    /// The person.
+    /// The `sub` of the person.
     pub fn subject(&self) -> &str {
         self.text("subject")
     }
 
-    /// The ID token: it tells the client who the person is (OpenID Connect Core §2).
+    /// The ID token, which tells the client who the person is (OpenID Connect Core §2).
     pub fn id_token(&self) -> &str {
         self.text("id_token")
     }

@@ -1,4 +1,4 @@
-//! Keys and tokens, good ones and every kind of broken one: header and claims are what a test writes.
+//! Keys and tokens. A test chooses header and claims, so a token may be valid or broken in any way.
 
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,67 +13,63 @@ use rsa::traits::PublicKeyParts;
 use rsa::{RsaPrivateKey, pkcs8::EncodePublicKey, pss};
 use serde_json::{Value, json};
 
-/// The time, as a NumericDate (RFC 7519 §2).
-#[allow(clippy::disallowed_methods, reason = "the tests make tokens for the clock by which Envoy judges them")]
+/// The current time as a NumericDate (RFC 7519 §2).
+#[allow(clippy::disallowed_methods, reason = "the tests create tokens for the clock that Envoy uses")]
 pub fn now() -> i64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     since_epoch.as_secs().try_into().unwrap_or(i64::MAX)
 }
 
-/// Text or bytes as base64url without padding.
+/// Encodes text or bytes as base64url without padding.
 pub fn base64url(bytes: impl AsRef<[u8]>) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// How a token is signed.
+/// A signature algorithm.
 #[derive(Clone, Copy, Debug)]
 pub enum Algorithm {
-    /// RSASSA-PKCS1-v1_5 with SHA-256, the accepted one.
+    /// RSASSA-PKCS1-v1_5 with SHA-256, the only accepted algorithm.
     Rs256,
-    /// The same with SHA-512.
+    /// RSASSA-PKCS1-v1_5 with SHA-512.
     Rs512,
     /// RSASSA-PSS with SHA-256.
     Ps256,
-    /// HMAC with SHA-256, with the public key's PEM for the secret: the classic confusion.
+    /// HMAC with SHA-256 and the public key's PEM as the secret: the known algorithm confusion attack.
     Hs256,
 }
 
-/// An RSA key with its id.
+/// An RSA key pair with a key id.
 #[derive(Clone, Debug)]
 pub struct Key {
-    /// Its `kid`.
     pub kid: String,
     key: RsaPrivateKey,
 }
 
 impl Key {
-    /// The first key of this run, under any id.
+    /// The first key of this process, with this `kid`. It is generated once, because generating a key is slow.
     pub fn first(kid: &str) -> Self {
         static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
         Self::made_once(&KEY, 2048, kid)
     }
 
-    /// The second one.
+    /// The second key, different from the first.
     pub fn second(kid: &str) -> Self {
         static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
         Self::made_once(&KEY, 2048, kid)
     }
 
-    /// The third one.
+    /// The third key, different from the others.
     pub fn third(kid: &str) -> Self {
         static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
         Self::made_once(&KEY, 2048, kid)
     }
 
-    /// A new one of so many bits.
-    ///
-    /// # Panics
-    /// Where there is no randomness.
+    /// Generates a new key of this size.
     pub fn of_bits(bits: usize, kid: &str) -> Self {
         Self { kid: kid.to_owned(), key: RsaPrivateKey::new(&mut OsRng, bits).expect("a key") }
     }
 
-    /// One of 1024 bits, which is too short.
+    /// A key of 1024 bits, which the gateway must not accept.
     pub fn short(kid: &str) -> Self {
         static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
         Self::made_once(&KEY, 1024, kid)
@@ -94,19 +90,16 @@ impl Key {
     }
 
     /// The public key as PEM.
-    ///
-    /// # Panics
-    /// Never: it is a key.
     pub fn public_pem(&self) -> String {
         self.key.to_public_key().to_public_key_pem(Default::default()).expect("PEM")
     }
 
-    /// The JOSE header that a token of this key has.
+    /// The JOSE header of a valid token of this key.
     pub fn header(&self) -> Value {
         json!({"alg": "RS256", "typ": "JWT", "kid": self.kid})
     }
 
-    /// A good token with these claims.
+    /// A valid token with these claims.
     pub fn token(&self, claims: &Value) -> String {
         self.token_with(&self.header(), claims)
     }
@@ -116,7 +109,7 @@ impl Key {
         self.sign(Algorithm::Rs256, header.to_string(), claims.to_string())
     }
 
-    /// A token whose parts are any text at all.
+    /// A token with any text as header and claims.
     pub fn sign(&self, algorithm: Algorithm, header: impl AsRef<[u8]>, claims: impl AsRef<[u8]>) -> String {
         let input = format!("{}.{}", base64url(header), base64url(claims));
         let signature = self.signature(algorithm, input.as_bytes());
@@ -132,14 +125,14 @@ impl Key {
         }
     }
 
-    /// A good token's header and claims, with the signature that `sign` makes of them and this key.
+    /// A token with a valid header, these claims, and the signature that `sign` returns.
     pub fn token_signed_by(&self, claims: &Value, sign: impl FnOnce(&RsaPrivateKey, &[u8]) -> Vec<u8>) -> String {
         let input = format!("{}.{}", base64url(self.header().to_string()), base64url(claims.to_string()));
         format!("{input}.{}", base64url(sign(&self.key, input.as_bytes())))
     }
 
-    /// A token "signed" for this modulus and the exponent 1, which anybody can: the signature is the padded hash itself
-    /// (EMSA-PKCS1-v1_5, RFC 8017 §9.2).
+    /// A token that is valid for a public key with this modulus and the exponent 1. Nobody needs a private key for it:
+    /// the signature is the padded hash itself (EMSA-PKCS1-v1_5, RFC 8017 §9.2).
     pub fn forge_for_exponent_1(&self, claims: &Value) -> String {
         const DIGEST_INFO: &str = "3031300d060960864801650304020105000420";
         let input = format!("{}.{}", base64url(self.header().to_string()), base64url(claims.to_string()));

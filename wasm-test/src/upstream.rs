@@ -1,4 +1,4 @@
-//! What stands behind the gateway in place of the connectors: it answers with what arrived.
+//! The server behind the gateway, in place of the connectors. Its answer describes the request that arrived.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,9 @@ use serde_json::{Value, json};
 use crate::http::Reply;
 use crate::server::{Answer, Server, Trailers};
 
-/// Tells its answers from Envoy's own.
+/// Marks the answers of the upstream, so that they differ from Envoy's own answers.
 const MARK: &str = "x-upstream";
 
-/// Starts one.
 pub async fn start() -> Server {
     Server::start(async |request| answer(&request)).await
 }
@@ -31,19 +30,18 @@ fn answer(request: &Request<Bytes>) -> Answer {
     Response::builder().header(MARK, "1").body(Full::from(arrived.to_string())).ok()
 }
 
-/// A request as it arrived.
+/// A request as it arrived at the upstream.
 #[derive(Debug)]
 pub struct Arrived {
-    /// Its path and query.
+    /// The path and the query.
     pub path: String,
-    /// Its headers, in lower case, in their order.
+    /// The headers in their order, with names in lower case.
     pub headers: Vec<(String, String)>,
-    /// Its body.
     pub body: String,
 }
 
 impl Arrived {
-    /// What arrived, as `reply` tells; `None` where nothing did.
+    /// The request that `reply` describes. `None` if no request arrived.
     pub fn of(reply: &Reply) -> Option<Self> {
         reply.header(MARK)?;
         let Value::Object(mut arrived) = reply.json() else { return None };
@@ -61,10 +59,8 @@ impl Arrived {
         self.headers.iter().any(|(name, _)| name == wanted)
     }
 
-    /// The headers whose names could be read as beginning with `prefix`, without it.
-    ///
-    /// # Panics
-    /// Where one is repeated.
+    /// The headers that a server could read as beginning with `prefix`, without the prefix. A server may treat `_` as
+    /// `-`.
     pub fn headers_below(&self, prefix: &str) -> BTreeMap<String, String> {
         let mut found = BTreeMap::new();
         for (name, value) in &self.headers {

@@ -1,4 +1,4 @@
-//! What is admitted, and what of it reaches the connectors.
+//! Requests that are admitted, and the parts of them that reach the connectors.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ fn identity(org: &str, principal: &str, subject: &str, method: &str, scope: &str
 }
 
 #[tokio::test]
-async fn api_keys() {
+async fn a_valid_api_key_is_admitted() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin(&json!({"acme": {"api_keys": [
         api_key_record("key_all"),
@@ -44,9 +44,9 @@ async fn api_keys() {
         let arrived = gateway.admits(&what, &Request::tools_list(path).api_key(&api_key(id))).await;
         let expected = identity("acme", &format!("acme/key/{id}"), id, "api_key", scope);
         assert_eq!(arrived.headers_below(PREFIX), expected, "{what}");
-        assert_eq!(arrived.path, path, "{what}: it goes on as it came");
-        assert!(arrived.body.contains("tools/list"), "{what}: with its body");
-        assert!(!arrived.has("x-api-key"), "{what}: without its credential");
+        assert_eq!(arrived.path, path, "{what}: the path stays unchanged");
+        assert!(arrived.body.contains("tools/list"), "{what}: the body arrives");
+        assert!(!arrived.has("x-api-key"), "{what}: the credential is removed");
         assert_eq!(gateway.counted("allowed", "ok", "api_key").await, before + 1, "{what}");
     }
     for request in [Request::get("/mcp/acme"), Request::post("/mcp/acme"), Request::post("/mcp/acme").body(vec![b'x'; 500_000])] {
@@ -56,7 +56,7 @@ async fn api_keys() {
 }
 
 #[tokio::test]
-async fn tokens_of_identity_providers() {
+async fn a_valid_provider_token_is_admitted() {
     let upstream = upstream::start().await;
     let (first, second) = (Key::first("first"), Key::second("second"));
     let (issuer, modest) = (Issuer::start(&[&first, &second]).await, Issuer::start(&[&second]).await);
@@ -111,7 +111,7 @@ async fn tokens_of_identity_providers() {
         }
     }
 
-    // A cached token is still the one org's, the one scope's, and one's whose every byte is the same.
+    // A cached token is valid only for its org, for its scope, and as an exact copy of every byte.
     let scoped = with(json!({"scope": "mcp:call:notes"}));
     gateway.admits("a scoped token", &Request::tools_list("/mcp/acme/notes").bearer(&scoped)).await;
     for (what, path, token, reason) in [
@@ -127,9 +127,10 @@ async fn tokens_of_identity_providers() {
         gateway.admits(spelling, &Request::tools_list("/mcp/acme").header("authorization", value)).await;
     }
     assert_eq!((issuer.requests(), modest.requests()), (1, 1), "one fetch each");
-    // Each thread tells what it has, and the last one to have all three tells so last.
+    // Each thread sets the gauge to the number of keys that it has. The gauge stays at 3 when the last thread has all
+    // three keys.
     let are_all_told = async || gateway.metric("apexmcp_jwks_keys", &[]).await == 3;
-    eventually("all three keys are told", async || are_all_told().await.then_some(())).await;
+    eventually("the gauge shows three keys", async || are_all_told().await.then_some(())).await;
 }
 
 /// Providers write scopes and roles in their own forms. A grant in an unknown form must not become the default scopes.
@@ -166,17 +167,17 @@ async fn a_narrow_grant_never_becomes_a_wide_one() {
     assert!((1..8).contains(&lines) && log.contains(r#""apexmcp/mcp:call:github" in the claim "scope""#), "{lines}: {log}");
 }
 
-/// A signature says nothing of its issuer but by the key set of the record of the org that is addressed.
+/// A valid signature proves an issuer only with the key set that the addressed org configured for this issuer.
 #[tokio::test]
-async fn a_provider_signs_for_its_own_issuer_and_org_alone() {
+async fn a_provider_signs_only_for_its_own_issuer_and_org() {
     let upstream = upstream::start().await;
-    // Both under one `kid`, so that it does not tell them apart.
+    // Both keys have the same `kid`, so the `kid` does not tell them apart.
     let (ours, theirs, their_second) = (Key::first("a"), Key::second("a"), Key::second("b"));
     let (of_acme, of_other) = (Issuer::start(&[&ours]).await, Issuer::start(&[&theirs, &their_second]).await);
     let gateway = Setup::new(plugin(&json!({
         "acme": {"identity_providers": [of_acme.record()]},
         "other": {"identity_providers": [of_other.record()]},
-        // Whoever administers this org takes acme's issuer for his own, with keys that are.
+        // The administrator of this org configures acme's issuer with the keys of another provider.
         "mimic": {"identity_providers": [merged(of_acme.record(), &json!({"jwks_uri": of_other.jwks_uri()}))]},
     })))
     .start(&upstream)
@@ -199,7 +200,8 @@ async fn a_provider_signs_for_its_own_issuer_and_org_alone() {
         ("what is good at other", at_acme, their_own.clone(), "issuer_unknown"),
         ("what acme's issuer really signed", at_mimic, our_own.clone(), "signature_invalid"),
     ];
-    // Twice: what was admitted is remembered then, also the token that is good at one of two orgs with its issuer.
+    // Twice, so that the second round uses cached tokens. One of them is valid at only one of two orgs with its
+    // issuer.
     for _ in 0..2 {
         for (path, token) in [(at_acme, &our_own), (at_other, &their_own), (at_mimic, &as_acme)] {
             let arrived = gateway.admits(path, &Request::tools_list(path).bearer(token)).await;
@@ -213,7 +215,7 @@ async fn a_provider_signs_for_its_own_issuer_and_org_alone() {
 }
 
 #[tokio::test]
-async fn identities_are_exact_and_logged() {
+async fn the_identity_is_exact_and_logged() {
     let upstream = upstream::start().await;
     let key = Key::first("a");
     let issuer = Issuer::start(&[&key]).await;
@@ -244,11 +246,11 @@ async fn identities_are_exact_and_logged() {
     let (refused, _) = by_token("agent-7");
     let reply = gateway.send(&refused.api_key("second")).await;
     let logged = gateway.logged(&reply).await;
-    assert_eq!((&logged["org"], &logged["principal"]), (&Value::Null, &Value::Null), "nobody is named who proved nothing");
+    assert_eq!((&logged["org"], &logged["principal"]), (&Value::Null, &Value::Null), "a refused request names no identity");
 }
 
 #[tokio::test]
-async fn nobody_else_names_an_identity() {
+async fn a_client_cannot_forge_identity_headers() {
     let upstream = upstream::start().await;
     let orgs = json!({"acme": {"api_keys": [api_key_record("key_all")]}});
     let gateway = Setup::new(plugin(&orgs)).start(&upstream).await;
@@ -276,12 +278,12 @@ async fn nobody_else_names_an_identity() {
         good().header("x-apexmcp", "1").header("xapexmcp-org", "2").header("x-tenant", b"\xff").header("cookie", "a=b");
     let arrived = gateway.admits("headers of others", &innocent).await;
     for name in ["x-apexmcp", "xapexmcp-org", "x-tenant", "cookie"] {
-        assert!(arrived.has(name), "{name} is left alone");
+        assert!(arrived.has(name), "{name} must stay unchanged");
     }
 }
 
 #[tokio::test]
-async fn what_is_forwarded_can_be_configured() {
+async fn forwarding_can_be_configured() {
     let upstream = upstream::start().await;
     let key = Key::first("a");
     let issuer = Issuer::start(&[&key]).await;

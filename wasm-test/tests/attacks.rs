@@ -1,4 +1,4 @@
-//! Tokens that must not pass, each of which passes somewhere.
+//! Tokens that must be refused. Some implementation accepts each of them.
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -14,14 +14,15 @@ use wasm_test::upstream;
 const MALFORMED: &str = "token_malformed";
 const ALGORITHM: &str = "algorithm_not_allowed";
 
-/// `token` with the header, claims or signature (0, 1, 2) as `change` makes them.
+/// Returns `token` with one part changed: the header (0), the claims (1) or the signature (2).
 fn with_part(token: &str, index: usize, change: impl FnOnce(&str) -> String) -> String {
     let mut parts: Vec<String> = token.split('.').map(str::to_owned).collect();
     parts[index] = change(&parts[index]);
     parts.join(".")
 }
 
-/// The same bytes in another spelling: base64url of 256 bytes leaves four bits unused, which a lax reader ignores.
+/// Spells the same bytes differently. In base64url, 256 bytes leave four bits of the last character unused, and lax
+/// decoders ignore these bits.
 fn with_unused_bits(part: &str) -> String {
     const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let (rest, last) = part.split_at(part.len() - 1);
@@ -31,7 +32,7 @@ fn with_unused_bits(part: &str) -> String {
 }
 
 #[tokio::test]
-async fn no_forged_or_deformed_token_passes() {
+async fn a_forged_or_malformed_token_is_refused() {
     let upstream = upstream::start().await;
     let (key, foreign) = (Key::first("a"), Key::second("a"));
     let unpublished = Key::second("b");
@@ -81,7 +82,7 @@ async fn no_forged_or_deformed_token_passes() {
         ("b64", MALFORMED, headed(json!({"b64": false, "crit": ["b64"]}))),
         ("typ of another kind of token", MALFORMED, headed(json!({"typ": "logout+jwt"}))),
         ("typ a number", MALFORMED, headed(json!({"typ": 7}))),
-        // Two readers may choose differently.
+        // Two parsers may choose different values.
         ("alg twice in the header", MALFORMED, text(&also(r#""alg":"RS256""#, &header), &claims)),
         ("kid twice in the header", MALFORMED, text(&also(r#""kid":"a""#, &header), &claims)),
         ("exp twice", MALFORMED, text(&header, &also(r#""exp":9999999999"#, &claims))),
@@ -160,24 +161,25 @@ async fn no_forged_or_deformed_token_passes() {
             with_part(&good, 0, |_| base64url(json!({"alg": "RS256", "kid": "a"}).to_string()))
         }),
     ];
-    // The good one passes before, between (it is cached then) and after: refusals leave nothing behind.
+    // The valid token passes before, between and after the others, and is cached meanwhile. So a refusal has no side
+    // effects.
     let request = |token: &str| Request::tools_list("/mcp/acme").bearer(token);
     let mut wrong = Vec::new();
     for (what, reason, token) in &table {
         gateway.admits("the good one", &request(&good)).await;
         let refusal = gateway.refuses(what, &request(token)).await;
         if (refusal.status, refusal.reason.as_str()) != (401, reason) {
-            wrong.push(format!("{what}: {reason} expected, not {} {}", refusal.status, refusal.reason));
+            wrong.push(format!("{what}: expected 401 {reason}, got {} {}", refusal.status, refusal.reason));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     gateway.admits("shallow claims", &request(&text(&header, &deep(10)))).await;
 }
 
-/// It is signed with the same key as the access token that came with it, and has the form of one (RFC 8725 §2.8): nothing but
-/// its audience, the client's id, tells what it is for.
+/// The same key signs an ID token and the access token that comes with it, and both have the same form (RFC 8725
+/// §2.8). Only the audience, which is the client's id, shows the purpose of an ID token.
 #[tokio::test]
-async fn an_id_token_passes_nowhere_but_where_its_audience_is_configured() {
+async fn an_id_token_is_accepted_only_at_its_configured_audience() {
     let upstream = upstream::start().await;
     let person = SignIn::new().await;
     let for_the_client = merged(person.record(person.client_id()), &json!({"default_scopes": ["mcp:call:notes"]}));
@@ -192,13 +194,13 @@ async fn an_id_token_passes_nowhere_but_where_its_audience_is_configured() {
     assert!(claims["nonce"].is_string() && claims.get("scope").is_none(), "{claims}");
 
     let at = |path: &str, token: &str| Request::tools_list(path).bearer(token);
-    // Twice: whichever was admitted is remembered then.
+    // Twice, so that the second round uses cached tokens.
     for _ in 0..2 {
         gateway.admits("the access token", &at("/mcp/acme", person.access_token())).await;
         let arrived = gateway.admits("the ID token at its audience", &at("/mcp/portal/notes", person.id_token())).await;
         let identity = arrived.headers_below("x-apexmcp-");
         assert_eq!(identity["principal"], format!("portal/idp/{}#{}", person.issuer(), person.subject()));
-        assert_eq!(identity["scope"], "mcp:call:notes", "it has none of its own");
+        assert_eq!(identity["scope"], "mcp:call:notes", "the ID token has no scope of its own");
         for (what, path, token, status, reason) in [
             ("the ID token", "/mcp/acme", person.id_token(), 401, "audience_mismatch"),
             ("the ID token at a connector", "/mcp/acme/notes", person.id_token(), 401, "audience_mismatch"),
@@ -211,14 +213,14 @@ async fn an_id_token_passes_nowhere_but_where_its_audience_is_configured() {
     }
 }
 
-/// What a token says, whoever signed it.
+/// The claims of a token, without a check of its signature.
 fn claims_of(token: &str) -> Value {
     let claims = token.split('.').nth(1).and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok()).expect("base64url");
     serde_json::from_slice(&claims).expect("JSON")
 }
 
 #[tokio::test]
-async fn only_keys_fit_for_rs256_are_used() {
+async fn only_keys_for_rs256_are_used() {
     let upstream = upstream::start().await;
     let (good, other, short) = (Key::first("good"), Key::second("other"), Key::short("other"));
     let issuer = Issuer::start(&[]).await;
@@ -241,7 +243,7 @@ async fn only_keys_fit_for_rs256_are_used() {
         ("no modulus", merged(other.jwk(), &json!({"n": null})), other.token(&issuer.claims()), false),
         ("no key at all", json!("other"), other.token(&issuer.claims()), false),
     ];
-    // One provider a document: each set is fetched once, at start.
+    // Each document has its own provider, and each set is fetched once, at start.
     let mut providers = Vec::new();
     for (what, jwk, token, is_used) in documents {
         let provider = Issuer::start(&[]).await;
@@ -267,7 +269,7 @@ async fn only_keys_fit_for_rs256_are_used() {
 }
 
 #[tokio::test]
-async fn headers_that_are_no_text_are_refused() {
+async fn credentials_that_are_not_text_are_refused() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin(&json!({"acme": {}}))).start(&upstream).await;
     let to = || Request::tools_list("/mcp/acme");
@@ -281,13 +283,17 @@ async fn headers_that_are_no_text_are_refused() {
         to().header("x-api-key", "apx_live_sk_\u{661}2345678901234567890123456789012"),
         to().header("x-api-key", format!("apx_live_sk_{}", "x".repeat(50_000))),
     ] {
-        assert_eq!(gateway.refuses("no text", &request).await.reason, "credential_malformed", "{request:?}");
+        assert_eq!(
+            gateway.refuses("a credential that is not text", &request).await.reason,
+            "credential_malformed",
+            "{request:?}"
+        );
     }
 }
 
-/// In HTTP/1.1 Envoy drops trailers unless it is told otherwise; in HTTP/2 it does not.
+/// Envoy drops trailers in HTTP/1.1 unless it is configured otherwise. In HTTP/2, it forwards them.
 #[tokio::test]
-async fn no_identity_comes_in_a_trailer() {
+async fn a_trailer_cannot_carry_an_identity() {
     const TRAILERS: [&str; 8] = [
         "x-apexmcp-org",
         "x_apexmcp_scope",
@@ -309,7 +315,7 @@ async fn no_identity_comes_in_a_trailer() {
     let trailers: String = TRAILERS.iter().map(|name| format!("{name}: forged\r\n")).collect();
     for (gateway, path, key, expected) in [
         (&gateway, "/mcp/acme", "key_all", &TRAILERS[7..]),
-        // The filter reads the message of this key, and decides after the trailers have arrived.
+        // The filter reads the message of this key and decides after the trailers have arrived.
         (&gateway, "/mcp/acme", "key_notes", &TRAILERS[7..]),
         (&gateway, "/elsewhere", "key_all", &TRAILERS),
         (&other_gateway, "/mcp/acme", "key_all", &TRAILERS[7..]),
@@ -332,7 +338,7 @@ async fn no_identity_comes_in_a_trailer() {
 
 /// A connector that reads the documented names must not get them from a client of a gateway that uses other names.
 #[tokio::test]
-async fn the_documented_identity_headers_never_come_from_outside() {
+async fn identity_headers_of_clients_are_removed() {
     let upstream = upstream::start().await;
     let keys = json!([api_key_record("key_all"), merged(api_key_record("key_notes"), &json!({"connectors": ["notes"]}))]);
     for prefix in ["x-apexmcp-", "my-id-", "x-apexmcp-id-", "x-apex-"] {

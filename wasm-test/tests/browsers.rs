@@ -1,4 +1,4 @@
-//! Web pages as callers: CORS, the check of `Origin`, and a page in a real browser.
+//! Web pages as clients: CORS, the check of `Origin`, and a page in a real browser.
 
 use http_body_util::Full;
 use hyper::Response;
@@ -51,7 +51,7 @@ async fn start(change: impl FnOnce(&mut Value)) -> (Server, Gateway) {
 }
 
 #[tokio::test]
-async fn an_allowed_page_may_read_every_answer_and_another_one_none() {
+async fn an_allowed_page_can_read_every_answer_and_other_pages_none() {
     let (upstream, gateway) = start(|_| {}).await;
     let page = |request: Request| request.header("origin", PAGE);
     for (status, request) in [
@@ -86,13 +86,13 @@ async fn an_allowed_page_may_read_every_answer_and_another_one_none() {
         assert_eq!((reply.status, &reply.json()["reason"]), (403, &json!("origin_not_allowed")), "{origin}");
         assert!(reply.header("access-control-allow-origin").is_none(), "{origin}");
     }
-    // Two origins: the connector could read the other one.
+    // Two `Origin` headers are refused, because the connector could read the other one.
     let reply = gateway.send(&call(PAGE).header("origin", ATTACKER)).await;
     assert_eq!((reply.status, upstream.requests()), (403, before));
 }
 
 #[tokio::test]
-async fn preflights_reach_no_connector_and_count_at_no_limit() {
+async fn preflights_reach_no_connector_and_count_toward_no_limit() {
     let limits = json!({"rate": {"requests": 1, "per": "day", "burst": 1}});
     let (upstream, gateway) = start(|plugin| plugin["policy"]["inline"]["orgs"]["acme"]["limits"] = limits).await;
     for path in ["/mcp/acme", "/mcp/acme/notes", "/mcp/nobody", "/oauth/token", "/oauth/authorize"] {
@@ -116,7 +116,7 @@ async fn preflights_reach_no_connector_and_count_at_no_limit() {
 }
 
 #[tokio::test]
-async fn metadata_is_public() {
+async fn every_page_can_read_the_metadata() {
     let (_upstream, gateway) = start(|_| {}).await;
     for (status, path) in [
         (200, "/.well-known/oauth-protected-resource/mcp/acme"),
@@ -138,7 +138,7 @@ async fn metadata_is_public() {
 }
 
 #[tokio::test]
-async fn headers_that_a_connector_sets_itself_are_not_doubled() {
+async fn cors_headers_of_a_connector_are_not_doubled() {
     let upstream = Server::start(async |_| {
         Response::builder()
             .header("access-control-allow-origin", "*")
@@ -161,12 +161,12 @@ async fn headers_that_a_connector_sets_itself_are_not_doubled() {
     assert_eq!(reply.header("access-control-allow-credentials"), None);
     // The request has no origin, so nothing changes.
     let reply = gateway.send(&Request::tools_list("/mcp/acme").api_key(&api_key("key_all"))).await;
-    // Envoy joins the two.
+    // Envoy joins the two headers.
     assert_eq!(reply.header("access-control-allow-origin"), Some("*,https://other.example"));
 }
 
 #[tokio::test]
-async fn answers_of_envoy_itself_are_shown_too() {
+async fn an_allowed_page_can_read_answers_of_envoy_itself() {
     let gateway = Setup::new(configuration(|_| {})).start_at(free_port()).await;
     let reply = gateway.send(&call(PAGE)).await;
     assert!(reply.status == 503 && is_shown(&reply, PAGE), "{reply:?}");
@@ -189,11 +189,11 @@ async fn an_asterisk_allows_every_page() {
 }
 
 #[tokio::test]
-async fn shadow_mode_lets_other_pages_pass_and_records_them() {
+async fn shadow_mode_forwards_and_records_requests_of_other_pages() {
     let (upstream, gateway) = start(|plugin| plugin["mode"] = json!("shadow")).await;
     for request in [call(ATTACKER), Request::preflight("/mcp/acme", ATTACKER)] {
         let reply = gateway.send(&request).await;
-        let arrived = Arrived::of(&reply).unwrap_or_else(|| panic!("did not pass: {reply:?}"));
+        let arrived = Arrived::of(&reply).unwrap_or_else(|| panic!("the request was not forwarded: {reply:?}"));
         assert!(!arrived.has("x-apexmcp-org") && reply.header("access-control-allow-origin").is_none());
         assert_eq!(gateway.logged(&reply).await["reason"], "origin_not_allowed");
     }
@@ -249,7 +249,7 @@ async fn a_page_in_chromium_uses_the_official_typescript_sdk() {
     site.assert_keeps_secrets();
 }
 
-/// The Chromium that `make test` found, or the one of the machine.
+/// The Chromium in `.tools/bin`, or the one in `PATH`.
 fn browser() -> String {
     let own = wasm_test::repository().join(".tools/bin/chromium");
     if own.exists() { argument(&own).to_owned() } else { "chromium".to_owned() }
@@ -268,9 +268,10 @@ async fn mcp_authlab_grades_the_gateway_a() {
     site.assert_keeps_secrets();
 }
 
-/// MCP, Transports: an unsupported version gets 400. The gateway knows only that no version is older than the first one.
+/// MCP, Transports: a server answers an unsupported version with 400. The gateway does not know which versions a
+/// server supports, but no version is older than the first one.
 #[tokio::test]
-async fn versions_that_no_server_speaks_are_refused() {
+async fn protocol_versions_older_than_the_first_are_refused() {
     let (_upstream, gateway) = start(|_| {}).await;
     for (version, is_spoken) in [
         ("1999-01-01", false),

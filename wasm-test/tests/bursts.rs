@@ -1,5 +1,5 @@
-//! A burst does not switch off the limits of its own org, even if it exceeds the capacity of Envoy and the rate limit
-//! service.
+//! A burst does not switch off the limits of its own org, even if it exceeds the capacity of Envoy and of the rate
+//! limit service.
 
 use std::collections::BTreeMap;
 
@@ -13,17 +13,18 @@ use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::rate_limit::RateLimitService;
 use wasm_test::upstream;
 
-/// Connections, and requests on each: 5,000 concurrent requests.
+/// Connections, and requests on each connection: 5,000 concurrent requests.
 const BURST: (usize, usize) = (50, 100);
 
-/// Orgs, one of which may send a single request a day. A service counts them; if it does not answer, requests pass.
+/// Two orgs. One of them may send a single request a day. The service counts requests; if it does not answer, requests
+/// pass.
 fn limited() -> Value {
     let limits = json!({"rate": {"requests": 1, "per": "day", "burst": 1}});
     let orgs = json!({
         "limited": {"api_keys": [api_key_record("key_limited")], "limits": limits},
         "neighbor": {"api_keys": [api_key_record("key_all")], "limits": {"monthly_quota": 1_000_000_000}},
     });
-    // A busy machine must not make the questions time out.
+    // The timeout is long, so that a busy machine does not cause errors.
     let service = json!({"cluster": "ratelimit", "timeout": "10s", "on_error": "allow"});
     merged(plugin(&orgs), &json!({"limits": {"store": "rate_limit_service", "rate_limit_service": service}}))
 }
@@ -39,21 +40,21 @@ fn of_limited() -> Unfinished {
 async fn burst(gateway: &Gateway) -> BTreeMap<u16, usize> {
     let mut attack = Attack::new(gateway.client().authority(), Version::Http2);
     attack.wave(&[of_limited()], BURST.0, BURST.1).await;
-    eventually("all are answered", async || (attack.tally().waiting() == 0).then_some(())).await;
+    eventually("all requests are answered", async || (attack.tally().waiting() == 0).then_some(())).await;
     attack.tally().answers
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_burst_is_counted_and_holds_up_no_neighbor() {
+async fn a_burst_is_counted_and_delays_no_other_org() {
     let service = RateLimitService::start().await;
     let upstream = upstream::start().await;
     let gateway = Setup::new(limited()).rate_limit_service(service.port()).start(&upstream).await;
     gateway.until_everywhere(&neighbor(), 200).await;
     let load = Load::start(gateway.client(), vec![neighbor()]);
 
-    // The first request of the day passes. The others exceed the limit, or too many questions are open.
+    // The first request of the day passes. The others exceed the limit, or too many requests to the service are open.
     assert_eq!(burst(&gateway).await, BTreeMap::from([(200, 1), (429, 4_999)]));
-    // When a client leaves, its question stays open and counts until it is answered.
+    // When a client leaves, its request to the service stays open, and counts until the service answers.
     for _ in 0..5 {
         let mut attack = Attack::new(gateway.client().authority(), Version::Http2);
         attack.wave(&[of_limited()], 10, 100).await;
@@ -63,13 +64,14 @@ async fn a_burst_is_counted_and_holds_up_no_neighbor() {
     assert_eq!(burst(&gateway).await, BTreeMap::from([(429, 5_000)]));
 
     let (sent, refused) = load.stop().await;
-    assert!(sent > 0 && refused.is_empty(), "of {sent}: {refused:?}");
+    assert!(sent > 0 && refused.is_empty(), "of {sent} requests, these were refused: {refused:?}");
     gateway.until_active(0).await;
 }
 
-/// Many workers together may ask more questions than the circuit breaker allows. A small circuit breaker has the same effect.
+/// Many workers together may send more requests to the service than the circuit breaker allows. A small circuit
+/// breaker has the same effect.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_circuit_breaker_lets_nothing_pass_uncounted() {
+async fn no_request_passes_uncounted_while_the_circuit_breaker_is_full() {
     let mut service = RateLimitService::start().await;
     let upstream = upstream::start().await;
     let gateway = Setup::new(limited()).circuit_breaker(20).rate_limit_service(service.port()).start(&upstream).await;

@@ -1,5 +1,6 @@
-//! Envoy's clock jumps, under load: what is judged by the clock is judged by what it says then, and nothing that was
-//! recorded while it was wrong holds up what follows. Where libraries are not preloaded as on Linux, it can't be set.
+//! Envoy's clock jumps under load. Every decision uses the time that the clock shows at that moment, and times that
+//! were recorded with a wrong clock block nothing later. Runs only on Linux, where a preloaded library can shift the
+//! clock.
 #![cfg(target_os = "linux")]
 
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ const DAY: i64 = 24 * HOUR;
 const AHEAD: i64 = HOUR - 600;
 /// 2019-01-01T00:00:00Z
 const LONG_AGO: i64 = 1_546_300_800;
-/// Of tokens that are good at every moment to which the clock jumps.
+/// Validity of tokens that are valid at every time to which the clock jumps.
 const EVER: [i64; 2] = [1_000_000_000, 4_000_000_000];
 
 fn by_token(token: &str) -> Request {
@@ -29,7 +30,7 @@ fn by_key(id: &str) -> Request {
     Request::tools_list("/mcp/acme").api_key(&api_key(id))
 }
 
-/// A token of `issuer` that is good between these moments, unlike any before.
+/// A token of `issuer` that is valid between these times. Each call returns a different token.
 fn token(key: &Key, issuer: &Issuer, [iat, exp]: [i64; 2]) -> String {
     static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let id = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string();
@@ -43,7 +44,7 @@ fn assertion(key: &Key, id: &str, iat: i64, life: i64) -> Request {
     oauth::assertion_request(&key.token(&claims))
 }
 
-/// Each worker answers with this status and, where it refuses, this reason.
+/// Checks the status of a request and the reason of a refusal, on several connections, so that each worker answers.
 async fn is_everywhere(gateway: &Gateway, what: &str, request: &Request, status: u16, reason: &str) {
     for _ in 0..8 {
         let reply = Client::new(gateway.client().authority()).send(request).await;
@@ -53,7 +54,7 @@ async fn is_everywhere(gateway: &Gateway, what: &str, request: &Request, status:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_clock_says_is_what_holds() {
+async fn decisions_follow_the_clock() {
     let clock = Clock::new().await;
     let (key, other) = (Key::first("a"), Key::second("a"));
     let issuer = Issuer::start(&[&key]).await;
@@ -77,7 +78,7 @@ async fn what_the_clock_says_is_what_holds() {
         gateway.send(&oauth::token_request(oauth::SECRET)).await.json()["access_token"].as_str().expect("a token").to_owned();
     let first = assertion(&key, "first", now(), 300);
     assert_eq!(gateway.send(&first).await.status, 200);
-    // All is remembered by every worker.
+    // Every worker caches these credentials.
     for request in [by_token(&short), by_token(&ever), by_token(&own), by_key("key_short")] {
         is_everywhere(&gateway, "at first", &request, 200, "").await;
     }
@@ -88,7 +89,8 @@ async fn what_the_clock_says_is_what_holds() {
     let mut bad = strangers(&Request::tools_list("/mcp/acme"), []);
     bad.extend([(by_token(&expired), "token_expired"), (by_token(&forged), "signature_invalid")]);
     let loads = Loads::start(gateway.client(), good, bad);
-    // Not by the hour that a token of the gateway's lives: a moment later its end is reached.
+    // The jump ahead is shorter than one hour, the lifetime of a gateway token. With a whole hour, the token would
+    // expire during the test.
     let jumps = [AHEAD, 0, -HOUR, 0, -DAY, 0, LONG_AGO - now(), 0, 2 * DAY, 0, AHEAD, -DAY, AHEAD, 0];
     for offset in jumps {
         clock.set(offset);
@@ -105,16 +107,16 @@ async fn what_the_clock_says_is_what_holds() {
             (by_token(&own), judged(-60, HOUR + 60)),
             (by_token(&token(&key, &issuer, EVER)), (200, "")),
             (by_key("key_short"), key_now),
-            // Good by this clock alone.
+            // Valid only according to this clock.
             (by_token(&token(&key, &issuer, [Clock::at(offset) - 1, Clock::at(offset) + 60])), (200, "")),
         ] {
             is_everywhere(&gateway, &what, &request, status, reason).await;
         }
-        // A use elsewhere in time, at which used ones are looked through; and none is new again.
+        // A new assertion makes the gateway look through the used ones. No used assertion becomes valid again.
         let fresh = assertion(&key, &format!("at {offset} {}", loads.sent()), Clock::at(offset), 600);
         assert_eq!(gateway.send(&fresh).await.status, 200, "{what}");
         if offset == 0 {
-            assert_eq!(gateway.send(&first).await.status, 401, "{what}: it was used");
+            assert_eq!(gateway.send(&first).await.status, 401, "{what}: the assertion was used before");
         }
         assert_eq!(gateway.send(&oauth::token_request(oauth::SECRET)).await.status, 200, "{what}");
         loads.until_answered(200).await;
@@ -123,7 +125,7 @@ async fn what_the_clock_says_is_what_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_recorded_ahead_holds_nothing_up() {
+async fn times_recorded_with_a_fast_clock_block_nothing_later() {
     let clock = Clock::new().await;
     let (key, other, third) = (Key::first("a"), Key::second("b"), Key::second("c"));
     let (issuer, late) = (Issuer::start(&[&key]).await, Issuer::start(&[]).await);
@@ -148,13 +150,14 @@ async fn what_was_recorded_ahead_holds_nothing_up() {
 
     clock.set(HOUR);
     is_everywhere(&gateway, "a key", &by_token(&token(&key, &issuer, EVER)), 200, "").await;
-    // The cool-down of unknown keys, the back-off of a guessed secret, and a poll are recorded for an hour ahead.
+    // The cool-down of unknown keys, the backoff after wrong secrets, and the time of a poll are recorded one hour
+    // ahead.
     is_everywhere(&gateway, "no such key", &by_token(&token(&third, &issuer, EVER)), 401, "key_unknown").await;
     let guess = oauth::token_request("apx_secret_wrong");
-    eventually("guesses are slowed down", async || (gateway.send(&guess).await.status == 429).then_some(())).await;
+    eventually("wrong secrets must wait", async || (gateway.send(&guess).await.status == 429).then_some(())).await;
     let polls = settings.requests();
-    eventually("polls", async || (settings.requests() > polls + 2).then_some(())).await;
-    // A request is held while the clock is put back.
+    eventually("further polls", async || (settings.requests() > polls + 2).then_some(())).await;
+    // A request is held while the clock is set back.
     let waiting = {
         let (client, request) = (gateway.client().clone(), by_token(&token(&key, &late, EVER)));
         tokio::spawn(async move { client.send(&request).await })
@@ -166,12 +169,12 @@ async fn what_was_recorded_ahead_holds_nothing_up() {
     assert_eq!((refused.status, &refused.json()["reason"]), (503, &json!("jwks_unavailable")));
     issuer.publish(&[&key, &other]);
     let rotated = by_token(&token(&other, &issuer, EVER));
-    eventually("the new key", async || (gateway.send(&rotated).await.status == 200).then_some(())).await;
+    eventually("the new key is accepted", async || (gateway.send(&rotated).await.status == 200).then_some(())).await;
     let right = oauth::token_request(oauth::SECRET);
-    eventually("the right secret", async || (gateway.send(&right).await.status == 200).then_some(())).await;
+    eventually("the right secret is accepted", async || (gateway.send(&right).await.status == 200).then_some(())).await;
     settings.publish(&document(&["key_ever", "key_new"]));
     gateway.until_everywhere(&by_key("key_new"), 200).await;
     late.publish(&[&key]);
     let known = by_token(&token(&key, &late, EVER));
-    eventually("the late provider", async || (gateway.send(&known).await.status == 200).then_some(())).await;
+    eventually("the late provider is used", async || (gateway.send(&known).await.status == 200).then_some(())).await;
 }

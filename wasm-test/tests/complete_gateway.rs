@@ -1,5 +1,5 @@
-//! `envoy/envoy.yaml` as it is, but for ports, policy and connectors' addresses: with the demo connectors behind it, a
-//! real identity provider, and the official MCP client in front.
+//! `envoy/envoy.yaml`, unchanged except for ports, policy and the addresses of the connectors. The demo connectors are
+//! behind it. A real identity provider and the official MCP client are in front of it.
 
 use serde_json::{Value, json};
 use wasm_test::demo::{Demo, in_front_of, on_free_ports};
@@ -13,23 +13,23 @@ use wasm_test::settings::{Settings, TOKEN};
 use wasm_test::upstream;
 
 #[tokio::test]
-async fn as_it_stands_it_starts_without_a_warning_and_lets_nobody_in() {
+async fn the_shipped_configuration_starts_without_a_warning_and_admits_nobody() {
     let envoy = Envoy::start(&on_free_ports(), 1, Folder::new().expect("a folder")).await;
     let request = Request::tools_list("/mcp/acme-corp").api_key(&api_key("key_all"));
     assert_eq!(envoy.client().send(&request).await.json()["reason"], "api_key_unknown");
     let log = envoy.log();
     let is_ours = |line: &&str| {
         let is_warning = ["[warning]", "[error]", "[critical]"].iter().any(|level| line.contains(level));
-        // Envoy's own MCP filters are work in progress, of which it warns.
+        // Envoy warns that its own MCP filters are work in progress.
         is_warning && !(line.contains("envoy.extensions.filters.http.mcp") && line.contains("work-in-progress"))
     };
     let warnings: Vec<&str> = log.lines().filter(is_ours).collect();
     assert_eq!(warnings, [""; 0]);
-    assert!(log.contains("work-in-progress"), "the log was read");
+    assert!(log.contains("work-in-progress"), "the log contains Envoy's own warning");
 }
 
 #[tokio::test]
-async fn func_e_runs_it() {
+async fn func_e_starts_the_shipped_configuration() {
     let connector = upstream::start().await;
     let acme = json!({"api_keys": [api_key_record("key_all")]});
     let configuration = in_front_of(connector.port(), connector.port(), &acme);
@@ -40,7 +40,7 @@ async fn func_e_runs_it() {
 }
 
 #[tokio::test]
-async fn the_official_client_works_by_key_and_by_token() {
+async fn the_official_client_works_with_a_key_and_with_a_token() {
     let demo = Demo::start().await;
     let key = format!("X-API-Key: {}", api_key("key_all"));
     let token = format!("Authorization: Bearer {}", demo.provider.token("scope=mcp:call").await);
@@ -51,7 +51,7 @@ async fn the_official_client_works_by_key_and_by_token() {
     }
     let by_notes = format!("X-API-Key: {}", api_key("key_notes"));
     let seen = demo.client("/mcp/acme-corp/notes", "auto", "titles", &json!({}), &by_notes).await;
-    assert_eq!(seen["tools"], json!(["read", "titles", "write"]), "one connector by its own path: {seen}");
+    assert_eq!(seen["tools"], json!(["read", "titles", "write"]), "the path of one connector shows only its tools: {seen}");
 
     let lines = demo.envoy.access_log();
     let admitted = |principal: &str, method: &str| {
@@ -69,9 +69,9 @@ async fn the_official_client_works_by_key_and_by_token() {
 }
 
 #[tokio::test]
-async fn the_lines_of_the_documentation_work() {
+async fn the_curl_lines_of_the_documentation_work() {
     let demo = Demo::start().await;
-    // As curl sends them.
+    // The request that curl sends.
     let call = || {
         Request::post("/mcp/acme-corp")
             .header("accept", "*/*")
@@ -92,7 +92,7 @@ async fn the_lines_of_the_documentation_work() {
 }
 
 #[tokio::test]
-async fn its_paths_are_normal_before_they_are_judged() {
+async fn paths_are_normalized_before_they_are_checked() {
     let demo = Demo::start().await;
     for (path, status) in [
         ("//mcp/acme-corp", 200),
@@ -107,9 +107,9 @@ async fn its_paths_are_normal_before_they_are_judged() {
     }
 }
 
-/// What the module may call there is a list; the rate limit service and Settings are reached by it too.
+/// The configuration restricts what the module may call. The rate limit service and Settings need some of these calls.
 #[tokio::test]
-async fn its_restrictions_leave_what_limits_and_settings_need() {
+async fn the_restrictions_allow_the_rate_limit_service_and_settings() {
     let connector = upstream::start().await;
     let (service, settings) = (RateLimitService::start().await, Settings::start().await);
     let mut configuration = in_front_of(connector.port(), connector.port(), &json!({}));

@@ -1,4 +1,4 @@
-//! A configuration that is wrong is refused with all that is wrong in it, and the one in force stays.
+//! A wrong configuration is refused, with a log line for each problem, and the configuration in force stays.
 
 use serde_json::{Value, json};
 use wasm_test::gateway::{Setup, plugin};
@@ -31,7 +31,7 @@ fn colliding(separator: &str, connector: &str, scope: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_wrong_one_is_refused_while_the_old_one_serves() {
+async fn a_wrong_configuration_is_refused_while_the_old_one_stays_in_force() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin(&orgs(&["key_old"]))).workers(2).start(&upstream).await;
     let with = |changes: Value| merged(plugin(&orgs(&["key_new"])), &changes);
@@ -68,7 +68,7 @@ async fn a_wrong_one_is_refused_while_the_old_one_serves() {
         (with_key(&json!({"connectors": ["a b"]})), vec!["policy.inline.orgs.acme.api_keys[0].connectors"]),
         (with_key(&json!({"connectors": "notes"})), vec!["policy.inline.orgs.acme.api_keys[0].connectors"]),
         (with_key(&json!({"connectors": ["notes", "notes_"]})), vec!["policy.inline.orgs.acme.api_keys[0].connectors[1]"]),
-        // Names that cannot be told apart may be in two records, or need another separator.
+        // Names that this separator cannot tell apart. The two names may be in different records.
         (colliding("__", "notes", "mcp:call:notes__v2"), vec!["policy.inline.orgs.acme.oauth_clients[0].scopes[0]"]),
         (colliding("__", "a_", "mcp:call:a"), vec!["policy.inline.orgs.acme.api_keys[0].connectors[0]"]),
         (colliding("-", "notes-v2", "mcp:call:notes"), vec!["policy.inline.orgs.acme.api_keys[0].connectors[0]"]),
@@ -87,12 +87,12 @@ async fn a_wrong_one_is_refused_while_the_old_one_serves() {
     let mut silent = Vec::new();
     for (wrong, paths) in table {
         let before = gateway.log().len();
-        assert!(!gateway.reconfigure(&wrong).await, "taken: {wrong}");
+        assert!(!gateway.reconfigure(&wrong).await, "this configuration was accepted: {wrong}");
         let log = gateway.log().split_off(before);
         for path in paths {
             let is_named = |line: &str| line.contains("invalid configuration") && line.contains(&format!(": {path}"));
             if !log.lines().any(is_named) {
-                silent.push(format!("{path} is not named for {wrong}:\n{log}"));
+                silent.push(format!("the log does not name {path} for {wrong}:\n{log}"));
             }
         }
         gateway.admits("the old key", &old).await;
@@ -101,10 +101,10 @@ async fn a_wrong_one_is_refused_while_the_old_one_serves() {
 
     assert!(silent.is_empty(), "{}", silent.join("\n"));
 
-    assert!(gateway.reconfigure(&plugin(&orgs(&["key_new"]))).await, "a right one is taken");
-    eventually("the new key", async || Arrived::of(&gateway.send(&new).await)).await;
-    eventually("no old key", async || (gateway.send(&old).await.status == 401).then_some(())).await;
-    // Each worker has its own copy: many connections reach them all.
+    assert!(gateway.reconfigure(&plugin(&orgs(&["key_new"]))).await, "a valid configuration is accepted");
+    eventually("the new key is admitted", async || Arrived::of(&gateway.send(&new).await)).await;
+    eventually("the old key is refused", async || (gateway.send(&old).await.status == 401).then_some(())).await;
+    // Each worker has its own copy of the configuration. Many connections reach all workers.
     for _ in 0..20 {
         let request =
             format!("GET /mcp/acme HTTP/1.1\r\nHost: a\r\nX-Api-Key: {}\r\nConnection: close\r\n\r\n", api_key("key_old"));
@@ -114,7 +114,7 @@ async fn a_wrong_one_is_refused_while_the_old_one_serves() {
 }
 
 #[tokio::test]
-async fn a_wrong_first_one_lets_nobody_in() {
+async fn without_a_valid_first_configuration_nobody_is_admitted() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(merged(plugin(&orgs(&["key_all"])), &json!({"mode": "shadow", "extra": 1}))).start(&upstream).await;
     for request in [Request::get("/mcp/acme").api_key(&api_key("key_all")), Request::get("/")] {
@@ -124,11 +124,11 @@ async fn a_wrong_first_one_lets_nobody_in() {
     assert!(gateway.log().contains("invalid configuration: extra"), "{}", gateway.log());
     assert!(gateway.reconfigure(&plugin(&orgs(&["key_all"]))).await);
     let request = Request::get("/mcp/acme").api_key(&api_key("key_all"));
-    eventually("the mended configuration", async || Arrived::of(&gateway.send(&request).await)).await;
+    eventually("the fixed configuration is in force", async || Arrived::of(&gateway.send(&request).await)).await;
 }
 
 #[tokio::test]
-async fn a_change_under_load_refuses_no_valid_request() {
+async fn a_configuration_change_under_load_refuses_no_valid_request() {
     const CHANGES: usize = 5;
     let upstream = upstream::start().await;
     let key = Key::first("a");
@@ -147,7 +147,7 @@ async fn a_change_under_load_refuses_no_valid_request() {
     for version in 1..=CHANGES {
         assert!(gateway.reconfigure(&configuration(version)).await);
         let request = Request::tools_list("/mcp/acme").api_key(&api_key(&format!("key_{version}")));
-        eventually("the next version", async || Arrived::of(&gateway.send(&request).await)).await;
+        eventually("the next version is in force", async || Arrived::of(&gateway.send(&request).await)).await;
         load.until_answered(100).await;
     }
     let (sent, refused) = load.stop().await;
@@ -156,14 +156,14 @@ async fn a_change_under_load_refuses_no_valid_request() {
     assert_eq!(issuer.requests(), 1, "the key set outlives the configuration");
 }
 
-/// As an operator upgrades, and goes back: the filter's file names another module.
+/// The filter's file names another module, and then the first one again: an operator upgrades, and goes back.
 #[tokio::test]
-async fn another_module_under_load_refuses_no_valid_request() {
+async fn a_module_change_under_load_refuses_no_valid_request() {
     let upstream = upstream::start().await;
     let setup = Setup::new(plugin(&orgs(&["key_all"]))).workers(2);
     let modules = Folder::new().expect("a folder");
     let built = std::fs::read(repository().join("dist/apexmcp_auth.wasm")).expect("the module");
-    // The same with a custom section more is another module to Envoy.
+    // With one more custom section, it is another module to Envoy.
     std::fs::write(modules.file("other.wasm"), [built.as_slice(), b"\x00\x02\x01x"].concat()).expect("a module");
     let gateway = setup.start(&upstream).await;
     let good = vec![Request::tools_list("/mcp/acme").api_key(&api_key("key_all"))];
@@ -174,6 +174,6 @@ async fn another_module_under_load_refuses_no_valid_request() {
         loads.until_answered(100).await;
     }
     assert_eq!(loads.stop("two modules").await, 0);
-    // On the main thread and both workers, once with each.
+    // The line is logged on the main thread and on both workers, once for each module.
     assert!(gateway.log().matches("signatures are verified by").count() >= 6, "{}", gateway.log());
 }

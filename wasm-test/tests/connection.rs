@@ -57,7 +57,7 @@ fn named<'h>(headers: &'h [(String, String)], wanted: &str) -> Vec<&'h str> {
 }
 
 #[tokio::test]
-async fn no_client_removes_identity_headers_behind_the_gateway() {
+async fn a_client_cannot_make_a_proxy_remove_identity_headers() {
     const UPGRADE: &str = "Upgrade: websocket";
     let upstream = upstream().await;
     for (mode, cases) in [("enforce", usize::MAX), ("shadow", 1)] {
@@ -90,9 +90,9 @@ async fn no_client_removes_identity_headers_behind_the_gateway() {
     }
 }
 
-/// Envoy itself removes these headers, or they name nothing that a proxy removes.
+/// Envoy removes these headers itself, or they name nothing that a proxy removes.
 #[tokio::test]
-async fn the_relatives_of_connection_remove_nothing_either() {
+async fn headers_similar_to_connection_remove_no_identity_headers() {
     let upstream = upstream().await;
     let gateway = gateway("enforce", &upstream).await;
     for lines in [

@@ -1,4 +1,5 @@
-//! Credentials for some connectors at the endpoint that joins all: what they may call, and what they see.
+//! Credentials for some connectors, at the endpoint of all connectors: the tools that they may call, and the lists
+//! that they see.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -31,7 +32,7 @@ fn call(name: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_official_client_sees_and_calls_what_its_key_covers() {
+async fn the_official_client_sees_and_calls_only_what_its_key_covers() {
     let demo = Demo::start().await;
     let all = ["clock__days_between", "clock__now", "notes__read", "notes__titles", "notes__write"];
     for mode in ["auto", "legacy"] {
@@ -57,7 +58,7 @@ async fn the_official_client_sees_and_calls_what_its_key_covers() {
 }
 
 #[tokio::test]
-async fn a_refused_message_never_arrives_in_either_way_of_pausing() {
+async fn a_refused_message_reaches_no_connector_in_either_buffering_mode() {
     for holding_bodies in [false, true] {
         let upstream = upstream::start().await;
         let setup = Setup::new(plugin(&json!({"acme-corp": {"api_keys": api_keys()}})));
@@ -103,7 +104,7 @@ async fn a_refused_message_never_arrives_in_either_way_of_pausing() {
             let refusal = gateway.refuses(what, &request).await;
             assert_eq!((refusal.status, refusal.reason.as_str()), (status, reason), "{what}");
         }
-        // Envoy's own buffer ends there too, and either may be the first to say so.
+        // Envoy's own buffer has the same limit, and either of the two may answer first.
         let reply = gateway.send(&sent(&format!("{}{}", call("notes__read"), " ".repeat(1 << 20)))).await;
         assert!(reply.status == 413 && Arrived::of(&reply).is_none(), "a long one: {reply:?}");
         let refusal = gateway.refuses("a foreign tool", &sent(&call("clock__now"))).await;
@@ -135,7 +136,7 @@ async fn a_refused_message_never_arrives_in_either_way_of_pausing() {
         for (what, request, status) in [
             ("the task of a prompt", prompt().header("mcp-name", "t"), 400),
             ("the name of a resource", resource().header("mcp-name", "clock__a"), 400),
-            // The scope is insufficient, so it does not matter what the headers say.
+            // The scope is insufficient, so the values of the headers do not matter.
             ("another method", sent(&call("clock__now")).header("mcp-method", "tools/list"), 403),
             ("another name", sent(&call("clock__now")).header("mcp-name", "notes__read"), 403),
             ("a task", task.clone().header("mcp-name", "t"), 403),
@@ -157,7 +158,7 @@ async fn a_refused_message_never_arrives_in_either_way_of_pausing() {
 }
 
 #[tokio::test]
-async fn a_message_that_waits_for_keys_is_read_all_the_same() {
+async fn a_message_that_waits_for_keys_is_inspected() {
     for holding_bodies in [false, true] {
         let upstream = upstream::start().await;
         let key = Key::first("a");
@@ -191,11 +192,11 @@ async fn a_message_that_waits_for_keys_is_read_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_message_of_which_half_has_come_when_the_keys_do_is_read_whole() {
+async fn a_message_is_inspected_whole_if_the_keys_arrive_in_its_middle() {
     for (scope, body, is_admitted) in [
         ("mcp:call:notes", call("notes__read"), true),
         ("mcp:call:notes", call("clock__now"), false),
-        // This one is not read.
+        // The filter does not inspect this message, because the scope covers all connectors.
         ("mcp:call", call("clock__now"), true),
     ] {
         let upstream = upstream::start().await;
@@ -218,20 +219,20 @@ async fn a_message_of_which_half_has_come_when_the_keys_do_is_read_whole() {
             .client()
             .send_halves(first.as_bytes(), second.as_bytes(), async || {
                 let came = async || gateway.stat("http.gateway.downstream_cx_rx_bytes_total").await == length;
-                eventually("the first half came", async || came().await.then_some(())).await;
+                eventually("the first half arrived", async || came().await.then_some(())).await;
                 issuer.publish(&[&key]);
                 let fetched = async || gateway.log().contains("1 usable keys");
-                eventually("the keys came", async || fetched().await.then_some(())).await;
+                eventually("the keys are fetched", async || fetched().await.then_some(())).await;
             })
             .await;
         let (arrived, refused) = (reply.contains("x-upstream: 1"), reply.contains("scope_insufficient"));
         assert_eq!((arrived, refused), (is_admitted, !is_admitted), "{reply}");
-        assert!(!arrived || reply.contains(&json!(body).to_string()), "all of it arrived: {reply}");
+        assert!(!arrived || reply.contains(&json!(body).to_string()), "the whole body arrived: {reply}");
     }
 }
 
 #[tokio::test]
-async fn an_answer_to_the_head_alone_does_not_pass() {
+async fn an_answer_before_the_end_of_the_message_passes_only_if_it_is_an_error() {
     for (status, passes) in [("200 OK", false), ("503 Service Unavailable", true)] {
         let hasty = Server::answering_heads(format!("HTTP/1.1 {status}\r\ncontent-length: 6\r\n\r\nsecret")).await;
         let gateway = Setup::new(plugin(&json!({"acme-corp": {"api_keys": api_keys()}}))).start(&hasty).await;
@@ -246,7 +247,7 @@ async fn an_answer_to_the_head_alone_does_not_pass() {
     }
 }
 
-/// A connector that answers every request with this.
+/// A connector that gives the same answer to every request.
 async fn answering(status: u16, headers: &'static [(&'static str, &'static str)], body: String) -> Server {
     Server::start(move |_| {
         let body = body.clone();
@@ -268,7 +269,7 @@ fn list(tools: usize) -> Value {
 }
 
 #[tokio::test]
-async fn lists_are_cut_as_json_and_as_events() {
+async fn lists_are_filtered_in_json_and_in_event_streams() {
     const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
     const EVENTS: &[(&str, &str)] = &[("content-type", "text/event-stream")];
     const GZIP: &[(&str, &str)] = &[("content-type", "application/json"), ("content-encoding", "gzip")];
@@ -315,7 +316,7 @@ async fn lists_are_cut_as_json_and_as_events() {
 }
 
 #[tokio::test]
-async fn no_cache_may_share_a_list() {
+async fn no_shared_cache_may_keep_a_list() {
     const HEADERS: &[(&str, &str)] = &[("content-type", "application/json"), ("cache-control", "public, max-age=60")];
     const EVENTS: &[(&str, &str)] = &[("content-type", "text/event-stream"), ("cache-control", "no-cache, no-transform")];
     let mut public = list(4);
@@ -339,14 +340,14 @@ async fn no_cache_may_share_a_list() {
                 assert_eq!(reply.header("cache-control"), Some(cache_control), "{what}");
             }
         }
-        // For a full credential, the filter reads only lists.
+        // For a credential that covers all connectors, the filter reads only lists.
         let call = message(call("clock__now")).header("mcp-method", "tools/call").api_key(&api_key("key_all"));
         assert_eq!(gateway.send(&call).await.body, body.as_bytes());
     }
 }
 
 #[tokio::test]
-async fn in_shadow_mode_everything_passes_and_is_recorded() {
+async fn shadow_mode_forwards_and_records_every_message() {
     let connector = answering(200, &[("content-type", "application/json")], list(4).to_string()).await;
     let shadow = merged(plugin(&json!({"acme-corp": {"api_keys": api_keys()}})), &json!({"mode": "shadow"}));
     let gateway = Setup::new(shadow).start(&connector).await;
@@ -358,16 +359,16 @@ async fn in_shadow_mode_everything_passes_and_is_recorded() {
     }
 }
 
-/// Which connectors each request reached, by its case.
+/// The connectors that each request reached, by the request's [`CASE_HEADER`].
 type Reached = Arc<Mutex<BTreeMap<String, BTreeSet<&'static str>>>>;
 
-/// A status, and the connectors that were reached.
+/// The status, and the connectors that the request reached.
 type Outcome = (u16, BTreeSet<&'static str>);
 
-/// A message, and what came of it with a full key and with a scoped one.
+/// A message, and its outcomes with a key for all connectors and with a key for `notes`.
 type Sent = (String, Outcome, Outcome);
 
-/// The complete gateway in front of two servers that note what reaches them.
+/// The complete gateway in front of two servers that record the requests they get.
 struct Watched {
     envoy: Envoy,
     reached: Reached,
@@ -399,8 +400,8 @@ impl Watched {
         Self { envoy, reached, _connectors: connectors }
     }
 
-    /// Where each of these messages got, with a full key and with one for `notes`: one after the other on each of some
-    /// connections.
+    /// Sends each message with a key for all connectors and with a key for `notes`. Several clients share the
+    /// messages.
     async fn send_all(self: &Arc<Self>, bodies: Vec<String>) -> Vec<Sent> {
         const CLIENTS: usize = 8;
         let mut clients = tokio::task::JoinSet::new();
@@ -419,7 +420,7 @@ impl Watched {
         clients.join_all().await.concat()
     }
 
-    /// Where a message with this key got.
+    /// Sends a message with this key.
     async fn reached_by(&self, key: &str, body: &str) -> Outcome {
         let reply = self.envoy.client().send(&message(body).api_key(&api_key(key))).await;
         let reached = self.reached.lock().expect("no panic").remove(&reply.case).unwrap_or_default();
@@ -428,7 +429,7 @@ impl Watched {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn our_idea_of_the_connector_is_that_of_mcp_router() {
+async fn the_filter_and_mcp_router_find_the_same_connector() {
     const PLAIN: usize = 10_000;
     const HOSTILE: usize = 10_000;
     const ATTEMPTS: usize = 3;
@@ -445,8 +446,8 @@ async fn our_idea_of_the_connector_is_that_of_mcp_router() {
         for (body, (status, mut reached), (scoped_status, mut reached_by_scoped)) in watched.send_all(bodies).await {
             let ours = Body::parse(body.as_bytes(), "__");
             let served = |connector: &str| kind == "plain" && ["notes", "clock"].contains(&connector);
-            // The router joins what answers, so a call that is lost on the way looks like one that was never made. What it
-            // reads in a message is the same each time.
+            // The router joins the answers of all connectors, so a lost call looks like a call that was never made. It
+            // reads a message in the same way each time, so the message is sent again.
             for _ in 0..ATTEMPTS {
                 let lacks_one = match ours.as_ref().map(|body| body.messages.as_slice()) {
                     Ok([Message { target: Target::Connector(connector), .. }]) => {

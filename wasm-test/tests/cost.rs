@@ -1,5 +1,5 @@
-//! What a request costs, counted rather than timed: how often the module and Envoy call each other, and how large the
-//! module is. Envoy itself tells, in its trace. A number that grows is no fault, but is to be meant.
+//! The cost of a request, counted instead of timed: the calls between Envoy and the module, and the size of the
+//! module. The counts come from Envoy's trace log. A higher number is not a fault, but it must be intended.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use wasm_test::policy::{api_key, api_key_record};
 use wasm_test::token::Key;
 use wasm_test::{eventually, repository, upstream};
 
-/// A guard against growth that nobody noticed.
+/// Detects growth that nobody intended.
 const MAX_MODULE_BYTES: u64 = 2_100_000;
-/// How a stream begins and ends: the callbacks that belong to requests lie between.
+/// The first and the last callback of a stream. The other callbacks of its request lie between them.
 const BEGIN: &str = "proxy_on_context_create";
 const END: &str = "proxy_on_delete";
 
-/// What the module calls in the course of one request.
+/// The hostcalls of the module during one request, by name.
 async fn hostcalls(gateway: &Gateway, request: &Request) -> BTreeMap<String, u32> {
     let start = gateway.log().len();
     gateway.send(request).await;
@@ -30,7 +30,7 @@ async fn hostcalls(gateway: &Gateway, request: &Request) -> BTreeMap<String, u32
     let (mut hostcalls, mut callback) = (BTreeMap::new(), "");
     for line in log.lines() {
         let call = |sign: &str| Some(line.split_once(sign)?.1.split(['(', ' ']).next()?.trim_start_matches("env.proxy_"));
-        // Memory is asked for within a hostcall.
+        // Envoy allocates memory inside a hostcall, so this callback does not replace the current one.
         if let Some(name) = call("[host->vm] ").filter(|name| *name != "proxy_on_memory_allocate") {
             callback = name;
         } else if let Some(name) = call("[vm->host] ").filter(|_| callback != "proxy_on_tick") {
@@ -47,7 +47,7 @@ fn counts<const N: usize>(counts: [(&str, u32); N]) -> BTreeMap<String, u32> {
 }
 
 #[tokio::test]
-async fn calls_between_envoy_and_the_module() {
+async fn a_request_makes_only_the_expected_hostcalls() {
     let key = Key::first("first");
     let issuer = Issuer::start(&[&key]).await;
     let upstream = upstream::start().await;
@@ -56,7 +56,7 @@ async fn calls_between_envoy_and_the_module() {
     let with_key = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
     let with_token = Request::tools_list("/mcp/acme").bearer(&key.token(&issuer.claims()));
     let refused = Request::tools_list("/mcp/acme").api_key(&api_key("key_none"));
-    // What is done once for each thread: metrics are defined, keys fetched, the token verified.
+    // Each thread does some work only once: it defines metrics, fetches keys, and verifies the token.
     for request in [&with_key, &with_token, &with_token, &refused] {
         gateway.send(request).await;
     }
@@ -83,7 +83,7 @@ async fn calls_between_envoy_and_the_module() {
 }
 
 #[test]
-fn the_size_of_the_module() {
+fn the_module_stays_within_its_size_limit() {
     let bytes = repository().join("dist/apexmcp_auth.wasm").metadata().expect("the module").len();
-    assert!(bytes <= MAX_MODULE_BYTES, "{bytes} bytes");
+    assert!(bytes <= MAX_MODULE_BYTES, "the module has {bytes} bytes, the limit is {MAX_MODULE_BYTES}");
 }

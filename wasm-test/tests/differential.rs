@@ -1,6 +1,8 @@
-//! The same tokens at this filter and at Envoy's own `jwt_authn`, side by side in one Envoy: good ones, and what becomes
-//! of them under some thousand mutations. Nothing that `jwt_authn` refuses is admitted here, and what it admits and this
-//! filter refuses is on a list with its reason.
+//! Sends the same tokens to this filter and to Envoy's own `jwt_authn`, side by side in one Envoy: valid tokens, and
+//! thousands of mutations of them. This filter must refuse every token that `jwt_authn` refuses. It may refuse further
+//! tokens only for the reasons in [`DIFFERENCES`].
+//!
+//! One file, although it is over 500 lines: half of it are the lists of values from which the mutations are made.
 
 use apexmcp_fuzz::reader::Json;
 use base64::Engine;
@@ -16,14 +18,16 @@ use wasm_test::policy::merged;
 use wasm_test::process::Folder;
 use wasm_test::token::{Algorithm, Key, base64url, now};
 
+/// Number of random tokens.
 const TOKENS: usize = 5000;
-/// The same tokens in each run, but for the time; other ones with this variable.
+/// The environment variable with the seed of the random tokens. Without it, each run has the same tokens, except for
+/// the times in them.
 const SEED: &str = "DIFFERENTIAL_SEED";
-/// Of both filters.
+/// The clock skew that both filters accept, in seconds.
 const CLOCK_SKEW: i64 = 60;
 const JWT_AUTHN_LISTENER: &str = "jwt_authn";
 
-/// A token as a lax reader has it.
+/// A token as a lax parser reads it.
 struct Lax {
     token: String,
     header: Option<Json>,
@@ -37,12 +41,12 @@ impl Lax {
         Self { token: token.to_owned(), header: read(0), claims: read(1) }
     }
 
-    /// The values of a header's member.
+    /// The values of a header member, which may be repeated.
     fn header<'l>(&'l self, name: &'l str) -> impl Iterator<Item = &'l Json> {
         self.header.iter().flat_map(move |header| header.exactly(name))
     }
 
-    /// The values of a claim.
+    /// The values of a claim, which may be repeated.
     fn claim<'l>(&'l self, name: &'l str) -> impl Iterator<Item = &'l Json> {
         self.claims.iter().flat_map(move |claims| claims.exactly(name))
     }
@@ -55,17 +59,17 @@ fn lax_base64(part: &str) -> Option<Vec<u8>> {
     GeneralPurpose::new(&URL_SAFE, lax).decode(part).ok()
 }
 
-/// Whether a moment of this claim is so many seconds from a border at most.
+/// Whether a time in this claim is at most this many seconds away from `border`.
 fn is_near(lax: &Lax, claim: &str, border: i64, seconds: f64) -> bool {
     lax.claim(claim).any(|moment| moment.number().is_some_and(|moment| (moment - border as f64).abs() < seconds))
 }
 
-/// Something for which this filter refuses a token, and `jwt_authn` does not.
+/// A reason for which this filter refuses a token that `jwt_authn` admits.
 struct Difference {
     what: &'static str,
-    /// Where the standard says so.
+    /// The standard on which the refusal is based.
     why: &'static str,
-    /// Makes a good token such a one.
+    /// Changes a valid token so that it shows the difference.
     example: fn(&mut Draft),
     is_found: fn(&Lax) -> bool,
 }
@@ -73,7 +77,7 @@ struct Difference {
 const DIFFERENCES: &[Difference] = &[
     Difference {
         what: "base64url with padding, or with bits left over",
-        why: "RFC 7515 §2 (no padding), RFC 4648 §3.5: one spelling for one token",
+        why: "RFC 7515 §2 (no padding), RFC 4648 §3.5: a token has only one spelling",
         example: |draft| draft.respelling.push(|token, _| format!("{token}==")),
         is_found: |lax| {
             let respelled: Option<Vec<String>> = lax.token.split('.').map(|part| lax_base64(part).map(base64url)).collect();
@@ -82,12 +86,12 @@ const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         what: "a header with `crit` or `b64`",
-        why: "RFC 7515 §4.1.11: critical extensions that are not understood; RFC 7797 §6: `b64` is one",
+        why: "RFC 7515 §4.1.11: a critical extension that is not understood is refused; RFC 7797 §6: `b64` is one",
         example: |draft| draft.header.push((r#""crit""#.into(), r#"["exp"]"#.into())),
         is_found: |lax| ["crit", "b64"].into_iter().any(|name| lax.header(name).next().is_some()),
     },
     Difference {
-        what: "`typ` of something else, or no string",
+        what: "`typ` that names another kind of token, or is not a string",
         why: "RFC 8725 §3.11: another kind of token is not an access token; RFC 7515 §4.1.9: it is a string",
         example: |draft| draft.replace(r#""typ""#, r#""logout+jwt""#),
         is_found: |lax| {
@@ -100,13 +104,13 @@ const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         what: "`kid` empty",
-        why: "RFC 7515 §4.1.4: it names the key, and no key has that name",
+        why: "RFC 7515 §4.1.4: `kid` names the key, and no key has an empty name",
         example: |draft| draft.replace(r#""kid""#, r#""""#),
         is_found: |lax| lax.header("kid").any(|kid| kid.text() == Some("")),
     },
     Difference {
         what: "a control character in a string of the JSON",
-        why: "RFC 8259 §7: it must be escaped, so this is no JSON",
+        why: "RFC 8259 §7: it must be escaped, so this is not JSON",
         example: |draft| draft.claims.push((r#""other""#.into(), "\"\u{1}\"".into())),
         is_found: |lax| {
             lax.token.split('.').take(2).any(|part| lax_base64(part).is_some_and(|text| text.iter().any(|byte| *byte < b' ')))
@@ -126,13 +130,13 @@ const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         what: "a dot at the end",
-        why: "RFC 7515 §7.1: a token has three parts; there what follows the third is left out unread",
+        why: "RFC 7515 §7.1: a token has three parts; `jwt_authn` ignores what follows the third",
         example: |draft| draft.respelling.push(|token, _| format!("{token}.")),
         is_found: |lax| lax.token.split('.').count() > 3,
     },
     Difference {
         what: "`exp` within the first second of 1970",
-        why: "RFC 7519 §4.1.4: it is a moment like any other, and long past; there it counts as none",
+        why: "RFC 7519 §4.1.4: it is a time in the past; `jwt_authn` treats it as absent",
         example: |draft| draft.replace(r#""exp""#, "0"),
         is_found: |lax| lax.claim("exp").any(|exp| exp.number().is_some_and(|exp| exp.abs() < 1.0)),
     },
@@ -156,7 +160,7 @@ const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         what: "a moment after the year 9999",
-        why: "RFC 7519 §2: a NumericDate is a date, and RFC 3339 has none after that; milliseconds are the common mistake",
+        why: "RFC 7519 §2: a NumericDate is a date, and RFC 3339 has no later one; milliseconds are the common mistake",
         example: |draft| draft.replace(r#""exp""#, &format!("{}000", now() + 3600)),
         is_found: |lax| {
             ["exp", "nbf", "iat"]
@@ -167,13 +171,13 @@ const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         what: "the very second of `exp`, or a fraction of `nbf`",
-        why: "RFC 7519 §4.1.4: on or after `exp` it is not accepted; §4.1.5: before `nbf` neither",
+        why: "RFC 7519 §4.1.4: a token is not accepted on or after `exp`; §4.1.5: nor before `nbf`",
         example: |draft| draft.claims.push((r#""nbf""#.into(), format!("{}.999", now() + CLOCK_SKEW))),
         is_found: |lax| is_near(lax, "exp", now() - CLOCK_SKEW, 5.0) || is_near(lax, "nbf", now() + CLOCK_SKEW, 5.0),
     },
     Difference {
         what: "`scope` or `scp` that is neither text nor a list of text",
-        why: "RFC 9068 §2.2.3, RFC 8693 §4.2: what is granted cannot be read",
+        why: "RFC 9068 §2.2.3, RFC 8693 §4.2: the grant cannot be read",
         example: |draft| draft.claims.push((r#""scope""#.into(), "7".into())),
         is_found: |lax| {
             let is_readable =
@@ -191,16 +195,16 @@ fn depth(json: &Json) -> usize {
     }
 }
 
-/// The members of an object, names and values as they are written.
+/// The members of an object. Names and values are JSON texts.
 type Members = Vec<(String, String)>;
 
-/// A token before it is one.
+/// A token before it is signed.
 struct Draft {
     header: Members,
     claims: Members,
     algorithm: Algorithm,
     is_foreign: bool,
-    /// What is put into the texts of header and claims, and where.
+    /// Texts to insert. Each has a target (0 for the header, 1 for the claims) and a position.
     text: Vec<(usize, usize, &'static str)>,
     respelling: Vec<fn(String, &mut Rng) -> String>,
 }
@@ -215,7 +219,7 @@ impl Draft {
         Self { header, claims, algorithm: Algorithm::Rs256, is_foreign: false, text: Vec::new(), respelling: Vec::new() }
     }
 
-    /// Gives a member of header or claims this value.
+    /// Replaces the value of a member of the header or of the claims.
     fn replace(&mut self, name: &str, value: &str) {
         let mut members = self.header.iter_mut().chain(&mut self.claims);
         members.find(|(member, _)| member == name).expect("the member").1 = value.to_owned();
@@ -270,7 +274,7 @@ fn pick(pool: &[&'static str], random: &mut Rng) -> &'static str {
     pool[random.usize(..pool.len())]
 }
 
-/// Sets a member: in its place, or once more at either end.
+/// Sets a member: replaces it, or adds it once more at either end.
 fn set(members: &mut Members, names: &[&'static str], values: &[&'static str], random: &mut Rng) {
     let (name, value) = (pick(names, random).to_owned(), value(pick(values, random), random));
     match (members.iter().position(|(member, _)| *member == name), random.u8(..8)) {
@@ -280,7 +284,7 @@ fn set(members: &mut Members, names: &[&'static str], values: &[&'static str], r
     }
 }
 
-/// A value of the pool, in which some words stand for longer ones.
+/// The value for a word of a pool. Some words are placeholders for longer values.
 fn value(word: &str, random: &mut Rng) -> String {
     let offsets = [-3600, -62, -61, -60, -59, -1, 0, 1, 59, 60, 61, 62, 3600];
     let moment = now() + offsets[random.usize(..offsets.len())];
@@ -487,13 +491,13 @@ const RESPELLINGS: &[fn(String, &mut Rng) -> String] = &[
     |token, _| token.rsplit_once('.').map_or(token.clone(), |(input, _)| format!("{input}.")),
     |token, _| token.rsplit_once('.').map_or(token.clone(), |(input, signature)| format!("{signature}.{input}")),
     |token, _| token.to_ascii_lowercase(),
-    // The signature one byte shorter, and longer, in front and behind.
+    // A signature that is one byte shorter or longer, at either end, or zero.
     |token, _| with_signature(&token, |signature| signature.truncate(255)),
     |token, _| with_signature(&token, |signature| signature.drain(..1.min(signature.len())).for_each(drop)),
     |token, _| with_signature(&token, |signature| signature.push(0)),
     |token, _| with_signature(&token, |signature| signature.insert(0, 0)),
     |token, _| with_signature(&token, |signature| signature.fill(0)),
-    // Another character anywhere, which at the end of a part may change no more than bits that nobody reads.
+    // Another character anywhere. At the end of a part, it may change only unused bits.
     with_other_character,
     with_other_character,
     |token, random| {
@@ -520,9 +524,9 @@ fn replaced(token: &str, at: usize, random: &mut Rng) -> String {
     token
 }
 
-/// Envoy with both filters, each on a listener of its own.
+/// Starts Envoy with both filters, each on its own listener.
 async fn start(issuer: &Issuer, key: &Key) -> (Envoy, [Client; 2]) {
-    // With scopes that are granted whatever else a token says: this test is about who it is.
+    // This test is about authentication, so the scopes are granted whatever else a token contains.
     let provider = merged(issuer.record(), &json!({"default_scopes": ["mcp:call"]}));
     let setup = Setup::new(plugin(&json!({"acme": {"identity_providers": [provider]}})));
     let ours = setup.filter(setup.plugin());
@@ -571,13 +575,13 @@ async fn start(issuer: &Issuer, key: &Key) -> (Envoy, [Client; 2]) {
     (envoy, clients)
 }
 
-/// A token with what its parts say.
+/// A token and its decoded header and claims, for a message.
 fn shown(token: &str) -> String {
     let parts = token.split('.').map(|part| lax_base64(part).unwrap_or_default().escape_ascii().to_string());
     format!("{}\n    {token}", parts.take(2).collect::<Vec<_>>().join(" "))
 }
 
-/// Whether a token is admitted.
+/// Whether the filter of this client admits a token.
 async fn admits(client: &Client, token: &str) -> bool {
     let reply = client.send(&Request::post("/mcp/acme").bearer(token)).await;
     assert!([200, 401, 403].contains(&reply.status), "{token}: {reply:?}");
@@ -585,14 +589,14 @@ async fn admits(client: &Client, token: &str) -> bool {
 }
 
 #[tokio::test]
-async fn nothing_is_admitted_that_jwt_authn_refuses() {
+async fn no_token_is_admitted_that_jwt_authn_refuses() {
     let (key, foreign) = (Key::first("a"), Key::second("a"));
     let issuer = Issuer::start(&[&key]).await;
     let (_envoy, [ours, theirs]) = start(&issuer, &key).await;
     let seed = std::env::var(SEED).map_or(7, |text| text.parse().expect("a number"));
     let mut random = Rng::with_seed(seed);
     for difference in DIFFERENCES {
-        // A border may pass while the token is on its way.
+        // A time limit may pass while the token is on its way.
         let mut is_shown = false;
         for _ in 0..20 {
             let mut draft = Draft::good(&issuer, &key);
@@ -604,7 +608,7 @@ async fn nothing_is_admitted_that_jwt_authn_refuses() {
                 break;
             }
         }
-        assert!(is_shown, "on the list and no difference: {}", difference.what);
+        assert!(is_shown, "listed, but both filters agree: {}", difference.what);
     }
     let mut seen = vec![0; DIFFERENCES.len()];
     let (mut admitted, mut refused) = (0, 0);
@@ -612,7 +616,7 @@ async fn nothing_is_admitted_that_jwt_authn_refuses() {
 
     for index in 0..TOKENS {
         let mut draft = Draft::good(&issuer, &key);
-        // Most have one fault, so that no other hides what it does.
+        // Most tokens have one fault, so that no other fault hides its effect.
         let faults = if index == 0 { 0 } else { random.choice([1, 1, 1, 1, 2, 3]).expect("one") };
         for _ in 0..faults {
             draft.mutate(&mut random);
@@ -623,7 +627,7 @@ async fn nothing_is_admitted_that_jwt_authn_refuses() {
         match (here, there) {
             (true, true) => admitted += 1,
             (false, false) => refused += 1,
-            // It may have expired between the two.
+            // The token may have expired between the two requests.
             (true, false) if is_near(&Lax::of(&token), "exp", now() - CLOCK_SKEW, 30.0) && !admits(&ours, &token).await => {
                 refused += 1;
             }
@@ -631,11 +635,11 @@ async fn nothing_is_admitted_that_jwt_authn_refuses() {
                 let lax = Lax::of(&token);
                 let found: Vec<usize> = (0..DIFFERENCES.len()).filter(|index| (DIFFERENCES[*index].is_found)(&lax)).collect();
                 if found.is_empty() {
-                    unlisted.push(format!("refused here alone: {}", shown(&token)));
+                    unlisted.push(format!("refused only by this filter: {}", shown(&token)));
                 }
                 found.iter().for_each(|index| seen[*index] += 1);
             }
-            (true, false) => unlisted.push(format!("ADMITTED HERE ALONE: {}", shown(&token))),
+            (true, false) => unlisted.push(format!("ADMITTED ONLY BY THIS FILTER: {}", shown(&token))),
         }
     }
 
@@ -644,5 +648,5 @@ async fn nothing_is_admitted_that_jwt_authn_refuses() {
         println!("| {} | {} | {seen} |", difference.what, difference.why);
     }
     assert!(unlisted.is_empty(), "{SEED}={seed}: {} are not on the list:\n{}", unlisted.len(), unlisted.join("\n"));
-    assert!(admitted > 100 && refused > 100, "both verdicts are tried: {admitted}, {refused}");
+    assert!(admitted > 100 && refused > 100, "both verdicts must occur often: {admitted}, {refused}");
 }

@@ -1,8 +1,13 @@
-//! What is around the filter breaks while it works: nobody is admitted who should not be, and nobody refused whose keys are
-//! known. What else breaks is elsewhere: answers that are no key set, and providers that are down, in `key_sets.rs`;
-//! clients that hang up in `hang_ups.rs`; a real provider killed in `identity_provider.rs`; Settings in `settings_faults.rs`, the
-//! rate limit service in `rate_limit_faults.rs`; clocks in `clocks.rs`; what operators do to Envoy in `operations.rs` and
-//! `configuration.rs`.
+//! Services around the filter break while it works. The filter admits no invalid credential, and refuses no credential
+//! whose key is known.
+//!
+//! Other files test other faults:
+//! - `key_sets.rs`: answers that are not a key set, and providers that are down.
+//! - `hang_ups.rs`: clients that hang up.
+//! - `identity_provider.rs`: a real provider that is killed.
+//! - `settings_faults.rs` and `rate_limit_faults.rs`: faults of Settings and of the rate limit service.
+//! - `clocks.rs`: wrong clocks.
+//! - `operations.rs` and `configuration.rs`: actions of operators.
 
 use http_body_util::Full;
 use hyper::Response;
@@ -27,7 +32,8 @@ fn call(token: &str) -> Request {
     Request::tools_list("/mcp/acme").bearer(token)
 }
 
-/// What must be refused wherever the key is the first one, as here, and the broken answers hold the second.
+/// Requests that must be refused. The provider's key is the first one, as in this file, and the broken answers contain
+/// the second one.
 fn all_strangers(key: &Key, claims: impl IntoIterator<Item = Value>) -> Vec<Stranger> {
     strangers(&Request::tools_list("/mcp/acme"), claims.into_iter().map(|claims| (key, claims)))
 }
@@ -36,13 +42,13 @@ fn document(body: &Value) -> Behaviour {
     Behaviour::Document { status: 200, body: body.to_string() }
 }
 
-/// The record of the provider at this URL.
+/// The policy record of the provider at this URL.
 fn provider(url: &str) -> Value {
     json!({"issuer": url, "jwks_uri": format!("{url}/keys"), "audience": "apexmcp"})
 }
 
 #[tokio::test]
-async fn a_provider_that_breaks_later_stops_nobody_whose_key_is_known() {
+async fn tokens_of_known_keys_pass_while_their_provider_is_broken() {
     let (key, other) = (Key::first("a"), Key::second("a"));
     let set = |keys: Vec<Value>| json!({ "keys": keys });
     let elsewhere = Issuer::start(&[&other]).await;
@@ -83,10 +89,10 @@ async fn a_provider_that_breaks_later_stops_nobody_whose_key_is_known() {
     };
     let before: Vec<usize> = issuers.iter().map(|(.., issuer)| failures(issuer, "")).collect();
     let loads = Loads::start(gateway.client(), good, bad);
-    // Until each has shown its fault twice, at least.
+    // Wait until each provider has shown its fault at least twice.
     for ((what, _, issuer), before) in issuers.iter().zip(before) {
         eventually(what, async || {
-            // Signed by the key that the broken answers hold, under the id of the good one.
+            // The key in the broken answers signed this token, under the id of the good key.
             let reply = gateway.send(&call(&other.token(&issuer.claims()))).await;
             assert_eq!((reply.status, &reply.json()["reason"]), (401, &json!("signature_invalid")), "{what}");
             (failures(issuer, "") >= before + 2).then_some(())
@@ -96,22 +102,22 @@ async fn a_provider_that_breaks_later_stops_nobody_whose_key_is_known() {
     for (what, _, issuer) in issuers.iter().filter(|(what, ..)| *what == "10,000 short keys") {
         assert!(failures(issuer, "the set has over 100 keys") >= 2, "{what}: {}", gateway.log());
     }
-    assert_eq!(elsewhere.requests(), 0, "nobody follows a redirection");
+    assert_eq!(elsewhere.requests(), 0, "no redirect is followed");
     assert_eq!(loads.stop(&format!("{} faults of providers", issuers.len())).await, 0);
 }
 
 #[tokio::test]
-async fn two_keys_of_one_id_are_both_tried() {
+async fn two_keys_with_the_same_id_are_both_tried() {
     let (first, second, third) = (Key::first("a"), Key::second("a"), Key::third("b"));
     let issuer = Issuer::start(&[&first, &third, &second]).await;
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin(&json!({"acme": {"identity_providers": [issuer.record()]}}))).start(&upstream).await;
     for key in [&first, &second, &third] {
-        gateway.admits("each under its id", &call(&key.token(&issuer.claims()))).await;
+        gateway.admits("a token of each key", &call(&key.token(&issuer.claims()))).await;
     }
     for (what, key, reason) in [
-        ("signed by neither, though by a key of another id", Key::third("a"), "signature_invalid"),
-        ("of the third's id", Key::first("b"), "signature_invalid"),
+        ("signed by a key of the set that has another id", Key::third("a"), "signature_invalid"),
+        ("signed by a key with the id of the third", Key::first("b"), "signature_invalid"),
         ("no key of this id", Key::first("c"), "key_unknown"),
     ] {
         assert_eq!(gateway.refuses(what, &call(&key.token(&issuer.claims()))).await.reason, reason, "{what}");
@@ -120,7 +126,7 @@ async fn two_keys_of_one_id_are_both_tried() {
     assert_eq!(gateway.refuses("signed by none", &call(&of_none)).await.reason, "signature_invalid");
 }
 
-/// A key set's document in answers: as it is, and packed by gzip.
+/// HTTP answers with this key set: one as plain text, and one compressed with gzip.
 async fn answers(set: &str) -> [Vec<u8>; 2] {
     let folder = Folder::new().expect("a folder");
     folder.write("keys", set).expect("a file");
@@ -132,7 +138,7 @@ async fn answers(set: &str) -> [Vec<u8>; 2] {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_later_stops_nobody_whose_key_is_known() {
+async fn tokens_of_known_keys_pass_while_answers_are_broken() {
     let (key, other) = (Key::first("a"), Key::second("a"));
     let issuer = Issuer::start(&[&key]).await;
     let [plain, zipped] = answers(&json!({"keys": [other.jwk()]}).to_string()).await;
@@ -175,7 +181,7 @@ async fn an_answer_that_breaks_later_stops_nobody_whose_key_is_known() {
 }
 
 #[tokio::test]
-async fn a_provider_that_cannot_be_understood_or_found_is_503() {
+async fn a_provider_without_usable_answer_or_address_causes_503() {
     let key = Key::first("a");
     let set = json!({"keys": [key.jwk()]}).to_string();
     let [plain, zipped] = answers(&set).await;
@@ -210,7 +216,7 @@ async fn a_provider_that_cannot_be_understood_or_found_is_503() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_provider_whose_name_is_lost_later_stops_nobody_whose_key_is_known() {
+async fn tokens_of_known_keys_pass_while_their_provider_has_no_address() {
     let (key, new) = (Key::first("a"), Key::second("new"));
     let issuer = Issuer::start(&[&key]).await;
     let faults = [
@@ -255,8 +261,8 @@ async fn a_provider_whose_name_is_lost_later_stops_nobody_whose_key_is_known() {
     assert_eq!(loads.stop("names lost in six ways and found again").await, 0);
 }
 
-/// The module, but with a trap at the begin of this callback of `(i32, i32, i32) -> i32` where `traps` leaves something other
-/// than zero, for the callback's arguments.
+/// The module with a wrapper around one callback of the type `(i32, i32, i32) -> i32`. The wrapper runs the code of
+/// `traps` on the callback's arguments, and traps if the result is not zero.
 fn trapping(callback: &str, traps: impl FnOnce(&mut Module, &mut InstrSeqBuilder<'_>, [LocalId; 3])) -> Vec<u8> {
     let mut module = Module::from_file(repository().join("dist/apexmcp_auth.wasm")).expect("the module");
     let export = module.exports.iter().find(|export| export.name == callback).expect("the callback");
@@ -273,8 +279,8 @@ fn trapping(callback: &str, traps: impl FnOnce(&mut Module, &mut InstrSeqBuilder
     module.emit_wasm()
 }
 
-/// Gives the gateway a module that traps from this call of this callback on, the first being 1, from a folder that is to
-/// outlive it.
+/// Loads a module that traps in each call of this callback, beginning with call number `call` (the first is 1). The
+/// returned folder contains the module and must outlive the gateway.
 async fn load_trapping(gateway: &Gateway, callback: &str, call: i32) -> Folder {
     let module = trapping(callback, |module, body, _| {
         let calls = module.globals.add_local(ValType::I32, true, false, ConstExpr::Value(Constant::I32(0)));
@@ -297,7 +303,7 @@ async fn until_back(gateway: &Gateway, request: &Request) {
 }
 
 #[tokio::test]
-async fn a_module_that_traps_refuses_and_comes_back() {
+async fn a_module_that_traps_refuses_requests_and_recovers() {
     const TRAPS: usize = 5;
     let key = Key::first("a");
     let issuer = Issuer::start(&[&key]).await;
@@ -306,7 +312,7 @@ async fn a_module_that_traps_refuses_and_comes_back() {
     let gateway = Setup::new(plugin(&json!({ "acme": acme }))).workers(2).start(&upstream).await;
     let _modules = load_trapping(&gateway, "proxy_on_request_body", 1).await;
 
-    // A body traps, after its head was judged; without one, all is as ever.
+    // A request with a body traps after its head was judged. Requests without a body work as usual.
     let get = || Request::get("/mcp/acme");
     let token = key.token(&issuer.claims());
     let good = vec![get().api_key(&api_key("key_all")), get().bearer(&token)];
@@ -323,7 +329,7 @@ async fn a_module_that_traps_refuses_and_comes_back() {
     for _ in 0..TRAPS {
         admitted.until_answered(100).await;
         assert_eq!(gateway.send(&fatal).await.status, 503);
-        // On as many connections as come to both workers: the other one decides on.
+        // Send requests on enough new connections to reach both workers: the other worker continues to decide.
         let mut statuses = [0; 3];
         for (good, (bad, reason)) in good.iter().cycle().zip(bad.iter().cycle()).take(32) {
             let client = Client::new(gateway.client().authority());
@@ -334,29 +340,29 @@ async fn a_module_that_traps_refuses_and_comes_back() {
                 statuses[if is_right { index } else { 2 }] += 1;
             }
         }
-        assert!(statuses[0] > 0 && statuses[1] > 0, "no worker judged: {statuses:?}");
+        assert!(statuses[0] > 0 && statuses[1] > 0, "no worker decided: {statuses:?}");
         right_after.push(statuses);
         until_served().await;
     }
     let ((sent, others), (unwanted, no_refusals)) = (admitted.stop().await, refused.stop().await);
     let gone = others.len() + no_refusals.len();
-    println!("{TRAPS} traps under {sent} requests to be admitted, {unwanted} to be refused: {gone} had 503 meanwhile");
-    println!("right after each, on new connections, of 64 had 200, 401 and 503: {right_after:?}");
-    // Nobody is judged while there is no module, and rightly before and after.
+    println!("{TRAPS} traps, {sent} valid and {unwanted} invalid requests: {gone} got 503");
+    println!("answers 200, 401 and 503 of 64 requests right after each trap: {right_after:?}");
+    // While the module is gone, every answer is 503. Before and after, every decision is right.
     assert!(others.iter().chain(&no_refusals).all(|reply| reply.status == 503), "{others:?} {no_refusals:?}");
     assert!(gateway.load_module(None).await);
     eventually("the right module", async || Arrived::of(&gateway.send(&fatal).await)).await;
-    assert_eq!(gateway.stat("wasm.apexmcp.vm_reload_success").await, TRAPS as u64, "in one worker each");
+    assert_eq!(gateway.stat("wasm.apexmcp.vm_reload_success").await, TRAPS as u64, "each trap ends one worker's VM");
     let log = gateway.log();
     assert!(log.contains("in-VM backtrace"), "{log}");
     assert!(
         ![api_key("key_all"), api_key("key_none"), token].iter().any(|secret| log.contains(secret)),
-        "a trap tells no secret"
+        "the log of a trap contains no secret"
     );
 }
 
 #[tokio::test]
-async fn who_waits_in_a_module_that_traps_is_let_go_by_envoy() {
+async fn envoys_timeout_ends_a_request_that_waits_in_a_trapped_module() {
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let issuer = Issuer::start(&[&key]).await;
     issuer.behave(Behaviour::Hang);
@@ -373,7 +379,7 @@ async fn who_waits_in_a_module_that_traps_is_let_go_by_envoy() {
     });
     gateway.until_active(1).await;
     assert_eq!(gateway.send(&Request::tools_list("/mcp/acme").api_key(&api_key("key_all"))).await.status, 503);
-    // Envoy tells a VM that is gone nothing, and streams that paused in it nothing of that.
+    // Envoy makes no callbacks to a VM that is gone, and does not tell it about streams that were paused in it.
     let reply = waiting.await.expect("an answer");
     assert!(Arrived::of(&reply).is_none() && [408, 503].contains(&reply.status), "{reply:?}");
     assert_eq!(gateway.logged(&reply).await["principal"], Value::Null);
@@ -381,7 +387,7 @@ async fn who_waits_in_a_module_that_traps_is_let_go_by_envoy() {
 }
 
 #[tokio::test]
-async fn a_module_that_traps_while_it_cuts_a_list_shows_nothing_of_it() {
+async fn a_module_that_traps_while_it_filters_a_list_reveals_nothing() {
     let tools: Vec<Value> =
         (0..3_000).map(|number| json!({"name": format!("{}__{number}", ["notes", "clock"][number % 2])})).collect();
     let list = json!({"jsonrpc": "2.0", "id": 1, "result": {"tools": tools}}).to_string();
@@ -395,14 +401,14 @@ async fn a_module_that_traps_while_it_cuts_a_list_shows_nothing_of_it() {
     let (key, body) = (api_key("key_notes"), r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#);
     let headers = format!("connection: close\r\nx-api-key: {key}\r\ncontent-type: application/json\r\n");
     let request = format!("POST /mcp/acme HTTP/1.1\r\nhost: x\r\n{headers}content-length: {}\r\n\r\n{body}", body.len());
-    // The bytes that came, whether or not they are an answer.
+    // The received bytes, even if they are no complete answer.
     let listed = async || {
         let reply = gateway.client().send_bytes(request.as_bytes()).await;
         assert!(!reply.contains("clock__"), "{reply:.300}");
         reply
     };
     assert_eq!(listed().await.matches("notes__").count(), 1_500);
-    // With its first bytes, and where some were read.
+    // The module traps on the first part of the answer, or on the second one.
     for call in [1, 2] {
         let _modules = load_trapping(&gateway, "proxy_on_response_body", call).await;
         let traps = async || gateway.log().matches("in-VM backtrace").count();
@@ -413,20 +419,20 @@ async fn a_module_that_traps_while_it_cuts_a_list_shows_nothing_of_it() {
             (traps().await >= before + 3).then_some(())
         })
         .await;
-        assert!(begun > 0, "an answer was on its way");
+        assert!(begun > 0, "no answer had begun");
         assert!(gateway.load_module(None).await);
         eventually("the right module", async || (listed().await.matches("notes__").count() == 1_500).then_some(())).await;
     }
 }
 
 #[tokio::test]
-async fn a_module_that_always_traps_lets_nobody_in() {
+async fn a_module_that_always_traps_admits_nobody() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin(&json!({"acme": {"api_keys": [api_key_record("key_all")]}}))).start(&upstream).await;
     let good = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
     until_back(&gateway, &good).await;
     let _modules = load_trapping(&gateway, "proxy_on_request_headers", 1).await;
-    eventually("the worker has it", async || (gateway.send(&good).await.status == 503).then_some(())).await;
+    eventually("the worker has the new module", async || (gateway.send(&good).await.status == 503).then_some(())).await;
     let arrived = upstream.requests();
     for request in [&good, &Request::get("/mcp/acme"), &Request::get("/"), &Request::post("/oauth/token")].repeat(5) {
         assert_eq!(gateway.send(request).await.status, 503);
@@ -438,7 +444,7 @@ async fn a_module_that_always_traps_lets_nobody_in() {
 
 /// After a trap, the counts in the memory of a worker start again. Data that all workers share survives.
 #[tokio::test]
-async fn a_trap_forgets_wrong_secrets_and_neither_used_assertions_nor_counts() {
+async fn a_trap_resets_wrong_secrets_and_keeps_used_assertions_and_quotas() {
     const LONGEST: i32 = 20_000;
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let clients = json!([
@@ -481,5 +487,5 @@ async fn a_trap_forgets_wrong_secrets_and_neither_used_assertions_nor_counts() {
     assert_eq!(gateway.stat("wasm.apexmcp.vm_reload_success").await, 1, "one trap");
     assert_eq!(statuses(&assertion, 1).await, [401], "a used assertion stays used");
     assert_eq!(statuses(&call, 1).await, [429], "the month's count stays");
-    assert_eq!(statuses(&wrong, 11).await, [vec![401; 10], vec![429]].concat(), "wrong secrets are counted anew");
+    assert_eq!(statuses(&wrong, 11).await, [vec![401; 10], vec![429]].concat(), "the count of wrong secrets starts again");
 }

@@ -1,5 +1,5 @@
-//! Clients hang up while the filter holds their requests: nobody else notices, whatever they were held for, and what they took
-//! is free again.
+//! Clients hang up while the filter holds their requests. Other clients are not affected, whatever the requests wait for,
+//! and the resources of the held requests are released.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
@@ -24,20 +24,21 @@ use wasm_test::token::Key;
 use wasm_test::upstream;
 
 const WORKERS: usize = 2;
-/// So many hang up at once.
+/// Number of clients that hang up together.
 const WAVE: usize = 100;
-/// In so many waves more leave than there are places in all threads, 1,024 in each: if those who left kept theirs, some would be
-/// refused and not held.
+/// Number of waves. In total, more clients leave than there are places in all threads (1,024 in each). If a client that left
+/// kept its place, later requests would be refused instead of held.
 const WAVES: usize = WORKERS * 1_024 / WAVE + 1;
 
-/// One after the other: what is held here is held for a minute at most, in which all have to come and go.
+/// The tests run one after the other. A request is held for at most one minute, and all clients must come and leave in that
+/// time.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 fn by_key(id: &str) -> Request {
     Request::tools_list("/mcp/acme").api_key(&api_key(id))
 }
 
-/// A request to an org's connectors that comes whole.
+/// A complete request to the connectors of an org.
 fn whole(org: &str, credential: &str) -> String {
     format!("GET /mcp/{org} HTTP/1.1\r\nhost: gateway\r\n{credential}\r\n")
 }
@@ -46,22 +47,23 @@ fn by_token(token: &str) -> Request {
     Request::tools_list("/mcp/acme").bearer(token)
 }
 
-/// The [`CASE_HEADER`] of those who leave.
+/// The [`CASE_HEADER`] of clients that leave.
 const LEAVING: &str = "leaving";
 
-/// A request in two parts, of which the second is the end of its body.
+/// A request in two parts. The second part is the last byte of the body.
 fn parts(path: &str, headers: &str, body: &str) -> (String, String) {
     let (first, last) = body.split_at(body.len() - 1);
     let head = format!("POST {path} HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n{headers}content-length: {}", body.len());
     (format!("{head}\r\n\r\n{first}"), last.to_owned())
 }
 
-/// The same by one who leaves.
+/// Marks a request as one of a client that leaves.
 fn leaving(request: &str) -> String {
     request.replacen("\r\n", &format!("\r\n{CASE_HEADER}: {LEAVING}\r\n"), 1)
 }
 
-/// What the access log says of those who left, from a moment on. It is read once: there is much else in it.
+/// The access log lines of clients that left since this value was created. Each line is read only once, because the log is
+/// long.
 struct Departures {
     log: BufReader<File>,
     line: String,
@@ -75,9 +77,9 @@ impl Departures {
         Self { log: BufReader::new(log), line: String::new(), lines: Vec::new() }
     }
 
-    /// How many there are by now.
+    /// The number of these lines until now.
     fn count(&mut self) -> usize {
-        // The last line may be there in part, and is read on the next time.
+        // The last line may be incomplete. The next call reads its rest.
         while self.log.read_line(&mut self.line).expect("a line") > 0 && self.line.ends_with('\n') {
             let line = std::mem::take(&mut self.line);
             self.lines.extend(Some(&line).filter(|line| line.contains(LEAVING)).and_then(|line| serde_json::from_str(line).ok()));
@@ -86,7 +88,7 @@ impl Departures {
     }
 }
 
-/// Clients send this, and hang up while the filter holds it. Returns what the access log says of them.
+/// Clients send this request and hang up while the filter holds it. Returns their access log lines.
 async fn hang_up(gateway: &Gateway, request: &str, waves: usize) -> Vec<Value> {
     let mut departures = Departures::of(gateway);
     for wave in 1..=waves {
@@ -96,30 +98,30 @@ async fn hang_up(gateway: &Gateway, request: &str, waves: usize) -> Vec<Value> {
             connection.write_all(leaving(request).as_bytes()).await.expect("the request is sent");
             connections.push(connection);
         }
-        eventually("all are held, or over", async || {
+        eventually("all requests are held or have ended", async || {
             let held = gateway.stat("http.gateway.downstream_rq_active").await;
             (held as usize + departures.count() >= wave * WAVE).then_some(())
         })
         .await;
     }
-    eventually("all are over", async || (departures.count() == waves * WAVE).then_some(())).await;
+    eventually("all requests have ended", async || (departures.count() == waves * WAVE).then_some(())).await;
     departures.lines
 }
 
-/// The same where they are held for as long as it takes: none was answered, or decided.
+/// Like [`hang_up`], for requests that wait without an end. Checks that none was answered or decided.
 async fn hang_up_undecided(gateway: &Gateway, request: &str, waves: usize) {
     let lines = hang_up(gateway, request, waves).await;
     let decided = lines.iter().find(|line| line["status"] != 0 || !line["reason"].is_null());
-    assert!(decided.is_none(), "of {}: {decided:?}", lines.len());
+    assert!(decided.is_none(), "one of {} requests was decided: {decided:?}", lines.len());
 }
 
-/// Sends a request meanwhile.
+/// Sends a request in the background.
 fn send(gateway: &Gateway, request: Request) -> JoinHandle<Reply> {
     let client = gateway.client().clone();
     tokio::spawn(async move { client.send(&request).await })
 }
 
-/// Everybody else was answered rightly, and nothing is held any more.
+/// Checks that all other requests were answered correctly, and that no request is held any more.
 async fn end(gateway: &Gateway, loads: Loads, what: &str) {
     loads.until_answered(100).await;
     assert_eq!(loads.stop(what).await, 0);
@@ -127,7 +129,7 @@ async fn end(gateway: &Gateway, loads: Loads, what: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_they_wait_for_keys() {
+async fn hang_ups_while_waiting_for_keys_affect_nobody_else() {
     let _turn = TURN.lock().await;
     let (key, other) = (Key::first("a"), Key::second("a"));
     let (known, silent) = (Issuer::start(&[&key]).await, Issuer::start(&[]).await);
@@ -154,7 +156,7 @@ async fn while_they_wait_for_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_they_wait_for_the_first_policy() {
+async fn hang_ups_while_waiting_for_the_first_policy_affect_nobody_else() {
     let _turn = TURN.lock().await;
     let mut settings = Apexmcp::new();
     let (_, key) = settings.create_key();
@@ -167,7 +169,7 @@ async fn while_they_wait_for_the_first_policy() {
     let good = Request::tools_list("/mcp/acme").api_key(&key);
     let loads = Loads::start(gateway.client(), vec![good.clone()], strangers(&Request::tools_list("/mcp/acme"), []));
 
-    // Nobody is judged without one: of the others, each client has a request held, too.
+    // Nothing is decided without a policy, so one request of each other client is held, too.
     gateway.until_active(2 * CLIENTS as u64).await;
     hang_up_undecided(&gateway, &whole("acme", &format!("x-api-key: {key}\r\n")), WAVES).await;
     assert_eq!(loads.sent(), 2 * CLIENTS);
@@ -177,7 +179,7 @@ async fn while_they_wait_for_the_first_policy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_their_bodies_are_awaited() {
+async fn hang_ups_before_the_end_of_the_body_affect_nobody_else() {
     let _turn = TURN.lock().await;
     let key = Key::first("a");
     let issuer = Issuer::start(&[&key]).await;
@@ -207,7 +209,7 @@ async fn while_their_bodies_are_awaited() {
 
         let mut cases = vec![("a message", message("notes__read"), "200 OK", message("clock__now"), "403 Forbidden")];
         if !holding_bodies {
-            // Else it never gets the form.
+            // If Envoy holds bodies, the filter never gets the incomplete form.
             cases.push(("a form", form(oauth::SECRET), "200 OK", form("apx_secret_wrong"), "401 Unauthorized"));
         }
         for (what, good, good_status, bad, bad_status) in cases {
@@ -223,29 +225,29 @@ async fn while_their_bodies_are_awaited() {
                 assert!(reply.starts_with(&format!("HTTP/1.1 {status}")), "{what}: {reply}");
             }
         }
-        // Who is refused is held for a moment alone; and answered at once where that is of no use, or no place is left.
+        // A refusal is held only for a short time. It is sent immediately if holding it has no use, or if no place is left.
         let (first, last) = parts("/mcp/acme", "", "{}");
         let lines = hang_up(&gateway, &first, if holding_bodies { 1 } else { WAVES }).await;
         let wrong = lines.iter().find(|line| line["status"] != 0 && line["status"] != 401);
-        assert!(wrong.is_none(), "of {}: {wrong:?}", lines.len());
+        assert!(wrong.is_none(), "one of {} requests got a wrong status: {wrong:?}", lines.len());
         let held = lines.iter().filter(|line| line["status"] == 0).count();
         println!("{held} of {} hung up before they were refused", lines.len());
-        assert!(held > 0 || holding_bodies, "none was held");
+        assert!(held > 0 || holding_bodies, "no request was held");
         if !holding_bodies {
-            // Envoy keeps the connection for the next request where a refusal waited for the rest of the first one.
+            // Envoy keeps the connection for the next request if a refusal waited for the rest of the first one.
             let kept = format!("{first}{last}").replace("connection: close\r\n", "");
             let both = [kept, whole("acme", "connection: close\r\n")].concat();
             let clients: JoinSet<_> = std::iter::repeat_n((gateway.client().clone(), both), WORKERS * 8)
                 .map(async |(client, both)| client.send_bytes(both.as_bytes()).await.matches("HTTP/1.1 401").count())
                 .collect();
-            assert_eq!(clients.join_all().await, [2; WORKERS * 8], "there are places again");
+            assert_eq!(clients.join_all().await, [2; WORKERS * 8], "the places are free again");
         }
         end(&gateway, loads, "hung up while their bodies were awaited").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_they_wait_for_the_rate_limit_service() {
+async fn hang_ups_while_waiting_for_the_rate_limit_service_affect_nobody_else() {
     let _turn = TURN.lock().await;
     let service = RateLimitService::start().await;
     let limited = json!({"api_keys": [api_key_record("key_limited")], "limits": {"monthly_quota": 1_000_000_000}});
@@ -263,13 +265,13 @@ async fn while_they_wait_for_the_rate_limit_service() {
 
     service.signal_service("STOP").await;
     let staying = send(&gateway, of_limited("key_limited"));
-    // An org has at most 128 open questions in a worker. They stay open when their clients leave.
+    // An org has at most 128 open requests to the service in each worker. They stay open when their clients leave.
     let leaving = whole("limited", &format!("x-api-key: {}\r\n", api_key("key_limited")));
     let lines = hang_up(&gateway, &leaving, 5).await;
     let of_status = |status: u16| lines.iter().filter(|line| line["status"] == status).count();
     assert_eq!(of_status(0) + of_status(429), lines.len());
-    assert!(of_status(0) < WORKERS * 128 && of_status(429) > 0, "{} were undecided", of_status(0));
-    // All are answered now, for whom nobody waits any more, too.
+    assert!(of_status(0) < WORKERS * 128 && of_status(429) > 0, "{} requests were undecided", of_status(0));
+    // Now the service answers all requests, including those of clients that have left.
     service.signal_service("CONT").await;
     assert_eq!(staying.await.expect("a reply").status, 200);
     gateway.until_everywhere(&of_limited("key_limited"), 200).await;

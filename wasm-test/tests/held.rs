@@ -1,5 +1,5 @@
-//! Attacks by requests that wait: clients send long heads, which HTTP/2 makes cheap, and never finish the requests. The
-//! gateway holds a bounded number of them, for every reason to wait. Its memory stays small, the module does not trap, and
+//! Attacks with requests that wait. Clients send long heads, which HTTP/2 makes cheap, and never finish the requests. The
+//! gateway holds a limited number of them, for every reason to wait. Its memory stays small, the module does not trap, and
 //! other organizations are served meanwhile.
 
 use std::collections::BTreeMap;
@@ -24,14 +24,14 @@ use wasm_test::upstream;
 const STREAMS: usize = 100;
 /// Connections that are opened at the same time.
 const WAVE: usize = 10;
-/// Connections of an attack over HTTP/2: 30,000 requests, and fewer in the variants.
+/// Connections of an attack over HTTP/2: 30,000 requests in total. The variants have fewer.
 const CONNECTIONS: usize = 300;
 const VARIANT: usize = 60;
 /// Connections of an attack over HTTP/1.1.
 const HTTP1: usize = 2_000;
 /// Connections of an attack with several pipelined requests on each.
 const PIPELINED: usize = 600;
-/// Length of a held body, just below the longest message that is read.
+/// Length of a held body in bytes, just below the limit for messages.
 const MIB: usize = 1_000_000;
 /// Connections and streams of an attack with bodies of this length, 800 MB in total.
 const LONG_BODIES: (usize, usize) = (20, 40);
@@ -49,7 +49,7 @@ static TURN: Mutex<()> = Mutex::const_new(());
 struct Case {
     what: &'static str,
     version: Version,
-    /// The connections take these in turn.
+    /// The connections use these requests in turn.
     requests: Vec<Unfinished>,
     connections: usize,
     streams: usize,
@@ -65,7 +65,7 @@ impl Case {
         Self { what, version: Version::Http2, requests, connections: CONNECTIONS, streams: STREAMS, hangs_up: false, statuses }
     }
 
-    /// A smaller one with this padding.
+    /// A smaller attack with this padding.
     fn variant(what: &'static str, request: &Unfinished, padding: Padding, statuses: &'static [u16]) -> Self {
         let requests = vec![request.clone().padded(padding)];
         Self { requests, connections: VARIANT, ..Self::new(what, request, statuses) }
@@ -135,7 +135,7 @@ impl Neighbor {
         Self { loads: [Load::start(gateway.client(), calls.to_vec()), Load::start(gateway.client(), tokens)] }
     }
 
-    /// Returns the number of requests that were refused or got no answer.
+    /// Stops the requests. Returns a description of those that were refused or got no answer.
     async fn stop(self) -> Vec<String> {
         let mut problems = Vec::new();
         for load in self.loads {
@@ -170,7 +170,7 @@ fn message() -> Unfinished {
         .header("x-api-key", &api_key("key_scoped"))
 }
 
-/// A request without a credential. The refusal of a short request waits for its rest.
+/// A request without a credential. The refusal of a short request waits for the rest of the request.
 fn refused() -> Unfinished {
     Unfinished::post("/mcp/attacker", 16_000)
 }
@@ -180,7 +180,7 @@ fn with_token(token: &str, length: usize) -> Unfinished {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_wait_harm_nobody_else() {
+async fn requests_that_wait_do_not_harm_other_organizations() {
     let _turn = TURN.lock().await;
     let key = Key::first("a");
     let known = Issuer::start(&[&key]).await;
@@ -207,7 +207,7 @@ async fn requests_that_wait_harm_nobody_else() {
     }));
     plugin["policy"]["inline"]["signing_keys"] = json!([PrivateKey::new().record("k")]);
     plugin["jwks"]["timeout"] = json!("60s");
-    // The rate limit service takes questions and never answers.
+    // The rate limit service accepts requests and never answers.
     let service = Front::of(0).await;
     service.lead(Way::Silent);
     let asked = json!({"cluster": "ratelimit", "timeout": "20s", "on_error": "deny"});
@@ -281,10 +281,10 @@ async fn requests_that_wait_harm_nobody_else() {
     for issuer in &silent {
         gateway.until_everywhere(&of_attacker.clone().bearer(&key.token(&issuer.claims())), 200).await;
     }
-    // The places for questions are free again. So the service is asked, and the gateway notices that it has gone.
+    // The places for requests to the service are free again. So the gateway asks the service, and notices that it is gone.
     service.lead(Way::Closed);
     let asks = Request::tools_list("/mcp/limited").api_key(&api_key("key_limited"));
-    eventually("questions are asked again", async || {
+    eventually("the gateway asks the service again", async || {
         let reply = gateway.send(&asks).await;
         (reply.json()["reason"] == "rate_limit_unavailable").then_some(())
     })
@@ -292,7 +292,7 @@ async fn requests_that_wait_harm_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_wait_for_the_first_policy_are_bounded() {
+async fn requests_that_wait_for_the_first_policy_are_limited() {
     let _turn = TURN.lock().await;
     let mut settings = Apexmcp::new();
     let (_, key) = settings.create_key();

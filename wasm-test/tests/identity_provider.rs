@@ -1,4 +1,4 @@
-//! A real identity provider, whose keys are rotated and which is killed while requests run.
+//! A real identity provider. Its keys are rotated, and it is killed, while requests run.
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -16,8 +16,8 @@ fn call(token: &str) -> Request {
     Request::tools_list("/mcp/acme").bearer(token)
 }
 
-/// Who must not pass, with what this token of the provider says. None of theirs is signed by its key, not the expired one
-/// either: it gives out none.
+/// Requests that must be refused, with the claims of this token of the provider. Another key signs all of them, because the
+/// provider does not give out its private key.
 fn all_strangers(token: &str) -> Vec<Stranger> {
     let part = |index| {
         let part = token.split('.').nth(index).and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok());
@@ -28,7 +28,7 @@ fn all_strangers(token: &str) -> Vec<Stranger> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rotated_keys_refuse_no_valid_request() {
+async fn a_key_rotation_refuses_no_valid_request() {
     const ROTATIONS: usize = 5;
     let upstream = upstream::start().await;
     let provider = Provider::start().await;
@@ -46,11 +46,11 @@ async fn rotated_keys_refuse_no_valid_request() {
     }
     assert_eq!(loads.stop(&format!("{ROTATIONS} rotations")).await, 0);
     let fetches = provider.jwks_requests().await;
-    assert_eq!(fetches, 1 + ROTATIONS as u64, "one for each key");
+    assert_eq!(fetches, 1 + ROTATIONS as u64, "one fetch for each key");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_provider_stops_nobody_whose_key_is_known() {
+async fn tokens_of_known_keys_pass_while_their_provider_is_down() {
     let upstream = upstream::start().await;
     let mut provider = Provider::start().await;
     let orgs = json!({"acme": {"identity_providers": [provider.record()]}});
@@ -69,14 +69,14 @@ async fn a_killed_provider_stops_nobody_whose_key_is_known() {
     provider.revive().await;
     provider.rotate().await;
     let token = provider.token("scope=mcp:call").await;
-    gateway.admits("the key made since", &call(&token)).await;
+    gateway.admits("a token of the new key", &call(&token)).await;
     loads.add(call(&token));
     loads.until_answered(500).await;
     assert_eq!(loads.stop("killed and revived").await, 0);
 }
 
 #[tokio::test]
-async fn a_provider_that_is_down_at_first_is_found_when_it_comes() {
+async fn a_provider_that_is_down_at_start_is_used_when_it_returns() {
     let upstream = upstream::start().await;
     let mut provider = Provider::start().await;
     let token = provider.token("scope=mcp:call").await;
@@ -87,11 +87,11 @@ async fn a_provider_that_is_down_at_first_is_found_when_it_comes() {
     assert_eq!((refusal.status, &*refusal.reason, refusal.challenge), (503, "jwks_unavailable", None));
     assert!(refusal.retry_after.is_some());
     provider.revive().await;
-    eventually("the key set", async || Arrived::of(&gateway.send(&call(&token)).await)).await;
+    eventually("the key set is fetched", async || Arrived::of(&gateway.send(&call(&token)).await)).await;
 }
 
 #[tokio::test]
-async fn its_scopes_and_audiences_are_kept() {
+async fn scopes_and_audiences_of_a_provider_are_enforced() {
     let upstream = upstream::start().await;
     let provider = Provider::start().await;
     let orgs = json!({"acme": {"identity_providers": [provider.record()]}});

@@ -1,4 +1,4 @@
-//! `make image`: an OCI image of the module, its bill of materials and its checksums.
+//! `make image`: an OCI image with the module, its bill of materials and its checksums.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use wasm_test::repository;
 const FILES: [&str; 4] = ["apexmcp-auth.oci.tar", "apexmcp-auth.cdx.json", "apexmcp-auth.sha256", "apexmcp-auth.digest"];
 
 #[tokio::test]
-async fn it_is_the_same_twice_and_holds_the_module() {
+async fn the_image_is_reproducible_and_contains_the_module() {
     let first = made().await;
-    // A time that went in would now be another.
+    // If the time were part of the image, it would differ now.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let second = made().await;
     for name in FILES {
-        assert!(bytes(&first, name) == bytes(&second, name), "{name} is another the second time");
+        assert!(bytes(&first, name) == bytes(&second, name), "{name} differs in the second image");
     }
 
     let folder = argument(&first.file("")).to_owned();
@@ -28,7 +28,7 @@ async fn it_is_the_same_twice_and_holds_the_module() {
     assert_eq!(manifest["mediaType"], "application/vnd.oci.image.manifest.v1+json");
     let config: Value = serde_json::from_slice(&blob(&first, &manifest["config"])).expect("JSON");
 
-    // What Istio and Envoy Gateway look for: the last layer, of this type, with this file.
+    // Istio and Envoy Gateway look for the last layer. It must have this media type and contain this file.
     let [layer] = &manifest["layers"].as_array().expect("layers")[..] else { panic!("one layer: {manifest}") };
     assert_eq!(layer["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip");
     std::fs::write(first.file("layer.tar.gz"), blob(&first, layer)).expect("the layer is written");
@@ -36,14 +36,14 @@ async fn it_is_the_same_twice_and_holds_the_module() {
     assert_eq!(run("sh", &["-c", &format!("cd {folder} && {unpack}")]).await, "plugin.wasm\n");
     assert_eq!(config["rootfs"]["diff_ids"], json!([digest(&bytes(&first, "layer.tar"))]));
     let module = std::fs::read(repository().join("dist/apexmcp_auth.wasm")).expect("the module");
-    assert!(bytes(&first, "plugin.wasm") == module, "the module in the image is another");
+    assert!(bytes(&first, "plugin.wasm") == module, "the image contains another module");
 
     let bill = json_of(&first, "apexmcp-auth.cdx.json");
     let module_hash = format!("sha256:{}", bill["metadata"]["component"]["hashes"][0]["content"].as_str().expect("a hash"));
     assert_eq!(module_hash, digest(&module));
     let has = |wanted: &str| bill["components"].as_array().expect("components").iter().any(|found| found["name"] == wanted);
-    assert!(has("jwt-simple") && has("proxy-wasm") && has("rsa"), "what it is built from");
-    assert!(!has("proptest") && !has("tokio"), "what only tests need");
+    assert!(has("jwt-simple") && has("proxy-wasm") && has("rsa"), "the bill of materials lacks a dependency of the module");
+    assert!(!has("proptest") && !has("tokio"), "the bill of materials contains a dependency of the tests");
 }
 
 async fn made() -> Folder {
@@ -52,7 +52,7 @@ async fn made() -> Folder {
     folder
 }
 
-/// A blob that a descriptor names, of the size and digest that it says.
+/// The blob of a descriptor. Checks its size and its digest.
 fn blob(folder: &Folder, descriptor: &Value) -> Vec<u8> {
     let named = descriptor["digest"].as_str().expect("a digest");
     let content = bytes(folder, &format!("blobs/{}", named.replace(':', "/")));

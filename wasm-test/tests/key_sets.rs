@@ -1,4 +1,5 @@
-//! The life of a key set: fetched once for all, awaited, refreshed, kept when the provider fails, never a way to harm it.
+//! The life of a key set. It is fetched once for all workers, awaited, refreshed, and kept while the provider fails. Clients
+//! cannot use it to overload the provider.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ fn call(token: &str) -> Request {
     Request::tools_list("/mcp/acme").bearer(token)
 }
 
-/// Tokens that no cache knows, from now on.
+/// A request with a new token, which no cache contains.
 fn fresh(issuer: &Issuer, key: &Key) -> Request {
     use std::sync::atomic::{AtomicUsize, Ordering};
     static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -34,7 +35,7 @@ fn fresh(issuer: &Issuer, key: &Key) -> Request {
     call(&key.token(&issuer.claims_with(&json!({ "sub": sub }))))
 }
 
-/// Sends requests at once, each on a connection of its own.
+/// Sends requests at the same time, each on its own connection.
 fn send_all(gateway: &Gateway, requests: impl IntoIterator<Item = Request>) -> JoinSet<Reply> {
     let mut sent = JoinSet::new();
     for request in requests {
@@ -45,7 +46,7 @@ fn send_all(gateway: &Gateway, requests: impl IntoIterator<Item = Request>) -> J
 }
 
 #[tokio::test]
-async fn requests_wait_for_the_first_fetch_which_one_worker_does_for_all() {
+async fn requests_wait_for_the_first_fetch_which_all_workers_share() {
     let upstream = upstream::start().await;
     let key = Key::first("a");
     for holding_bodies in [false, true] {
@@ -60,10 +61,10 @@ async fn requests_wait_for_the_first_fetch_which_one_worker_does_for_all() {
         let forged = call(&Key::second("a").token(&issuer.claims()));
         let waiting = send_all(&gateway, requests.into_iter().chain([forged]));
         gateway.until_active(13).await;
-        gateway.admits("what needs no key set", &Request::post("/mcp/acme").api_key(&api_key("key_all"))).await;
+        gateway.admits("a request that needs no key set", &Request::post("/mcp/acme").api_key(&api_key("key_all"))).await;
         let expired = call(&key.token(&issuer.claims_with(&json!({"exp": 1}))));
-        assert_eq!(gateway.refuses("what needs none either", &expired).await.reason, "token_expired");
-        assert_eq!(upstream.requests(), arrived_before + 1, "none goes on before it is decided");
+        assert_eq!(gateway.refuses("an expired token, which needs no key set", &expired).await.reason, "token_expired");
+        assert_eq!(upstream.requests(), arrived_before + 1, "no request is forwarded before it is decided");
 
         issuer.publish(&[&key]);
         let replies = waiting.join_all().await;
@@ -80,7 +81,7 @@ async fn requests_wait_for_the_first_fetch_which_one_worker_does_for_all() {
 }
 
 #[tokio::test]
-async fn waiting_is_bounded_in_time() {
+async fn the_waiting_time_is_limited() {
     let upstream = upstream::start().await;
     let key = Key::first("a");
     let issuer = Issuer::start(&[]).await;
@@ -90,11 +91,11 @@ async fn waiting_is_bounded_in_time() {
     assert_eq!((refusal.status, &*refusal.reason, refusal.challenge), (503, "jwks_unavailable", None));
     assert!(refusal.retry_after.is_some());
     issuer.publish(&[&key]);
-    eventually("the provider is slow no more", async || Arrived::of(&gateway.send(&fresh(&issuer, &key)).await)).await;
+    eventually("the provider answers in time", async || Arrived::of(&gateway.send(&fresh(&issuer, &key)).await)).await;
 }
 
 #[tokio::test]
-async fn waiting_is_bounded_in_number() {
+async fn the_number_of_waiting_requests_is_limited() {
     const MOST: usize = 1024;
     let upstream = upstream::start().await;
     let key = Key::first("a");
@@ -129,11 +130,11 @@ async fn clients_may_hang_up_while_they_wait() {
     issuer.publish(&[&key]);
     assert!(staying.join_all().await.iter().all(|reply| reply.status == 200));
     gateway.admits("afterwards", &token).await;
-    assert_eq!(upstream.requests(), 6, "who left is not served");
+    assert_eq!(upstream.requests(), 6, "requests of clients that left are not forwarded");
 }
 
 #[tokio::test]
-async fn what_is_no_key_set_is_not_taken_for_one() {
+async fn an_answer_that_is_no_key_set_is_rejected() {
     let upstream = upstream::start().await;
     let key = Key::first("a");
     let answer = |status, body: &str| Behaviour::Document { status, body: body.to_owned() };
@@ -169,7 +170,7 @@ async fn what_is_no_key_set_is_not_taken_for_one() {
         let refusal = gateway.refuses(what, &fresh(issuer, &key)).await;
         assert_eq!((refusal.status, &*refusal.reason), (503, "jwks_unavailable"), "{what}");
     }
-    // Mended, it is noticed; broken again, what was fetched serves on.
+    // A provider that recovers is used. When it breaks again, the fetched keys stay in use.
     for (_, _, issuer) in &issuers {
         issuer.publish(&[&key]);
     }
@@ -182,7 +183,7 @@ async fn what_is_no_key_set_is_not_taken_for_one() {
     }
     let before: Vec<usize> = issuers.iter().map(|(.., issuer)| issuer.requests()).collect();
     for ((what, _, issuer), before) in issuers.iter().zip(before) {
-        // The second attempt begins after the first was judged.
+        // The second attempt begins after the first one was evaluated.
         eventually("two attempts", async || (issuer.requests() >= before + 2).then_some(())).await;
         gateway.admits(what, &fresh(issuer, &key)).await;
     }
@@ -191,7 +192,7 @@ async fn what_is_no_key_set_is_not_taken_for_one() {
 }
 
 #[tokio::test]
-async fn stale_keys_serve_only_so_long() {
+async fn stale_keys_are_used_for_a_limited_time() {
     let upstream = upstream::start().await;
     let key = Key::first("a");
     let issuer = Issuer::start(&[&key]).await;
@@ -207,8 +208,8 @@ async fn stale_keys_serve_only_so_long() {
         let reply = gateway.send(request).await;
         (reply.json()["reason"] == "jwks_unavailable").then_some(())
     };
-    eventually("the stale keys' end", async || is_refused(&fresh(&issuer, &key)).await).await;
-    eventually("the end for tokens verified before", async || is_refused(&known).await).await;
+    eventually("the stale keys are refused", async || is_refused(&fresh(&issuer, &key)).await).await;
+    eventually("tokens that were verified before are refused", async || is_refused(&known).await).await;
     issuer.publish(&[&key]);
     eventually("the provider is back", async || Arrived::of(&gateway.send(&fresh(&issuer, &key)).await)).await;
 }
@@ -229,7 +230,7 @@ async fn a_refresh_brings_new_keys_and_drops_old_ones() {
 }
 
 #[tokio::test]
-async fn an_unknown_kid_is_fetched_at_once_but_not_over_and_over() {
+async fn an_unknown_kid_causes_one_fetch_and_then_a_cool_down() {
     let upstream = upstream::start().await;
     let (old, new) = (Key::first("old"), Key::second("new"));
     let issuer = Issuer::start(&[&old]).await;
@@ -239,18 +240,18 @@ async fn an_unknown_kid_is_fetched_at_once_but_not_over_and_over() {
     issuer.publish(&[&old, &new]);
     let requests: Vec<Request> = (0..20).map(|_| fresh(&issuer, &new)).collect();
     let replies = send_all(&gateway, requests).join_all().await;
-    assert!(replies.iter().all(|reply| reply.status == 200), "the new key is good at once, for all");
-    assert_eq!(issuer.requests(), 2, "by one fetch");
+    assert!(replies.iter().all(|reply| reply.status == 200), "all requests with the new key are admitted");
+    assert_eq!(issuer.requests(), 2, "one fetch serves all");
     let made_up = Key::first("made-up");
     for _ in 0..5 {
         assert_eq!(gateway.refuses("a made-up kid", &fresh(&issuer, &made_up)).await.reason, "key_unknown");
     }
-    assert_eq!(issuer.requests(), 3, "one more, which brought nothing, and none in the cool-down");
-    gateway.admits("who is known stays so", &fresh(&issuer, &old)).await;
+    assert_eq!(issuer.requests(), 3, "one more fetch, which found nothing, and none during the cool-down");
+    gateway.admits("the known key is still accepted", &fresh(&issuer, &old)).await;
 }
 
 #[tokio::test]
-async fn a_rotated_key_without_kid_is_fetched_too() {
+async fn a_rotated_key_without_kid_is_fetched() {
     let upstream = upstream::start().await;
     let (old, new) = (Key::first("old"), Key::second("new"));
     let issuer = Issuer::start(&[&old]).await;
@@ -263,7 +264,7 @@ async fn a_rotated_key_without_kid_is_fetched_too() {
 }
 
 #[tokio::test]
-async fn ten_thousand_made_up_kids_cause_no_storm() {
+async fn ten_thousand_made_up_kids_cause_few_fetches() {
     const REQUESTS: usize = 10_000;
     const COOLDOWN: Duration = Duration::from_secs(2);
     let upstream = upstream::start().await;
@@ -271,7 +272,7 @@ async fn ten_thousand_made_up_kids_cause_no_storm() {
     let issuer = Issuer::start(&[&key]).await;
     let gateway = trusting(&issuer, &json!({"refetch_cooldown": "2s"})).workers(2).start(&upstream).await;
     gateway.admits("the real key", &fresh(&issuer, &key)).await;
-    // Signatures never come into it, so one serves for all.
+    // The signature is never checked, so one signature serves all tokens.
     let good = key.token(&issuer.claims());
     let (_, rest) = good.split_once('.').expect("a token");
     let rest = rest.to_owned();
@@ -287,7 +288,7 @@ async fn ten_thousand_made_up_kids_cause_no_storm() {
                 let reply = client.send(&call(&token)).await;
                 assert_eq!((reply.status, reply.json()["reason"].as_str()), (401, Some("key_unknown")));
                 if index % 50 == 0 {
-                    assert_eq!(client.send(&good).await.status, 200, "meanwhile, who is good passes");
+                    assert_eq!(client.send(&good).await.status, 200, "a valid token passes during the attack");
                 }
             }
         });

@@ -1,5 +1,5 @@
-//! `envoy/istio` and `envoy/envoy-gateway`: what an API server says of them, and what Envoy does with what the control
-//! planes make of them.
+//! `envoy/istio` and `envoy/envoy-gateway`: the checks of an API server, and Envoy with the configuration that the control
+//! planes generate from these files.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ const ISTIO_CRDS: &str = ".tools/crds/istio.yaml";
 const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
 
 #[tokio::test]
-async fn an_api_server_takes_every_file() {
+async fn an_api_server_accepts_every_file() {
     let files: Vec<PathBuf> = ["istio", "envoy-gateway"]
         .iter()
         .flat_map(|folder| std::fs::read_dir(repository().join("envoy").join(folder)).expect("the folder"))
@@ -30,9 +30,9 @@ async fn an_api_server_takes_every_file() {
     run("kubernetes", &arguments).await;
 }
 
-/// The check finds what it is for.
+/// Shows that the check finds errors.
 #[tokio::test]
-async fn an_api_server_refuses_what_is_misspelt() {
+async fn an_api_server_refuses_misspelt_files() {
     for (file, right, wrong, problem) in [
         ("istio/wasm-plugin.yaml", "phase: AUTHN", "phase: AUTH", "spec.phase: Unsupported value"),
         ("istio/wasm-plugin.yaml", "failStrategy:", "failureStrategy:", "unknown field spec.failureStrategy"),
@@ -55,14 +55,17 @@ async fn an_api_server_refuses_what_is_misspelt() {
     }
 }
 
-/// A policy that names no Gateway guards nothing, and a patch that finds no listener mends nothing.
+/// A policy that names no Gateway protects nothing, and a patch that finds no listener changes nothing.
 #[test]
-fn everything_of_envoy_gateway_is_about_its_gateway() {
+fn every_envoy_gateway_policy_targets_the_gateway() {
     let file = "envoy-gateway/gateway.yaml";
     let (gateway, policy) = (only("Gateway", file), only("EnvoyExtensionPolicy", file));
     let printed = std::fs::read_to_string(repository().join("settings/templates/envoy-gateway.yaml")).expect("the template");
     let printed: Value = serde_saphyr::from_str(&printed).expect("YAML");
-    assert_eq!(printed["metadata"], policy["metadata"], "what is printed takes the place of the file's, or the patches miss it");
+    assert_eq!(
+        printed["metadata"], policy["metadata"],
+        "the printed policy must replace the one in the file, or the patches do not apply"
+    );
     for policy in [&printed, &policy, &only("ClientTrafficPolicy", file), &only("BackendTrafficPolicy", file)] {
         let target = json!([{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": gateway["metadata"]["name"]}]);
         assert_eq!(
@@ -78,9 +81,9 @@ fn everything_of_envoy_gateway_is_about_its_gateway() {
     }
 }
 
-/// By default Envoy ends a call after 15 seconds, and an event stream too.
+/// By default, Envoy ends every call after 15 seconds, including event streams.
 #[test]
-fn connectors_answer_for_as_long_as_they_like() {
+fn responses_of_connectors_have_no_time_limit() {
     let routes = only("HTTPRoute", "envoy-gateway/gateway.yaml");
     let rules = routes["spec"]["rules"].as_array().expect("rules").iter();
     let connectors: Vec<&Value> = rules.filter(|rule| rule["backendRefs"].is_array()).collect();
@@ -89,7 +92,7 @@ fn connectors_answer_for_as_long_as_they_like() {
 }
 
 #[tokio::test]
-async fn what_the_module_may_call_is_the_same_everywhere() {
+async fn the_module_has_the_same_restrictions_in_every_file() {
     let complete = complete_gateway();
     let expected = &complete.pointer(&format!("{MANAGER}/http_filters/0/typed_config/config")).expect("the filter")["vm_config"];
     let filters = [Rendered::of_envoy_filter(), Rendered::of_envoy_gateway(true)];
@@ -101,7 +104,7 @@ async fn what_the_module_may_call_is_the_same_everywhere() {
 /// If istiod sends gateways only the clusters of their routes (`PILOT_FILTER_GATEWAY_CLUSTER_CONFIG`), an annotation must name
 /// each service whose cluster the filter calls. Waypoints always need the annotation.
 #[test]
-fn istio_is_told_of_every_service_that_the_filter_calls() {
+fn the_istio_annotation_names_every_service_that_the_filter_calls() {
     for file in ["istio/wasm-plugin.yaml", "istio/envoy-filter.yaml", "istio/waypoint.yaml"] {
         let documents = documents(file);
         let is_annotated = |document: &&Value| document["kind"] == "EnvoyFilter";
@@ -144,24 +147,25 @@ async fn envoy_gateway_authenticates() {
 }
 
 #[tokio::test]
-async fn envoy_gateway_patched_makes_a_complete_gateway() {
+async fn envoy_gateway_with_patches_makes_a_complete_gateway() {
     Rendered::of_envoy_gateway(true).serves(200).await;
 }
 
-/// What a control plane makes of a file for Envoy.
+/// The Envoy configuration that a control plane generates from a file.
 struct Rendered {
-    /// `envoy.extensions.wasm.v3.PluginConfig`.
+    /// The plugin's configuration, `envoy.extensions.wasm.v3.PluginConfig`.
     filter: Value,
-    /// Clusters that the file adds. Those that the control plane makes of other objects are not among them.
+    /// Clusters that the file adds, without those that the control plane generates from other objects.
     clusters: Vec<Value>,
-    /// What is merged into the connection manager.
+    /// Members to merge into the connection manager.
     manager: Value,
-    /// Regexes by which metrics get labels.
+    /// Regular expressions that turn parts of metric names into labels.
     stats_tags: Value,
 }
 
 impl Rendered {
-    /// As Istio renders a WasmPlugin (`pilot/pkg/model/extensions.go`), with the cluster that an EnvoyFilter beside it adds.
+    /// Renders a WasmPlugin like Istio (`pilot/pkg/model/extensions.go`), with the cluster that an EnvoyFilter in the same
+    /// file adds.
     fn of_wasm_plugin(file: &str) -> Self {
         let plugin = only("WasmPlugin", file);
         let spec = &plugin["spec"];
@@ -192,7 +196,8 @@ impl Rendered {
         let [manager] = &patches(file, "NETWORK_FILTER")[..] else { panic!("one connection manager") };
         assert_eq!(filter["name"], extension["name"]);
         let mut manager = manager["typed_config"].clone();
-        // Where the agent could not fetch the image, it sends this type, which denies all.
+        // If the agent cannot fetch the image, it sends an RBAC filter that denies all requests. This test replaces the
+        // whole list.
         manager["http_filters"] = json!([filter, {
             "name": "envoy.filters.http.router",
             "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
@@ -201,7 +206,7 @@ impl Rendered {
         Self { filter, clusters: patches(file, "CLUSTER"), manager, stats_tags: istio_stats_tags() }
     }
 
-    /// As Envoy Gateway renders an EnvoyExtensionPolicy (`internal/xds/translator/wasm.go`).
+    /// Renders an EnvoyExtensionPolicy like Envoy Gateway (`internal/xds/translator/wasm.go`).
     fn of_envoy_gateway(patched: bool) -> Self {
         let file = "envoy-gateway/gateway.yaml";
         let policy = only("EnvoyExtensionPolicy", file);
@@ -235,8 +240,8 @@ impl Rendered {
         Self { filter, clusters, manager: json!({}), stats_tags }
     }
 
-    /// Puts it into the complete gateway in place of the filter and clusters there, and sends requests. The token
-    /// endpoint answers `token_status`.
+    /// Replaces the filter and the clusters of the complete gateway by these, and sends requests. The token endpoint must
+    /// answer with the status `token_status`.
     async fn serves(self, token_status: u16) {
         let (connector, settings) = (upstream::start().await, Settings::start().await);
         let acme = json!({
@@ -262,7 +267,7 @@ impl Rendered {
 
     fn bootstrap(self, connector: u16, settings: u16, folder: &Folder) -> Value {
         let Self { mut filter, clusters, manager, stats_tags } = self;
-        // The image is replaced by the module itself, the environment of the proxy by values.
+        // The module itself replaces the image, and fixed values replace the environment of the proxy.
         filter["vm_config"]["code"] = json!({"local": {"filename": repository().join("dist/apexmcp_auth.wasm")}});
         assert_eq!(filter["vm_config"]["environment_variables"], json!({"host_env_keys": ["APEXMCP_SETTINGS_TOKEN"]}));
         filter["vm_config"]["environment_variables"] = json!({"key_values": {"APEXMCP_SETTINGS_TOKEN": TOKEN}});
@@ -296,7 +301,7 @@ impl Rendered {
     }
 }
 
-/// The documents of a file.
+/// The YAML documents of a file.
 fn documents(file: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(repository().join("envoy").join(file)).expect("the file");
     serde_saphyr::from_multiple(&text).expect("YAML")
@@ -308,20 +313,20 @@ fn only(kind: &str, file: &str) -> Value {
     document
 }
 
-/// The values of an EnvoyFilter's patches of this kind.
+/// The values of all patches of this kind in the EnvoyFilters of a file.
 fn patches(file: &str, apply_to: &str) -> Vec<Value> {
     let filters = documents(file).into_iter().filter(|document| document["kind"] == "EnvoyFilter");
     let patches = filters.flat_map(|filter| filter["spec"]["configPatches"].as_array().expect("patches").clone());
     patches.filter(|patch| patch["applyTo"] == apply_to).map(|patch| patch["patch"]["value"].clone()).collect()
 }
 
-/// The regexes that Istio makes of `extraStatTags` (`tools/packaging/common/envoy_bootstrap.json`).
+/// The regular expressions that Istio generates from `extraStatTags` (`tools/packaging/common/envoy_bootstrap.json`).
 fn istio_stats_tags() -> Value {
     let tags = ["result", "reason", "method", "outcome", "endpoint"];
     json!(tags.map(|tag| json!({"tag_name": tag, "regex": format!(r"({tag}=\.=(.*?);\.;)")})))
 }
 
-/// A plugin configuration as control planes hand it over.
+/// A plugin configuration in the form in which control planes send it.
 fn text(plugin: &Value) -> Value {
     json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": plugin.to_string()})
 }

@@ -1,4 +1,5 @@
-//! Limits: exactly what is allowed passes, on one Envoy with several workers and on two that share a service.
+//! Rate limits and quotas: exactly the allowed number of requests passes, on one Envoy with several workers and on two
+//! Envoys that share a service.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ fn call(key: &str) -> Request {
     Request::tools_list("/mcp/acme").api_key(&api_key(key))
 }
 
-/// An org with these limits and keys, of which the second has limits of its own.
+/// An org with these limits and two keys. The second key has limits of its own.
 fn acme(limits: &Value, own: &Value) -> Value {
     let narrower = merged(api_key_record("key_own"), &json!({ "limits": own }));
     json!({"acme": {"api_keys": [api_key_record("key_all"), narrower], "limits": limits}})
@@ -30,7 +31,7 @@ fn by_service(orgs: &Value, on_error: &str) -> Value {
     merged(plugin(orgs), &json!({"limits": {"store": "rate_limit_service", "rate_limit_service": service}}))
 }
 
-/// Sends `count` requests at once by many clients to gateways in turn, and counts the replies by status and reason.
+/// Sends `count` requests from many clients to the gateways in turn. Counts the replies by status and reason.
 async fn send_all(gateways: &[&Gateway], request: &Request, count: usize) -> BTreeMap<String, usize> {
     let mut clients = JoinSet::new();
     for index in 0..CLIENTS {
@@ -62,9 +63,9 @@ fn tally<const N: usize>(counts: [(&str, usize); N]) -> BTreeMap<String, usize> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn four_workers_let_exactly_so_many_pass() {
+async fn four_workers_admit_exactly_the_allowed_number() {
     let upstream = upstream::start().await;
-    // What flows in during the test is less than one.
+    // One request a day: during the test, the bucket gains less than one request.
     let day = |burst| json!({"rate": {"requests": 1, "per": "day", "burst": burst}});
     for (limits, own, key, expected) in [
         (day(500), json!({}), "key_all", tally([("passed", 500), ("429 rate_limit", 3596)])),
@@ -75,14 +76,14 @@ async fn four_workers_let_exactly_so_many_pass() {
         let gateway = Setup::new(plugin(&acme(&limits, &own))).workers(4).start(&upstream).await;
         assert_eq!(send_all(&[&gateway], &call(key), 4096).await, expected, "{limits} {own}");
         if own["monthly_quota"] == 200 {
-            // What the key's quota refused did not cost the org.
+            // A request that the key's quota refused does not count at the org's limit.
             assert_eq!(send_all(&[&gateway], &call("key_all"), 512).await, tally([("passed", 300), ("429 rate_limit", 212)]));
         }
     }
 }
 
 #[tokio::test]
-async fn replies_tell_where_the_client_stands() {
+async fn replies_report_the_state_of_the_limits() {
     let upstream = upstream::start().await;
     let limits = json!({"rate": {"requests": 600, "per": "minute", "burst": 2}, "monthly_quota": 3});
     let gateway = Setup::new(plugin(&acme(&limits, &json!({})))).start(&upstream).await;
@@ -101,14 +102,14 @@ async fn replies_tell_where_the_client_stands() {
     let wait: u64 = refused.header("retry-after").and_then(|wait| wait.parse().ok()).expect("seconds");
     assert!((1..=31 * 86_400).contains(&wait), "{wait}");
     assert!(refused.header("ratelimit").is_some_and(|field| field.contains(r#""month";r=0"#)), "{refused:?}");
-    // Nobody pays for what is refused for another reason, and others are not limited.
+    // A request that is refused for another reason does not count. An org without limits gets no such headers.
     assert_eq!(gateway.send(&Request::tools_list("/mcp/acme").api_key(&api_key("key_none"))).await.status, 401);
     let unlimited = Setup::new(plugin(&json!({"acme": {"api_keys": [api_key_record("key_all")]}}))).start(&upstream).await;
     assert_eq!(unlimited.send(&call("key_all")).await.header("ratelimit"), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_gateways_share_one_service() {
+async fn two_gateways_share_the_counts_of_one_service() {
     let upstream = upstream::start().await;
     let service = RateLimitService::start().await;
     for (limits, own, key, expected) in [
@@ -127,12 +128,12 @@ async fn two_gateways_share_one_service() {
         let reply = one.send(&call(key)).await;
         assert!(reply.header("retry-after").is_some() && reply.header("ratelimit").is_some(), "{reply:?}");
         let counted = one.metric("apexmcp_rate_limit_service", &[("outcome", "over_limit")]).await;
-        assert!(counted > 0, "the metric");
+        assert!(counted > 0, "the metric counts refused requests");
     }
 }
 
 #[tokio::test]
-async fn a_service_that_is_gone_does_as_the_operator_wants() {
+async fn on_error_decides_while_the_service_is_down() {
     let upstream = upstream::start().await;
     let mut service = RateLimitService::start().await;
     let orgs = acme(&json!({"monthly_quota": 1_000_000}), &json!({}));
@@ -146,17 +147,17 @@ async fn a_service_that_is_gone_does_as_the_operator_wants() {
     let fails = ("passed".to_owned(), false, "503 rate_limit_unavailable".to_owned(), true);
     assert_eq!(verdicts().await, works);
     service.stop_service();
-    eventually("the service is missed", async || (verdicts().await == fails).then_some(())).await;
+    eventually("the gateway notices that the service is down", async || (verdicts().await == fails).then_some(())).await;
     service.start_service().await;
     eventually("the service is back", async || (verdicts().await == works).then_some(())).await;
     service.stop_redis();
-    eventually("Redis is missed", async || (verdicts().await == fails).then_some(())).await;
+    eventually("the gateway notices that Redis is down", async || (verdicts().await == fails).then_some(())).await;
     service.start_redis().await;
     eventually("Redis is back", async || (verdicts().await == works).then_some(())).await;
 }
 
 #[tokio::test]
-async fn a_cluster_that_is_not_there_is_an_error_and_no_trap() {
+async fn a_missing_cluster_is_an_error_and_causes_no_trap() {
     let upstream = upstream::start().await;
     let orgs = acme(&json!({"monthly_quota": 5}), &json!({}));
     for (on_error, expected) in [("allow", "passed"), ("deny", "503 rate_limit_unavailable")] {
@@ -168,7 +169,7 @@ async fn a_cluster_that_is_not_there_is_an_error_and_no_trap() {
 }
 
 #[tokio::test]
-async fn what_waited_for_keys_or_was_read_is_counted_too() {
+async fn requests_that_waited_or_were_inspected_are_counted() {
     let upstream = upstream::start().await;
     for holding_bodies in [false, true] {
         let service = RateLimitService::start().await;
@@ -202,7 +203,7 @@ async fn what_waited_for_keys_or_was_read_is_counted_too() {
 }
 
 #[tokio::test]
-async fn a_client_may_not_take_tokens_without_end() {
+async fn the_number_of_tokens_of_a_client_is_limited() {
     let upstream = upstream::start().await;
     let client = json!({"client_id": oauth::WITH_SECRET, "secret_sha256": [sha256(oauth::SECRET)], "scopes": ["mcp:call"]});
     let mut issuing = plugin(&json!({"acme": {"oauth_clients": [client]}}));
@@ -217,7 +218,7 @@ async fn a_client_may_not_take_tokens_without_end() {
             let (client, request) = (gateway.client().clone(), request.clone());
             clients.spawn(async move {
                 let mut replies: Vec<Reply> = Vec::new();
-                // Where the module itself signs, it may give out less than ten a second, and then refuses none.
+                // If the module itself signs, it may issue less than ten tokens a second, and then it refuses none.
                 while replies.len() < 60 || envoy_signs && replies.last().is_some_and(|reply| reply.status == 200) {
                     replies.push(client.send(&request).await);
                 }
@@ -227,10 +228,10 @@ async fn a_client_may_not_take_tokens_without_end() {
         clients.join_all().await.concat()
     };
     let issued = replies.iter().filter(|reply| reply.status == 200).count();
-    let allowed = 300 + 10 * usize::try_from(now() - begin + 1).expect("a clock that goes on");
+    let allowed = 300 + 10 * usize::try_from(now() - begin + 1).expect("the clock goes forward");
     assert!((300..=allowed).contains(&issued), "{issued} of {allowed}");
     let Some(refused) = replies.iter().find(|reply| reply.status != 200) else {
-        assert!(!envoy_signs, "none was refused");
+        assert!(!envoy_signs, "no request was refused");
         return;
     };
     assert_eq!((refused.status, &refused.json()["reason"]), (429, &json!("rate_limit")), "{refused:?}");

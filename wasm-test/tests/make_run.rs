@@ -1,4 +1,4 @@
-//! `make run` leaves nothing behind, however it ends: a second one would find its ports in use.
+//! `make run` leaves no process behind, however it ends. Otherwise the next `make run` would find its ports in use.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use wasm_test::process::{Folder, Process, argument};
 use wasm_test::{eventually, repository};
 
-/// Starts these commands like `demo/run.py`, writes their process ids into a file, and then runs the last statement.
+/// Starts these commands like `demo/run.py`, writes their process ids to a file, and then executes the last statement.
 const PROGRAM: &str = r#"
 import pathlib, signal, sys, threading, time
 folder, last, *commands = sys.argv[1:]
@@ -33,15 +33,15 @@ fn runs(number: &str) -> bool {
     Path::new("/proc").join(number).join("exe").exists()
 }
 
-/// The programs of `make run` are of these kinds: a program, a script that executes another one, and one that waits for others.
+/// The kinds of programs in `make run`: a program, a script that executes another one, and a script that waits for others.
 const PROGRAMS: [&str; 3] = ["sleep 1000", ".tools/bin/python -c __import__('time').sleep(1000)", "sh -c sleep${IFS}1000"];
 
 #[tokio::test]
-async fn what_it_started_ends_with_it() {
+async fn the_started_programs_end_with_make_run() {
     for (how, last) in [
         ("killed by SIGKILL", "time.sleep(1000)"),
         ("aborted", "__import__('os').abort()"),
-        ("left without its own end", "__import__('os')._exit(1)"),
+        ("exited without cleanup", "__import__('os')._exit(1)"),
     ] {
         let folder = Folder::new().expect("a folder");
         let path = folder.file(".").canonicalize().expect("a path");
@@ -49,15 +49,15 @@ async fn what_it_started_ends_with_it() {
         let process = Process::start("python", &arguments, &folder).expect("it starts");
         let numbers = numbers(&folder).await;
         assert_eq!(numbers.len(), PROGRAMS.len());
-        // SIGKILL, if the program still runs.
+        // Sends SIGKILL if the program still runs.
         drop(process);
         eventually(how, async || (!numbers.iter().any(|number| runs(number))).then_some(())).await;
     }
 }
 
-/// Make itself may be killed, too: its recipe is another process.
+/// Make itself may be killed, too. Its recipe is another process.
 #[tokio::test]
-async fn it_ends_with_make() {
+async fn make_run_ends_when_make_is_killed() {
     let folder = Folder::new().expect("a folder");
     let path = folder.file(".").canonicalize().expect("a path");
     let program = folder.file("program.py");

@@ -1,5 +1,5 @@
-//! `envoy/alerts.yaml` and `envoy/dashboard.json`: by promtool, and by a real Prometheus that scrapes a gateway to which
-//! happens what they tell of.
+//! `envoy/alerts.yaml` and `envoy/dashboard.json`: promtool checks them, and a real Prometheus scrapes a gateway that has
+//! the problems which they report.
 
 use std::collections::BTreeSet;
 
@@ -15,17 +15,18 @@ use wasm_test::token::Key;
 use wasm_test::{eventually, repository, upstream};
 
 #[tokio::test]
-async fn each_alert_fires_for_what_it_is_about() {
+async fn each_alert_fires_only_for_its_problem() {
     run("promtool", &["check", "rules", "envoy/alerts.yaml"]).await;
     run("promtool", &["test", "rules", "wasm-test/alerts.test.yaml"]).await;
 }
 
-/// Envoy's own metric of a trap has the filter's name in its name, of which control planes make `<namespace>.<name>`.
+/// The name of Envoy's own metric for traps contains the name of the filter. Control planes change that name to
+/// `<namespace>.<name>`.
 #[tokio::test]
-async fn a_trap_is_told_whatever_the_filter_is_called() {
+async fn the_trap_alert_works_for_every_filter_name() {
     let selector = r#"{__name__=~"envoy_wasm_(.+_)?apexmcp(_.+)?_vm_reload"#;
     assert!(text("envoy/alerts.yaml").contains(selector));
-    assert!(text("envoy/dashboard.json").contains(&selector.replace('"', "\\\"")), "the dashboard looks for the same");
+    assert!(text("envoy/dashboard.json").contains(&selector.replace('"', "\\\"")), "the dashboard must use the same selector");
     for (name, alerts) in
         [("apexmcp", 1), ("apexmcp_apexmcp", 1), ("apexmcp_apexmcp_waypoint", 1), ("mesh_apexmcp_2", 1), ("other", 0)]
     {
@@ -55,7 +56,7 @@ async fn a_trap_is_told_whatever_the_filter_is_called() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_they_ask_for_is_there() {
+async fn every_metric_of_the_alerts_and_the_dashboard_exists() {
     let alerts: Value = serde_saphyr::from_str(&text("envoy/alerts.yaml")).expect("YAML");
     let dashboard: Value = serde_json::from_str(&text("envoy/dashboard.json")).expect("JSON");
     let rules = alerts["groups"][0]["rules"].as_array().expect("rules").iter();
@@ -84,7 +85,7 @@ async fn everything_they_ask_for_is_there() {
     prometheus.evaluates_every_rule().await;
 }
 
-/// A gateway to which everything happens that is counted.
+/// A gateway on which every event has occurred that the metrics count.
 struct Trouble {
     gateway: Gateway,
     _settings: Settings,
@@ -164,12 +165,12 @@ impl Prometheus {
         Self { url: format!("http://{authority}"), api, _process: process }
     }
 
-    /// Whether an expression yields something.
+    /// Whether an expression returns any series.
     async fn finds(&self, expression: &str) -> bool {
         !run("promtool", &["query", "instant", &self.url, expression]).await.trim().is_empty()
     }
 
-    /// Awaits that each rule was evaluated, and without an error.
+    /// Waits until each rule was evaluated without an error.
     async fn evaluates_every_rule(&self) {
         eventually("the rules are evaluated", async || {
             let rules = self.api.send(&Request::get("/api/v1/rules")).await.json();
@@ -185,7 +186,7 @@ fn text(file: &str) -> String {
     std::fs::read_to_string(repository().join(file)).expect("the file")
 }
 
-/// The selectors in an expression: a metric of the filter, a set of matchers, or both.
+/// The selectors in an expression. A selector is a metric of the filter, a set of matchers, or both.
 fn selectors(expression: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut rest = expression;

@@ -1,5 +1,5 @@
-//! One organization's identity providers attack: their key sets are huge, never end, or never come. The neighbors of that
-//! organization are served as before, and Envoy's memory stays bounded.
+//! The identity providers of one organization attack: their key sets are huge, never end, or never arrive. Other
+//! organizations are served as before, and Envoy's memory stays limited.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,28 +19,28 @@ use wasm_test::upstream;
 
 /// The maximum number of providers of an organization.
 const PROVIDERS: usize = 32;
-/// The part of its endless document that a provider sends. At 32 MiB, Envoy itself ends a fetch.
+/// The bytes of its endless document that a provider sends. At 32 MiB, Envoy itself ends a fetch.
 const SENT: usize = 31_000_000;
-/// A slow provider sends one such part in each [`PACE`], so that it needs most of the time that a fetch may take.
+/// A slow provider sends one chunk of this size in each [`PACE`], so that it needs most of the time that a fetch may take.
 const CHUNK: usize = 500_000;
 const PACE: Duration = Duration::from_millis(20);
 /// Envoy with one worker has about 130 MB before the attack.
 const MAX_MEMORY_KB: u64 = 600_000;
 
-/// The answer at the attacker's paths.
+/// The answers of the attacker's providers.
 #[derive(Clone, Debug)]
 enum Attack {
-    /// A long part at once, and then no more bytes.
+    /// A long part immediately, and then no more bytes.
     Endless,
     /// Small parts with pauses between them.
     Slow,
     /// A long key set for the first request, and no answer to further requests.
     Hang(Arc<str>),
-    /// Another long key set for each request, at once.
+    /// Another long key set for each request, immediately.
     Rotate,
 }
 
-/// One host with the key sets of both organizations: the neighbor's at `/neighbor`.
+/// One host with the key sets of both organizations. The neighbor's key set is at `/neighbor`.
 struct Host {
     port: u16,
     neighbor: Arc<std::sync::Mutex<Value>>,
@@ -74,7 +74,7 @@ impl Host {
                 let [in_flight, most, complete] = counts.clone();
                 tokio::spawn(async move {
                     let mut connection = BufReader::new(connection);
-                    // Envoy may send one request after the other on a connection.
+                    // Envoy may send several requests on a connection, one after the other.
                     while let Some(path) = next_path(&mut connection).await {
                         if path == "/neighbor" {
                             let body = published.lock().expect("the neighbor's keys").to_string();
@@ -115,7 +115,7 @@ impl Host {
                             }
                         }
                         most.fetch_max(now_in_flight, Ordering::SeqCst);
-                        // Until Envoy gives up and closes the connection.
+                        // Wait until Envoy gives up and closes the connection.
                         let mut rest = String::new();
                         connection.read_line(&mut rest).await.ok()?;
                         return Some(());
@@ -131,7 +131,7 @@ impl Host {
         format!("http://127.0.0.1:{}/{path}", self.port)
     }
 
-    /// From now on the neighbor publishes this key.
+    /// Publishes this key for the neighbor from now on.
     fn publish(&self, key: &Key) {
         *self.neighbor.lock().expect("the neighbor's keys") = json!({"keys": [key.jwk()]});
     }
@@ -150,7 +150,7 @@ fn answer(length: usize, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// A key set of 245 KB. It is long because of a usable key: others are left out of what threads share.
+/// A key set of 245 KB. A usable key makes it long, because unusable keys are not shared between threads.
 fn long_document(kid: &str) -> String {
     let key = Key::first(kid).jwk();
     let long = merged(key.clone(), &json!({"kid": "k".repeat(245_000)}));
@@ -172,7 +172,7 @@ async fn next_path(connection: &mut BufReader<tokio::net::TcpStream>) -> Option<
     }
 }
 
-/// How to start a gateway on which the attacker has these providers and the neighbor its own.
+/// A gateway on which the attacker has these providers, and the neighbor has its own.
 fn setup(host: &Host, attackers: &[Value], jwks: &Value) -> Setup {
     let orgs = json!({
         "attacker": {"identity_providers": attackers},
@@ -199,8 +199,8 @@ fn attack(gateway: &Gateway, host: &Host) -> JoinSet<()> {
     attackers
 }
 
-/// Attacks until some fetches have filled their buffers, while the neighbor rotates its key again and again.
-async fn memory_stays_bounded(attack_by: Attack, names_neighbor: bool) {
+/// Attacks until some fetches have filled their buffers. Meanwhile the neighbor rotates its key repeatedly.
+async fn memory_stays_limited(attack_by: Attack, names_neighbor: bool) {
     let upstream = upstream::start().await;
     let host = Host::start(attack_by).await;
     host.publish(&Key::first("0"));
@@ -224,23 +224,23 @@ async fn memory_stays_bounded(attack_by: Attack, names_neighbor: bool) {
     let most_in_flight = host.most_in_flight.load(Ordering::SeqCst);
     println!("{rotations} rotations of the neighbor, {most_in_flight} fetches in flight, at most {most_memory} kB");
     assert!(most_memory < MAX_MEMORY_KB, "{most_memory} kB");
-    // Envoy may close a connection later than the module begins the next fetch.
+    // Envoy may close a connection after the module begins the next fetch.
     assert!(most_in_flight <= 4, "{most_in_flight} fetches in flight");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn providers_that_send_much_and_hang_fill_no_memory() {
-    memory_stays_bounded(Attack::Endless, false).await;
+async fn providers_that_send_much_and_hang_do_not_fill_memory() {
+    memory_stays_limited(Attack::Endless, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_do_those_that_send_it_slowly() {
-    memory_stays_bounded(Attack::Slow, false).await;
+async fn providers_that_send_much_slowly_do_not_fill_memory() {
+    memory_stays_limited(Attack::Slow, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_do_those_that_name_the_key_set_of_their_neighbor() {
-    memory_stays_bounded(Attack::Endless, true).await;
+async fn providers_that_name_a_neighbors_key_set_do_not_fill_memory() {
+    memory_stays_limited(Attack::Endless, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -253,7 +253,7 @@ async fn a_lower_buffer_limit_of_envoy_ends_a_fetch_early() {
     assert_eq!(host.complete.load(Ordering::SeqCst), 0);
 }
 
-/// The latencies of a number of equal requests, all of which are admitted.
+/// Repeats a request that must be admitted. Returns its latencies as text.
 async fn latencies(gateway: &Gateway, request: &Request, mut are_enough: impl AsyncFnMut(usize) -> bool) -> String {
     let mut latencies = Vec::new();
     while !are_enough(latencies.len()).await {
@@ -267,7 +267,7 @@ async fn latencies(gateway: &Gateway, request: &Request, mut are_enough: impl As
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn providers_with_new_keys_in_each_answer_are_fetched_twenty_times_a_second() {
+async fn providers_with_new_keys_in_each_answer_are_fetched_at_most_twenty_times_a_second() {
     const FETCHES: usize = 150;
     let upstream = upstream::start().await;
     let began = Instant::now();
@@ -284,7 +284,7 @@ async fn providers_with_new_keys_in_each_answer_are_fetched_twenty_times_a_secon
     assert!(fetches <= allowed, "{fetches} fetches in {took:?}, {allowed} allowed");
 }
 
-/// Bytes that Envoy copied into the module in each of the ticks in its trace.
+/// The number of bytes that Envoy copied into the module in each tick of this trace.
 fn copied_in_ticks(trace: &str) -> Vec<usize> {
     let (mut ticks, mut current) = (Vec::new(), None);
     for line in trace.lines() {
@@ -300,7 +300,7 @@ fn copied_in_ticks(trace: &str) -> Vec<usize> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn long_key_sets_that_are_waited_for_cost_their_neighbors_nothing() {
+async fn waiting_for_long_key_sets_does_not_slow_other_organizations() {
     let upstream = upstream::start().await;
     let host = Host::start(Attack::Hang(long_document("known").into())).await;
     host.publish(&Key::first("neighbor"));
@@ -325,6 +325,6 @@ async fn long_key_sets_that_are_waited_for_cost_their_neighbors_nothing() {
     gateway.admin().send(&Request::post("/logging?wasm=debug")).await;
     let most = ticks.iter().max().expect("a tick");
     println!("{} ticks, at most {most} bytes copied in one", ticks.len());
-    assert!(ticks.iter().any(|copied| *copied > 0), "waiting requests are looked after");
+    assert!(ticks.iter().any(|copied| *copied > 0), "no tick checked the waiting requests");
     assert!(*most < 16_000, "{most} bytes copied in a tick");
 }

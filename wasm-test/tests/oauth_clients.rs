@@ -1,4 +1,4 @@
-//! OAuth clients as they are: each knows the endpoint and its credential, and discovers the rest from a bare 401.
+//! Real OAuth clients. Each knows only the endpoint and its credential, and discovers the rest from a bare 401.
 
 use serde_json::{Value, json};
 use wasm_test::eventually;
@@ -12,10 +12,10 @@ const TOOLS: [&str; 5] = ["clock__days_between", "clock__now", "notes__read", "n
 const WELCOME: &str = "This note came through the gateway.";
 
 #[tokio::test]
-async fn the_official_python_sdk() {
+async fn the_official_python_sdk_works() {
     let site = Site::start(&json!([PrivateKey::new().record("a")])).await;
     for method in METHODS {
-        // By `initialize`, and by `server/discover`.
+        // `legacy` begins with `initialize`, and `auto` with `server/discover`.
         for mode in ["legacy", "auto"] {
             let got = run_client(&site, "mcp_client.py", method, &json!({ "mode": mode })).await;
             assert_eq!(got, json!({"tools": TOOLS, "said": WELCOME}), "{method} {mode}");
@@ -25,9 +25,9 @@ async fn the_official_python_sdk() {
 }
 
 #[tokio::test]
-async fn the_official_typescript_sdk() {
+async fn the_official_typescript_sdk_works() {
     let site = Site::start(&json!([PrivateKey::new().record("a")])).await;
-    // It has no provider for client_secret_post.
+    // This SDK has no provider for client_secret_post.
     for method in ["client_secret_basic", "private_key_jwt"] {
         let got = run_client(&site, "mcp_client.mjs", method, &json!({})).await;
         assert_eq!(got, json!({"tools": TOOLS, "said": WELCOME}), "{method}");
@@ -36,7 +36,7 @@ async fn the_official_typescript_sdk() {
 }
 
 #[tokio::test]
-async fn oauth_libraries() {
+async fn oauth_libraries_get_and_use_tokens() {
     let site = Site::start(&json!([PrivateKey::new().record("a")])).await;
     for method in METHODS {
         for (program, discovery) in [("openid_client.mjs", "oauth2"), ("openid_client.mjs", "oidc"), ("authlib_client.py", "")] {
@@ -49,15 +49,15 @@ async fn oauth_libraries() {
     site.assert_keeps_secrets();
 }
 
-/// The official Python client asks for the scopes that the gateway names, and a real provider refuses a client that asks for
-/// a scope that it may not have.
+/// The official Python client requests the scopes that the gateway names. A real provider refuses a client that requests a
+/// scope which it may not have.
 #[tokio::test]
-async fn a_provider_that_refuses_unknown_scopes() {
+async fn client_scopes_name_the_scopes_that_clients_request() {
     let key = PrivateKey::new();
     let site = Site::start(&json!([key.record("a")])).await;
     let own = ["read", "titles", "write"];
-    // The scopes that the client may request; the member client_scopes; the connector at the called path; the tools that
-    // the client gets, or the refusal.
+    // Columns: the scopes that the client may request; the member client_scopes; the connector in the called path; the tools
+    // that the client gets, or its error.
     for (scopes, client_scopes, connector, expected) in [
         ("mcp:call:notes", json!(null), Some("notes"), Ok(&own[..])),
         ("mcp:call:notes", json!(null), None, Err("invalid_scope")),
@@ -94,8 +94,8 @@ async fn signing_keys_rotate_while_clients_work() {
         Worker::start(&site, "mcp_client.py", "client_secret_basic", &json!({})),
         Worker::start(&site, "mcp_client.mjs", "private_key_jwt", &json!({})),
     ];
-    // The new key is published before it signs, or a worker that has the next policy later would not know it. When the
-    // old one goes, its tokens are refused, and clients fetch new ones.
+    // The new key is published before it signs. Otherwise a worker with the earlier policy would not know it. When the old
+    // key is removed, its tokens are refused, and clients fetch new ones.
     let no_refusal = ["ok", "credential_missing"];
     let at_last = ["ok", "credential_missing", "key_unknown"];
     for (signing_keys, reasons) in [
@@ -119,7 +119,7 @@ async fn signing_keys_rotate_while_clients_work() {
 }
 
 #[tokio::test]
-async fn the_live_token_of_a_revoked_client_is_refused_at_once() {
+async fn a_valid_token_of_a_revoked_client_is_refused_immediately() {
     let signing_keys = json!([PrivateKey::new().record("a")]);
     let site = Site::start(&signing_keys).await;
     let token = site.token().await;
@@ -133,7 +133,7 @@ async fn the_live_token_of_a_revoked_client_is_refused_at_once() {
     for (what, policy, reason) in
         [("revoked", revoked, "client_unknown"), ("gone", gone, "client_unknown"), ("token", logged_out, "token_revoked")]
     {
-        // Often enough for the token to be in the cache of each worker.
+        // Enough requests for each worker to cache the token.
         for _ in 0..8 {
             assert_eq!(site.envoy().client().send(&call).await.status, 200, "{what}: before");
         }
@@ -161,7 +161,7 @@ async fn inspect(site: &Site, header: &str, arguments: &[&str]) -> Result<Value,
 }
 
 #[tokio::test]
-async fn mcp_inspector() {
+async fn mcp_inspector_works() {
     let signing_keys = json!([PrivateKey::new().record("a")]);
     let site = Site::start(&signing_keys).await;
     let mut policy = site.policy(&signing_keys);
@@ -184,7 +184,7 @@ async fn mcp_inspector() {
             assert_eq!(read["content"][0]["text"], WELCOME, "{era}");
         }
         let said = inspect(&site, &key("key_of_nobody"), &list).await.expect_err("refused");
-        // While it negotiates the version, the Inspector shows the status alone.
+        // While it negotiates the version, the Inspector shows only the status.
         let shown = if era == "legacy" { "The API key is not valid here." } else { "HTTP 401" };
         assert!(said.contains(shown), "{era}: {said}");
     }

@@ -1,4 +1,4 @@
-//! What operators do to an Envoy that works: it is drained, restarted, and given one configuration after the other.
+//! Operators drain a running Envoy, restart it, and change its configuration repeatedly.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn configuration(issuer: &Issuer, version: usize) -> Value {
     merged(plugin(&json!({"acme": {"api_keys": keys, "identity_providers": [issuer.record()]}})), &jwks)
 }
 
-/// What is to pass, and what is to be refused.
+/// Requests that must be admitted, and requests that must be refused.
 fn both(key: &Key, issuer: &Issuer) -> (Vec<Request>, Vec<Stranger>) {
     let call = Request::tools_list("/mcp/acme");
     let good = vec![by_key("key_all"), call.clone().bearer(&key.token(&issuer.claims()))];
@@ -35,7 +35,7 @@ fn start_loads(gateway: &Gateway, key: &Key, issuer: &Issuer) -> Loads {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_envoy_that_is_drained_answers_as_ever() {
+async fn a_draining_envoy_answers_as_usual() {
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let issuer = Issuer::start(&[&key]).await;
     let gateway = Setup::new(configuration(&issuer, 0)).workers(2).start(&upstream).await;
@@ -45,12 +45,12 @@ async fn an_envoy_that_is_drained_answers_as_ever() {
         assert_eq!(gateway.admin().send(&Request::post(path)).await.status, 200);
     }
     loads.until_answered(500).await;
-    assert_eq!(loads.stop("health check failed and mended").await, 0);
+    assert_eq!(loads.stop("health check failed and recovered").await, 0);
 
     let loads = start_loads(&gateway, &key, &issuer);
     loads.until_answered(500).await;
     assert_eq!(gateway.admin().send(&Request::post("/drain_listeners?graceful")).await.status, 200);
-    // It drains for two seconds. Who comes until then is answered, on a new connection too.
+    // Envoy drains for two seconds. Until then, it also answers requests on new connections.
     let newcomer = Client::new(gateway.client().authority());
     assert_eq!(newcomer.send(&by_key("key_all")).await.status, 200);
     assert_eq!(newcomer.send(&by_key("key_none")).await.status, 401);
@@ -63,9 +63,9 @@ async fn an_envoy_that_is_drained_answers_as_ever() {
     loads.stop("drained").await;
 }
 
-#[cfg(target_os = "linux")] // Elsewhere Envoy has none.
+#[cfg(target_os = "linux")] // Envoy has no hot restart on other systems.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hot_restart_under_load_decides_nothing_wrongly() {
+async fn a_hot_restart_under_load_causes_no_wrong_decision() {
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let issuer = Issuer::start(&[&key]).await;
     let mut parent = Setup::new(configuration(&issuer, 0)).workers(2).restartable().start(&upstream).await;
@@ -73,24 +73,24 @@ async fn a_hot_restart_under_load_decides_nothing_wrongly() {
     loads.until_answered(500).await;
     let child = parent.restart(&upstream).await;
     assert_eq!(child.client().authority(), parent.client().authority());
-    eventually("the first one ends", async || parent.has_ended().then_some(())).await;
+    eventually("the first Envoy ends", async || parent.has_ended().then_some(())).await;
     loads.until_answered(500).await;
     let (good, bad) = both(&key, &issuer);
     for request in &good {
-        child.admits("after the first one ended", request).await;
+        child.admits("after the first Envoy ended", request).await;
     }
     for (request, reason) in &bad {
         let refusal = child.refuses(reason, request).await;
-        assert_eq!((refusal.status, &*refusal.reason), (401, *reason), "after the first one ended");
+        assert_eq!((refusal.status, &*refusal.reason), (401, *reason), "after the first Envoy ended");
     }
     let lost = loads.stop("hot restart").await;
-    assert!(lost <= 2 * CLIENTS, "{lost}: each client had one connection to the first one");
-    assert_eq!(issuer.requests(), 2, "each fetched the keys once");
+    assert!(lost <= 2 * CLIENTS, "{lost} requests were lost, but each client had only one connection to the first Envoy");
+    assert_eq!(issuer.requests(), 2, "each Envoy fetched the keys once");
 }
 
-/// `RECONFIGURATIONS=300`: so often, once a second.
+/// `RECONFIGURATIONS=300` changes the configuration 300 times, once a second. The default is 20 times, without pauses.
 #[tokio::test(flavor = "multi_thread")]
-async fn one_configuration_after_the_other_refuses_no_valid_request() {
+async fn repeated_reconfiguration_refuses_no_valid_request() {
     let count = std::env::var("RECONFIGURATIONS").ok().map(|count| count.parse().expect("a number"));
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     let (key, upstream) = (Key::first("a"), upstream::start().await);
@@ -108,7 +108,7 @@ async fn one_configuration_after_the_other_refuses_no_valid_request() {
         gateway.until_everywhere(&by_key(&format!("key_{version}")), 200).await;
         gateway.until_everywhere(&by_key(&format!("key_{}", version - 1)), 401).await;
         if version % 5 == 0 {
-            assert!(!gateway.reconfigure(&json!({"mode": "shadow"})).await, "it is none");
+            assert!(!gateway.reconfigure(&json!({"mode": "shadow"})).await, "this configuration is not valid");
         }
         if version % changes.div_ceil(5) == 0 {
             memory.push(gateway.memory_kb());

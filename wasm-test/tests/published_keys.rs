@@ -1,5 +1,5 @@
-//! Key sets and tokens as correct identity providers publish and sign them: content negotiation, what is optional in RFC 7515
-//! and RFC 7517, and rotations that stale tokens must not delay.
+//! Key sets and tokens in the forms that correct identity providers use: content negotiation, optional parts of RFC 7515 and
+//! RFC 7517, and rotations that stale tokens must not delay.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -37,14 +37,14 @@ fn claims(issuer: &str) -> Value {
     json!({"iss": issuer, "sub": "agent-7", "aud": "apexmcp", "iat": now(), "exp": now() + 3600})
 }
 
-/// Whether `accept` allows `offered`, RFC 9110 §12.5.1.
+/// Whether the value `accept` of an `Accept` header allows the media type `offered` (RFC 9110 §12.5.1).
 fn is_acceptable(accept: &str, offered: &str) -> bool {
     let kind = offered.split('/').next().expect("a type");
     let ranges = accept.split(',').map(|range| range.split(';').next().expect("a range").trim().to_owned());
     ranges.into_iter().any(|range| range == offered || range == format!("{kind}/*") || range == "*/*")
 }
 
-/// A provider that offers its key set in one media type, not compressed unless the client leaves that open.
+/// A provider that offers its key set in one media type. It compresses the answer unless the client accepts only `identity`.
 async fn negotiating(key: &Key, offered: &'static str) -> Server {
     let body = json!({"keys": [key.jwk()]}).to_string();
     Server::start(move |request| {
@@ -62,11 +62,11 @@ async fn negotiating(key: &Key, offered: &'static str) -> Server {
 }
 
 #[tokio::test]
-async fn key_sets_come_from_providers_that_negotiate_their_content() {
+async fn key_sets_are_fetched_from_providers_that_negotiate_content() {
     let upstream = upstream::start().await;
     let key = Key::first("a");
     let mut servers = Vec::new();
-    // A Kubernetes API server, most providers, a file server, an object store.
+    // The media types of a Kubernetes API server, most providers, a file server, and an object store.
     for offered in ["application/jwk-set+json", "application/json", "text/plain", "application/octet-stream"] {
         servers.push((offered, negotiating(&key, offered).await));
     }
@@ -81,7 +81,7 @@ async fn key_sets_come_from_providers_that_negotiate_their_content() {
 }
 
 #[tokio::test]
-async fn what_a_token_says_of_its_key_is_neither_followed_nor_refused() {
+async fn keys_that_a_token_names_are_neither_used_nor_a_reason_to_refuse_it() {
     let upstream = upstream::start().await;
     let (key, foreign) = (Key::first("a"), Key::second("a"));
     let issuer = Issuer::start(&[&key]).await;
@@ -115,7 +115,7 @@ async fn what_a_token_says_of_its_key_is_neither_followed_nor_refused() {
     }
 }
 
-/// The number of a key in the alphabet of RFC 4648 §4, with padding.
+/// A number of a key in the alphabet of RFC 4648 §4, with padding.
 fn plain_base64(jwk: &Value, name: &str) -> String {
     use base64::prelude::BASE64_URL_SAFE_NO_PAD;
     let number = jwk[name].as_str().expect("a number");
@@ -123,7 +123,7 @@ fn plain_base64(jwk: &Value, name: &str) -> String {
 }
 
 #[tokio::test]
-async fn key_sets_are_read_as_they_are_published() {
+async fn key_sets_are_read_in_every_published_form() {
     let upstream = upstream::start().await;
     let key = Key::first("a");
     let jwk = key.jwk();
@@ -179,7 +179,7 @@ async fn key_sets_are_read_as_they_are_published() {
 }
 
 #[tokio::test]
-async fn the_log_says_of_each_key_why_it_cannot_be_used() {
+async fn the_log_says_why_each_key_cannot_be_used() {
     let upstream = upstream::start().await;
     let issuer = Issuer::start(&[]).await;
     let key = |changes: Value| merged(Key::first("k").jwk(), &changes);
@@ -206,7 +206,7 @@ async fn a_stale_token_delays_no_rotation() {
     gateway.admits("the first key", &fresh(&issuer, &keys[0])).await;
     issuer.publish(&[&keys[1]]);
     gateway.admits("the second key", &fresh(&issuer, &keys[1])).await;
-    // A copy of less than a second may still have the first key.
+    // A worker uses its copy of the key set for less than a second, so it may still accept the first key.
     gateway.until_everywhere(&fresh(&issuer, &keys[0]), 401).await;
     for _ in 0..20 {
         let client = Client::new(gateway.client().authority());
@@ -219,7 +219,7 @@ async fn a_stale_token_delays_no_rotation() {
     assert_eq!(issuer.requests(), 3);
 }
 
-/// Sends the request on many connections, so that each worker gets it.
+/// Sends each request on a new connection, so that every worker gets some of them.
 async fn statuses(gateway: &Gateway, requests: impl IntoIterator<Item = Request>) -> Vec<u16> {
     let mut statuses = Vec::new();
     for request in requests {
@@ -235,7 +235,7 @@ async fn until_later(seconds: i64) {
 }
 
 #[tokio::test]
-async fn a_withdrawn_key_is_refused_by_workers_that_were_idle() {
+async fn idle_workers_refuse_a_withdrawn_key() {
     const REQUESTS: usize = 48;
     let upstream = upstream::start().await;
     let (old, new) = (Key::first("old"), Key::second("new"));
@@ -248,14 +248,14 @@ async fn a_withdrawn_key_is_refused_by_workers_that_were_idle() {
     issuer.publish(&[&new]);
     gateway.admits("one worker fetches the new key", &fresh(&issuer, &new)).await;
     until_later(3).await;
-    // A token that was verified before, and tokens that were not.
+    // Every second request has a token that was verified before.
     let tokens = (0..REQUESTS).map(|index| if index % 2 == 0 { remembered.clone() } else { fresh(&issuer, &old) });
     assert_eq!(statuses(&gateway, tokens).await, [401; REQUESTS], "no worker decides by its old copy");
     assert_eq!(statuses(&gateway, (0..8).map(|_| fresh(&issuer, &new))).await, [200; 8]);
 }
 
 #[tokio::test]
-async fn an_api_key_in_authorization_is_told_to_use_its_own_header() {
+async fn a_refusal_of_an_api_key_in_authorization_names_the_right_header() {
     let upstream = upstream::start().await;
     let gateway = trusting(&[], &json!({})).start(&upstream).await;
     let (known, unknown) = (api_key("key_all"), api_key("key_of_nobody"));
@@ -266,7 +266,11 @@ async fn an_api_key_in_authorization_is_told_to_use_its_own_header() {
         assert_eq!((refusal.status, &*refusal.reason, &*refusal.error), (401, "credential_malformed", "invalid_token"));
         assert!(refusal.description.contains("X-API-Key"), "{}", refusal.description);
         assert!(refusal.challenge.as_ref().is_some_and(|challenge| challenge.contains("X-API-Key")));
-        assert_eq!(gateway.refuses(scheme, &of(&unknown)).await, refusal, "{scheme}: nothing tells whether a key exists");
+        assert_eq!(
+            gateway.refuses(scheme, &of(&unknown)).await,
+            refusal,
+            "{scheme}: the answer does not reveal whether a key exists"
+        );
         assert_eq!(gateway.refuses(scheme, &of("apx_live_sk_short")).await, refusal, "{scheme}");
     }
     let in_basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{known}:")));

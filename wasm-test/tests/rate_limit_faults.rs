@@ -1,4 +1,4 @@
-//! The rate limit service breaks while the gateway works: what is no answer of it counts as none, and the operator's
+//! The rate limit service breaks while the gateway works. An unusable answer counts as no answer, and the operator's
 //! `on_error` decides.
 
 use apexmcp_core::limits::service::MAX_ANSWER_LENGTH;
@@ -23,7 +23,7 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
 }
 
-/// A block of these fields, none of them indexed or compressed (RFC 7541 §6.2.2).
+/// A header block with these fields, none of them indexed or compressed (RFC 7541 §6.2.2).
 fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
     fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
@@ -33,13 +33,13 @@ const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const END_HEADERS: u8 = 4;
 const END_STREAM: u8 = 1;
-/// The flag of settings that say that the peer's were taken. Before, the peer takes no more than 64 KiB of an answer.
+/// The flag that acknowledges the peer's settings. Before that, the peer accepts at most 64 KiB of an answer.
 const ACK: u8 = 1;
 
-/// So long a frame's payload is at most, unless the peer says otherwise (RFC 9113 §6.5.2).
+/// The default limit of a frame's payload in bytes (RFC 9113 §6.5.2).
 const MAX_FRAME_SIZE: usize = 16_384;
 
-/// An answer by HTTP/2 to a connection's first request.
+/// An HTTP/2 answer to the first request of a connection.
 fn http2(head: &[(&str, &str)], body: &[u8], trailers: &[(&str, &str)]) -> Way {
     let mut bytes = [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])].concat();
     bytes.extend(frame(HEADERS, END_HEADERS, 1, &fields(head)));
@@ -48,25 +48,26 @@ fn http2(head: &[(&str, &str)], body: &[u8], trailers: &[(&str, &str)]) -> Way {
     Way::answer(bytes)
 }
 
-/// A gRPC answer of this message and status.
+/// A gRPC answer with this message and status.
 fn grpc(message: &[u8], status: &str) -> Way {
     let length = u32::try_from(message.len()).expect("short").to_be_bytes();
     let body = [&[0], length.as_slice(), message].concat();
     http2(&[(":status", "200"), ("content-type", "application/grpc")], &body, &[("grpc-status", status)])
 }
 
-/// A `RateLimitResponse` that says OK.
+/// A `RateLimitResponse` with the code OK.
 const OK: [u8; 2] = [8, 1];
 
-/// A `RateLimitResponse` of this length that says OK, and has a `raw_body` (field 5).
+/// A `RateLimitResponse` of this length in bytes, with the code OK and a `raw_body` (field 5).
 fn of_length(length: usize) -> Vec<u8> {
     let mut tag_and_length = vec![0x2a];
-    // Written with four digits, whatever is left out.
+    // Encoded in four bytes, whatever its size, so that the total length is known.
     let body = length - OK.len() - tag_and_length.len() - 4;
     tag_and_length.extend((0..4).map(|digit| (body >> (7 * digit) & 0x7f) as u8 | if digit < 3 { 0x80 } else { 0 }));
     [&OK[..], &tag_and_length, &vec![b'<'; body]].concat()
 }
 
+/// Unusable answers, each with its name.
 fn useless() -> Vec<(&'static str, Way)> {
     let http1 = |status: &str, body: &str| {
         Way::answer(format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()))
@@ -107,7 +108,7 @@ fn useless() -> Vec<(&'static str, Way)> {
     ]
 }
 
-/// The gateways, and what is sent to them.
+/// Two gateways, one for each value of `on_error`, and the number of requests at the last report.
 struct Site {
     allowing: Gateway,
     denying: Gateway,
@@ -122,8 +123,8 @@ impl Site {
         is_denied
     }
 
-    /// The service does not answer, and all know it, once the connections from before have ended. What is taken for an answer
-    /// is taken so each time.
+    /// Waits until 20 requests in a row are denied. Until then, connections from before may still bring answers. A
+    /// fault that counts as an answer would never lead to 20 denials.
     async fn until_missed(&self, what: &str) {
         let is_missed = async || {
             for _ in 0..20 {
@@ -136,6 +137,7 @@ impl Site {
         eventually(what, is_missed).await;
     }
 
+    /// Waits until the service is used again, and prints the number of requests since the last report.
     async fn until_back(&mut self, what: &str, loads: &[&Load]) {
         eventually(what, async || (!self.is_denied().await).then_some(())).await;
         let sent = loads.iter().map(|load| load.sent()).sum();
@@ -145,7 +147,7 @@ impl Site {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_answer_is_an_error() {
+async fn an_unusable_answer_is_an_error() {
     let upstream = upstream::start().await;
     let mut service = RateLimitService::start().await;
     let front = Front::of(service.port()).await;
@@ -182,28 +184,33 @@ async fn what_is_no_answer_is_an_error() {
     site.until_missed("Redis killed").await;
     service.start_redis().await;
     site.until_back("Redis killed", &loads).await;
-    // What was said above is an answer, but for what is wrong in it.
+    // The message of the faults above is a valid answer if nothing else is wrong with it.
     let met = front.met();
     front.lead(grpc(&OK, "0"));
-    eventually("it is asked", async || (front.met() > met + 1).then_some(())).await;
-    eventually("an answer", async || (!site.is_denied().await).then_some(())).await;
+    eventually("the service is asked", async || (front.met() > met + 1).then_some(())).await;
+    eventually("the answer is accepted", async || (!site.is_denied().await).then_some(())).await;
 
     let (sent_allowed, wrong) = allowed.stop().await;
-    assert!(wrong.is_empty(), "of {sent_allowed}: {:?}", wrong.first());
+    assert!(wrong.is_empty(), "one of {sent_allowed} requests got a wrong answer: {:?}", wrong.first());
     let (sent_denied, refused) = denied.stop().await;
     let wrong = refused.iter().find(|reply| reply.status != 503 || reply.json()["reason"] != "rate_limit_unavailable");
-    assert!(wrong.is_none(), "of {sent_denied}: {wrong:?}");
+    assert!(wrong.is_none(), "one of {sent_denied} requests got a wrong answer: {wrong:?}");
     let mut sent = sent_allowed + sent_denied;
     for unknown in unknown {
         let (sent_unknown, wrong) = unknown.stop().await;
-        assert!(wrong.is_empty(), "{} of {sent_unknown}: {:?}", wrong.len(), wrong.first());
+        assert!(
+            wrong.is_empty(),
+            "{} of {sent_unknown} invalid requests got a wrong answer, the first: {:?}",
+            wrong.len(),
+            wrong.first()
+        );
         sent += sent_unknown;
     }
-    println!("{sent} requests, 0 wrong decisions; {} refused where the operator wants it", refused.len());
+    println!("{sent} requests, 0 wrong decisions; {} refused because of on_error", refused.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_answer_that_comes_in_time_is_an_error_too() {
+async fn a_large_answer_that_comes_in_time_is_an_error() {
     const LARGE: usize = 50_000_000;
     let upstream = upstream::start().await;
     let front = Front::of(0).await;
@@ -222,14 +229,17 @@ async fn a_large_answer_that_comes_in_time_is_an_error_too() {
         for _ in 0..5 {
             assert_eq!(gateway.send(&call()).await.status, status);
         }
-        // Not all may come whole: who answers here heeds no flow control.
+        // Some answers may be incomplete, because this server ignores flow control.
         assert!(gateway.stat("cluster.ratelimit.upstream_cx_rx_bytes_total").await >= LARGE as u64);
         assert!(gateway.metric("apexmcp_rate_limit_service", &[("outcome", "error")]).await >= 5);
         loads.until_answered(50).await;
         assert_eq!(loads.stop(&format!("50 MB for an answer, on_error {on_error}")).await, 0);
         front.lead(grpc(&of_length(MAX_ANSWER_LENGTH), "0"));
-        // A connection may end as it is asked on.
-        eventually("so long it may be", async || (gateway.send(&call()).await.status == 200).then_some(())).await;
+        // A connection may end while a request uses it.
+        eventually("an answer of the maximum length is accepted", async || {
+            (gateway.send(&call()).await.status == 200).then_some(())
+        })
+        .await;
         front.lead(grpc(&of_length(MAX_ANSWER_LENGTH + 1), "0"));
         for _ in 0..5 {
             assert_eq!(gateway.send(&call()).await.status, status, "a byte too long, {on_error}");
@@ -238,10 +248,10 @@ async fn a_large_answer_that_comes_in_time_is_an_error_too() {
     }
 }
 
-/// An organization has so many open questions at most, in each worker.
+/// Maximum number of open requests to the service of one org, in each worker.
 const MAX_QUESTIONS: usize = 128;
 
-/// Every 429 names a limit, also where the true counts are not known.
+/// Every 429 names a limit, even if the true counts are not known.
 #[tokio::test]
 async fn a_refusal_without_known_counts_names_a_limit() {
     let upstream = upstream::start().await;
@@ -265,8 +275,10 @@ async fn a_refusal_without_known_counts_names_a_limit() {
             let told = ["retry-after", "ratelimit-policy", "ratelimit"].map(|name| reply.header(name));
             assert_eq!(told, [Some("1"), Some(policy), Some(state)], "{what} {limits}");
         };
-        // The questions stay open, because the service is silent.
-        for (what, circuit_breaker, open) in [("its own questions", 1_024, MAX_QUESTIONS), ("Envoy's circuit breaker", 1, 1)] {
+        // The requests to the service stay open, because it does not answer.
+        for (what, circuit_breaker, open) in
+            [("the gateway's limit of open requests", 1_024, MAX_QUESTIONS), ("Envoy's circuit breaker", 1, 1)]
+        {
             let gateway = setup(circuit_breaker).start(&upstream).await;
             let mut attack = Attack::new(gateway.client().authority(), Version::Http2);
             attack.wave(&[Unfinished::post("/mcp/acme", 0).header("x-api-key", &api_key("key_all"))], 1, open).await;

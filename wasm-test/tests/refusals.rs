@@ -9,25 +9,25 @@ use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::token::{Key, now};
 use wasm_test::upstream;
 
-/// What a refusal's `WWW-Authenticate` is to say.
+/// The expected `WWW-Authenticate` of a refusal.
 enum Challenge {
-    /// There is none.
+    /// No challenge.
     Absent,
-    /// A credential is asked for.
+    /// A challenge without an error: the request has no credential.
     Bare,
-    /// The credential is no good.
+    /// The credential is invalid.
     InvalidToken,
-    /// It is good, but not for this.
+    /// The credential is valid, but does not have this scope.
     InsufficientScope(&'static str),
 }
 
-/// What only a scope for all connectors covers.
+/// Gives the request a body that needs the scope of all connectors.
 fn untied(request: Request) -> Request {
     request.body(json!({"jsonrpc": "2.0", "id": 1, "method": "logging/setLevel", "params": {"level": "info"}}).to_string())
 }
 
 #[tokio::test]
-async fn each_has_its_status_challenge_body_word_and_count() {
+async fn every_refusal_has_its_status_challenge_reason_and_count() {
     let (good, unpublished) = (Key::first("good"), Key::second("unpublished"));
     let (issuer, broken) = (Issuer::start(&[&good]).await, Issuer::start(&[]).await);
     broken.behave(Behaviour::HangUp);
@@ -146,12 +146,12 @@ async fn each_has_its_status_challenge_body_word_and_count() {
         let seconds = refusal.retry_after.map(|seconds| seconds.parse::<u64>().expect("whole seconds"));
         assert_eq!(seconds.is_some_and(|seconds| seconds > 0), status == 503, "{row}: {seconds:?}");
     }
-    assert_eq!(upstream.requests(), 0, "what is refused goes no further");
+    assert_eq!(upstream.requests(), 0, "a refused request is not forwarded");
 
     let expired = gateway.refuses("the contract's example", &bearer(json!({"exp": 1}))).await;
     assert_eq!(expired.description, "The access token expired.");
 
-    // `wasm:debug` is on: neither log may hold a credential, the hash of one, or a part of a token.
+    // `wasm:debug` is on. No log may contain a credential, the hash of one, or a part of a token.
     let token = good.token(&issuer.claims());
     let logs = gateway.log() + &gateway.folder().read("stdout");
     assert!(logs.contains("api_key_unknown") && logs.contains("policy version"), "the logs were read");
@@ -165,7 +165,7 @@ async fn each_has_its_status_challenge_body_word_and_count() {
 }
 
 #[tokio::test]
-async fn whether_an_org_exists_cannot_be_told() {
+async fn refusals_do_not_reveal_whether_an_org_exists() {
     let upstream = upstream::start().await;
     let issuer = Issuer::start(&[]).await;
     let orgs = json!({
@@ -197,7 +197,7 @@ async fn whether_an_org_exists_cannot_be_told() {
     }
 }
 
-/// The replies to as many requests as one connection serves: the first is refused.
+/// Sends `first`, which is refused, and one more request on the same connection. Returns the statuses of the replies.
 async fn replies_on_one_connection(client: &Client, first: &str) -> Vec<String> {
     let last = "GET /mcp/acme HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n";
     let replies = client.send_bytes([first, last].concat().as_bytes()).await;
@@ -205,7 +205,7 @@ async fn replies_on_one_connection(client: &Client, first: &str) -> Vec<String> 
 }
 
 #[tokio::test]
-async fn a_refusal_leaves_the_connection_to_the_next_request() {
+async fn a_refusal_keeps_the_connection_for_the_next_request() {
     let upstream = upstream::start().await;
     let plugin = plugin(&json!({"acme": {"api_keys": [api_key_record("key_all")]}}));
     let gateway = Setup::new(plugin.clone()).start(&upstream).await;
@@ -215,20 +215,22 @@ async fn a_refusal_leaves_the_connection_to_the_next_request() {
     for first in [&whole, &whole.replace("\r\nhost", &format!("\r\n{key}host"))] {
         assert_eq!(replies_on_one_connection(gateway.client(), first).await, ["401", "401"], "{first}");
     }
-    // How much is to come is not known, or too much: it is answered at once, and Envoy closes.
+    // The length of the rest is unknown or too large. The refusal is sent immediately, and Envoy closes the
+    // connection.
     for first in [format!("{post}transfer-encoding: chunked\r\n\r\n"), format!("{post}content-length: 20000\r\n\r\n")] {
         assert_eq!(gateway.client().send_bytes(first.as_bytes()).await.matches("HTTP/1.1 401").count(), 1, "{first}");
     }
-    // What is said to come does not: it is answered all the same.
+    // The rest never arrives. The refusal is sent nevertheless.
     let unfinished = format!("{post}content-length: 2\r\n\r\n");
     assert_eq!(gateway.client().send_bytes(unfinished.as_bytes()).await.matches("HTTP/1.1 401").count(), 1);
 
-    // Where Envoy holds the body with its head, no rest ever comes. The operator says so, and a refusal is sent at once.
+    // If Envoy holds the body together with the head, the rest never reaches the filter. The operator configures this,
+    // and a refusal is sent immediately.
     let mut told = plugin.clone();
     told["gateway"]["host_holds_bodies"] = json!(true);
     let holding = Setup::new(told).holding_bodies().start(&upstream).await;
     assert_eq!(replies_on_one_connection(holding.client(), &whole).await, ["401"]);
-    // Unless the operator says so, a refusal waits for a moment, and the connection is kept all the same.
+    // If the operator does not configure it, a refusal waits for a short time, and the connection is kept.
     let holding = Setup::new(plugin.clone()).holding_bodies().start(&upstream).await;
     assert_eq!(replies_on_one_connection(holding.client(), &whole).await, ["401", "401"]);
     // A slow client that comes first changes nothing for the clients after it.

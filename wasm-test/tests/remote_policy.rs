@@ -1,4 +1,4 @@
-//! The policy from a Settings service: what it says holds on every worker at once, and nothing else changes.
+//! The policy of a Settings service takes effect on every worker immediately, and changes nothing else.
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -15,12 +15,12 @@ use wasm_test::upstream;
 
 const WORKERS: usize = 4;
 
-/// With changes to `policy.remote`.
+/// A gateway with these changes of `policy.remote`.
 fn setup(settings: &Settings, changes: &Value) -> Setup {
     of_plugin(settings, changes, &json!({}))
 }
 
-/// With changes to the plugin's configuration, too.
+/// A gateway with these changes of `policy.remote`, and with `more` changes of the plugin configuration.
 fn of_plugin(settings: &Settings, changes: &Value, more: &Value) -> Setup {
     let remote = json!({"cluster": "settings", "token_env": "APEXMCP_SETTINGS_TOKEN", "timeout": "60s"});
     let mut plugin = merged(plugin(&json!({})), more);
@@ -45,7 +45,7 @@ fn call(key: &str) -> Request {
 }
 
 #[tokio::test]
-async fn a_bad_document_is_refused_and_the_old_one_stays() {
+async fn an_invalid_document_is_refused_and_the_old_one_stays() {
     let upstream = upstream::start().await;
     let settings = Settings::start().await;
     settings.publish(&with_keys(&["key_stays"]));
@@ -53,10 +53,7 @@ async fn a_bad_document_is_refused_and_the_old_one_stays() {
     gateway.until_everywhere(&call("key_stays"), 200).await;
     settings.publish_text("{");
     let asked = settings.requests();
-    eventually("what is no JSON was broken on the way, and is asked for again", async || {
-        (settings.requests() > asked + 2).then_some(())
-    })
-    .await;
+    eventually("a document that is not JSON is fetched again", async || (settings.requests() > asked + 2).then_some(())).await;
     for (text, problem) in [
         ("{", ".: EOF"),
         (r#"{"orgs":{"acme":{"api_keys":[{"id":"k","sha256":"SECRET"}]}}}"#, "policy.orgs.acme.api_keys[0].sha256: "),
@@ -64,7 +61,7 @@ async fn a_bad_document_is_refused_and_the_old_one_stays() {
     ] {
         settings.publish_text(text);
         let problem = format!("invalid policy: {problem}");
-        eventually("it is refused", async || gateway.log().contains(&problem).then_some(())).await;
+        eventually("the document is refused", async || gateway.log().contains(&problem).then_some(())).await;
         assert_eq!(gateway.send(&call("key_stays")).await.status, 200, "{text}");
     }
     assert!(gateway.metric("apexmcp_policy_fetches", &[("outcome", "invalid")]).await >= 3);
@@ -89,11 +86,14 @@ async fn before_the_first_policy_requests_wait_and_then_get_503() {
     patient.until_active(1).await;
     settings.publish(&with_keys(&["key_stays"]));
     assert_eq!(waiting.await.expect("a reply").status, 200);
-    eventually("the hasty one too", async || (hasty.send(&call("key_stays")).await.status == 200).then_some(())).await;
+    eventually("the gateway with a short timeout gets the policy, too", async || {
+        (hasty.send(&call("key_stays")).await.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn a_provider_that_a_gateway_cannot_reach_is_left_out_until_it_can() {
+async fn a_provider_that_the_gateway_cannot_reach_is_ignored_until_it_can() {
     let (upstream, settings) = (upstream::start().await, Settings::start().await);
     settings.publish(&with_keys(&["key_old"]));
     let plugin = |more| of_plugin(&settings, &json!({}), &more);
@@ -114,7 +114,7 @@ async fn a_provider_that_a_gateway_cannot_reach_is_left_out_until_it_can() {
 }
 
 #[tokio::test]
-async fn the_keys_of_a_provider_that_was_removed_are_let_go() {
+async fn the_keys_of_a_removed_provider_are_released() {
     let (upstream, settings) = (upstream::start().await, Settings::start().await);
     let key = Key::first("a");
     let (stays, leaves) = (Issuer::start(&[&key]).await, Issuer::start(&[&key]).await);
@@ -131,8 +131,8 @@ async fn the_keys_of_a_provider_that_was_removed_are_let_go() {
 
     settings.publish(&trusting(&[&stays]));
     gateway.until_everywhere(&call(&leaves), 401).await;
-    // Each worker lets go of them by itself. Those that are used go on being fetched.
-    eventually("nobody asks for them any more", async || {
+    // Each worker releases the keys separately. Keys in use are still fetched.
+    eventually("no worker fetches them any more", async || {
         let asked = (stays.requests(), leaves.requests());
         eventually("further fetches", async || {
             assert_eq!(gateway.send(&call(&stays)).await.status, 200);
@@ -153,7 +153,7 @@ async fn the_keys_of_a_provider_that_was_removed_are_let_go() {
 }
 
 #[tokio::test]
-async fn the_longest_document_is_taken_and_a_longer_one_is_not() {
+async fn the_longest_document_is_accepted_and_a_longer_one_is_not() {
     const LONGEST: usize = 32 << 20;
     let upstream = upstream::start().await;
     let settings = Settings::start().await;
@@ -168,20 +168,20 @@ async fn the_longest_document_is_taken_and_a_longer_one_is_not() {
     let before = failures().await;
     settings.publish_text(padded("key_longer", LONGEST + 1));
     let is_told = async || failures().await > before;
-    eventually("it is told", async || is_told().await.then_some(())).await;
+    eventually("the failure is counted", async || is_told().await.then_some(())).await;
     assert_eq!(gateway.send(&call("key_longer")).await.status, 401);
     assert_eq!(gateway.send(&call("key_longest")).await.status, 200);
-    // Of many problems the first are told.
+    // Only the first 20 of many problems are logged.
     let key = |number: usize| json!({"id": format!("k{number}"), "sha256": "no hash"});
     settings.publish(&document(&json!({"acme": {"api_keys": (0..21).map(key).collect::<Vec<_>>()}})));
     let told = async || gateway.log().matches("invalid policy: ").count();
     let is_refused = async || gateway.metric("apexmcp_policy_fetches", &[("outcome", "invalid")]).await > 0;
-    eventually("it is refused", async || is_refused().await.then_some(())).await;
+    eventually("the document is refused", async || is_refused().await.then_some(())).await;
     assert_eq!(told().await, 20);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_policy_changes_without_holding_requests_up() {
+async fn a_change_of_a_large_policy_delays_no_request() {
     const ORGS: usize = 10_000;
     const KEYS: usize = 10;
     let upstream = upstream::start().await;
@@ -212,11 +212,12 @@ async fn a_large_policy_changes_without_holding_requests_up() {
     gateway.until_everywhere(&call("key_one"), 401).await;
     load.until_answered(1_000).await;
     let (sent, refused) = load.stop().await;
-    // The threads that serve requests have nothing to do with it: Envoy's main thread has the number of the process.
+    // Only Envoy's main thread reads the document, not the threads that serve requests. The id of the main thread is
+    // the id of the process.
     let main_thread = format!("[{}]", gateway.process_id());
     let log = gateway.log();
     let changes = log.lines().filter(|line| line.contains("bytes, and is published"));
     assert!(changes.clone().count() > 1 && changes.skip(1).all(|line| line.contains(&main_thread)), "{log}");
     println!("{sent} requests meanwhile, Envoy's VmRSS is {} kB", gateway.memory_kb());
-    assert_eq!(refused.len(), 0, "of {sent}: {:?}", refused.first());
+    assert_eq!(refused.len(), 0, "some of {sent} requests were refused, the first: {:?}", refused.first());
 }

@@ -1,4 +1,4 @@
-//! Tokens of identity providers that are revoked before they expire, also where a worker remembers them.
+//! Tokens of identity providers are revoked before they expire, even if a worker has cached them.
 
 use serde_json::{Value, json};
 use wasm_test::apexmcp::Apexmcp;
@@ -21,10 +21,10 @@ fn remote_plugin() -> Value {
     config
 }
 
-/// A name for the case, the member `revoked_tokens`, and tokens, each with whether acme still accepts it.
+/// The name of a case, the value of `revoked_tokens`, and tokens. For each token: whether acme still accepts it.
 type Revocation = (&'static str, Value, Vec<(String, bool)>);
 
-/// An issuer with a key, and tokens that it issued.
+/// An issuer and its key.
 struct World {
     key: Key,
     issuer: Issuer,
@@ -40,7 +40,7 @@ impl World {
         self.key.token(&self.issuer.claims_with(&changes))
     }
 
-    /// Two orgs with this issuer. This `revoked_tokens` is for the first org.
+    /// Two orgs that trust this issuer. The first one has this `revoked_tokens`.
     fn orgs(&self, revoked: Value) -> Value {
         json!({
             "acme": {"identity_providers": [self.issuer.record()], "revoked_tokens": revoked},
@@ -52,7 +52,7 @@ impl World {
         format!("acme/idp/{}#{sub}", self.issuer.url())
     }
 
-    /// The revocations, and whether acme still accepts each of these tokens.
+    /// The cases of this test.
     fn revocations(&self) -> Vec<Revocation> {
         let with = |changes| self.token(changes);
         let at = |moment: i64| jiff::Timestamp::from_second(moment).expect("a moment").to_string();
@@ -75,7 +75,7 @@ impl World {
                 json!({"issued_before": {self.principal("agent-7"): at(stopped)}}),
                 vec![
                     (with(json!({"sub": "agent-7", "iat": stopped - 1})), false),
-                    // It may have been issued at any time.
+                    // A token without `iat` may have been issued at any time.
                     (with(json!({"sub": "agent-7", "iat": null})), false),
                     (with(json!({"sub": "agent-7", "iat": stopped})), true),
                     (with(json!({"sub": "agent-77", "iat": stopped - 1})), true),
@@ -93,11 +93,12 @@ impl World {
         ]
     }
 
+    /// Checks each case. `put` puts a policy with these orgs in force.
     async fn assert_holds(&self, gateway: &Gateway, revocations: &[Revocation], mut put: impl AsyncFnMut(Value)) {
         for (what, revoked, tokens) in revocations {
             put(self.orgs(json!({}))).await;
             for (token, _) in tokens {
-                // Often enough for the token to be remembered by every worker.
+                // Enough requests for every worker to cache the token.
                 gateway.until_everywhere(&call("/mcp/acme", token), 200).await;
             }
             put(self.orgs(revoked.clone())).await;
@@ -113,7 +114,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn with_an_inline_policy() {
+async fn an_inline_policy_revokes_tokens() {
     let (world, upstream) = (World::new().await, upstream::start().await);
     let gateway = Setup::new(plugin(&world.orgs(json!({})))).workers(WORKERS).start(&upstream).await;
     let revocations = world.revocations();
@@ -127,7 +128,7 @@ async fn with_an_inline_policy() {
 }
 
 #[tokio::test]
-async fn with_a_remote_policy() {
+async fn a_remote_policy_revokes_tokens() {
     let (world, upstream, settings) = (World::new().await, upstream::start().await, Settings::start().await);
     let publish = async |orgs: Value| settings.publish(&json!({"version": "1", "orgs": orgs}));
     publish(world.orgs(json!({}))).await;
@@ -137,7 +138,7 @@ async fn with_a_remote_policy() {
 }
 
 #[tokio::test]
-async fn by_the_command_line() {
+async fn the_command_line_revokes_tokens() {
     let (world, upstream) = (World::new().await, upstream::start().await);
     let mut settings = Apexmcp::new();
     let (issuer, keys) = (world.issuer.url(), world.issuer.jwks_uri());

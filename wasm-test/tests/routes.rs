@@ -1,4 +1,4 @@
-//! What the path, the route and the mode make of a request.
+//! The effects of the path, the route and the mode on a request.
 
 use serde_json::{Value, json};
 use wasm_test::gateway::{Setup, plugin};
@@ -15,7 +15,7 @@ fn acme() -> Value {
     ]}})
 }
 
-/// Other spellings of /mcp/acme that some server or router takes for it.
+/// Other spellings of /mcp/acme. Some server or router treats each of them as that path.
 const DISGUISED: [&str; 22] = [
     "/mcp",
     "/mcp/",
@@ -54,7 +54,7 @@ async fn other_paths_are_denied() {
 }
 
 #[tokio::test]
-async fn other_paths_may_be_allowed_but_no_disguise() {
+async fn other_paths_may_be_allowed_but_disguised_ones_may_not() {
     let upstream = upstream::start().await;
     let allow = json!({"gateway": {"origin": "https://gateway.example", "unmatched_paths": "allow"}});
     let gateway = Setup::new(merged(plugin(&acme()), &allow)).start(&upstream).await;
@@ -64,7 +64,7 @@ async fn other_paths_may_be_allowed_but_no_disguise() {
     }
     assert_eq!(gateway.refuses("the real path", &Request::get("/mcp/acme")).await.reason, "credential_missing");
     assert_eq!(upstream.requests(), 0);
-    // What is none of the filter's passes untouched, and without a verdict.
+    // A path that does not belong to the filter passes unchanged and without a decision.
     for path in ["/", "/public", "/mcpx/acme", "/public/mcp/acme", "/a%20b", "/public?next=/mcp/acme"] {
         let request = Request::get(path).api_key("theirs").header("authorization", "Basic YTpi").header("x-apexmcp-org", "a");
         let reply = gateway.send(&request).await;
@@ -76,7 +76,7 @@ async fn other_paths_may_be_allowed_but_no_disguise() {
 }
 
 #[tokio::test]
-async fn the_place_of_the_endpoint_can_be_configured() {
+async fn the_path_of_the_endpoint_can_be_configured() {
     let upstream = upstream::start().await;
     let elsewhere = json!({"gateway": {"origin": "https://gateway.example", "mcp_path": "/v1/{org}/mcp"}});
     let gateway = Setup::new(merged(plugin(&acme()), &elsewhere)).start(&upstream).await;
@@ -87,7 +87,7 @@ async fn the_place_of_the_endpoint_can_be_configured() {
 }
 
 #[tokio::test]
-async fn shadow_mode_records_and_lets_through() {
+async fn shadow_mode_records_and_forwards_every_request() {
     let upstream = upstream::start().await;
     let key = Key::first("a");
     let issuer = Issuer::start(&[&key]).await;
@@ -105,10 +105,10 @@ async fn shadow_mode_records_and_lets_through() {
         ("path_unmatched", "none", Request::get("/elsewhere").header("x-apexmcp-org", "spoofed")),
     ] {
         let reply = gateway.send(&request).await;
-        let arrived = Arrived::of(&reply).unwrap_or_else(|| panic!("{reason}: held back: {reply:?}"));
+        let arrived = Arrived::of(&reply).unwrap_or_else(|| panic!("{reason}: the request was not forwarded: {reply:?}"));
         assert_eq!(gateway.logged(&reply).await["reason"], reason);
         assert_eq!(gateway.counted("refused", reason, method).await, 1, "{reason}");
-        assert_eq!(arrived.headers_below("x-apexmcp-").len(), 0, "{reason}: nobody is named, and nobody names himself");
+        assert_eq!(arrived.headers_below("x-apexmcp-").len(), 0, "{reason}: the filter adds no identity and removes forged ones");
     }
     for request in [to().api_key(&api_key("key_all")), to().bearer(&token)] {
         let arrived = gateway.admits("a good one", &request).await;
@@ -118,7 +118,7 @@ async fn shadow_mode_records_and_lets_through() {
 }
 
 #[tokio::test]
-async fn routes_speak_through_their_metadata() {
+async fn route_metadata_configures_the_filter() {
     let upstream = upstream::start().await;
     let on = json!({"gateway": {"origin": "https://gateway.example", "route_metadata": true}});
     let at = |path: &str| json!({"prefix": path});
@@ -132,7 +132,7 @@ async fn routes_speak_through_their_metadata() {
             (at("/watched"), json!({"org": "acme", "mode": "shadow"})),
             (at("/broken"), json!({"org": "acme", "mode": "off"})),
             (at("/number"), json!({"org": 7})),
-            // As YAML reads a member without a value; Envoy then has no map to tell.
+            // YAML reads a member without a value as null. Then Envoy gives the filter no map.
             (at("/null"), json!({"org": "acme", "connector": null})),
             (at("/"), json!({})),
         ])
@@ -168,14 +168,14 @@ async fn routes_speak_through_their_metadata() {
     let reply = gateway.send(&Request::get("/watched")).await;
     assert!(Arrived::of(&reply).is_some(), "{reply:?}");
     assert_eq!(gateway.logged(&reply).await["reason"], "credential_missing");
-    // What cannot be understood must not open a route.
+    // Metadata that cannot be understood must not open a route.
     for path in ["/broken", "/number", "/null"] {
         assert_eq!(gateway.refuses(path, &Request::get(path).api_key(&all)).await.reason, "route_invalid");
     }
 }
 
 #[tokio::test]
-async fn routes_are_not_asked_unless_that_is_configured() {
+async fn route_metadata_is_ignored_by_default() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin(&acme()))
         .routes([(json!({"prefix": "/"}), json!({"mode": "disabled", "org": "acme"}))])

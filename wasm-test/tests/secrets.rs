@@ -1,5 +1,6 @@
-//! Whatever is written by the filter, by Envoy of it, and by Settings holds no secret: at the highest level of logging, in
-//! refusals, metrics, the dump of Envoy's configuration, what commands list, and the database, but for the keys that sign.
+//! The filter, Envoy and Settings write no secrets. The test searches logs at the highest level, refusals, metrics,
+//! the dump of Envoy's configuration, the output of commands, and the database. Only the database may contain a
+//! secret: the signing keys.
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, BASE64_URL_SAFE_NO_PAD};
@@ -20,39 +21,39 @@ use wasm_test::settings::TOKEN;
 use wasm_test::token::{Key, now};
 use wasm_test::upstream::{self, Arrived};
 
-/// The variable of a signing key, as envoy/envoy.yaml has it.
+/// The environment variable of a signing key, as in envoy/envoy.yaml.
 const SIGNING_KEY: &str = "APEXMCP_SIGNING_KEY";
 
-/// What Envoy's administration tells.
+/// Pages of Envoy's admin interface.
 const PAGES: [&str; 8] =
     ["/config_dump", "/init_dump", "/server_info", "/certs", "/stats/prometheus", "/stats", "/clusters", "/listeners"];
 
-/// What was written, and where.
+/// Texts that were written, each with its place.
 type Written = Vec<(&'static str, String)>;
 
 fn text(object: &Value, name: &str) -> String {
     object[name].as_str().unwrap_or_else(|| panic!("no {name}: {object}")).to_owned()
 }
 
-/// The secret with another end, of the same form.
+/// Another secret of the same form. Its last character differs.
 fn changed(secret: &str) -> String {
     format!("{}{}", &secret[..secret.len() - 1], if secret.ends_with('A') { "Q" } else { "A" })
 }
 
-/// What must not be told of a JWT: its signature, and with it the whole. What it claims may be, as a subject in the access
-/// log. The beginning stands for the signature, so that what is cut short is found too.
+/// The secret part of a JWT is its signature. Its claims may be written, for example the subject in the access log.
+/// The beginning of the signature is enough to find truncated tokens, too.
 fn signature(token: &str) -> &str {
     &token.rsplit('.').next().expect("a part")[..40]
 }
 
-/// What a secret must not be written as, wholly or in part: in the ways in which programs write bytes, its middle stands for it,
-/// so that what is cut short at either end is found too.
+/// Texts that no place may contain: the secret in the encodings that programs use. Most of them hold only the middle
+/// of the secret, so that texts which are truncated at either end are found, too.
 fn forms(secret: &[u8]) -> Vec<String> {
     let rest = secret.get(16..).filter(|rest| rest.len() >= 12).unwrap_or(secret);
     let middle = &rest[..rest.len().min(24)];
     let numbers = format!("{middle:?}").trim_matches(['[', ']']).to_owned();
     let mut forms = vec![numbers, hex::encode(middle), hex::encode_upper(middle)];
-    // Wherever it begins within three bytes that become four characters.
+    // base64 turns three bytes into four characters, so the middle may begin at any of three offsets.
     for part in (0..3).map(|skipped| &middle[skipped..]) {
         let part = &part[..part.len() / 3 * 3];
         forms.extend([BASE64_STANDARD.encode(part), BASE64_URL_SAFE.encode(part)]);
@@ -63,14 +64,14 @@ fn forms(secret: &[u8]) -> Vec<String> {
     forms
 }
 
-/// Sends what is to be admitted, and tells what came back: by an upstream that tells what arrived there.
+/// Sends a request that must be admitted, and records the answer, in which the upstream describes what arrived.
 async fn admitted(gateway: &Gateway, request: &Request, written: &mut Written) {
     let reply = gateway.send(request).await;
     assert_eq!(reply.status, 200, "{request:?}: {reply:?}");
     written.push(("an answer", format!("{reply:?}")));
 }
 
-/// Sends what is to be refused.
+/// Sends requests that must be refused, and records the answers.
 async fn refused(client: &Client, what: &'static str, requests: &[Request], written: &mut Written) {
     for request in requests {
         let reply = client.send(request).await;
@@ -79,7 +80,7 @@ async fn refused(client: &Client, what: &'static str, requests: &[Request], writ
     }
 }
 
-/// Reads what anybody may who reaches the server.
+/// Reads pages that need no credential, and records them.
 async fn read(client: &Client, pages: &[&'static str], written: &mut Written) {
     for page in pages {
         let reply = client.send(&Request::get(page)).await;
@@ -88,6 +89,7 @@ async fn read(client: &Client, pages: &[&'static str], written: &mut Written) {
     }
 }
 
+/// Requests a token, and records the headers of the answer.
 async fn issued(gateway: &Gateway, request: &Request, written: &mut Written) -> String {
     let reply = gateway.send(request).await;
     written.push(("an answer with a token", format!("{:?}", reply.headers)));
@@ -105,9 +107,9 @@ fn by_basic(credentials: &str) -> Request {
         .body("grant_type=client_credentials".to_owned())
 }
 
-// While a command runs, the provider in this process answers it.
+// Needs several threads: while a command runs, the provider in this process answers it.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_is_written_holds_a_secret() {
+async fn no_written_text_contains_a_secret() {
     let mut settings = Apexmcp::new();
     let (_, key) = settings.create_key();
     let client = settings.run("client create --org acme --name test --scope mcp:call");
@@ -157,7 +159,7 @@ async fn nothing_that_is_written_holds_a_secret() {
     }
     admitted(&gateway, &call().api_key(&key), &mut written).await;
 
-    // Another gateway has its policy in its configuration, and its signing key in a variable.
+    // The other gateway has its policy in its configuration, and its signing key in an environment variable.
     let own_client = json!({"client_id": client_id, "secret_sha256": [sha256(&client_secret)], "scopes": ["mcp:call"]});
     let acme = json!({"api_keys": [{"id": "key_a", "sha256": sha256(&key)}], "oauth_clients": [own_client]});
     let inline = json!({"signing_keys": [{"kid": "k", "private_key_env": SIGNING_KEY}], "orgs": {"acme": acme}});
@@ -216,7 +218,7 @@ async fn nothing_that_is_written_holds_a_secret() {
     read(&server, &["/metrics", "/healthz"], &mut written).await;
     let commands = ["key list --org acme", "client list --org acme", "sso list --org acme", "signing-key list", "audit list"];
     written.extend(commands.map(|words| (words, settings.run(words).to_string())));
-    // What these make is shown once, and nowhere else.
+    // These commands print a secret once. No other output may contain it.
     let mut shown = Vec::new();
     for words in ["key create --org acme --name shown", "client create --org acme --name shown --scope mcp:call"] {
         let [output, errors] = settings.print(words);
@@ -229,8 +231,8 @@ async fn nothing_that_is_written_holds_a_secret() {
     let is_missed = async || server.send(&Request::get("/healthz")).await.status == 503;
     eventually("the database is missed", async || is_missed().await.then_some(())).await;
 
-    // A configuration with all of them in wrong places is refused, and said to be wrong. (Envoy's dump shows what an
-    // operator gives it, refused or not: hence the pages are from before.)
+    // A configuration with all secrets in wrong places is refused, and the log describes its errors. Envoy's dump
+    // contains each configuration, even a refused one, so the pages were read before.
     let wrong_type = json!({"oauth_clients": [{"client_id": client_id, "secret_sha256": client_secret}]});
     let wrong_values = json!({
         "api_keys": [{"id": key, "sha256": late_key}],
@@ -247,7 +249,7 @@ async fn nothing_that_is_written_holds_a_secret() {
         written.push(("the log", gateway.log()));
         written.push(("the access log", gateway.folder().read("stdout")));
     }
-    // It has one level of logging.
+    // Settings has only one log level.
     written.push(("the output of Settings", settings.output()));
     let kept = ["gone.db", "settings.db-wal"].map(|file| std::fs::read(settings.file(file)).unwrap_or_default()).concat();
     written.push(("the database", String::from_utf8_lossy(&kept).into_owned()));
@@ -285,7 +287,7 @@ async fn nothing_that_is_written_holds_a_secret() {
     secrets.extend(private_key.lines().filter(|line| line.len() == 64).map(|line| ("the signing key", line)));
     let parsed = RsaPrivateKey::from_pkcs8_pem(&private_key).expect("PKCS#8 PEM");
     let numbers = [parsed.d()].into_iter().chain(parsed.primes()).map(|number| number.to_bytes_be());
-    // As they are, and as a JWK has them (RFC 7518 §6.3.2).
+    // As bytes, and in the form of a JWK (RFC 7518 §6.3.2).
     let numbers: Vec<Vec<u8>> = numbers.flat_map(|number| [BASE64_URL_SAFE_NO_PAD.encode(&number).into(), number]).collect();
     let secrets = secrets.into_iter().map(|(secret, text)| (secret, text.as_bytes()));
     let mut searched = 0;
@@ -293,7 +295,7 @@ async fn nothing_that_is_written_holds_a_secret() {
         for form in forms(bytes) {
             for (place, text) in &written {
                 let is_meant = (*place, secret) == ("the database", "the signing key");
-                assert!(is_meant || !text.contains(&form), "{secret} is in: {place}, as {form}");
+                assert!(is_meant || !text.contains(&form), "{place} contains {secret} in the form {form}");
                 searched += 1;
             }
         }
@@ -319,6 +321,6 @@ async fn nothing_that_is_written_holds_a_secret() {
         ("the database", &key[..16]),
     ] {
         let was_read = written.iter().any(|(found, text)| *found == place && text.contains(sign));
-        assert!(was_read, "{place} was not read: {sign}");
+        assert!(was_read, "{place} was not read, because it does not contain {sign}");
     }
 }

@@ -1,5 +1,5 @@
-//! What the program of Settings changes holds on every worker at once, from its server or from its file, and nothing else
-//! changes.
+//! Changes by the Settings program take effect on every worker immediately, through its server or through its file,
+//! and change nothing else.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ async fn by_server(settings: &mut Apexmcp, upstream: &Server) -> Gateway {
     Setup::new(plugin).workers(WORKERS).settings(port, TOKEN).start(upstream).await
 }
 
-/// A gateway that watches a file which `settings` writes.
+/// A gateway that watches a file. `settings` writes this file.
 async fn by_file(settings: &Apexmcp, upstream: &Server) -> Gateway {
     let setup = Setup::new(plugin(&json!({}))).workers(WORKERS);
     let (template, file) = (settings.file("template.json"), settings.file("filter.json"));
@@ -42,7 +42,7 @@ fn call(key: &str) -> Request {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_come_and_go_at_once_and_nobody_else_notices() {
+async fn created_and_revoked_keys_take_effect_immediately_and_affect_nobody_else() {
     let upstream = upstream::start().await;
     let mut settings = Apexmcp::new();
     let (_, stays) = settings.create_key();
@@ -51,7 +51,7 @@ async fn keys_come_and_go_at_once_and_nobody_else_notices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_come_and_go_by_the_file_too() {
+async fn created_and_revoked_keys_take_effect_through_the_file_too() {
     let upstream = upstream::start().await;
     let settings = Apexmcp::new();
     let (_, stays) = settings.create_key();
@@ -59,6 +59,7 @@ async fn keys_come_and_go_by_the_file_too() {
     come_and_go(&settings, &gateway, &stays).await;
 }
 
+/// Creates and revokes keys under load, and measures the time until each change is in force on every worker.
 async fn come_and_go(settings: &Apexmcp, gateway: &Gateway, stays: &str) {
     assert_eq!(gateway.send(&call(stays)).await.status, 200, "a request waits for the first policy");
     let load = Load::start(gateway.client(), vec![call(stays)]);
@@ -72,11 +73,11 @@ async fn come_and_go(settings: &Apexmcp, gateway: &Gateway, stays: &str) {
     }
     let (sent, refused) = load.stop().await;
     println!("{sent} requests meanwhile; a change was in force everywhere after {longest:?} at most");
-    assert_eq!(refused.len(), 0, "of {sent}: {:?}", refused.first());
+    assert_eq!(refused.len(), 0, "some of {sent} requests were refused, the first: {:?}", refused.first());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_identity_provider_is_accepted_with_the_first_request_after_it_was_saved() {
+async fn a_saved_identity_provider_is_accepted_from_the_first_request_on() {
     let upstream = upstream::start().await;
     let mut settings = Apexmcp::new();
     let provider = Provider::start().await;
@@ -91,7 +92,7 @@ async fn an_identity_provider_is_accepted_with_the_first_request_after_it_was_sa
         "sso configure --org acme --issuer {issuer} --jwks-uri {jwks_uri} --audience apexmcp --allow-private-address"
     ));
     assert_eq!(saved["saved"], true, "{saved}");
-    // Once the key is gone, the policy after that with the provider is in force.
+    // When the key is refused, a later policy than the one with the provider is in force.
     settings.run(&format!("key revoke {id}"));
     gateway.until_everywhere(&call(&key), 401).await;
     assert_eq!(gateway.send(&request).await.status, 200);
@@ -100,7 +101,7 @@ async fn an_identity_provider_is_accepted_with_the_first_request_after_it_was_sa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_take_tokens_and_lose_them() {
+async fn clients_get_tokens_until_they_are_revoked() {
     let upstream = upstream::start().await;
     let mut settings = Apexmcp::new();
     let client = settings.run("client create --org acme --name billing --scope mcp:call");
@@ -119,13 +120,13 @@ async fn clients_take_tokens_and_lose_them() {
     settings.run(&format!("token revoke --org acme --client {id}"));
     gateway.until_everywhere(&request, 401).await;
     settings.run(&format!("client revoke {id}"));
-    // Each failure counts as an attempt to guess, so that few are made.
+    // Each failure counts as a guess, so the test makes only a few.
     let is_refused = async || gateway.send(&take()).await.status == 401;
-    eventually("the client takes no more tokens", async || is_refused().await.then_some(())).await;
+    eventually("the client gets no more tokens", async || is_refused().await.then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_settings_the_last_policy_stays() {
+async fn without_settings_the_last_policy_stays_in_force() {
     let upstream = upstream::start().await;
     let mut settings = Apexmcp::new();
     let (_, stays) = settings.create_key();
@@ -134,10 +135,10 @@ async fn without_settings_the_last_policy_stays() {
     let load = Load::start(gateway.client(), vec![call(&stays)]);
     settings.kill();
     let failures = async || gateway.metric("apexmcp_policy_fetches", &[("outcome", "failure")]).await;
-    eventually("Settings is missed", async || (failures().await >= 3).then_some(())).await;
+    eventually("fetches from Settings fail", async || (failures().await >= 3).then_some(())).await;
     load.until_answered(1_000).await;
     let (sent, refused) = load.stop().await;
-    assert_eq!(refused.len(), 0, "of {sent}: {:?}", refused.first());
+    assert_eq!(refused.len(), 0, "some of {sent} requests were refused, the first: {:?}", refused.first());
     assert!(gateway.metric("apexmcp_policy_confirmed_at_seconds", &[]).await > 0);
     let (_, meanwhile) = settings.create_key();
     assert_eq!(gateway.send(&call(&meanwhile)).await.status, 401);
@@ -148,9 +149,9 @@ async fn without_settings_the_last_policy_stays() {
     eventually("the version in force is shown", async || is_shown().await.then_some(())).await;
 }
 
-/// The request for changes that is under way ends with the configuration that began it.
+/// A new configuration ends the poll of the previous one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_is_reconfigured_goes_on_following() {
+async fn a_reconfigured_gateway_still_follows_settings() {
     let upstream = upstream::start().await;
     let mut settings = Apexmcp::new();
     let (_, stays) = settings.create_key();
@@ -170,7 +171,7 @@ async fn a_gateway_that_is_reconfigured_goes_on_following() {
 }
 
 #[tokio::test]
-async fn the_file_variant_works_as_it_stands() {
+async fn the_shipped_file_configuration_works() {
     let connector = upstream::start().await;
     let settings = Apexmcp::new();
     let (_, key) = settings.create_key();
@@ -181,7 +182,7 @@ async fn the_file_variant_works_as_it_stands() {
     assert_eq!(
         restrictions(template.pointer("/resources/0/typed_config/config")),
         restrictions(complete_gateway().pointer(&format!("{filter}/typed_config/config"))),
-        "the module may call the same in both variants"
+        "both configurations must restrict the module in the same way"
     );
     let file = settings.file("filter.json");
     settings.run(&format!("ecds enable --template envoy/ecds/filter.yaml --file {}", argument(&file)));

@@ -1,4 +1,5 @@
-//! Settings breaks while the gateway works: the last good policy holds, whatever comes in the place of the next one.
+//! Settings breaks while the gateway works. The last good policy stays in force, whatever Settings answers instead of
+//! the next one.
 
 use serde_json::{Value, json};
 use wasm_test::apexmcp::Apexmcp;
@@ -25,7 +26,7 @@ fn setup(front: &Front) -> Setup {
     Setup::new(plugin).workers(2).settings(front.port(), TOKEN)
 }
 
-/// An answer of this status and body.
+/// An answer with this status, these headers and this body.
 fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("HTTP/1.1 {status}\r\n{headers}connection: close\r\ncontent-length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
@@ -38,8 +39,8 @@ async fn gzip(text: &str) -> Vec<u8> {
     std::fs::read(folder.file("text.gz")).expect("what gzip wrote")
 }
 
-/// Answers that are of no use. Most of them hold a policy by which somebody else would get in, or lead `elsewhere`, where there
-/// is one.
+/// Unusable answers, each with its name. Most of them contain a policy with which another key would be admitted, or
+/// redirect to `elsewhere`, which has such a policy.
 async fn useless(elsewhere: &Front) -> Vec<(&'static str, Way)> {
     let policy = json!({"version": "bad", "orgs": {"acme": {"api_keys": [api_key_record("key_bad")]}}}).to_string();
     let (whole, etag) = (policy.as_bytes(), "etag: \"bad\"\r\n");
@@ -68,14 +69,14 @@ async fn useless(elsewhere: &Front) -> Vec<(&'static str, Way)> {
     ]
 }
 
-/// Awaits that it was asked twice more.
+/// Waits for two further requests.
 async fn until_shown(what: &str, front: &Front) {
     let before = front.met();
     eventually(what, async || (front.met() >= before + 2).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_good_policy_holds_while_settings_breaks() {
+async fn the_last_good_policy_stays_in_force_while_settings_breaks() {
     let upstream = upstream::start().await;
     let mut settings = Apexmcp::new();
     let (_, stays) = settings.create_key();
@@ -105,24 +106,24 @@ async fn the_last_good_policy_holds_while_settings_breaks() {
     settings.serve().await;
     taken_again(&settings, &front, &gateway).await;
     shown("dead");
-    // This one is of use: what has no ETag is just fetched whole each time.
+    // This answer is usable. A document without an ETag is fetched whole each time.
     let document = settings.run("policy export").to_string();
     front.lead(Way::answer(answer("200 OK", "", document.as_bytes())));
     until_shown("without ETag", &front).await;
     taken_again(&settings, &front, &gateway).await;
     shown("without ETag");
 
-    assert_eq!(elsewhere.met(), 0, "nobody follows a redirection");
+    assert_eq!(elsewhere.met(), 0, "no redirect is followed");
     assert_eq!(loads.stop("all").await, 0);
 
-    // A policy without orgs is one: it holds, too.
+    // A policy without orgs is valid and takes effect.
     front.lead(Way::answer(answer("200 OK", "etag: \"none\"\r\n", br#"{"orgs":{}}"#)));
     gateway.until_everywhere(&call(&stays), 401).await;
     taken_again(&settings, &front, &gateway).await;
     gateway.until_everywhere(&call(&stays), 200).await;
 }
 
-/// Settings is as ever, and a change of it takes effect.
+/// Checks that Settings works again, and that a change takes effect.
 async fn taken_again(settings: &Apexmcp, front: &Front, gateway: &Gateway) {
     let (_, key) = settings.create_key();
     front.lead(Way::Open);
@@ -130,7 +131,7 @@ async fn taken_again(settings: &Apexmcp, front: &Front, gateway: &Gateway) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_first_policy_nobody_gets_in() {
+async fn without_a_first_policy_nobody_is_admitted() {
     let upstream = upstream::start().await;
     let mut settings = Apexmcp::new();
     let (_, stays) = settings.create_key();
@@ -146,9 +147,9 @@ async fn without_a_first_policy_nobody_gets_in() {
             assert_eq!((refusal.status, &*refusal.reason), (503, "policy_unavailable"), "{what}");
         }
         let confirmed: Value = json!(gateway.metric("apexmcp_policy_fetches", &[("outcome", "not_modified")]).await);
-        assert_eq!(confirmed, 0, "{what}: there is nothing that could be as it was");
+        assert_eq!(confirmed, 0, "{what}: without a policy, nothing can be unmodified");
         front.lead(Way::Open);
         eventually("the first policy", async || (gateway.send(&call(&stays)).await.status == 200).then_some(())).await;
     }
-    assert_eq!(elsewhere.met(), 0, "nobody follows a redirection");
+    assert_eq!(elsewhere.met(), 0, "no redirect is followed");
 }

@@ -1,4 +1,5 @@
-//! A slow client does not change what happens to the requests of others: no head of a refused call reaches the connector.
+//! A slow client does not change how the requests of others are handled: no head of a refused call reaches the
+//! connector.
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,7 +22,7 @@ fn scoped(gateway: &Value) -> Value {
     plugin
 }
 
-/// A request whose head was sent.
+/// A request of which only the head was sent.
 struct Slow {
     connection: TcpStream,
     body: String,
@@ -53,23 +54,23 @@ impl Slow {
     }
 }
 
-/// Requests that have reached the connector, as Envoy counts them.
+/// The number of requests that have reached the connector, as Envoy counts them.
 async fn reached(gateway: &Gateway) -> u64 {
     gateway.stat("cluster.upstream.upstream_rq_total").await
 }
 
-/// Checks that refused calls are refused before any part of them is forwarded.
+/// Checks that forbidden calls are refused before any part of them is forwarded.
 async fn refuse(gateway: &Gateway, what: &str) {
     let before = reached(gateway).await;
     for _ in 0..5 {
         let refused = Request::tools_list("/mcp/acme").api_key(&api_key("key_notes")).body(call("clock__now"));
         assert_eq!(gateway.send(&refused).await.status, 403, "{what}");
     }
-    assert_eq!(reached(gateway).await, before, "{what}: a head went on");
+    assert_eq!(reached(gateway).await, before, "{what}: a head was forwarded");
 }
 
 #[tokio::test]
-async fn where_nobody_said_what_envoy_holds() {
+async fn a_slow_client_affects_no_other_if_host_holds_bodies_is_not_set() {
     let upstream = upstream::start().await;
     let credential = format!("x-api-key: {}\r\n", api_key("key_notes"));
     let start = async || Setup::new(scoped(&json!({}))).start(&upstream).await;
@@ -77,7 +78,7 @@ async fn where_nobody_said_what_envoy_holds() {
     let gateway = start().await;
     let slow = Slow::send_head(&gateway, &credential).await;
     // The head of the slow call itself may be forwarded, because Envoy could be holding its body.
-    eventually("its head went on", async || (reached(&gateway).await == 1).then_some(())).await;
+    eventually("its head is forwarded", async || (reached(&gateway).await == 1).then_some(())).await;
     refuse(&gateway, "after a slow call").await;
     assert!(slow.finish().await.starts_with("HTTP/1.1 200"));
     refuse(&gateway, "after the slow call was finished").await;
@@ -88,7 +89,7 @@ async fn where_nobody_said_what_envoy_holds() {
         strangers.push(Slow::send_head(&gateway, "").await);
     }
     for mut stranger in strangers {
-        assert!(stranger.answer().await.starts_with("HTTP/1.1 401"), "it was not waited for");
+        assert!(stranger.answer().await.starts_with("HTTP/1.1 401"), "the refusal did not wait for the body");
     }
     refuse(&gateway, "after slow clients without a credential").await;
 
@@ -99,7 +100,7 @@ async fn where_nobody_said_what_envoy_holds() {
 }
 
 #[tokio::test]
-async fn where_envoy_holds_heads_alone() {
+async fn a_slow_client_affects_no_other_if_envoy_holds_only_heads() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(scoped(&json!({"host_holds_bodies": false}))).start(&upstream).await;
     let slow = Slow::send_head(&gateway, &format!("x-api-key: {}\r\n", api_key("key_notes"))).await;
@@ -115,7 +116,7 @@ async fn where_envoy_holds_heads_alone() {
 }
 
 #[tokio::test]
-async fn where_envoy_holds_bodies() {
+async fn requests_are_decided_if_envoy_holds_bodies() {
     let upstream = upstream::start().await;
     let gateway = Setup::new(scoped(&json!({"host_holds_bodies": true}))).holding_bodies().start(&upstream).await;
     let good = Request::tools_list("/mcp/acme").api_key(&api_key("key_notes")).body(call("notes__read"));

@@ -1,4 +1,5 @@
-//! Gateway tokens from the smallest gateway: what there is to see in each Envoy, also where the module has to sign itself.
+//! Gateway tokens of the minimal gateway. These tests run with every Envoy, including those in which the module itself
+//! must sign.
 
 use std::sync::Arc;
 
@@ -44,7 +45,7 @@ async fn a_token_is_issued_and_admitted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_assertion_that_comes_many_times_at_once_serves_once() {
+async fn an_assertion_that_is_sent_many_times_at_once_is_accepted_once() {
     const AT_ONCE: usize = 64;
     const CLIENTS: usize = 10;
     let (key, upstream) = (Key::first("a"), upstream::start().await);
@@ -54,7 +55,7 @@ async fn an_assertion_that_comes_many_times_at_once_serves_once() {
     let mut issuing = plugin(&json!({ ORG: {"oauth_clients": records}}));
     issuing["policy"]["inline"]["signing_keys"] = json!([PrivateKey::new().record("k")]);
     let gateway = Setup::new(issuing).workers(4).start(&upstream).await;
-    // Each has a connection already, and with so many each worker has some.
+    // Each client has a connection already. There are so many that each worker has some.
     let clients: Vec<Client> = (0..AT_ONCE).map(|_| Client::new(gateway.client().authority())).collect();
     for client in &clients {
         assert_eq!(client.send(&Request::get("/.well-known/jwks.json")).await.status, 200);
@@ -81,10 +82,10 @@ async fn an_assertion_that_comes_many_times_at_once_serves_once() {
     println!("{CLIENTS} assertions, each {AT_ONCE} times at once: {CLIENTS} served, {refused} refused");
 }
 
-/// After ten wrong secrets for a client id, the next one must wait. An attacker that knows the id must not stop the client's
-/// other method with them. The answers must not reveal which ids exist.
+/// After ten wrong secrets for a client id, the next one must wait. An attacker that knows the id must not block the
+/// client's other method. The answers must not reveal which ids exist.
 #[tokio::test]
-async fn wrong_secrets_stop_no_assertion_and_forged_assertions_stop_nothing() {
+async fn wrong_secrets_block_no_assertion_and_forged_assertions_block_nothing() {
     const WITH_BOTH: &str = "apx_client_both0000";
     const UNKNOWN: &str = "apx_client_unknown0";
     let (key, foreign, upstream) = (Key::first("a"), Key::second("a"), upstream::start().await);
@@ -107,7 +108,7 @@ async fn wrong_secrets_stop_no_assertion_and_forged_assertions_stop_nothing() {
         (reply.status, reply.header("retry-after").map(str::to_owned), reply.json()["error_description"].clone())
     };
 
-    // Forged assertions come first, while no secret has to wait yet.
+    // Forged assertions come first, while no secret has to wait.
     for id in [WITH_KEY, WITH_BOTH, UNKNOWN] {
         for number in 0..30 {
             let forged = assertion(&foreign, id, &number.to_string());
@@ -116,9 +117,9 @@ async fn wrong_secrets_stop_no_assertion_and_forged_assertions_stop_nothing() {
         let good = assertion(&key, id, "after forged ones");
         assert_eq!(post(&assertion_request(&good)).await.0, if id == UNKNOWN { 401 } else { 200 }, "{id}");
     }
-    assert_eq!(post(&token_request_of(WITH_BOTH, SECRET)).await.0, 200, "forged assertions stop no secret");
+    assert_eq!(post(&token_request_of(WITH_BOTH, SECRET)).await.0, 200, "forged assertions block no secret");
 
-    // Wrong secrets, in the form and by Basic. The number of seconds to wait depends on the moment.
+    // Wrong secrets, in the form and in Basic. The number of seconds to wait depends on the time.
     let mut answers = Vec::new();
     for id in [WITH_SECRET, WITH_KEY, WITH_BOTH, UNKNOWN] {
         let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{id}:apx_secret_zzzzzzzzzzzzzzzzzzzzzzzz")));
@@ -142,10 +143,10 @@ async fn wrong_secrets_stop_no_assertion_and_forged_assertions_stop_nothing() {
     assert!(answers.iter().all(|one| *one == answers[0]), "{answers:#?}");
 }
 
-/// A secret with characters that a form escapes.
+/// A secret with characters that a form must escape.
 const ODD_SECRET: &str = "a b+c%d:e\u{fc}";
 
-/// A gateway whose clients have the secret and the odd secret, or a key.
+/// A gateway with two clients. One has [`SECRET`] and [`ODD_SECRET`], the other one has a key.
 async fn issuing(key: &Key, upstream: &Server) -> Gateway {
     let clients = json!([
         {"client_id": WITH_SECRET, "secret_sha256": [sha256(SECRET), sha256(ODD_SECRET)], "scopes": ["mcp:call"]},
@@ -170,13 +171,13 @@ fn form(text: &str) -> Request {
     Request::post("/oauth/token").header("content-type", "application/x-www-form-urlencoded").body(text.to_owned())
 }
 
-/// The value as a form has it, with each byte escaped.
+/// The value in a form, with every byte percent-encoded.
 fn escaped(value: &str) -> String {
     value.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
 #[tokio::test]
-async fn every_spelling_of_a_url_is_the_same_url() {
+async fn all_spellings_of_a_url_name_the_same_resource() {
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let gateway = issuing(&key, &upstream).await;
     let own = format!("{ORIGIN}/mcp/{ORG}");
@@ -184,7 +185,7 @@ async fn every_spelling_of_a_url_is_the_same_url() {
         (own.clone(), true),
         (format!("HTTPS://Gateway.EXAMPLE/mcp/{ORG}"), true),
         (format!("https://gateway.example:443/mcp/{ORG}"), true),
-        // Not in the issue: an empty port, escapes of plain characters, and dot segments.
+        // An empty port, escapes of plain characters, and dot segments.
         (format!("https://gateway.example:/mcp/{ORG}"), true),
         ("https://gateway.example/mcp/%61cme%2dcorp".to_owned(), true),
         (format!("https://gateway.example/x/../mcp/./{ORG}"), true),
@@ -230,7 +231,7 @@ async fn a_client_may_name_several_resources() {
     };
     for (resources, expected) in [
         (vec![own("notes"), own("clock")], Ok(vec![own("clock"), own("notes")])),
-        // Not in the issue: the org beside one of its connectors, one resource in two spellings, and an empty value.
+        // The org beside one of its connectors, one resource in two spellings, and empty values.
         (vec![url(ORG), own("notes")], Ok(vec![url(ORG), own("notes")])),
         (vec![own("notes"), own("%6eotes")], Ok(vec![own("notes")])),
         (vec![String::new(), own("clock"), String::new()], Ok(vec![own("clock")])),
@@ -250,7 +251,7 @@ async fn a_client_may_name_several_resources() {
             audiences
         });
         assert_eq!(audiences, expected.map_err(str::to_owned), "{resources:?}");
-        // The token is good for what it names, and for nothing else.
+        // The token is accepted only for the resources that it names.
         for connector in ["notes", "clock"] {
             let Ok(audiences) = &audiences else { continue };
             let is_named = [url(ORG), own(connector)].iter().any(|wanted| audiences.contains(wanted));
@@ -270,7 +271,7 @@ async fn credentials_in_basic_are_form_decoded() {
     for (id, secret, is_right) in [
         (WITH_SECRET.to_owned(), SECRET.to_owned(), true),
         (WITH_SECRET.to_owned(), "a+b%2Bc%25d%3Ae%C3%BC".to_owned(), true),
-        // Not in the issue: lower case digits, an escaped space, each byte escaped, a colon that is not escaped.
+        // Lower case digits, an escaped space, every byte escaped, and a colon that is not escaped.
         (WITH_SECRET.to_owned(), "a%20b%2bc%25d%3ae%c3%bc".to_owned(), true),
         (escaped(WITH_SECRET), escaped(ODD_SECRET), true),
         (WITH_SECRET.to_owned(), "a+b%2Bc%25d:e%C3%BC".to_owned(), true),

@@ -1,5 +1,5 @@
-//! Every file of `envoy/` for plain Envoy: Envoy finds it valid as it is, and it does what it is for. `envoy/envoy.yaml` itself
-//! is the subject of `complete_gateway.rs`, `envoy/ecds` of `settings.rs`.
+//! Every file of `envoy/` for plain Envoy: Envoy accepts it unchanged, and it does its job. `complete_gateway.rs`
+//! tests `envoy/envoy.yaml` itself, and `settings.rs` tests `envoy/ecds`.
 
 use serde_json::{Value, json};
 use wasm_test::apexmcp::Apexmcp;
@@ -13,7 +13,7 @@ use wasm_test::settings::TOKEN;
 use wasm_test::upstream::{self, Arrived};
 use wasm_test::{eventually, repository};
 
-/// A file of `envoy/`, with what is around it.
+/// A file of `envoy/`, with Settings and an upstream.
 struct Variant {
     settings: Apexmcp,
     key: String,
@@ -22,7 +22,8 @@ struct Variant {
 }
 
 impl Variant {
-    /// With an org `acme-corp`, a key of it, and a connector. The file's ports are others, and so is the module's path.
+    /// Prepares a file: with an org `acme-corp`, a key of that org, and a connector. Changes the ports and the
+    /// environment.
     async fn of(file: &str) -> Self {
         let settings = Apexmcp::new();
         settings.run("org create acme-corp");
@@ -40,7 +41,7 @@ impl Variant {
         variant
     }
 
-    /// With this cluster in the place of the one of its name.
+    /// Replaces the cluster of the same name.
     fn cluster(&mut self, cluster: Value) {
         let clusters = self.configuration["static_resources"]["clusters"].as_array_mut().expect("clusters");
         let place = clusters.iter_mut().find(|other| other["name"] == cluster["name"]);
@@ -56,7 +57,7 @@ impl Variant {
     }
 }
 
-/// Puts `value` in the place of each object that has the member `sign`.
+/// Replaces each object that has the member `sign` by `value`.
 fn replace(within: &mut Value, sign: &str, value: &Value) {
     match within {
         Value::Object(members) if members.contains_key(sign) => *within = value.clone(),
@@ -66,14 +67,15 @@ fn replace(within: &mut Value, sign: &str, value: &Value) {
     }
 }
 
-/// A certificate for localhost and its key, as the header of `envoy/tls.yaml` makes them, and the secret that names them.
+/// Creates a certificate for localhost and its key, as the header of `envoy/tls.yaml` describes, and the secret that
+/// names them.
 async fn certificate(folder: &Folder) {
     issue(folder, "gateway").await;
     let secret = std::fs::read_to_string(repository().join("envoy/tls-certificate.yaml")).expect("the file");
     folder.write("tls-certificate.yaml", &in_folder(&secret, folder)).expect("the file is written");
 }
 
-/// The same files below this name alone.
+/// Creates only the certificate and its key, with this file name.
 async fn issue(folder: &Folder, name: &str) {
     let [key, certificate] = ["key", "crt"].map(|kind| folder.file(&format!("{name}.{kind}")));
     let words = "req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost -addext subjectAltName=DNS:localhost";
@@ -82,7 +84,7 @@ async fn issue(folder: &Folder, name: &str) {
     run("openssl", &arguments).await;
 }
 
-/// The text of a file, with what a reader makes first, by its header, in `folder`.
+/// The text of a file. `folder` replaces the places of the files that its header tells a reader to create.
 fn in_folder(text: &str, folder: &Folder) -> String {
     let made = |name: &str| argument(&folder.file(name)).to_owned();
     let text = ["dist/gateway.crt", "dist/gateway.key", "dist/filter.json", "envoy/tls-certificate.yaml"]
@@ -91,7 +93,7 @@ fn in_folder(text: &str, folder: &Folder) -> String {
     text.replace("{ path: dist }", &format!("{{ path: {} }}", made("")))
 }
 
-/// Whether the file is what Envoy takes, as it stands. What a reader makes first is in `folder`.
+/// Checks that Envoy accepts the file unchanged. `folder` contains the files that a reader creates first.
 async fn validate(file: &str, folder: &Folder) {
     let text = std::fs::read_to_string(repository().join(file)).expect("the file");
     folder.write("valid.yaml", &in_folder(&text, folder)).expect("the file is written");
@@ -100,7 +102,7 @@ async fn validate(file: &str, folder: &Folder) {
 }
 
 #[tokio::test]
-async fn envoy_finds_each_file_valid() {
+async fn envoy_accepts_each_file() {
     let folder = Folder::new().expect("a folder");
     certificate(&folder).await;
     let settings = Apexmcp::new();
@@ -120,9 +122,9 @@ async fn envoy_finds_each_file_valid() {
     }
 }
 
-/// Envoy's default is a minute: so long would the keys of a provider be out of reach whose name was not found once.
+/// Envoy's default is one minute. A provider's keys would be out of reach that long if its name was not found once.
 #[test]
-fn a_name_that_was_not_found_is_looked_up_again_soon() {
+fn a_name_that_was_not_found_is_looked_up_again_within_ten_seconds() {
     let folders = ["", "ecds", "envoy-gateway", "istio", "routes"].map(|folder| repository().join("envoy").join(folder));
     let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).expect("the folder"));
     let files = entries.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_file());
@@ -136,7 +138,7 @@ fn a_name_that_was_not_found_is_looked_up_again_soon() {
     assert!(caches >= 10, "{caches}");
 }
 
-/// The protected route refuses and admits, the other one is left alone.
+/// Checks that the protected route refuses and admits, and that the other route is unchanged.
 async fn one_route_is_guarded(file: &str) {
     let variant = Variant::of(file).await;
     let envoy = variant.start().await;
@@ -148,23 +150,23 @@ async fn one_route_is_guarded(file: &str) {
     assert!(!arrived.has("x-api-key"));
     let other = envoy.client().send(&Request::get("/")).await;
     assert_eq!((other.status, other.body.as_ref()), (200, b"not the filter's\n".as_slice()), "{file}");
-    // The keys are the filter's to answer; they are there, since `init` made one.
+    // The filter itself answers with the keys. There is one key, because `init` created it.
     let keys = envoy.client().send(&Request::get("/.well-known/jwks.json")).await;
     assert_eq!(keys.json()["keys"].as_array().map(Vec::len), Some(1), "{file}");
 }
 
 #[tokio::test]
-async fn a_route_switches_it_on() {
+async fn a_route_enables_the_filter() {
     one_route_is_guarded("envoy/routes/disabled.yaml").await;
 }
 
 #[tokio::test]
-async fn a_route_has_its_own_chain() {
+async fn a_route_has_its_own_filter_chain() {
     one_route_is_guarded("envoy/routes/filter-chain.yaml").await;
 }
 
 #[tokio::test]
-async fn routes_say_of_themselves_what_it_does_there() {
+async fn route_metadata_sets_the_org_and_the_mode() {
     one_route_is_guarded("envoy/routes/metadata.yaml").await;
     let variant = Variant::of("envoy/routes/metadata.yaml").await;
     let envoy = variant.start().await;
@@ -183,7 +185,7 @@ async fn a_fleet_shares_its_limits() {
     variant.cluster(http2(local_cluster("ratelimit", service.port())));
     let envoys = [variant.start().await, variant.start().await];
     for envoy in &envoys {
-        // Not counted, for it is refused.
+        // A refused request does not count.
         eventually("the policy", async || {
             (envoy.client().send(&Request::tools_list("/mcp/acme-corp")).await.status == 401).then_some(())
         })
@@ -197,7 +199,7 @@ async fn a_fleet_shares_its_limits() {
     assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 3, "{statuses:?}");
 }
 
-/// `envoy/tls.yaml` with a certificate in `folder`, and its port.
+/// A gateway with `envoy/tls.yaml` and a certificate in `folder`. Returns its port, too.
 async fn with_tls(folder: &Folder) -> (Variant, Envoy, String) {
     certificate(folder).await;
     let mut variant = Variant::of("envoy/tls.yaml").await;
@@ -208,7 +210,7 @@ async fn with_tls(folder: &Folder) -> (Variant, Envoy, String) {
     (variant, envoy, port)
 }
 
-/// What curl says of a POST of `body` (`@` and a file, or the body itself): the version of HTTP, and the status.
+/// Sends a POST with curl. `body` is the body, or `@` and a file name. Returns the HTTP version and the status.
 async fn curl(folder: &Folder, port: &str, options: &[&str], credential: &str, body: &str) -> String {
     let (url, host) = (format!("https://localhost:{port}/mcp/acme-corp"), format!("localhost:{port}:127.0.0.1"));
     let certificate = folder.file("gateway.crt");
@@ -218,7 +220,7 @@ async fn curl(folder: &Folder, port: &str, options: &[&str], credential: &str, b
 }
 
 #[tokio::test]
-async fn over_tls_and_http_2() {
+async fn the_gateway_works_over_tls_and_http_2() {
     let folder = Folder::new().expect("a folder");
     let (variant, _envoy, port) = with_tls(&folder).await;
     let credential = format!("x-api-key: {}", variant.key);
@@ -230,9 +232,9 @@ async fn over_tls_and_http_2() {
     }
 }
 
-/// What is held of a stream is no more than its window: with one of 64 KiB, which is often advised, Envoy would answer 413.
+/// Envoy buffers at most one window of a stream. With 64 KiB, which is often recommended, Envoy would answer 413.
 #[tokio::test]
-async fn the_longest_message_is_read_over_http_2_too() {
+async fn the_longest_message_is_read_over_http_2() {
     let folder = Folder::new().expect("a folder");
     let (variant, _envoy, port) = with_tls(&folder).await;
     let key = variant.settings.run("key create --org acme-corp --name one --connector notes")["key"].clone();
@@ -258,7 +260,7 @@ async fn the_longest_message_is_read_over_http_2_too() {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_is_taken() {
+async fn a_renewed_certificate_is_loaded() {
     let folder = Folder::new().expect("a folder");
     let (_variant, envoy, port) = with_tls(&folder).await;
     let shown = "openssl x509 -noout -fingerprint -sha256";
@@ -274,14 +276,15 @@ async fn a_renewed_certificate_is_taken() {
     let next = of_file("next.crt").await;
     let rename = |kind| std::fs::rename(folder.file(&format!("next.{kind}")), folder.file(&format!("gateway.{kind}")));
     rename("key").expect("the key is renamed");
-    // It does not fit yet.
-    eventually("it was looked at", async || envoy.log().contains("KEY_VALUES_MISMATCH").then_some(())).await;
+    // The new key does not fit the old certificate.
+    eventually("Envoy tried to load it", async || envoy.log().contains("KEY_VALUES_MISMATCH").then_some(())).await;
     assert_eq!(served().await, first);
     rename("crt").expect("the certificate is renamed");
     eventually("new connections get it", async || (served().await == next).then_some(())).await;
 }
 
-/// `envoy/settings-tls.yaml` before Settings, and the gateway with what `envoy/envoy-gateway/gateway.yaml` has for its cluster.
+/// `envoy/settings-tls.yaml` in front of Settings. The gateway connects to it with the TLS settings of
+/// `envoy/envoy-gateway/gateway.yaml`.
 #[tokio::test]
 async fn settings_is_reached_over_tls() {
     let folder = Folder::new().expect("a folder");

@@ -1,5 +1,6 @@
-//! Forged identity headers behind web servers that pass headers to applications as variables: lighttpd with a CGI program, and
-//! lighttpd and nginx with PHP by FastCGI. There, several spellings of a name become one variable, and the last value counts.
+//! Forged identity headers behind web servers that pass headers to applications as variables: lighttpd with a CGI
+//! program, and lighttpd and nginx with PHP through FastCGI. There, several spellings of a name become one variable,
+//! and the last value counts.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -10,10 +11,10 @@ use wasm_test::http::{Client, Request};
 use wasm_test::policy::{api_key, api_key_record};
 use wasm_test::process::{Folder, Process, argument, free_port};
 
-/// Every byte that may stand in a header's name and is neither letter nor digit (RFC 9110 §5.6.2).
+/// Every byte that may occur in a header name and is neither a letter nor a digit (RFC 9110 §5.6.2).
 const SEPARATORS: &str = "!#$%&'*+-.^_`|~";
 
-/// A web server with an application that answers with its variables, one in each line.
+/// A web server whose application prints its variables, one in each line.
 struct WebServer {
     port: u16,
     _processes: Vec<Process>,
@@ -27,7 +28,7 @@ const CGI: &str = "#!/bin/sh\nprintf 'content-type: text/plain\\r\\n\\r\\n'\ntr 
 const PHP: &str = r#"<?php header("content-type: text/plain"); foreach ($_SERVER as $name => $value) echo "$name=$value\n";"#;
 
 impl WebServer {
-    /// lighttpd, which runs the program for each request, or hands it to PHP by FastCGI.
+    /// lighttpd, which runs the program for each request, or passes the request to PHP through FastCGI.
     async fn lighttpd(with_php: bool) -> Self {
         let folder = Folder::new().expect("a folder");
         let (port, mut processes) = (free_port(), Vec::new());
@@ -62,7 +63,7 @@ impl WebServer {
         Self { port, _processes: processes, _folder: folder }
     }
 
-    /// nginx with PHP by FastCGI, and with these lines in its configuration.
+    /// nginx with PHP through FastCGI, with these additional lines in its configuration.
     async fn nginx(lines: &str) -> Self {
         let folder = Folder::new().expect("a folder");
         let port = free_port();
@@ -127,7 +128,7 @@ async fn read(client: &Client, request: &Request) -> BTreeMap<String, String> {
     variables
 }
 
-/// `request` with these names in each spelling.
+/// Adds these names to `request`, in every spelling.
 fn forged(request: Request, names: &[&str]) -> Request {
     let spellings = SEPARATORS
         .chars()
@@ -148,7 +149,8 @@ async fn no_application_reads_a_forged_identity() {
     // Forged headers are removed whether or not the filter leaves the good credential in the request.
     for ((what, server), strips) in servers.iter().zip([true, false].into_iter().cycle()) {
         let direct = Client::new(server.authority());
-        // Without the gateway, the application reads the client's headers, in the spellings that its server folds.
+        // Without the gateway, the application reads the client's headers, in each spelling that its server maps to
+        // the variable.
         for name in ["x-apexmcp-org", "x.apexmcp.org", "x'apexmcp~org"] {
             let got = read(&direct, &Request::get("/").header(name, "victim")).await;
             let is_read = got.get("HTTP_X_APEXMCP_ORG").map(String::as_str) == Some("victim");

@@ -1,10 +1,12 @@
-//! Project Wycheproof's signatures of RSASSA-PKCS1-v1_5 with SHA-256 and 2048, 3072 and 4096 bits, at both verifiers: the one in
-//! pure Rust, for hosts that have none, and Envoy's own, through the whole filter. Both must say the same, and what Wycheproof says.
+//! Project Wycheproof's signatures (RSASSA-PKCS1-v1_5 with SHA-256; 2048, 3072 and 4096 bits) at both verifiers: the
+//! one in pure Rust, for hosts without a verifier, and Envoy's own, through the whole filter. Both must agree with
+//! Wycheproof.
 //!
-//! The vectors sign short texts with keys of which only the public half is known, and neither verifier takes anything but a
-//! token. So each is carried over: what its signature holds under its own key, with the hash of a token's signing input in
-//! the place of its message's, is signed with the issuer's key as it stands, padding, garbage and all. A signature that is
-//! longer, shorter or greater than its modulus becomes one of this key that is so in the same way.
+//! The vectors sign short messages with keys whose private half is unknown, but both verifiers accept only tokens. So
+//! the test transfers each vector to the issuer's key. It opens the vector's signature with the vector's public key.
+//! It replaces the hash of the message by the hash of the token's signing input. It signs the result unchanged,
+//! including wrong padding and garbage. A signature that is longer, shorter or greater than its modulus becomes a
+//! signature of the issuer's key with the same property.
 
 use apexmcp_core::jose::compact::CompactJws;
 use apexmcp_core::jose::jwk::RsaPublicKey;
@@ -22,7 +24,7 @@ use wasm_test::upstream;
 use wycheproof::TestResult;
 use wycheproof::rsa_pkcs1_verify::{TestFlag, TestName, TestSet};
 
-/// A vector: its signature, its message, and the key that made it.
+/// A vector: its signature, its message, and its public key.
 struct Vector<'v> {
     signature: &'v [u8],
     message: &'v [u8],
@@ -31,7 +33,7 @@ struct Vector<'v> {
 }
 
 impl Vector<'_> {
-    /// The same by `key` for `input`.
+    /// The signature of `key` for `input` that has the properties of this vector.
     fn carried_over(&self, key: &RsaPrivateKey, input: &[u8]) -> Vec<u8> {
         let number = BigUint::from_bytes_be(self.signature);
         let (times, rest) = (&number / &self.modulus, &number % &self.modulus);
@@ -45,14 +47,14 @@ impl Vector<'_> {
     }
 }
 
-/// The number in so many bytes, or as many as it needs.
+/// The number in `length` bytes, or in more if it needs more.
 fn left_padded(number: &BigUint, length: usize) -> Vec<u8> {
     let bytes = number.to_bytes_be();
     [vec![0; length.saturating_sub(bytes.len())], bytes].concat()
 }
 
 #[tokio::test]
-async fn both_verifiers_say_what_wycheproof_says() {
+async fn both_verifiers_agree_with_wycheproof() {
     let sets = [
         (Key::first("2048"), TestName::Rsa2048Sha256),
         (Key::of_bits(3072, "3072"), TestName::Rsa3072Sha256),
@@ -62,11 +64,11 @@ async fn both_verifiers_say_what_wycheproof_says() {
     let issuer = Issuer::start(&sets.each_ref().map(|(key, _)| key)).await;
     let gateway = Setup::new(plugin(&json!({"acme": {"identity_providers": [issuer.record()]}}))).start(&upstream).await;
     for (key, set) in sets {
-        both_say_what_it_says(&gateway, &issuer, &key, &TestSet::load(set).expect("the vectors")).await;
+        check_set(&gateway, &issuer, &key, &TestSet::load(set).expect("the vectors")).await;
     }
 }
 
-async fn both_say_what_it_says(gateway: &Gateway, issuer: &Issuer, key: &Key, set: &TestSet) {
+async fn check_set(gateway: &Gateway, issuer: &Issuer, key: &Key, set: &TestSet) {
     let jwk = key.jwk();
     let number = |name: &str| BASE64_URL_SAFE_NO_PAD.decode(jwk[name].as_str().expect("a number")).expect("base64url");
     let public = RsaPublicKey::from_components(&number("n"), &number("e")).expect("a key");
@@ -87,8 +89,8 @@ async fn both_say_what_it_says(gateway: &Gateway, issuer: &Issuer, key: &Key, se
             let expected = match test.result {
                 TestResult::Valid => true,
                 TestResult::Invalid => false,
-                // Without the NULL parameters of the hash's identifier. RFC 8017 §9.2 has one encoding and §8.2.2 compares
-                // with that; its note 1 lets others be more liberal, and each liberty is a second spelling of a token.
+                // The identifier of the hash has no NULL parameters. RFC 8017 §9.2 has one encoding, and §8.2.2
+                // compares with it. Its note 1 allows others, but each of them would be a second spelling of a token.
                 TestResult::Acceptable => {
                     assert!(test.flags.contains(&TestFlag::MissingNull), "{what}");
                     false

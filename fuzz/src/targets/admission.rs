@@ -1,4 +1,5 @@
-//! Whole requests: who is admitted proved it, is admitted as nobody else, and reaches no more than was granted.
+//! Whole requests. An admitted request has a valid credential, gets the identity of that credential, and reaches only
+//! what was granted to it.
 
 use std::cell::RefCell;
 
@@ -16,7 +17,7 @@ use crate::world::{self, API_KEY, CLIENTS, NOW, ORIGIN, PROVIDERS, key_of};
 use apexmcp_core::testing::{MemoryHost, Signatures};
 
 thread_local! {
-    /// It remembers tokens from one input to the next, as a worker does from one request to the next.
+    /// Keeps its token cache from one input to the next, like a worker from one request to the next.
     static WORKER: RefCell<Worker> = RefCell::new(Worker::new());
 }
 
@@ -44,8 +45,8 @@ impl Worker {
     }
 }
 
-/// `data` is a signer (`a`, `b`, `g` for the gateway, `-` for nobody), the texts of a token's header and claims, each a
-/// line, then a head and a body. Where the head has the word `<token>`, that token stands.
+/// `data` begins with a signer (`a`, `b`, `g` for the gateway, `-` for nobody), a token's header and its claims, one
+/// line each. A request head and a body follow. The token replaces the word `<token>` in the head.
 pub fn check(data: &[u8]) -> bool {
     let (token, request) = Token::read(data);
     WORKER.with_borrow_mut(|worker| judge(worker, &token, request))
@@ -68,7 +69,7 @@ fn judge(worker: &mut Worker, token: &Token, request: &[u8]) -> bool {
     let step = exchange::start(&mut worker.gateway, head, RouteSettings::default(), NOW, &worker.host);
     match step {
         Step::Forward(forward, _) => {
-            let principal = forward.edits.principal.as_deref().expect("nothing passes without");
+            let principal = forward.edits.principal.as_deref().expect("no request passes without a principal");
             check_admitted(token, &written, &headers, &forward.edits, principal);
             let connector = path_of(&headers).split('/').nth(3).map(str::to_owned);
             let is_end = headers.iter().any(|(name, value)| name == ":method" && value == b"DELETE");
@@ -76,7 +77,7 @@ fn judge(worker: &mut Worker, token: &Token, request: &[u8]) -> bool {
             true
         }
         Step::Inspect(edits, awaiting) => {
-            let principal = edits.principal.as_deref().expect("nothing passes without");
+            let principal = edits.principal.as_deref().expect("no request passes without a principal");
             check_admitted(token, &written, &headers, &edits, principal);
             let is_readable = Json::read(body).is_some();
             let passes = matches!(awaiting.proceed(body, &worker.gateway, NOW, &worker.host), Step::Forward(..));
@@ -86,7 +87,7 @@ fn judge(worker: &mut Worker, token: &Token, request: &[u8]) -> bool {
             }
             passes
         }
-        Step::Pass | Step::Count(..) | Step::AwaitPolicy(_) => panic!("nothing here leads to this: {step:?}"),
+        Step::Pass | Step::Count(..) | Step::AwaitPolicy(_) => panic!("no input of this target leads to this step: {step:?}"),
         Step::Reply(..) | Step::ReplyAfterRest(_) | Step::Await(_) | Step::ReadBody(_) => false,
     }
 }
@@ -105,7 +106,8 @@ fn reaches(principal: &Principal, connector: Option<&str>) -> bool {
     words(principal).iter().any(|word| word == "mcp:call" || connector.is_some_and(|one| *word == format!("mcp:call:{one}")))
 }
 
-/// Each tool that `body` calls, however it is read, is of a connector that the principal may use.
+/// Checks that each tool called by `body`, in every possible reading, belongs to a connector that the principal may
+/// use.
 fn check_reach(principal: &Principal, body: &[u8]) {
     let json = Json::read(body).expect("JSON");
     for message in json.elements() {
@@ -118,12 +120,13 @@ fn check_reach(principal: &Principal, body: &[u8]) {
     }
 }
 
+/// Checks the principal and the header changes of an admitted request against its credential.
 fn check_admitted(token: &Token, written: &str, headers: &[(String, Vec<u8>)], edits: &Edits, principal: &Principal) {
     let org = path_of(headers).split('/').nth(2).map(str::to_owned).unwrap_or_default();
-    assert_eq!(principal.org().as_str(), org, "it is who it is in this org alone");
+    assert_eq!(principal.org().as_str(), org, "the principal belongs to another org");
     let carriers: Vec<_> = headers.iter().filter(|(name, _)| name == "x-api-key" || name == "authorization").collect();
-    let [(name, value)] = carriers.as_slice() else { panic!("one credential") };
-    assert!(edits.remove.iter().any(|removed| removed == name), "the credential goes no further");
+    let [(name, value)] = carriers.as_slice() else { panic!("not exactly one credential") };
+    assert!(edits.remove.iter().any(|removed| removed == name), "the credential must not be forwarded");
     let could_be_identity = |name: &&String| name.replace('_', "-").starts_with("x-apexmcp-");
     assert!(
         headers
@@ -141,12 +144,12 @@ fn check_admitted(token: &Token, written: &str, headers: &[(String, Vec<u8>)], e
         return;
     }
     assert_eq!(name, "authorization");
-    assert!(String::from_utf8_lossy(value).trim_end().ends_with(written), "the only token that anybody signed");
+    assert!(String::from_utf8_lossy(value).trim_end().ends_with(written), "admitted without the signed token");
     let (header, claims) =
         (Json::read(token.header.as_bytes()).expect("JSON"), Json::read(token.claims.as_bytes()).expect("JSON"));
     let text = |name| claims.exactly(name).next().and_then(Json::text).unwrap_or_default();
     let number = |name| claims.exactly(name).next().and_then(Json::number);
-    assert_eq!(subject, text("sub"), "admitted as somebody else");
+    assert_eq!(subject, text("sub"), "admitted with another subject");
     assert!(header.exactly("alg").all(|alg| alg.text() == Some("RS256")));
     assert!(number("exp").expect("exp") + 60.0 > 1.8e9);
     assert!(["nbf", "iat"].into_iter().filter_map(number).all(|moment| moment <= 1.8e9 + 60.001));
@@ -160,7 +163,7 @@ fn check_admitted(token: &Token, written: &str, headers: &[(String, Vec<u8>)], e
         .collect();
     if principal.method() == Method::Byoidp {
         let is_trusted = |(of, issuer, letter): &(&str, &str, u8)| (*of, *issuer, *letter) == (&*org, text("iss"), token.signer);
-        assert!(PROVIDERS.iter().any(is_trusted), "{org} trusts no such key");
+        assert!(PROVIDERS.iter().any(is_trusted), "{org} does not trust this issuer and key");
         assert!(audiences.contains(&"apexmcp") && !text("sub").is_empty());
         let granted = if claimed.is_empty() { vec!["mcp:call:notes"] } else { claimed };
         assert!(words(principal).iter().all(|word| word.is_empty() || granted.contains(&word.as_str())));
@@ -173,7 +176,7 @@ fn check_admitted(token: &Token, written: &str, headers: &[(String, Vec<u8>)], e
         assert_eq!(client.org, org);
         let holds: Vec<&str> = client.scopes.split(' ').collect();
         for word in words(principal).iter().filter(|word| !word.is_empty()) {
-            assert!(holds.contains(&"mcp:call") || holds.contains(&word.as_str()), "{word} is not the client's");
+            assert!(holds.contains(&"mcp:call") || holds.contains(&word.as_str()), "{word} is not a scope of the client");
             assert!(claimed.contains(&"mcp:call") || claimed.contains(&word.as_str()), "{word} was not granted");
         }
     }

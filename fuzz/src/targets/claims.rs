@@ -1,4 +1,5 @@
-//! Claims: read strictly, printed and read again the same, and their times and audience no more generous than the RFC.
+//! Claims are parsed strictly, and stay the same if they are printed and parsed again. The checks of times and
+//! audience are not more generous than RFC 7519.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ pub fn check(data: &[u8]) -> bool {
     let Ok(read) = json::parse_object(data) else { return false };
     assert_eq!(serde_json::from_slice::<Value>(data).ok().as_ref().and_then(Value::as_object), Some(&read));
     let printed = Value::Object(read.clone()).to_string();
-    let again = json::parse_object(printed.as_bytes()).expect("what was printed");
+    let again = json::parse_object(printed.as_bytes()).expect("the printed claims are valid");
     assert_eq!(without_fractions(Value::Object(again)), without_fractions(Value::Object(read.clone())));
 
     let lax = Json::read(data).expect("JSON");

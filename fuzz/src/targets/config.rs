@@ -1,4 +1,5 @@
-//! Plugin configurations: as text or as a `Struct` they mean the same, and what is accepted keeps the documented bounds.
+//! Plugin configurations. As JSON text and as a `Struct` they mean the same, and an accepted configuration is within
+//! the documented limits.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use apexmcp_core::testing::{MemoryHost, Signatures};
 
 const SECRET: &str = "secret-of-the-environment";
 
-/// `data` is a configuration as Envoy hands it over.
+/// `data` is a configuration in the form in which Envoy passes it.
 pub fn check(data: &[u8]) -> bool {
     let environment = |name: &str| (name == "TOKEN").then(|| SECRET.to_owned());
     let parsed = Config::parse(data, &environment);
@@ -29,12 +30,13 @@ pub fn check(data: &[u8]) -> bool {
     }
     if let Err(problems) = &parsed {
         assert!(!problems.is_empty(), "refused without a reason");
-        // Of the environment nothing is ever shown.
+        // A message never shows a value of the environment.
         let shows_secret = problems.iter().any(|problem| problem.to_string().contains(SECRET));
         assert!(!shows_secret || String::from_utf8_lossy(data).contains(SECRET));
     }
     let Ok(Value::Object(members)) = serde_json::from_slice::<Value>(data) else { return parsed.is_ok() };
-    // As Envoy would hand over the same in the other form: a member that stands twice is gone from both.
+    // Both forms of the configuration, as Envoy would pass them. A repeated member is in neither, because the JSON was
+    // parsed.
     let text = Value::Object(members.clone()).to_string();
     let bytes = structure(&members).encode_to_vec();
     let as_text = Config::parse(text.as_bytes(), &environment);
@@ -52,7 +54,7 @@ pub fn check(data: &[u8]) -> bool {
                     &MemoryHost::with(Signatures::Hash),
                 );
             }
-            // What is found first may differ: the members of a `Struct` have no order.
+            // The first problem may differ, because the members of a `Struct` have no order.
             (Err(_), Err(_)) => {}
             (as_text, as_struct) => panic!("{:?} {:?}", as_text.err(), as_struct.err()),
         }
@@ -60,7 +62,8 @@ pub fn check(data: &[u8]) -> bool {
     parsed.is_ok()
 }
 
-/// A `Struct` has no integers: beyond 2^53 a number is another, and `1.0` is an integer there alone.
+/// A `Struct` stores each number as a 64-bit float. Integers beyond 2^53 change, and `1.0` is read as an integer only from a
+/// `Struct`.
 fn has_inexact_number(value: &Value) -> bool {
     match value {
         Value::Number(number) => number.is_f64() || number.as_f64().is_none_or(|number| number.abs() > 9e15),

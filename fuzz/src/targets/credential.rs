@@ -1,16 +1,16 @@
-//! The headers of a request as a credential: there is exactly one, and it is what the header says.
+//! The credential of a request. There is exactly one, and it is the value of its header.
 
 use apexmcp_core::credential::{self, Credential};
 
 use crate::reader;
 
-/// `data` is a head: `name: value` lines.
+/// `data` is a request head: lines `name: value`.
 pub fn check(data: &[u8]) -> bool {
     let (headers, _) = reader::head_and_body(data);
     let Some(head) = reader::request_head(&headers) else { return false };
     let Ok(credential) = Credential::from_head(&head) else { return false };
     let carriers: Vec<_> = headers.iter().filter(|(name, _)| name == "x-api-key" || name == "authorization").collect();
-    let [(name, value)] = carriers.as_slice() else { panic!("one credential of {carriers:?}") };
+    let [(name, value)] = carriers.as_slice() else { panic!("not exactly one credential: {carriers:?}") };
     match credential {
         Credential::ApiKey(digest) => {
             assert_eq!(name, "x-api-key");
@@ -23,7 +23,7 @@ pub fn check(data: &[u8]) -> bool {
             if credential::check_token(token).is_err() {
                 return false;
             }
-            // As split at any white space, and as split at spaces alone: both find this token and nothing else.
+            // Splitting at any white space and splitting only at spaces both find this token and nothing else.
             let words: Vec<&str> = value.split_whitespace().collect();
             assert!(matches!(words[..], [scheme, only] if scheme.eq_ignore_ascii_case("bearer") && only == token), "{value:?}");
             let spaces = value.get("bearer".len()..value.len() - token.len()).unwrap_or_default();

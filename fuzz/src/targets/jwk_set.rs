@@ -1,4 +1,4 @@
-//! JWK sets: each key that is used is a strong one, and is the one that was published.
+//! JWK sets. Each key in use is strong, and was published in the set.
 
 use apexmcp_core::jose::jwk::JwkSet;
 use apexmcp_core::json::without_byte_order_mark;
@@ -11,7 +11,8 @@ use rsa::pkcs8::SubjectPublicKeyInfoRef;
 
 use crate::reader::Json;
 
-/// `data` is a document. As long numbers as RSA has are written `<2048>`, or `<2048 even>`: a fuzzer would never guess their length.
+/// `data` is a document. Placeholders such as `<2048>` or `<2048 even>` stand for numbers of that many bits, because a
+/// fuzzer would never guess a number of this length.
 pub fn check(data: &[u8]) -> bool {
     let document = expanded(data);
     let Ok(set) = JwkSet::parse(&document) else { return false };
@@ -47,10 +48,10 @@ pub fn check(data: &[u8]) -> bool {
                 let has_kid = kid.is_none() || own_kid == kid || (own_kid.is_none() && !set.has_named(&kid.into()));
                 has("n", key.modulus()) && has("e", key.exponent()) && is_for_rs256 && has_kid
             };
-            assert!(published.iter().any(|key| is_it(&key)), "published as such: {kid:?}");
+            assert!(published.iter().any(|key| is_it(&key)), "a key in use was not published for this kid: {kid:?}");
             let (modulus, exponent) = (bits(key.modulus()), bits(key.exponent()));
             assert!((2048..=8192).contains(&modulus) && (2..=17).contains(&exponent), "{modulus}, {exponent}");
-            assert!(key.modulus().last().is_some_and(|last| last % 2 == 1), "no product of two primes is even");
+            assert!(key.modulus().last().is_some_and(|last| last % 2 == 1), "an even modulus is no product of two odd primes");
             let spki = SubjectPublicKeyInfoRef::try_from(key.spki()).expect("DER");
             let der = RsaPublicKey::try_from(spki.subject_public_key.raw_bytes()).expect("DER");
             assert_eq!((der.modulus.as_bytes(), der.public_exponent.as_bytes()), (key.modulus(), key.exponent()));

@@ -1,5 +1,5 @@
-//! Responses with lists, whole or as event streams: what passes holds no entry of another's connector, however the
-//! response was chunked.
+//! Responses with lists, as JSON or as event streams. A response that passes contains no entry of a connector outside
+//! the scope, however it was divided into chunks.
 
 use apexmcp_core::budget::Budget;
 use apexmcp_core::mcp::list::Permitted;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::reader::{self, Json};
 
-/// `data` is a body, behind a byte that tells whether it is a stream, and the length of its chunks.
+/// The first byte of `data` says whether the body is a stream, and how long its chunks are. The rest is the body.
 pub fn check(data: &[u8]) -> bool {
     let Some((first, body)) = data.split_first() else { return false };
     let (is_stream, length) = (first & 1 == 1, usize::from(first >> 1) + 1);
@@ -23,7 +23,7 @@ pub fn check(data: &[u8]) -> bool {
     };
     let passed = pass(begin(), body, body.len().max(1));
     assert!(passed == pass(begin(), body, length), "chunks of {length} bytes");
-    assert!(passed == pass(begin(), &passed, length), "what was cut is cut no further");
+    assert!(passed == pass(begin(), &passed, length), "a filtered response stays the same if it is filtered again");
 
     let texts = if is_stream { reader::events(&passed) } else { vec![passed] };
     let mut is_list = false;

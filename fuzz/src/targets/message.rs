@@ -1,4 +1,5 @@
-//! JSON-RPC messages: whichever way a reader behind reads them, it finds no other connector than was judged.
+//! JSON-RPC messages. However a parser behind the gateway reads a message, it finds the connector that the gateway
+//! found.
 
 use apexmcp_core::mcp::message::{Body, Target};
 use apexmcp_core::names::ConnectorId;
@@ -7,7 +8,8 @@ use serde_json::Value;
 
 use crate::reader::{Json, without_fractions};
 
-/// What belongs to no connector alone, or is cut on its way back. All else needs the scope for all.
+/// Methods that concern no single connector, or whose answer is filtered. Every other method needs the scope of all
+/// connectors.
 const HARMLESS: [&str; 11] = [
     "initialize",
     "ping",
@@ -22,7 +24,7 @@ const HARMLESS: [&str; 11] = [
     "resources/templates/list",
 ];
 
-/// `data` is a body.
+/// `data` is a request body.
 pub fn check(data: &[u8]) -> bool {
     let Ok(body) = Body::parse(data, "__") else { return false };
     let json = Json::read(data).expect("JSON");
@@ -57,7 +59,7 @@ pub fn check(data: &[u8]) -> bool {
             }
             None => {
                 let ids: Vec<_> = reading.all("id").filter_map(Json::text).map(|id| before(id, "__")).collect();
-                // An answer without a connector's name in its id goes to none.
+                // A response without a connector's name in its id reaches no connector.
                 if ids.iter().flatten().all(|name| ConnectorId::parse(name).is_none()) {
                     assert_eq!(message.target, Target::Nothing);
                     continue;
@@ -71,15 +73,15 @@ pub fn check(data: &[u8]) -> bool {
                 continue;
             }
         };
-        // What reaches a connector is judged by it, or by the scope for all.
+        // A message for a connector needs the scope of that connector, or of all connectors.
         assert!(matches!(message.target, Target::Connector(_) | Target::Untied), "{message:?}");
         assert_eq!(named.len(), 1, "{message:?}");
         assert!(connector.is_none_or(|connector| named[0].as_deref() == Some(connector)), "{message:?} of {named:?}");
         assert!(body.lacks(&held).is_some() || named[0].as_deref() == Some("notes"), "{message:?} passes for notes");
     }
-    // Parse, print, parse. A printer escapes nothing here but what was escaped before, and that decides nothing.
+    // Parse, print, parse. The printer escapes only what was escaped before, and escapes do not change the decision.
     let printed = serde_json::from_slice::<Value>(data).expect("JSON").to_string();
-    let mut again = Body::parse(printed.as_bytes(), "__").expect("what was printed");
+    let mut again = Body::parse(printed.as_bytes(), "__").expect("the printed message is valid");
     let mut once = body;
     for message in once.messages.iter_mut().chain(&mut again.messages) {
         message.id = without_fractions(std::mem::take(&mut message.id));

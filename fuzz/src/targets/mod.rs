@@ -1,4 +1,4 @@
-//! The targets.
+//! The fuzz targets.
 
 pub mod admission;
 pub mod claims;
@@ -12,10 +12,11 @@ pub mod path;
 pub mod policy;
 pub mod token_form;
 
-/// A target. It tells whether the input was taken, and not refused: where none is, nothing was tried.
+/// Checks one input. Returns whether the product accepted the input. If it refuses all inputs of a corpus, the target
+/// tests nothing.
 pub type Target = fn(&[u8]) -> bool;
 
-/// All of them, by the names of their corpora.
+/// All targets, by the names of their corpora.
 pub const ALL: [(&str, Target); 11] = [
     ("admission", admission::check),
     ("claims", claims::check),

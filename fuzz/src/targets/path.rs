@@ -1,4 +1,5 @@
-//! Paths: what is read as an org's prints back to itself, and what any server might read as one is known as such.
+//! Paths. The path of an org is printed as it was read, and every path that some server might treat as one is
+//! detected.
 
 use apexmcp_core::path::McpPath;
 
@@ -13,14 +14,14 @@ pub fn check(data: &[u8]) -> bool {
         assert_eq!(template.path_of(resource).as_bytes(), data);
         assert!(is_readable);
     }
-    // Up to four servers, each of which resolves dots before it decodes, or does not.
+    // A chain of four servers. Each of them resolves dot segments before it decodes, or does not.
     for habits in 0..1 << 4 {
         let mut seen = data.to_vec();
         for server in 0..4 {
             let is_read = [segments(&seen, false), segments(&seen, true)]
                 .iter()
                 .any(|path| path.first().is_some_and(|first| first == b"mcp"));
-            assert!(is_readable || !is_read, "read by server {server} of {habits:b}: {}", seen.escape_ascii());
+            assert!(is_readable || !is_read, "server {server} of {habits:b} treats this as an MCP path: {}", seen.escape_ascii());
             if habits >> server & 1 == 1 {
                 seen = segments(&seen, true).join(&b'/');
             }
@@ -30,7 +31,7 @@ pub fn check(data: &[u8]) -> bool {
     resource.is_some()
 }
 
-/// The segments of a path, as a server would have them that folds case, merges slashes and drops parameters.
+/// The segments of a path, as read by a server that ignores case, merges slashes and drops parameters.
 fn segments(path: &[u8], resolves_dots: bool) -> Vec<Vec<u8>> {
     let path = path.to_ascii_lowercase();
     let mut kept: Vec<Vec<u8>> = Vec::new();

@@ -1,4 +1,5 @@
-//! Policy documents: cut into parts for all threads, a policy says the same as whole, also after another one.
+//! Policy documents. A policy that is divided into records for all threads says the same as the whole document, even
+//! after another document.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +20,8 @@ use apexmcp_core::testing::{MemoryHost, Signatures};
 
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
-/// `data` is a document, and behind a line `---` the one that comes after it.
+/// `data` is a document, or up to three documents with a line `---` between them. They are published one after the
+/// other.
 pub fn check(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let clusters = Clusters { https: Some("https".to_owned()), http: Some("http".to_owned()) };
@@ -32,7 +34,8 @@ pub fn check(data: &[u8]) -> bool {
         names.note(document);
         let whole = whole(document);
         let publication = Publication::of(document.as_bytes(), &clusters, "__");
-        // What is nested too deeply for a part of a configuration may do for a document.
+        // The nesting limit of a configuration is reached earlier than that of a document, because the document is
+        // nested in it.
         if serde_json::from_str::<Value>(&inline(document)).is_ok() {
             assert_eq!(whole.is_some(), publication.is_ok(), "{:?}", publication.err());
         }
@@ -43,7 +46,7 @@ pub fn check(data: &[u8]) -> bool {
             }
             in_force = Some(whole);
         }
-        // What was refused changed nothing.
+        // A refused document changes nothing.
         if let Some(Some(in_force)) = &in_force {
             names.assert_same(in_force, &remote, &host);
         }
@@ -52,7 +55,7 @@ pub fn check(data: &[u8]) -> bool {
     in_force.is_some()
 }
 
-/// The document as the policy of a configuration.
+/// The document as an inline policy of a configuration.
 fn whole(document: &str) -> Option<PolicySource> {
     serde_json::from_str::<IgnoredAny>(document).ok()?;
     let (_, policy): (Config, Policy) = Config::parse(inline(document).as_bytes(), &|_| None).ok()?;
@@ -65,7 +68,7 @@ fn inline(document: &str) -> String {
     )
 }
 
-/// All that any of the documents names.
+/// The names in all documents of this input.
 #[derive(Default)]
 pub(super) struct Names {
     orgs: Vec<String>,
@@ -75,6 +78,7 @@ pub(super) struct Names {
 }
 
 impl Names {
+    /// Collects the names in a document.
     pub(super) fn note(&mut self, document: &str) {
         let Some(json) = Json::read(document.as_bytes()) else { return };
         let mut texts =
@@ -96,7 +100,7 @@ impl Names {
         }
     }
 
-    /// What is a key or a client of one org is of no other.
+    /// Checks that no API key and no client belongs to two orgs.
     fn assert_apart(&self, policy: &PolicySource, host: &MemoryHost) {
         let orgs: BTreeSet<&str> = self.orgs.iter().map(String::as_str).collect();
         let orgs: Vec<OrgName> = orgs.into_iter().filter_map(OrgName::parse).collect();
@@ -110,7 +114,7 @@ impl Names {
         }
     }
 
-    /// Both say the same of all that is named.
+    /// Checks that both policies say the same about all names.
     pub(super) fn assert_same(&self, whole: &PolicySource, parts: &PolicySource, host: &MemoryHost) {
         let show = |value: &dyn std::fmt::Debug| format!("{value:?}");
         assert_eq!(show(&whole.signing_keys(host)), show(&parts.signing_keys(host)));

@@ -1,4 +1,5 @@
-//! The token endpoint: who gets a token proved itself in one way, and gets no more than it holds.
+//! The token endpoint. A client that gets a token has authenticated in exactly one way, and gets only scopes that it
+//! holds.
 
 use apexmcp_core::oauth::attempts::Attempts;
 use apexmcp_core::oauth::token_endpoint::{TokenEndpoint, TokenError};
@@ -12,7 +13,7 @@ use crate::token::Token;
 use crate::world::{self, CLIENTS, Client, NOW, ORIGIN, SECRET};
 use apexmcp_core::testing::{MemoryHost, Signatures};
 
-/// [`NOW`], as JSON has it.
+/// [`NOW`] as a JSON number.
 const PRESENT: f64 = 1.8e9;
 
 thread_local! {
@@ -22,8 +23,8 @@ thread_local! {
     };
 }
 
-/// `data` is a head and a form. Where the head has the word `<basic>`, what follows it in the line is encoded. Before the
-/// head there may be an assertion, as in [`Token::read`], that stands where the form has the word `<assertion>`.
+/// `data` is a request head and a form. In the head, the rest of the line after `<basic>` is encoded with base64. An
+/// assertion may come before the head, in the form of [`Token::read`]. It replaces the word `<assertion>` in the form.
 pub fn check(data: &[u8]) -> bool {
     let (token, data) = if data.get(1) == Some(&b'\n') { Token::read(data) } else { (Token::default(), data) };
     let (mut headers, body) = reader::head_and_body(data);
@@ -52,7 +53,7 @@ pub fn check(data: &[u8]) -> bool {
         Err(error) => {
             let reply = error.reply();
             assert!(reply.status >= 400 && !reply.body.contains("access_token"));
-            assert!(!matches!(error, TokenError::SigningFailed), "nothing hinders signing");
+            assert!(!matches!(error, TokenError::SigningFailed), "signing must not fail");
             return false;
         }
     };
@@ -66,8 +67,8 @@ pub fn check(data: &[u8]) -> bool {
     let client = match (basic.as_slice(), one("client_secret"), one("client_assertion")) {
         ([], None, Some(assertion)) => {
             assert_eq!(one("client_assertion_type"), Some("urn:ietf:params:oauth:client-assertion-type:jwt-bearer"));
-            assert_eq!(assertion, written, "the only assertion that anybody signed");
-            assert!(matches!(issue(), Err(TokenError::InvalidClient { .. })), "an assertion serves once");
+            assert_eq!(assertion, written, "authenticated without the signed assertion");
+            assert!(matches!(issue(), Err(TokenError::InvalidClient { .. })), "an assertion must be accepted only once");
             prover(&token)
         }
         ([], Some(secret), None) => holder(one("client_id").expect("an id"), secret),
@@ -78,12 +79,12 @@ pub fn check(data: &[u8]) -> bool {
             let mut halves = decoded.splitn(2, |byte| *byte == b':');
             holder(&plain(halves.next().unwrap_or_default()), &plain(halves.next().unwrap_or_default()))
         }
-        both => panic!("one way to prove itself: {both:?}"),
+        both => panic!("not exactly one authentication method: {both:?}"),
     };
     assert!(one("client_id").is_none_or(|named| named == client.id));
     let path = headers.iter().find(|(name, _)| name == ":path").map(|(_, path)| path.as_slice()).unwrap_or_default();
     let query = path.split(|byte| *byte == b'#').next().and_then(|path| path.splitn(2, |byte| *byte == b'?').nth(1));
-    assert!(query.is_none_or(<[u8]>::is_empty), "credentials may stand in the query");
+    assert!(query.is_none_or(<[u8]>::is_empty), "a request with a query must be refused: it may contain credentials");
 
     let answer = Json::read(reply.body.as_bytes()).expect("JSON");
     let access_token = said(&answer, "access_token");
@@ -103,7 +104,7 @@ pub fn check(data: &[u8]) -> bool {
         (client.scopes.split(' ').collect::<Vec<_>>(), one("scope").map(|scope| scope.split(' ').collect::<Vec<_>>()));
     for word in said(&answer, "scope").split(' ') {
         assert!(word.starts_with("mcp:call"), "{word}");
-        assert!(holds.contains(&"mcp:call") || holds.contains(&word), "{word} is not the client's");
+        assert!(holds.contains(&"mcp:call") || holds.contains(&word), "{word} is not a scope of the client");
         assert!(
             asked.as_ref().is_none_or(|asked| asked.contains(&"mcp:call") || asked.contains(&word)),
             "{word} was not asked for"
@@ -116,13 +117,13 @@ fn said<'j>(json: &'j Json, name: &'static str) -> &'j str {
     json.exactly(name).next().and_then(Json::text).unwrap_or_default()
 }
 
-/// The client of this id, which proved itself by this secret.
+/// The client with this id and this secret.
 fn holder(id: &str, secret: &str) -> &'static Client {
     assert_eq!(secret, SECRET);
     CLIENTS.iter().find(|client| client.id == id && client.key.is_none()).expect("a client with a secret")
 }
 
-/// The client that proved itself by this assertion, RFC 7523 §3.
+/// The client that this assertion authenticates (RFC 7523 §3).
 fn prover(assertion: &Token) -> &'static Client {
     let [header, claims] = [&assertion.header, &assertion.claims].map(|part| Json::read(part.as_bytes()).expect("JSON"));
     let id = said(&claims, "sub");
