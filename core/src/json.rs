@@ -157,7 +157,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn agrees_with_serde_json_where_members_are_unique(number: i64, text: String, flag: bool) {
+        fn agrees_with_serde_json_if_members_are_unique(number: i64, text: String, flag: bool) {
             let value = serde_json::json!({"n": number, "deep": {"t": [text, flag, null, 0.5]}});
             let read = parse_object(value.to_string().as_bytes()).unwrap();
             proptest::prop_assert_eq!(Value::Object(read), value);

@@ -96,7 +96,7 @@ pub fn read<T: DeserializeOwned>(json: &[u8], problems: &mut Problems) -> Option
 fn without_values(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.split_once(", expected ") {
-        Some((_, expected)) => format!("is of another type or value, expected {expected}"),
+        Some((_, expected)) => format!("has a wrong type or value, expected {expected}"),
         None if error.is_data() && !text.starts_with("duplicate") => "is not a valid value here".to_owned(),
         None => text,
     }

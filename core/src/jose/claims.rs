@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn audiences() {
+    fn audiences_match_letter_by_letter_and_gateway_urls_in_any_spelling() {
         let accepted = ["apexmcp".into(), "other".into()];
         for (aud, expected) in [
             (json!("apexmcp"), Ok(())),
