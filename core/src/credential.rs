@@ -1,29 +1,29 @@
-//! From a request's headers to exactly one credential.
+//! Finds the credential of a request. A request must have exactly one.
 
 use crate::api_key::{self, KeyDigest};
 use crate::denial::Denial;
 use crate::reason::Reason;
 use crate::request::{CredentialHeader, RequestHead};
 
-/// Longest bearer token that is looked at. Real access tokens with many group claims stay below 8 KiB.
+/// Maximum length of a bearer token in bytes. Real access tokens with many group claims stay below 8 KiB.
 pub const MAX_TOKEN_LENGTH: usize = 16 * 1024;
 
-/// The one credential that a request carries. Nothing is known of it yet.
+/// The one credential of a request. It is not verified yet.
 #[derive(Debug)]
 pub enum Credential<'head> {
-    /// `X-API-Key`, already hashed: the key itself goes no further.
+    /// The hash of the key in `X-API-Key`. The key itself is not passed on.
     ApiKey(KeyDigest),
-    /// `Authorization: Bearer`, RFC 6750 §2.1. Whether it may be a token at all, [`check_token`] tells: whoever has seen it
-    /// before need not ask.
+    /// The value of `Authorization: Bearer`, RFC 6750 §2.1. [`check_token`] tells whether it can be a token. A token in
+    /// [`crate::token_cache`] has been checked before.
     Bearer(&'head str),
 }
 
 impl<'head> Credential<'head> {
-    /// The credential in `head`.
+    /// Finds the credential in `head`.
     ///
     /// # Errors
-    /// [`Reason::CredentialMissing`], [`Reason::CredentialRepeated`] where there are two (RFC 6750 §2: no more than one
-    /// method for a request) and [`Reason::CredentialMalformed`].
+    /// [`Reason::CredentialMissing`], [`Reason::CredentialMalformed`], or [`Reason::CredentialRepeated`] if there are two
+    /// credentials. RFC 6750 §2: a request must not use more than one method.
     pub fn from_head(head: &'head RequestHead) -> Result<Self, Denial> {
         let mut found = None;
         for (name, value) in head.credential_headers() {
@@ -43,8 +43,8 @@ impl<'head> Credential<'head> {
     }
 }
 
-/// What follows the scheme `Bearer`, RFC 6750 §2.1: the scheme in any case (RFC 9110 §11.1), then `1*SP`. Other white space
-/// is no separator (RFC 9110 §11.4), and stays in what is no token then.
+/// The text after the scheme `Bearer`, RFC 6750 §2.1: the scheme in any letter case (RFC 9110 §11.1), then `1*SP`. Other
+/// white space is not a separator (RFC 9110 §11.4). It stays in the text, and [`check_token`] then refuses it.
 fn bearer(value: &[u8]) -> Result<&str, Reason> {
     let (scheme, rest) = value.split_at_checked(b"Bearer ".len()).ok_or(Reason::CredentialMalformed)?;
     if !scheme.eq_ignore_ascii_case(b"Bearer ") {
@@ -56,7 +56,7 @@ fn bearer(value: &[u8]) -> Result<&str, Reason> {
 /// The prefix of an API key in base64. Clients such as `curl -u` send a key as the user name of HTTP Basic.
 const API_KEY_IN_BASIC: &[u8] = b"YXB4X2xpdmVfc2tf";
 
-/// Whether the value of `Authorization` is an API key, with or without a scheme before it.
+/// Whether a value of `Authorization` is an API key, with or without a scheme before it.
 fn holds_api_key(value: &[u8]) -> bool {
     let credential = value.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
     credential.starts_with(api_key::PREFIX) || credential.starts_with(API_KEY_IN_BASIC)
@@ -68,10 +68,10 @@ fn misplaced_api_key() -> Denial {
     Denial { description, ..Reason::CredentialMalformed.into() }
 }
 
-/// Whether `text` is one token68 (RFC 9110 §11.2) that is not too long.
+/// Checks that `text` is one token68 (RFC 9110 §11.2) of at most [`MAX_TOKEN_LENGTH`].
 ///
 /// # Errors
-/// [`Reason::CredentialMalformed`], or [`Reason::CredentialRepeated`] where it is more than one.
+/// [`Reason::CredentialMalformed`], or [`Reason::CredentialRepeated`] if `text` is more than one value.
 pub fn check_token(text: &str) -> Result<(), Denial> {
     let is_token68 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
     let is_good = !text.is_empty() && text.len() <= MAX_TOKEN_LENGTH && text.bytes().all(is_token68);
@@ -79,7 +79,7 @@ pub fn check_token(text: &str) -> Result<(), Denial> {
     if !is_good && text.contains(',') {
         return Err(Reason::CredentialRepeated.into());
     }
-    // No token begins like an API key: a JWT begins with "e", the first byte of a JSON object in base64url.
+    // A JWT begins with "e", the first character of a JSON object in base64url. So it cannot be an API key.
     if !(is_good && text.starts_with('e')) && holds_api_key(text.as_bytes()) {
         return Err(misplaced_api_key());
     }
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn an_api_key_in_authorization_is_told_where_it_belongs() {
+    fn an_api_key_in_authorization_gets_a_hint_to_its_header() {
         let in_basic = "Basic YXB4X2xpdmVfc2tfMDEyMzQ1Njc4OWFiY2RlZmdoaWpBQkNERUZHSElKMDE6";
         let [bearer, spaces, bare, other] = ["Bearer ", "bearer   ", "", "ApiKey "].map(|scheme| format!("{scheme}{KEY}"));
         let short = "Bearer apx_live_sk_short";
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn one_credential_of_the_right_form() {
+    fn a_request_has_exactly_one_well_formed_credential() {
         let longest = "x".repeat(16_384);
         let (long, too_long) = (format!("Bearer  {longest}"), format!("Bearer {longest}x"));
         for (headers, expected) in [

@@ -1,21 +1,21 @@
-//! JSON from outside, read strictly.
+//! Strict parsing of JSON from outside.
 //!
-//! RFC 8259 leaves duplicate members to the reader, and two readers that choose differently are an
-//! attack (RFC 7515 §4: header names must be unique; RFC 8725 §2.4). Here they are an error at any depth.
+//! RFC 8259 leaves duplicate members to the reader. If two readers choose differently, an attacker can exploit it (RFC
+//! 7515 §4: header names must be unique; RFC 8725 §2.4). Here, a duplicate member at any depth is an error.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// Deeper nesting is refused. Claims of real identity providers stay below 6.
+/// Maximum nesting. Claims of real identity providers stay below 6.
 const MAX_DEPTH: usize = 16;
 
 /// Parses `bytes` as one JSON object without duplicate members.
 ///
 /// # Errors
-/// Where the text is not UTF-8, not JSON, no object, nested deeper than 16, or has a member twice.
-/// The error names a position, never a value.
+/// If `bytes` is not UTF-8, not JSON, not an object, nested deeper than 16, or has a duplicate member. The error names a
+/// position, never a value.
 pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Strict { depth: 0 }.deserialize(&mut deserializer)?;
@@ -26,7 +26,7 @@ pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, serde_json::Erro
     }
 }
 
-/// Whether `bytes` are one JSON text.
+/// Whether `bytes` is exactly one JSON text.
 pub fn is_json(bytes: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
 }
@@ -44,7 +44,7 @@ pub fn without_byte_order_mark(mut document: &[u8]) -> &[u8] {
     }
 }
 
-/// Builds a [`Value`], refusing what [`parse_object`] says.
+/// Builds a [`Value`] with the restrictions of [`parse_object`].
 struct Strict {
     depth: usize,
 }
@@ -124,8 +124,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_refused() {
-        // With the object around them.
+    fn malformed_ambiguous_and_deep_json_is_refused() {
+        // The depth includes the object around the arrays.
         let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1));
         assert!(parse_object(nested(16).as_bytes()).is_ok());
         let deep = nested(17);
@@ -157,7 +157,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn agrees_with_serde_json_where_members_are_unique(number: i64, text: String, flag: bool) {
+        fn agrees_with_serde_json_if_members_are_unique(number: i64, text: String, flag: bool) {
             let value = serde_json::json!({"n": number, "deep": {"t": [text, flag, null, 0.5]}});
             let read = parse_object(value.to_string().as_bytes()).unwrap();
             proptest::prop_assert_eq!(Value::Object(read), value);

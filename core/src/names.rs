@@ -1,12 +1,12 @@
-//! The identifiers that appear in paths, headers and the policy, checked where they enter.
+//! Identifiers in paths, headers and the policy. They are checked when they are parsed.
 //!
-//! All are ASCII without separators, so that none can change the meaning of a path, a header or a scope.
+//! All are ASCII without separators, so an identifier cannot change the meaning of a path, a header or a scope.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::rc::Rc;
 
-/// Longest identifier; long enough for a UUID with a prefix.
+/// Maximum length of an identifier. A UUID with a prefix is shorter.
 const MAX_LENGTH: usize = 128;
 
 /// Whether `text` is 1 to 128 of `A-Z a-z 0-9 . _ ~ -`, the unreserved characters of RFC 3986 §2.3, and not a dot segment.
@@ -24,12 +24,11 @@ macro_rules! identifier {
         pub struct $name(Rc<str>);
 
         impl $name {
-            /// `text` as this identifier, where it is one.
+            /// Returns `None` if `text` is not an identifier.
             pub fn parse(text: &str) -> Option<Self> {
                 is_identifier(text).then(|| Self(text.into()))
             }
 
-            /// The identifier as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -58,14 +57,14 @@ identifier! {
     ConnectorId
 }
 
-/// Whether `text` can be the id of an API key or a client: it becomes part of a principal.
+/// Whether `text` can be the id of an API key or of a client. The id becomes part of the name of a principal.
 pub fn is_record_id(text: &str) -> bool {
     is_identifier(text)
 }
 
-/// Whether `character` shows as itself where it is written. Control characters and line separators break a line of the log;
-/// those that turn the direction of the text around them (Unicode's `Bidi_Control`), or are not seen at all, deceive its
-/// reader. Joiners (U+200C, U+200D) stay: scripts and emoji need them.
+/// Whether `character` can be printed in a log line. Control characters and line separators break the line. Characters
+/// that change the direction of the text around them (Unicode's `Bidi_Control`), and invisible ones, deceive its reader.
+/// Joiners (U+200C, U+200D) are allowed, because scripts and emoji need them.
 pub fn is_plain(character: char) -> bool {
     let deceives = matches!(
         character,
@@ -79,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn identifiers_cannot_carry_separators() {
+    fn identifiers_contain_no_separators() {
         for good in ["a", "acme-corp", "Acme.Corp_1~", "...", &"x".repeat(128)] {
             assert!(OrgName::parse(good).is_some(), "{good}");
         }
@@ -89,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_show_as_itself_is_not_plain() {
+    fn control_and_invisible_characters_are_not_plain() {
         for good in ["ci agent", "Größe – \u{201e}x\u{201c}", "\u{645}\u{6cc}\u{200c}\u{62e}", "👩\u{200d}💻", "%\"\\"] {
             assert!(good.chars().all(is_plain), "{good:?}");
         }

@@ -34,7 +34,7 @@ const METHODS: &str = "GET, POST, DELETE, OPTIONS";
 /// request, so it refuses an origin at once after its removal from the configuration.
 const MAX_AGE: &str = "7200";
 
-/// Maximum length of an origin. A DNS name has at most 253 bytes.
+/// Maximum length of an origin in bytes. A DNS name has at most 253 bytes.
 const MAX_LENGTH: usize = 512;
 
 /// `gateway.allowed_origins`, and the gateway's own origin.
@@ -58,7 +58,8 @@ pub enum Source<'h> {
 }
 
 impl AllowedOrigins {
-    /// These origins and the gateway's own. `tell` gets each problem with the index of its entry.
+    /// Allows the origins of `entries` and the gateway's own. Calls `tell` for each invalid entry, with its index and the
+    /// problem.
     pub fn new(own: &str, entries: &[String], mut tell: impl FnMut(usize, &str)) -> Self {
         let mut is_any = false;
         let mut listed = BTreeSet::from([serialize(own).unwrap_or_else(|| own.to_owned())]);
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_list_the_gateway_alone_is_allowed_and_an_asterisk_allows_all() {
+    fn an_empty_list_allows_the_gateway_alone_and_an_asterisk_allows_all() {
         let own = head(&[("origin", "https://gw.example")]);
         assert_eq!(allowed(&[]).source(&own), Source::Allowed("https://gw.example"));
         assert_eq!(allowed(&[]).source(&head(&[("origin", "https://app.example")])), Source::Foreign);
@@ -312,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_are_no_origins_are_named() {
+    fn invalid_entries_are_reported() {
         let found = problems(&["https://app.example", "null", "https://*.example", "app.example", "https://a/b", ""]);
         let expected = [(1, "null"), (2, "pattern"), (3, "scheme://host"), (4, "scheme://host"), (5, "scheme://host")];
         assert_eq!(found.len(), expected.len(), "{found:?}");
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preflight_is_told_from_other_requests() {
+    fn only_preflights_are_recognized_as_such() {
         let origin = ("origin", "https://app.example");
         let asked = ("access-control-request-method", "POST");
         let options = (":method", "OPTIONS");
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_shared_with_its_page() {
+    fn an_answer_gets_the_cors_headers_for_its_page() {
         let exposed = Some(EXPOSED.join(", "));
         let origin = "https://app.example";
         assert_eq!(
@@ -355,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_upstream_set_itself_is_not_doubled() {
+    fn headers_that_the_upstream_set_are_not_doubled() {
         let pages = Sharing::Pages("https://app.example".into());
         let one = |answer: &[(&str, &str)], wanted: &str| {
             let changes = changed(&pages, answer);

@@ -1,30 +1,30 @@
-//! Which paths are MCP endpoints, and whose.
+//! Decides which paths are MCP endpoints, and of which organization.
 //!
-//! Two questions, answered apart. [`McpPath::resource`] is strict: a path is an endpoint only in its plain form.
-//! [`McpPath::may_be_read_as_mcp`] is generous: would any server on the way read it as one? What passes the second
-//! and not the first is never let through unauthenticated.
+//! There are two separate checks. [`McpPath::resource`] is strict: a path is an endpoint only in its plain form.
+//! [`McpPath::may_be_read_as_mcp`] is generous: it asks whether any server on the way could read the path as an endpoint.
+//! A path that passes only the generous check is never let through without authentication.
 
 use crate::names::{ConnectorId, OrgName};
 use crate::scope::Scope;
 
-/// How often a path's percent-encoding is undone, as often as servers behind proxies do it. Each time doubles the work.
+/// How many times a path is percent-decoded. Servers behind proxies decode as often. Each time doubles the work.
 const MAX_DECODINGS: usize = 3;
 
-/// A longer path is not looked at, and counts as one that could be read as an MCP path. Apache and nginx take none of this
-/// length either, and looking at the longest that Envoy takes would cost a worker three milliseconds.
+/// Maximum length of an inspected path in bytes. A longer path counts as one that could be read as an MCP path. Apache
+/// and nginx do not accept such a path either. Inspecting the longest path that Envoy accepts would cost a worker three
+/// milliseconds.
 const MAX_LENGTH: usize = 8 * 1024;
 
 /// The protected resource (RFC 8707, RFC 9728) that a request addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
-    /// The org whose connectors are addressed.
     pub org: OrgName,
-    /// The connector, where the path or the route names one; else all of them behind one endpoint.
+    /// The connector that the path or the route names. `None` for the endpoint of all connectors.
     pub connector: Option<ConnectorId>,
 }
 
 impl Resource {
-    /// What a credential must cover to use it.
+    /// The scope that a credential must cover to use this resource.
     pub fn needed_scope(&self) -> Scope {
         self.connector.clone().map_or(Scope::AllConnectors, Scope::Connector)
     }
@@ -38,10 +38,10 @@ pub struct McpPath {
 }
 
 impl McpPath {
-    /// Reads a template: segments of plain characters, exactly one of them `{org}`.
+    /// Parses a template: segments of plain characters, exactly one of which is `{org}`.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The text says what is wrong with the template.
     pub fn parse(template: &str) -> Result<Self, &'static str> {
         let segments = template.strip_prefix('/').ok_or("must begin with /")?;
         let (mut before, mut after, mut seen) = (Vec::new(), Vec::new(), false);
@@ -61,7 +61,7 @@ impl McpPath {
         if seen { Ok(Self { before, after }) } else { Err("must contain the segment {org}") }
     }
 
-    /// The resource at `path`, where it is `<mcp_path>` or `<mcp_path>/<connector>` letter by letter.
+    /// Returns the resource at `path` if `path` is exactly `<mcp_path>` or `<mcp_path>/<connector>`.
     pub fn resource(&self, path: &[u8]) -> Option<Resource> {
         let path = std::str::from_utf8(path).ok()?;
         let mut segments = path.strip_prefix('/')?.split('/');
@@ -75,14 +75,14 @@ impl McpPath {
         segments.next().is_none().then_some(Resource { org, connector })
     }
 
-    /// Whether a router or server could read `path` as lying below this template, after whatever decoding, folding
-    /// of case, merging of slashes, dropping of parameters or resolving of dots it does, in whatever order.
+    /// Whether a router or server could read `path` as a path below this template. Servers may decode, fold case, merge
+    /// slashes, drop parameters and resolve dot segments, in any order.
     pub fn may_be_read_as_mcp(&self, path: &[u8]) -> bool {
         path.len() > MAX_LENGTH || self.may_be_read_after(MAX_DECODINGS, path)
     }
 
-    /// The same, where the percent-encoding may still be undone so often. A server may resolve dots before it decodes, or
-    /// after, and the next one again.
+    /// Like [`Self::may_be_read_as_mcp`], with at most `decodings` more decodings. A server may resolve dot segments
+    /// before it decodes or afterwards, and the next server may do so again.
     fn may_be_read_after(&self, decodings: usize, path: &[u8]) -> bool {
         let segments: Vec<&[u8]> = path
             .split(|byte| matches!(byte, b'/' | b'\\'))
@@ -99,7 +99,8 @@ impl McpPath {
         }
         let decoded_is_read = |path: &[u8]| {
             let plain = decoded_once(path);
-            // What is still encoded at the end nobody writes but to hide something.
+            // Nobody needs a path that is still encoded after the last decoding, so it counts as an attempt to hide an
+            // MCP path.
             let left = decodings.checked_sub(1);
             plain.len() != path.len() && left.is_none_or(|left| self.may_be_read_after(left, &plain))
         };
@@ -107,13 +108,13 @@ impl McpPath {
     }
 
     fn is_below(&self, segments: &[&[u8]]) -> bool {
-        // Where the template begins with {org}, any path begins as it does.
+        // If the template begins with {org}, every first segment matches, and the literals after it decide.
         let (org, literals) = if self.before.is_empty() { (1, &self.after) } else { (0, &self.before) };
         let mut segments = segments.iter().skip(org);
         literals.iter().all(|literal| segments.next().is_some_and(|segment| segment.eq_ignore_ascii_case(literal.as_bytes())))
     }
 
-    /// The path of `resource`.
+    /// The path of `resource` in its plain form.
     pub fn path_of(&self, resource: &Resource) -> String {
         let mut path = String::new();
         let before = self.before.iter().map(|segment| &**segment);
@@ -152,7 +153,7 @@ fn u8_of_hex(digits: &[u8; 2]) -> Option<u8> {
     byte.first().copied()
 }
 
-/// A segment without `;parameters`, which some servers drop before they compare.
+/// The segment without its `;parameters`. Some servers drop them before they compare paths.
 fn without_parameters(segment: &[u8]) -> &[u8] {
     segment.split(|byte| *byte == b';').next().unwrap_or_default()
 }
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn templates() {
+    fn templates_have_one_org_segment_anywhere() {
         for bad in ["", "mcp/{org}", "/mcp", "/mcp/{org}/", "/{org}/{org}", "/mcp/{tenant}/{org}", "//{org}", "/a%20/{org}"] {
             assert!(McpPath::parse(bad).is_err(), "{bad}");
         }
@@ -207,7 +208,8 @@ mod tests {
             ("/public/%2e%2e/mcp/acme", true),
             ("/public/..;/mcp/acme", true),
             ("/mcp;v=1/acme", true),
-            // To who drops parameters, or resolves dots, before decoding: `/mcp/acme`, `/mcp/%2e%2e/public`.
+            // A server that drops parameters, or resolves dots, before it decodes reads `/mcp/acme` and
+            // `/mcp/%2e%2e/public`.
             ("/.;%2fx/mcp/acme", true),
             ("/x/../mcp/%2e%2e/public", true),
             ("/%2e;%252fx/mcp/acme", true),
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_too_long_to_be_looked_at_is_readable() {
+    fn a_path_over_the_limit_counts_as_an_mcp_path() {
         for (length, readable) in [(MAX_LENGTH, false), (MAX_LENGTH + 1, true)] {
             assert_eq!(mcp().may_be_read_as_mcp(format!("/{}", "a".repeat(length - 1)).as_bytes()), readable, "{length}");
         }
@@ -241,7 +243,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_resource_is_readable_as_one_and_prints_back(org in "[a-z0-9._~-]{1,9}", connector in proptest::option::of("[a-z0-9._~-]{1,9}")) {
+        fn every_resource_may_be_read_as_mcp_and_prints_its_path(org in "[a-z0-9._~-]{1,9}", connector in proptest::option::of("[a-z0-9._~-]{1,9}")) {
             let path = connector.iter().fold(format!("/mcp/{org}"), |path, id| format!("{path}/{id}"));
             if let Some(resource) = mcp().resource(path.as_bytes()) {
                 prop_assert_eq!(mcp().path_of(&resource), path.clone());

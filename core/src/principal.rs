@@ -1,4 +1,4 @@
-//! Who a request speaks for, once a credential has proved it.
+//! The principal of a request: the identity that its credential proved.
 
 use std::fmt;
 use std::rc::Rc;
@@ -7,19 +7,18 @@ use crate::limits::Subjects;
 use crate::names::OrgName;
 use crate::scope::ScopeSet;
 
-/// The way in which a principal proved itself.
+/// How a principal authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// A static API key.
     ApiKey,
-    /// A token of the gateway itself.
+    /// A token that the gateway issued.
     Oauth,
-    /// A token of the customer's own identity provider.
+    /// "Bring your own identity provider": a token that an identity provider of the organization issued.
     Byoidp,
 }
 
 impl Method {
-    /// The word used in headers, logs and metrics.
+    /// The word in headers, logs and metrics.
     pub const fn word(self) -> &'static str {
         match self {
             Self::ApiKey => "api_key",
@@ -29,33 +28,35 @@ impl Method {
     }
 }
 
-/// What the forwarded request and the access log say of a principal, by these names.
+/// The names of a principal's attributes in the forwarded request and in the access log.
 pub const ATTRIBUTES: [&str; 5] = ["org", "principal", "subject", "method", "scope"];
 
-/// A proven identity. Only the checks of this crate make one: of an API key in [`crate::policy`], of a token in [`crate::gateway`].
+/// A proven identity. Only the checks of this crate create one: of API keys in [`crate::policy`], of tokens in
+/// [`crate::gateway`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Principal {
     org: OrgName,
     method: Method,
     scopes: ScopeSet,
-    /// The name, stable and unique: `<org>/key/<id>`, `<org>/client/<client_id>` or `<org>/idp/<issuer>#<sub>`; behind it
-    /// `scopes`. In one piece, for each request reads it, and what lies in many places comes slowly.
+    /// The name, followed by `scopes`. The name is stable and unique: `<org>/key/<id>`, `<org>/client/<client_id>` or
+    /// `<org>/idp/<issuer>#<sub>`. It is one allocation because each request reads it, and reading memory in many places
+    /// is slow.
     text: Box<str>,
-    /// Where in `text` the subject begins: the key's id, the client's or the token's `sub`.
+    /// The offset in `text` at which the subject begins: the id of the key or of the client, or the `sub` of the token.
     subject_at: usize,
-    /// Where in `text` the name and the subject end.
+    /// The offset in `text` at which the name and the subject end.
     name_end: usize,
     limits: Subjects,
     has_unread_grant: bool,
 }
 
 impl Principal {
-    /// Whoever holds the API key `id`.
+    /// The principal of the API key `id`.
     pub(crate) fn of_api_key(org: &OrgName, id: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
         Self::new(org, Method::ApiKey, format!("{org}/key/"), id, scopes, limits)
     }
 
-    /// The OAuth client `id`.
+    /// The principal of the OAuth client `id`.
     pub(crate) fn of_client(org: &OrgName, id: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
         Self::new(org, Method::Oauth, Self::name_of_client(org, ""), id, scopes, limits)
     }
@@ -65,7 +66,7 @@ impl Principal {
         format!("{org}/client/{id}")
     }
 
-    /// Whom `issuer`, an identity provider of the org, calls `sub`.
+    /// The principal that `issuer`, an identity provider of the org, calls `sub`.
     pub(crate) fn of_identity_provider(org: &OrgName, issuer: &str, sub: &str, scopes: ScopeSet, limits: Subjects) -> Rc<Self> {
         Self::new(org, Method::Byoidp, Self::namespace_of_issuer(org.as_str(), issuer), HeaderSafe(sub), scopes, limits)
     }
@@ -76,7 +77,7 @@ impl Principal {
         format!("{org}/idp/{}#", HeaderSafe(issuer).to_string().replace('#', "%23"))
     }
 
-    /// A subject of an identity provider without any scope: its token seems to carry a grant that could not be read.
+    /// Like [`Self::of_identity_provider`], without any scope: the token seems to have a grant that could not be read.
     pub(crate) fn of_unread_grant(org: &OrgName, issuer: &str, sub: &str, limits: Subjects) -> Rc<Self> {
         let mut principal = Self::of_identity_provider(org, issuer, sub, ScopeSet::default(), limits);
         if let Some(principal) = Rc::get_mut(&mut principal) {
@@ -85,7 +86,7 @@ impl Principal {
         principal
     }
 
-    /// Whose name is `namespace` and then `subject`.
+    /// The principal with the name `namespace` followed by `subject`.
     fn new(
         org: &OrgName,
         method: Method,
@@ -106,12 +107,10 @@ impl Principal {
         &self.org
     }
 
-    /// The way in which it was proven.
     pub fn method(&self) -> Method {
         self.method
     }
 
-    /// What it may do.
     pub fn scopes(&self) -> &ScopeSet {
         &self.scopes
     }
@@ -121,12 +120,12 @@ impl Principal {
         self.has_unread_grant
     }
 
-    /// What its requests are counted at.
+    /// The limits at which its requests are counted.
     pub fn limits(&self) -> &Subjects {
         &self.limits
     }
 
-    /// Its values for [`ATTRIBUTES`], in their order: visible ASCII and single spaces.
+    /// The values of [`ATTRIBUTES`], in the same order. They consist of visible ASCII and single spaces.
     pub fn attributes(&self) -> [&str; ATTRIBUTES.len()] {
         let (name, scope) = self.text.split_at_checked(self.name_end).unwrap_or_default();
         let subject = name.get(self.subject_at..).unwrap_or_default();
@@ -134,8 +133,8 @@ impl Principal {
     }
 }
 
-/// Text from a token as part of a header value: what is not visible ASCII, and `%` itself, is percent-encoded,
-/// so that nothing can break out of the header and no two texts become one.
+/// Text from a token for a header value. Bytes that are not visible ASCII, and `%` itself, are percent-encoded. So no
+/// text can break out of the header, and different texts stay different.
 struct HeaderSafe<'a>(&'a str);
 
 impl fmt::Display for HeaderSafe<'_> {
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn an_issuer_that_is_no_url_is_told_from_its_subject() {
+    fn issuer_and_subject_stay_distinct_if_the_issuer_is_not_a_url() {
         for (issuer, sub, expected) in [
             ("accounts.example.com", "u1", "acme/idp/accounts.example.com#u1"),
             ("agent@project.iam.example.com", "a#b", "acme/idp/agent@project.iam.example.com#a#b"),
@@ -190,12 +189,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_two_principals_have_one_name(one in "[a#%]{1,3}", other in "[a#%]{1,3}", sub in "[a#%]{1,3}", sub2 in "[a#%]{1,3}") {
+        fn different_principals_have_different_names(one in "[a#%]{1,3}", other in "[a#%]{1,3}", sub in "[a#%]{1,3}", sub2 in "[a#%]{1,3}") {
             prop_assert_eq!(name(&one, &sub) == name(&other, &sub2), (one, sub) == (other, sub2));
         }
 
         #[test]
-        fn no_two_subjects_become_one(one: String, other: String) {
+        fn different_subjects_stay_different(one: String, other: String) {
             prop_assert_eq!(subject(&one) == subject(&other), one == other);
             prop_assert!(subject(&one).bytes().all(|byte| byte.is_ascii_graphic()));
         }

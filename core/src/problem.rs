@@ -1,4 +1,4 @@
-//! What is wrong with a document that an operator wrote: all of it at once, each with its JSON path.
+//! The problems of a document that an operator wrote. All of them are reported at once, each with its JSON path.
 
 use std::fmt::{self, Write};
 
@@ -8,16 +8,16 @@ use serde_path_to_error::Segment;
 
 use crate::names::is_plain;
 
-/// One thing to mend.
+/// One problem of a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where, such as `policy.inline.orgs.acme-corp.api_keys[0].sha256`; `.` is the document itself.
+    /// The JSON path, such as `policy.inline.orgs.acme-corp.api_keys[0].sha256`. `.` is the document itself.
     pub path: String,
-    /// What, and what would be right. Never holds a value that could be secret.
+    /// What is wrong, and what is expected. It never contains a value that could be secret.
     pub message: String,
 }
 
-/// One line, whatever the names in it are.
+/// Prints one line, even if names in the path or the message contain line breaks.
 impl fmt::Display for Problem {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         format!("{}: {}", self.path, self.message).chars().try_for_each(|character| match is_plain(character) {
@@ -27,7 +27,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Problems as they are found.
+/// Collects problems in the order in which they are found.
 #[derive(Debug, Default)]
 pub struct Problems {
     errors: Vec<Problem>,
@@ -35,17 +35,17 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// Notes a problem for which the document is refused.
+    /// Adds an error. A document with an error is refused.
     pub fn add(&mut self, path: impl fmt::Display, message: impl fmt::Display) {
         self.errors.push(Problem { path: path.to_string(), message: message.to_string() });
     }
 
-    /// Notes something that does not do what it seems to.
+    /// Adds a warning about a setting that does not do what it seems to do.
     pub fn warn(&mut self, path: impl fmt::Display, message: impl fmt::Display) {
         self.warnings.push(Problem { path: path.to_string(), message: message.to_string() });
     }
 
-    /// `value`, noting it as missing at `path` where there is none.
+    /// Returns `value`. Adds an error at `path` if it is `None`.
     pub fn required<T>(&mut self, path: impl fmt::Display, value: Option<T>) -> Option<T> {
         if value.is_none() {
             self.add(path, "is required");
@@ -53,15 +53,15 @@ impl Problems {
         value
     }
 
-    /// The value of `result`, noting its error at `path`.
+    /// Returns the value of `result`, or adds its error at `path`.
     pub fn checked<T>(&mut self, path: impl fmt::Display, result: Result<T, impl fmt::Display>) -> Option<T> {
         result.map_err(|message| self.add(path, message)).ok()
     }
 
-    /// `value` and the warnings, or, where anything is wrong, all that is, in the order of finding.
+    /// Returns `value` and the warnings if there was no error.
     ///
     /// # Errors
-    /// The problems noted.
+    /// All errors, in the order in which they were found.
     pub fn conclude<T>(self, value: Option<T>) -> Result<(T, Vec<Problem>), Vec<Problem>> {
         match value {
             Some(value) if self.errors.is_empty() => Ok((value, self.warnings)),
@@ -70,7 +70,8 @@ impl Problems {
     }
 }
 
-/// Reads `json` as a `T`, noting every unknown field; `None` where it is not JSON or has a wrong type somewhere.
+/// Reads `json` as a `T`, and adds an error for each unknown field. Returns `None` if `json` is not JSON, or a value has
+/// a wrong type.
 pub fn read<T: DeserializeOwned>(json: &[u8], problems: &mut Problems) -> Option<T> {
     let mut track = serde_path_to_error::Track::new();
     let mut deserializer = serde_json::Deserializer::from_slice(json);
@@ -91,12 +92,12 @@ pub fn read<T: DeserializeOwned>(json: &[u8], problems: &mut Problems) -> Option
     Some(value)
 }
 
-/// What `error` says, without the value that it quotes: a key in a wrong place must not get into the log.
+/// The text of `error` without the value that it quotes: a key in a wrong place must not get into the log.
 fn without_values(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.split_once(", expected ") {
-        Some((_, expected)) => format!("is of another type or value, expected {expected}"),
-        None if error.is_data() && !text.starts_with("duplicate") => "is not what is expected here".to_owned(),
+        Some((_, expected)) => format!("has a wrong type or value, expected {expected}"),
+        None if error.is_data() && !text.starts_with("duplicate") => "is not a valid value here".to_owned(),
         None => text,
     }
 }

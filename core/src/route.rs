@@ -1,4 +1,4 @@
-//! What a route says of itself in its metadata, with `gateway.route_metadata` on.
+//! Settings of a route. The filter reads them from the route's metadata if `gateway.route_metadata` is true.
 
 use crate::config::Mode;
 use crate::names::{ConnectorId, OrgName};
@@ -6,24 +6,23 @@ use crate::names::{ConnectorId, OrgName};
 /// The settings of one route. All are optional.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct RouteSettings {
-    /// The org of this route, whatever its path.
+    /// The org of this route. It replaces the org in the path.
     pub org: Option<OrgName>,
-    /// The connector behind it.
+    /// The connector to which this route leads.
     pub connector: Option<ConnectorId>,
-    /// What the filter does on it.
     pub mode: Option<RouteMode>,
 }
 
 /// What the filter does on a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteMode {
-    /// Nothing: requests pass untouched.
+    /// Requests pass unchanged.
     Disabled,
-    /// As the configuration's `mode` of the same name.
+    /// The filter works as with this `mode` in the configuration.
     Active(Mode),
 }
 
-/// A route says something that has no meaning. It is refused rather than guessed at.
+/// The metadata of a route has an unknown member or value. The filter refuses it and does not guess its meaning.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RouteInvalid;
 
@@ -31,7 +30,7 @@ impl RouteSettings {
     /// Reads the members of `filter_metadata.apexmcp`.
     ///
     /// # Errors
-    /// [`RouteInvalid`] on an unknown member or value.
+    /// [`RouteInvalid`] if a member or a value is unknown.
     pub fn from_members<'m>(members: impl IntoIterator<Item = (&'m [u8], &'m [u8])>) -> Result<Self, RouteInvalid> {
         let mut settings = Self::default();
         for (name, value) in members {
@@ -63,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_route_may_say() {
+    fn known_settings_are_read_and_others_are_refused() {
         assert_eq!(read(&[]), Ok(RouteSettings::default()));
         let full = read(&[("org", "acme"), ("connector", "github"), ("mode", "shadow")]).unwrap();
         assert_eq!(full.org.unwrap().as_str(), "acme");

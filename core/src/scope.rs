@@ -8,7 +8,7 @@ use crate::names::ConnectorId;
 
 const ALL: &str = "mcp:call";
 const ONE_PREFIX: &str = "mcp:call:";
-/// What starts with this speaks about this gateway; a token that has none of it gets the defaults.
+/// The prefix of all scopes of this gateway. A token without such a scope gets the default scopes.
 const FAMILY: &str = "mcp:";
 
 /// One scope that this gateway knows.
@@ -21,7 +21,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// `text` as a scope of this gateway, where it is one.
+    /// Returns `None` if `text` is not a scope of this gateway.
     pub fn parse(text: &str) -> Option<Self> {
         if text == ALL {
             return Some(Self::AllConnectors);
@@ -39,19 +39,19 @@ impl fmt::Display for Scope {
     }
 }
 
-/// What a credential may do: a set of scopes, in a fixed order, without repetition.
+/// A set of scopes, sorted and without repetition. It is what a credential allows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScopeSet(Vec<Scope>);
 
 impl ScopeSet {
-    /// Whether this set covers an operation that needs `needed`. Asked for each entry of a list, by whose token may have a
-    /// thousand scopes: so they are sorted.
+    /// Whether this set covers an operation that needs `needed`. The search is binary, because it runs for each entry of
+    /// a list, and a token may have a thousand scopes.
     pub fn covers(&self, needed: &Scope) -> bool {
         self.0.first() == Some(&Scope::AllConnectors) || self.0.binary_search(needed).is_ok()
     }
 
-    /// What of `asked` this set covers. Who holds single connectors and asks for all gets those: MCP clients ask for
-    /// what a challenge names.
+    /// The part of `asked` that this set covers. If `asked` contains `mcp:call` and this set has single connectors, the
+    /// result has these connectors. MCP clients ask for the scope that a challenge names.
     pub fn cut_to(&self, asked: &Self) -> Self {
         asked
             .0
@@ -91,7 +91,7 @@ impl fmt::Display for ScopeSet {
     }
 }
 
-/// The scopes of this gateway among words separated by spaces; others are passed over.
+/// Parses words separated by spaces. Words that are not scopes of this gateway are ignored.
 pub fn parse_words(text: &str) -> ScopeSet {
     text.split(' ').filter_map(Scope::parse).collect()
 }
@@ -99,11 +99,11 @@ pub fn parse_words(text: &str) -> ScopeSet {
 /// The scopes in a token's claims. `None` if they contain no scope of the `mcp:` family: the provider's defaults may then
 /// apply.
 ///
-/// Both `scope` and `scp` are read, as a space-separated string or as an array: Okta, Entra and Keycloak differ.
-/// A scope of the family that this gateway does not know grants nothing, and keeps the defaults out too.
+/// Both `scope` and `scp` are read, as a space-separated string or as an array: Okta, Entra and Keycloak differ. A scope
+/// of the family that this gateway does not know grants nothing, but it also excludes the defaults.
 ///
 /// # Errors
-/// The name of the claim that has another type.
+/// The name of the claim that has a wrong type.
 pub fn granted_by(claims: &serde_json::Map<String, Value>) -> Result<Option<ScopeSet>, &'static str> {
     let mut family: Option<Vec<Scope>> = None;
     let mut note = |text: &str| {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn both_claims_and_both_forms() {
+    fn scopes_are_read_from_both_claims_and_in_both_forms() {
         for (claims, expected) in [
             (json!({}), None),
             (json!({"scope": "openid profile"}), None),
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_follows_the_hierarchy() {
+    fn a_client_gets_the_scopes_that_it_asks_for_and_holds() {
         for (held, asked, granted) in [
             ("mcp:call", "mcp:call", "mcp:call"),
             ("mcp:call", "mcp:call:a", "mcp:call:a"),
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn all_covers_one_and_one_covers_itself_alone() {
+    fn mcp_call_covers_every_connector_and_another_scope_only_its_own() {
         let github = Scope::parse("mcp:call:github").unwrap();
         let all: ScopeSet = [Scope::AllConnectors].into_iter().collect();
         let one: ScopeSet = [github.clone()].into_iter().collect();

@@ -1,18 +1,19 @@
-//! Maps of texts, headers among them, as Envoy hands them to a module.
+//! Maps of texts, such as headers, in the form in which Envoy passes them to a module.
 
-/// The number of members, the lengths of each name and value, then those, each with a zero byte behind it; numbers are
-/// 32-bit little-endian. Kept as it came and read where it lies: taking it apart would allocate for each text.
+/// The format: the number of members, the lengths of each name and value, then the names and values, each followed by a
+/// zero byte. Numbers are 32-bit little-endian. The bytes are read in place, because splitting them would allocate memory
+/// for each text.
 #[derive(Debug)]
 pub struct SerializedMap(Vec<u8>);
 
 impl SerializedMap {
-    /// `bytes`, where they are such a map and nothing else.
+    /// Returns `None` unless `bytes` is exactly one such map.
     pub fn parse(bytes: Vec<u8>) -> Option<Self> {
         let map = Self(bytes);
         map.is_whole().then_some(map)
     }
 
-    /// The map of these members; `None` where one is longer than a number tells.
+    /// Builds the map of these members. Returns `None` if a length does not fit in 32 bits.
     pub fn of<N: AsRef<[u8]>, V: AsRef<[u8]>>(members: &[(N, V)]) -> Option<Self> {
         let mut bytes = u32::try_from(members.len()).ok()?.to_le_bytes().to_vec();
         for (name, value) in members {
@@ -39,7 +40,7 @@ impl SerializedMap {
         self.0.len()
     }
 
-    /// The names and values, in their order.
+    /// The names and values, in the order of the map.
     pub fn iter(&self) -> Members<'_> {
         let (lengths, texts) = self.sections().unwrap_or_default();
         Members { lengths: lengths.iter(), texts }
@@ -51,12 +52,12 @@ impl SerializedMap {
         Values { lengths: lengths.iter(), texts, name }
     }
 
-    /// No values.
+    /// An iterator without values.
     pub fn no_values<'m, 'n>() -> Values<'m, 'n> {
         Values { lengths: [].iter(), texts: &[], name: &[] }
     }
 
-    /// The lengths of each member, and what follows them.
+    /// The lengths of all members, and the bytes after them.
     fn sections(&self) -> Option<(&[[u8; 8]], &[u8])> {
         let (count, rest) = self.0.split_first_chunk::<4>()?;
         let (lengths, texts) = rest.split_at_checked(u32_le(*count)?.checked_mul(8)?)?;
@@ -90,7 +91,7 @@ pub struct Values<'m, 'n> {
 impl<'m> Iterator for Values<'m, '_> {
     type Item = &'m [u8];
 
-    /// Looks at a text only where its name has the wanted length: most of the filter's own time goes into such searches.
+    /// Compares a name only if its length is right, because most of the filter's own time goes into such searches.
     fn next(&mut self) -> Option<Self::Item> {
         for lengths in self.lengths.by_ref() {
             let [n0, n1, n2, n3, v0, v1, v2, v3] = *lengths;
@@ -105,7 +106,7 @@ impl<'m> Iterator for Values<'m, '_> {
     }
 }
 
-/// Takes the member of these lengths from the begin of `texts`.
+/// Takes the member with these lengths from the beginning of `texts`.
 fn member<'m>(lengths: &[u8; 8], texts: &mut &'m [u8]) -> Option<(&'m [u8], &'m [u8])> {
     let [n0, n1, n2, n3, v0, v1, v2, v3] = *lengths;
     let name = zero_terminated(texts, u32_le([n0, n1, n2, n3])?)?;
@@ -128,7 +129,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn only_whole_maps_are_read() {
+    fn incomplete_maps_and_trailing_bytes_are_refused() {
         let map = b"\x02\0\0\0\x03\0\0\0\x04\0\0\0\x04\0\0\0\0\0\0\0org\0acme\0mode\0\0";
         let read = SerializedMap::parse(map.to_vec()).unwrap();
         assert_eq!(read.iter().collect::<Vec<_>>(), [(b"org".as_slice(), b"acme".as_slice()), (b"mode", b"")]);
@@ -141,7 +142,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_written_is_read(members: Vec<(String, Vec<u8>)>) {
+        fn a_map_is_read_as_it_was_written(members: Vec<(String, Vec<u8>)>) {
             let map = SerializedMap::parse(SerializedMap::of(&members).unwrap().0).unwrap();
             let read: Vec<_> = map.iter().map(|(name, value)| (String::from_utf8(name.to_vec()).unwrap(), value.to_vec())).collect();
             for (name, _) in &members {

@@ -1,5 +1,5 @@
-//! What the tests of several modules and crates need (feature `testing`): an in-memory [`Host`], keys and tokens.
-#![allow(clippy::unwrap_used, clippy::arithmetic_side_effects)] // Code of tests: a failure here is a failed test.
+//! Helpers for the tests of several modules and crates (feature `testing`): an in-memory [`Host`], keys and tokens.
+#![allow(clippy::unwrap_used, clippy::arithmetic_side_effects)] // Only tests run this code, and a panic fails the test.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -22,18 +22,18 @@ use crate::oauth::signing_key::SigningKey;
 use crate::request::RequestHead;
 use crate::serialized_map::SerializedMap;
 
-/// A request's head.
+/// A request head with these headers.
 pub fn head<N: AsRef<[u8]>, V: AsRef<[u8]>>(headers: &[(N, V)]) -> RequestHead {
     RequestHead::new(SerializedMap::of(headers).unwrap()).unwrap()
 }
 
-/// An issuer's key, made anew for each run of the tests.
+/// The private key of an issuer. Each run of the tests generates a new one.
 pub fn issuer_key() -> &'static RsaPrivateKey {
     static KEY: OnceLock<RsaPrivateKey> = OnceLock::new();
     KEY.get_or_init(|| RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap())
 }
 
-/// The set that publishes [`issuer_key`] under each of these ids.
+/// A key set that publishes [`issuer_key`] once for each of these `kid`s.
 pub fn jwk_set(kids: &[&str]) -> JwkSet {
     let number = |number: &rsa::BigUint| BASE64_URL_SAFE_NO_PAD.encode(number.to_bytes_be());
     let (n, e) = (number(issuer_key().n()), number(issuer_key().e()));
@@ -41,7 +41,7 @@ pub fn jwk_set(kids: &[&str]) -> JwkSet {
     JwkSet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap()
 }
 
-/// A token of [`issuer_key`] with exactly this header and these claims.
+/// A token with exactly this header and these claims, signed with [`issuer_key`].
 pub fn sign(header: &Value, claims: &Value) -> String {
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     let input = format!("{}.{}", part(header), part(claims));
@@ -49,13 +49,13 @@ pub fn sign(header: &Value, claims: &Value) -> String {
     format!("{input}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature.to_bytes()))
 }
 
-/// The signatures of a [`MemoryHost`].
+/// The signature scheme of a [`MemoryHost`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Signatures {
     /// RSA in pure Rust.
     #[default]
     Rsa,
-    /// [`hash_signature`]. Everybody who knows a public key can sign, but a fuzzer can make thousands of tokens a second.
+    /// [`hash_signature`]. Anyone with the public key can sign, but a fuzzer can create thousands of tokens a second.
     Hash,
 }
 
@@ -76,7 +76,7 @@ pub struct MemoryHost {
 }
 
 impl MemoryHost {
-    /// A host with this scheme of signatures.
+    /// A host with this signature scheme.
     pub fn with(signatures: Signatures) -> Self {
         Self { signatures, ..Self::default() }
     }
@@ -142,13 +142,13 @@ fn rand() -> [u8; 16] {
     bytes
 }
 
-/// A key with which the gateway signs, in PKCS#8 PEM.
+/// A signing key of the gateway, as PKCS#8 PEM.
 pub fn signing_key_pem() -> &'static str {
     static PEM: OnceLock<String> = OnceLock::new();
     PEM.get_or_init(new_pem)
 }
 
-/// Another one.
+/// A second signing key of the gateway, as PKCS#8 PEM.
 pub fn other_signing_key_pem() -> &'static str {
     static PEM: OnceLock<String> = OnceLock::new();
     PEM.get_or_init(new_pem)

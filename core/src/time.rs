@@ -1,35 +1,33 @@
-//! Moments as the core knows them: an argument, never a clock.
+//! Points in time. The core reads no clock: the current time is an argument.
 
 use std::time::Duration;
 
 use jiff::tz::Offset;
 
-/// A moment, in milliseconds since the Unix epoch. Arithmetic saturates: a hostile claim cannot overflow it.
+/// A point in time, in milliseconds since the Unix epoch. Arithmetic saturates, so a hostile claim cannot overflow it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct UnixTime(u64);
 
 impl UnixTime {
-    /// The moment `millis` milliseconds after the epoch.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
 
-    /// The moment `seconds` seconds after the epoch.
     pub const fn from_secs(seconds: u64) -> Self {
         Self(seconds.saturating_mul(1000))
     }
 
-    /// The moment an RFC 3339 timestamp such as `2027-01-01T00:00:00Z` names; one before 1970 is the epoch.
+    /// Parses an RFC 3339 timestamp such as `2027-01-01T00:00:00Z`. A time before 1970 becomes the epoch.
     ///
     /// # Errors
-    /// Where the text is no timestamp.
+    /// If `text` is not a timestamp with a time zone.
     pub fn from_rfc3339(text: &str) -> Result<Self, &'static str> {
         let timestamp: jiff::Timestamp = text.parse().map_err(|_| "must be a timestamp such as 2027-01-01T00:00:00Z")?;
         Ok(Self(u64::try_from(timestamp.as_millisecond()).unwrap_or(0)))
     }
 
-    /// The moment at which the next month begins in UTC; the end of time where the calendar has none.
+    /// The beginning of the next month in UTC, or the latest possible time if the calendar has no next month.
     pub fn end_of_month(self) -> Self {
         let end = i64::try_from(self.0).ok().and_then(|millis| {
             let today = Offset::UTC.to_datetime(jiff::Timestamp::from_millisecond(millis).ok()?).date();
@@ -40,33 +38,30 @@ impl UnixTime {
         Self(end.unwrap_or(u64::MAX))
     }
 
-    /// Milliseconds since the epoch.
     pub const fn as_millis(self) -> u64 {
         self.0
     }
 
-    /// Whole seconds since the epoch, as a NumericDate.
+    /// Whole seconds since the epoch, as in a NumericDate (RFC 7519 §2).
     pub const fn as_secs(self) -> u64 {
         self.0 / 1000
     }
 
-    /// This moment and `duration` more.
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(millis(duration)))
     }
 
-    /// This moment less `duration`.
     pub fn minus(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(millis(duration)))
     }
 
-    /// Whether this moment, which was at most `longest` ahead when it was set, is still to come. One that is farther ahead
-    /// was set by a clock that has been put back since, and counts as past.
+    /// Whether this time is in the future. It was at most `longest` ahead when it was set. If it is further ahead now,
+    /// the clock has been set back since then, and the time counts as past.
     pub fn is_ahead(self, now: Self, longest: Duration) -> bool {
         now < self && self <= now.plus(longest)
     }
 
-    /// How long after `earlier` this moment is; zero where it is not after it.
+    /// The time from `earlier` to this time. Zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -89,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_clock_set_that_was_ahead_is_past() {
+    fn a_time_that_is_too_far_ahead_counts_as_past() {
         let [now, longest] = [UnixTime::from_secs(100), UnixTime::from_secs(110)];
         let is_ahead = |moment: UnixTime| moment.is_ahead(now, Duration::from_secs(10));
         assert!(!is_ahead(now) && is_ahead(UnixTime::from_millis(100_001)));
@@ -111,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn rfc3339_needs_a_zone() {
+    fn a_timestamp_needs_a_time_zone() {
         assert_eq!(UnixTime::from_rfc3339("1970-01-01T00:00:01Z"), Ok(UnixTime::from_secs(1)));
         assert_eq!(UnixTime::from_rfc3339("1970-01-01T01:00:01+01:00"), Ok(UnixTime::from_secs(1)));
         assert!(UnixTime::from_rfc3339("1970-01-01T00:00:01").is_err());

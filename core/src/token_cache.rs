@@ -1,4 +1,4 @@
-//! Tokens that were verified before, so that a signature is checked once for each token and worker.
+//! A cache of verified tokens, so that each worker checks the signature of a token once.
 
 use std::num::NonZeroUsize;
 use std::rc::Rc;
@@ -16,35 +16,32 @@ use crate::policy::source::PolicySource;
 use crate::principal::Principal;
 use crate::time::UnixTime;
 
-/// What a remembered token rests on.
+/// The result of verifying a token, and everything on which it depends.
 #[derive(Debug)]
 pub struct Entry {
-    /// Whom it stands for.
     pub principal: Rc<Principal>,
-    /// When it is good.
     pub validity: Validity,
     /// The resources for which the token is valid. `None` if it is valid for all resources of the org.
     pub only_for: Option<Box<[Resource]>>,
-    /// The key set that verified it, and that set's version then. A token of the gateway itself has none: its keys
-    /// change only with the whole policy, and this cache with them.
+    /// The key set that verified the token, and the version of the set at that time. `None` for a token that the gateway
+    /// issued: its keys are part of the policy, and [`Basis`] has them.
     pub key_set: Option<(KeySetId, u64)>,
-    /// What the policy said.
     pub basis: Basis,
 }
 
-/// The parts of the policy by which a token was judged.
+/// The parts of the policy on which the result for a token depends.
 #[derive(Debug)]
 pub struct Basis {
-    /// The policy's generation in which these were last the ones in force.
+    /// The latest generation of the policy in which these parts were in force.
     pub generation: u64,
-    /// The org.
     pub org: Rc<Org>,
-    /// The client, and the keys of the gateway, where it is a token of the gateway itself.
+    /// The client and the signing keys of the gateway, for a token that the gateway issued.
     pub client: Option<(Rc<OauthClient>, Rc<[SigningKey]>)>,
 }
 
 impl Basis {
-    /// Whether they still are: what did not change is the same value in memory.
+    /// Whether these parts are still in force. A part that has not changed is the same value in memory, so pointers are
+    /// compared.
     pub fn holds(&mut self, policy: &PolicySource, resource: &Resource, host: &dyn Host) -> bool {
         if self.generation == policy.generation() {
             return true;
@@ -61,14 +58,14 @@ impl Basis {
     }
 }
 
-/// A bounded map from the whole token to what was verified; the one not used for the longest goes first.
+/// A bounded map from a token to its result. A full cache removes the token that was not used for the longest time.
 #[derive(Debug)]
 pub struct TokenCache(Option<LruCache<Box<str>, Entry>>);
 
 impl TokenCache {
-    /// A cache of at most `capacity` tokens; none are kept where that is zero.
+    /// A cache of at most `capacity` tokens. With a capacity of zero it keeps none.
     pub fn new(capacity: usize) -> Self {
-        // Grown as needed: a capacity is what an operator allows, not what is always used.
+        // The map grows as needed. An operator may allow a capacity that is never used.
         Self(NonZeroUsize::new(capacity).map(|capacity| {
             let mut cache = LruCache::unbounded();
             cache.resize(capacity);
@@ -76,8 +73,8 @@ impl TokenCache {
         }))
     }
 
-    /// Whom `token` stands for at `resource`, where that is remembered and still holds at `now`. `version_of` tells a
-    /// key set's version now, `holds` whether the policy says what it said.
+    /// Returns the principal of `token` at `resource` if the cached result is still valid at `now`. `version_of` returns
+    /// the current version of a key set. `holds` tells whether the parts of the policy are still in force.
     pub fn get(
         &mut self,
         token: &str,
@@ -88,7 +85,7 @@ impl TokenCache {
     ) -> Option<Rc<Principal>> {
         let cache = self.0.as_mut()?;
         let entry = cache.get_mut(token)?;
-        // Two orgs may trust one provider, and then one token may be good for both, with different principals.
+        // Two orgs may trust the same provider. A token can then be valid for both, with different principals.
         let is_for_resource =
             *entry.principal.org() == resource.org && entry.only_for.as_ref().is_none_or(|only| only.contains(resource));
         let are_keys_old = entry.key_set.is_some_and(|(id, version)| version_of(id) != Some(version));
@@ -99,7 +96,6 @@ impl TokenCache {
         is_for_resource.then(|| Rc::clone(&entry.principal))
     }
 
-    /// Remembers `token`.
     pub fn insert(&mut self, token: &str, entry: Entry) {
         if let Some(cache) = &mut self.0 {
             cache.put(token.into(), entry);
@@ -134,24 +130,24 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_holds_for_its_org_its_time_and_its_keys() {
+    fn an_entry_is_valid_for_its_org_its_time_and_its_keys() {
         let mut cache = TokenCache::new(8);
         cache.insert("t", entry("a", 100));
         assert!(is_hit(&mut cache, "t", "a", 99, 1));
         assert!(!is_hit(&mut cache, "t", "b", 99, 1));
         assert!(!is_hit(&mut cache, "T", "a", 99, 1));
         assert!(!is_hit(&mut cache, "t", "a", 100, 1));
-        assert!(!is_hit(&mut cache, "t", "a", 99, 1), "an entry that ended is gone");
+        assert!(!is_hit(&mut cache, "t", "a", 99, 1), "an expired entry is removed");
         cache.insert("t", entry("a", 100));
         assert!(is_hit(&mut cache, "t", "a", 50, 1));
-        assert!(!is_hit(&mut cache, "t", "a", 49, 1), "the clock was put back before its beginning");
+        assert!(!is_hit(&mut cache, "t", "a", 49, 1), "the clock was set back to before its validity");
         cache.insert("t", entry("a", 100));
         assert!(!is_hit(&mut cache, "t", "a", 99, 2), "the keys changed");
         assert!(!is_hit(&mut cache, "t", "a", 99, 1));
     }
 
     #[test]
-    fn a_token_for_some_connectors_is_remembered_for_these() {
+    fn a_token_for_some_connectors_is_cached_for_these_alone() {
         let mut cache = TokenCache::new(8);
         cache.insert(
             "t",
@@ -168,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_bounded_and_may_be_off() {
+    fn the_cache_is_bounded_and_can_be_turned_off() {
         let mut cache = TokenCache::new(2);
         for token in ["1", "2", "3"] {
             cache.insert(token, entry("a", 100));

@@ -1,6 +1,6 @@
 //! Comparison of URLs by RFC 3986 §6.2.2 and §6.2.3: different spellings of a URL name the same resource.
 //!
-//! It is for URLs that clients and identity providers write. An issuer is compared letter by letter (RFC 8414 §3.3).
+//! Use it for URLs that clients and identity providers write. An issuer is compared letter by letter (RFC 8414 §3.3).
 
 use std::borrow::Cow;
 
@@ -93,7 +93,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn spellings_of_one_url() {
+    fn all_spellings_of_a_url_have_the_same_normal_form() {
         let url = "https://gw.example/mcp/acme";
         for same in [
             "HTTPS://gw.example/mcp/acme",
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn other_urls_stay_others() {
+    fn different_urls_stay_different() {
         let url = "https://gw.example/mcp/acme";
         for other in [
             "http://gw.example/mcp/acme",
@@ -168,12 +168,12 @@ mod tests {
         ] {
             assert_eq!(normalized(none), None, "{none}");
         }
-        assert!(is_same("apexmcp", "apexmcp") && !is_same("apexmcp", "APEXMCP"), "what is no URL is compared as text");
+        assert!(is_same("apexmcp", "apexmcp") && !is_same("apexmcp", "APEXMCP"), "texts that are not URLs must be equal");
     }
 
     proptest! {
         #[test]
-        fn a_normal_form_is_its_own(text in "(?i:https?)://[a-zA-Z0-9.%:\\[\\]@-]{0,9}(/|%2e|%2F|\\.|[a-z?~]){0,12}") {
+        fn the_normal_form_of_a_normal_form_is_the_same(text in "(?i:https?)://[a-zA-Z0-9.%:\\[\\]@-]{0,9}(/|%2e|%2F|\\.|[a-z?~]){0,12}") {
             if let Some(once) = normalized(&text) {
                 prop_assert_eq!(normalized(&once), Some(once));
             }

@@ -669,7 +669,7 @@ mod tests {
     #[test]
     fn limits_are_checked() {
         for (store, expected) in [
-            (json!({"store": "redis"}), "limits.store: is of another type or value"),
+            (json!({"store": "redis"}), "limits.store: has a wrong type or value"),
             (json!({"store": "rate_limit_service"}), "limits.rate_limit_service: is required"),
             (json!({"rate_limit_service": {}}), "limits.rate_limit_service.cluster: is required"),
             (
@@ -679,7 +679,7 @@ mod tests {
             (json!({"rate_limit_service": {"cluster": "c", "timeout": "0s"}}), "limits.rate_limit_service.timeout: must be"),
             (
                 json!({"rate_limit_service": {"cluster": "c", "on_error": "x"}}),
-                "limits.rate_limit_service.on_error: is of another",
+                "limits.rate_limit_service.on_error: has a wrong type or value",
             ),
         ] {
             let mut config = minimal();
@@ -689,7 +689,7 @@ mod tests {
         }
         for (limits, expected) in [
             (json!({"rate": {"requests": 0, "per": "minute"}}), "rate.requests: must be from 1"),
-            (json!({"rate": {"requests": 1, "per": "month"}}), "rate.per: is of another type or value"),
+            (json!({"rate": {"requests": 1, "per": "month"}}), "rate.per: has a wrong type or value"),
             (json!({"rate": {"per": "minute"}}), "rate.requests: is required"),
             (json!({"rate": {"requests": 1}}), "rate.per: is required"),
             (json!({"rate": {"requests": 1, "per": "day", "burst": 0}}), "rate.burst: must be from 1"),
@@ -832,10 +832,10 @@ mod tests {
             (json!({}), "gateway: is required"),
             (json!({"gateway": {}, "policy": {"inline": {}}}), "gateway.origin: is required"),
             (json!({"gateway": {"origin": "https://a"}, "policy": {}}), "policy: needs either inline or remote"),
-            (json!({"gateway": {"origin": 7}}), "gateway.origin: is of another type or value, expected a string"),
+            (json!({"gateway": {"origin": 7}}), "gateway.origin: has a wrong type or value, expected a string"),
             (
                 json!({"gateway": {"unmatched_paths": "maybe"}}),
-                "gateway.unmatched_paths: is of another type or value, expected `deny` or `allow`",
+                "gateway.unmatched_paths: has a wrong type or value, expected `deny` or `allow`",
             ),
             (json!([]), ".: "),
         ] {

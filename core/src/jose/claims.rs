@@ -1,4 +1,4 @@
-//! The registered claims (RFC 7519 §4.1) of a token of this gateway's profile.
+//! Checks the registered claims of a token (RFC 7519 §4.1).
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use crate::reason::Reason;
 use crate::time::UnixTime;
 use crate::url;
 
-/// 9999-12-31T23:59:59Z. A later date is a mistake or an attack.
+/// The latest accepted date, 9999-12-31T23:59:59Z, in seconds since the epoch. A later date is a mistake or an attack.
 const LATEST: f64 = 253_402_300_799.0;
 
-/// When a token is good.
+/// The period in which a token is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// The moment before which it is refused: a clock may be put back while it is remembered.
+    /// The first moment of the period. A cached token is refused before it, which happens if the clock is set back.
     pub from: UnixTime,
-    /// The moment from which it is refused.
+    /// The first moment after the period.
     pub until: UnixTime,
 }
 
 impl Validity {
-    /// Whether it is good at `now`.
+    /// Whether `now` is in the period.
     pub fn holds(&self, now: UnixTime) -> bool {
         self.from <= now && now < self.until
     }
@@ -30,24 +30,24 @@ impl Validity {
 /// The `iss` claim.
 ///
 /// # Errors
-/// [`Reason::ClaimMissing`], or [`Reason::TokenMalformed`] where it is no string.
+/// [`Reason::ClaimMissing`], or [`Reason::TokenMalformed`] if it is not a string.
 pub fn issuer(claims: &Map<String, Value>) -> Result<&str, Reason> {
     required_string(claims, "iss")
 }
 
-/// The `sub` claim: without it there is no principal.
+/// The `sub` claim. Without it there is no principal.
 ///
 /// # Errors
-/// As [`issuer`]; an empty one counts as missing.
+/// The same as for [`issuer`]. An empty `sub` counts as missing.
 pub fn subject(claims: &Map<String, Value>) -> Result<&str, Reason> {
     let subject = required_string(claims, "sub")?;
     if subject.is_empty() { Err(Reason::ClaimMissing) } else { Ok(subject) }
 }
 
-/// The `jti` claim, empty where there is none.
+/// The `jti` claim. Empty if there is none.
 ///
 /// # Errors
-/// [`Reason::TokenMalformed`] where it is no string (RFC 7519 §4.1.7).
+/// [`Reason::TokenMalformed`] if it is not a string (RFC 7519 §4.1.7).
 pub fn id(claims: &Map<String, Value>) -> Result<&str, Reason> {
     claims.get("jti").map_or(Ok(""), |id| id.as_str().ok_or(Reason::TokenMalformed))
 }
@@ -55,12 +55,12 @@ pub fn id(claims: &Map<String, Value>) -> Result<&str, Reason> {
 /// The `iat` claim.
 ///
 /// # Errors
-/// As [`issuer`].
+/// [`Reason::ClaimMissing`], or [`Reason::TokenMalformed`] if it is not a date.
 pub fn issued_at(claims: &Map<String, Value>) -> Result<UnixTime, Reason> {
     numeric_date(claims, "iat")?.ok_or(Reason::ClaimMissing)
 }
 
-/// The strings in the claim `aud`.
+/// The strings in the claim `aud`. Empty if the claim is absent or has a wrong type.
 pub fn audiences(claims: &Map<String, Value>) -> Vec<&str> {
     match claims.get("aud") {
         Some(Value::Array(audiences)) => audiences.iter().filter_map(Value::as_str).collect(),
@@ -69,11 +69,11 @@ pub fn audiences(claims: &Map<String, Value>) -> Vec<&str> {
     }
 }
 
-/// Checks that `aud`, a string or an array of strings (RFC 7519 §4.1.3), names one of `accepted`, letter by letter
-/// (RFC 7519 §2: a StringOrURI is compared without canonicalization).
+/// Checks that `aud` names one of `accepted`. `aud` is a string or an array of strings (RFC 7519 §4.1.3). It is compared
+/// letter by letter (RFC 7519 §2: a StringOrURI is compared without canonicalization).
 ///
 /// # Errors
-/// [`Reason::AudienceMismatch`], and as [`issuer`].
+/// [`Reason::AudienceMismatch`], [`Reason::ClaimMissing`] or [`Reason::TokenMalformed`].
 pub fn check_audience(claims: &Map<String, Value>, accepted: &[Box<str>]) -> Result<(), Reason> {
     let is_named = accepted_audiences(claims)?.iter().any(|audience| accepted.iter().any(|accepted| &**accepted == *audience));
     if is_named { Ok(()) } else { Err(Reason::AudienceMismatch) }
@@ -90,7 +90,7 @@ pub fn check_audience_url(claims: &Map<String, Value>, accepted: &[Box<str>]) ->
     if audiences.any(|url| accepted.contains(&url)) { Ok(()) } else { Err(Reason::AudienceMismatch) }
 }
 
-/// The strings in the claim `aud`, if it has the right form.
+/// The strings in the claim `aud`. It is an error if the claim is absent or has a wrong type.
 fn accepted_audiences(claims: &Map<String, Value>) -> Result<Vec<&str>, Reason> {
     let is_text = match claims.get("aud") {
         None => return Err(Reason::ClaimMissing),
@@ -100,11 +100,11 @@ fn accepted_audiences(claims: &Map<String, Value>) -> Result<Vec<&str>, Reason> 
     if is_text { Ok(audiences(claims)) } else { Err(Reason::TokenMalformed) }
 }
 
-/// Checks `exp`, `nbf` and `iat` at `now`, the issuer's clock being at most `skew` off, and returns when
-/// the token is good.
+/// Checks `exp`, `nbf` and `iat` at `now`, and returns the period in which the token is valid. The issuer's clock may
+/// differ by `skew`.
 ///
 /// # Errors
-/// [`Reason::TokenExpired`], [`Reason::TokenNotYetValid`], and as [`issuer`].
+/// [`Reason::TokenExpired`], [`Reason::TokenNotYetValid`], [`Reason::ClaimMissing`] or [`Reason::TokenMalformed`].
 pub fn check_times(claims: &Map<String, Value>, now: UnixTime, skew: Duration) -> Result<Validity, Reason> {
     let until = numeric_date(claims, "exp")?.ok_or(Reason::ClaimMissing)?.plus(skew);
     if now >= until {
@@ -124,7 +124,7 @@ fn required_string<'c>(claims: &'c Map<String, Value>, name: &str) -> Result<&'c
     claims.get(name).ok_or(Reason::ClaimMissing)?.as_str().ok_or(Reason::TokenMalformed)
 }
 
-/// A NumericDate (RFC 7519 §2): seconds, which may have a fraction.
+/// A NumericDate (RFC 7519 §2): seconds, with an optional fraction. `None` if the claim is absent.
 fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<UnixTime>, Reason> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     let seconds = value.as_f64().filter(|seconds| (0.0..=LATEST).contains(seconds)).ok_or(Reason::TokenMalformed)?;
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_of_nbf_and_iat_is_the_beginning() {
+    fn a_token_is_valid_from_the_later_of_nbf_and_iat() {
         for (claims, from) in [
             (json!({"exp": 2000}), 0),
             (json!({"exp": 2000, "iat": 5}), 0),
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn times_at_their_edges() {
+    fn times_are_checked_at_their_limits() {
         for (claims, expected) in [
             (json!({"exp": 991}), Ok(UnixTime::from_secs(1001))),
             (json!({"exp": 990}), Err(Reason::TokenExpired)),
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_text() {
+    fn a_jti_must_be_a_string() {
         for (claims, expected) in [
             (json!({}), Ok("")),
             (json!({"jti": "a"}), Ok("a")),
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn audiences() {
+    fn audiences_match_letter_by_letter_and_gateway_urls_in_any_spelling() {
         let accepted = ["apexmcp".into(), "other".into()];
         for (aud, expected) in [
             (json!("apexmcp"), Ok(())),

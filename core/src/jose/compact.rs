@@ -1,4 +1,4 @@
-//! The compact serialization (RFC 7515 §7.1), read strictly.
+//! Strict parsing of the compact serialization of a JWS (RFC 7515 §7.1).
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -8,10 +8,10 @@ use super::jwk::{KeyHint, thumbprint};
 use crate::json;
 use crate::reason::Reason;
 
-/// A longer `kid` or `typ` is refused.
+/// Maximum length of `kid` and `typ` in bytes. A token with a longer value is refused.
 pub(crate) const MAX_HEADER_VALUE_LENGTH: usize = 256;
 
-/// A token that has the right form. Nothing in it is proven.
+/// A token that has the right form. Its content is unproven until its signature is verified.
 #[derive(Debug)]
 pub struct CompactJws<'token> {
     token: &'token str,
@@ -33,7 +33,7 @@ struct JoseHeader {
 }
 
 impl<'token> CompactJws<'token> {
-    /// Reads `token`: three parts of canonical base64url, a JOSE header of the profile, claims that are a JSON object.
+    /// Parses `token`: three parts in canonical base64url, a JOSE header with RS256, and claims that are a JSON object.
     ///
     /// # Errors
     /// [`Reason::TokenMalformed`] and [`Reason::AlgorithmNotAllowed`].
@@ -46,22 +46,20 @@ impl<'token> CompactJws<'token> {
         Ok(Self { token, signing_input, signature, header, claims })
     }
 
-    /// The whole token.
     pub fn token(&self) -> &'token str {
         self.token
     }
 
-    /// What the signature covers, RFC 7515 §5.2 step 8.
+    /// The part of the token that is signed, RFC 7515 §5.2 step 8.
     pub fn signing_input(&self) -> &'token str {
         self.signing_input
     }
 
-    /// The signature's bytes.
+    /// The signature, decoded from base64url.
     pub fn signature(&self) -> &[u8] {
         &self.signature
     }
 
-    /// The `kid` header.
     pub fn kid(&self) -> Option<&str> {
         self.header.kid.as_deref()
     }
@@ -72,8 +70,9 @@ impl<'token> CompactJws<'token> {
         KeyHint { kid: kid.as_deref(), x5t: x5t.as_deref(), x5t_s256: x5t_s256.as_deref() }
     }
 
-    /// Checks `typ`, the media type of what the token is (RFC 8725 §3.11): one of `accepted`, with or without
-    /// `application/`, in any case (RFC 7515 §4.1.9). A token with another type, such as `logout+jwt`, is not an access token.
+    /// Checks `typ`, the media type of the token (RFC 8725 §3.11). It must be one of `accepted`, with or without
+    /// `application/`, in any letter case (RFC 7515 §4.1.9). A token with another type, such as `logout+jwt`, is not an
+    /// access token.
     ///
     /// # Errors
     /// [`Reason::TokenMalformed`].
@@ -86,18 +85,18 @@ impl<'token> CompactJws<'token> {
         if accepted.iter().any(is) { Ok(()) } else { Err(Reason::TokenMalformed) }
     }
 
-    /// The claims, unproven until the signature was checked.
+    /// The claims. They are unproven until the signature is verified.
     pub fn claims(&self) -> &Map<String, Value> {
         &self.claims
     }
 }
 
-/// A `typ` that is accepted.
+/// An accepted `typ`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     /// No type, or `JOSE`, which only means a compact JWS (RFC 7515 §4.1.9). JWT-SVID §2.3 allows `JOSE`.
     Untyped,
-    /// This one.
+    /// This media type, without `application/`.
     Named(&'static str),
 }
 
@@ -106,8 +105,8 @@ fn strip_prefix_ignore_case<'t>(text: &'t str, prefix: &str) -> Option<&'t str> 
     head.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
-/// Strict base64url: no padding, and no bits left over (RFC 7515 §2, RFC 4648 §3.5), so that a token has one spelling.
-/// A part that contains a dot, as where a token has more than three, is no base64url either.
+/// Decodes strict base64url: no padding and no left-over bits (RFC 7515 §2, RFC 4648 §3.5), so that a token has only one
+/// spelling. If a token has more than three parts, one of them contains a dot, which is not base64url.
 fn decode(part: &str) -> Result<Vec<u8>, Reason> {
     BASE64_URL_SAFE_NO_PAD.decode(part).map_err(|_| Reason::TokenMalformed)
 }
@@ -121,9 +120,9 @@ fn check_header(header: &Map<String, Value>) -> Result<JoseHeader, Reason> {
     if header.get("alg").and_then(Value::as_str) != Some("RS256") {
         return Err(Reason::AlgorithmNotAllowed);
     }
-    // No critical extension is understood here (RFC 7515 §4.1.11); `b64` is one (RFC 7797). `jwk`, `jku`, `x5u` and `x5c`
-    // are ignored, not refused, because UAA puts `jku` into each token. A key that a token contains or names proves nothing
-    // (RFC 8725 §3.10), so the filter never fetches or uses it.
+    // The filter supports no critical extension (RFC 7515 §4.1.11), such as `b64` (RFC 7797). It ignores `jwk`, `jku`,
+    // `x5u` and `x5c` and does not refuse them, because UAA puts `jku` into each token. A key that a token contains or
+    // names proves nothing (RFC 8725 §3.10), so the filter never fetches or uses it.
     if ["crit", "b64"].into_iter().any(|name| header.contains_key(name)) {
         return Err(Reason::TokenMalformed);
     }
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn headers() {
+    fn only_headers_with_rs256_and_without_extensions_are_accepted() {
         for (header, expected) in [
             (r#"{"alg":"RS256"}"#, None),
             (r#"{"alg":"RS256","kid":"k","typ":"JWT","x5t":"ignored"}"#, None),
@@ -191,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn forms() {
+    fn only_canonical_tokens_are_accepted() {
         let good = token(r#"{"alg":"RS256"}"#, "{}");
         let (input, _) = good.rsplit_once('.').unwrap();
         assert_eq!(refusal(&good), None);
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn thumbprints_are_read_where_there_is_no_kid() {
+    fn thumbprints_are_read_only_without_a_kid() {
         for (header, expected) in [
             (r#"{"alg":"RS256","x5t":"abc"}"#, (Some("abc"), None)),
             (r#"{"alg":"RS256","x5t#S256":"a-_9="}"#, (None, Some("a-_9"))),
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn types() {
+    fn only_accepted_types_pass() {
         let accepted = [Type::Untyped, Type::Named("at+jwt")];
         for (header, expected) in [
             (r#"{"alg":"RS256"}"#, Ok(())),

@@ -1,4 +1,4 @@
-//! JSON Web Keys (RFC 7517): which of a published set can verify RS256 here.
+//! JSON Web Keys (RFC 7517): selects the keys of a published set that can verify RS256.
 
 use std::fmt;
 
@@ -14,17 +14,18 @@ use spki::SubjectPublicKeyInfo;
 
 use crate::json;
 
-/// A larger document is refused before it is parsed. Real ones, certificates included, stay below 64 KiB.
+/// Maximum length of a JWK set document in bytes. Real ones, certificates included, stay below 64 KiB.
 pub const MAX_DOCUMENT_LENGTH: usize = 256 * 1024;
-/// A set of more keys is refused whole. Real ones have below ten.
+/// Maximum number of keys in a set. A set with more keys is refused. Real ones have fewer than ten.
 const MAX_KEYS: usize = 100;
-/// RSA moduli: below is weak (RFC 7518 §3.3), above costs more time than a request may.
+/// Accepted lengths of RSA moduli. Shorter ones are weak (RFC 7518 §3.3). Longer ones cost more time than a request may.
 const MODULUS_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
-/// Keys that one token may be tried with: where it has no `kid`, or several keys have the same.
+/// Maximum number of keys that are tried for a token without `kid`, or with a `kid` that several keys have.
 const MAX_CANDIDATES: usize = 4;
-/// The bits of their moduli together: four times as long, a modulus takes fourteen times as long.
+/// Maximum total length of the moduli of these keys, in bits. A modulus of four times the length takes fourteen times as
+/// long.
 const MAX_CANDIDATE_BITS: usize = 16_384;
-/// Real exponents are 65537, or 3. What is longer only takes longer.
+/// Maximum length of a public exponent in bits. Real ones are 65537 or 3. A longer one only takes more time.
 const MAX_EXPONENT_BITS: usize = 17;
 /// Values of `use` that mean "verifies the signatures of tokens": RFC 7517 §4.2, and SPIFFE's JWT-SVID §4.2 for the keys of a
 /// trust bundle. IANA's registry has no other such value.
@@ -46,7 +47,6 @@ const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
 /// What a token's header says about the key that signed it: RFC 7515 §4.1.4, §4.1.7 and §4.1.8.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KeyHint<'t> {
-    /// The id of the key.
     pub kid: Option<&'t str>,
     /// The SHA-1 thumbprint of its certificate. Not used if there is a `kid`.
     pub x5t: Option<&'t str>,
@@ -77,7 +77,7 @@ pub struct RsaPublicKey {
 }
 
 impl RsaPublicKey {
-    /// The key of these big-endian numbers; `None` where the modulus is too small or too large, or the exponent is
+    /// The key with these big-endian numbers. `None` if the modulus is even, too short or too long, or if the exponent is
     /// even, below 3 or over 17 bits.
     pub fn from_components(modulus: &[u8], exponent: &[u8]) -> Option<Self> {
         Self::checked(modulus, exponent).ok()
@@ -124,7 +124,7 @@ impl RsaPublicKey {
     }
 }
 
-/// How many bits a number has that begins with no zero.
+/// The length in bits of a big-endian number without leading zero bytes.
 fn bits(number: &[u8]) -> Option<usize> {
     let leading_zeros = number.first()?.leading_zeros();
     number.len().checked_mul(8)?.checked_sub(usize::try_from(leading_zeros).ok()?)
@@ -140,22 +140,20 @@ pub struct Jwk {
 }
 
 impl Jwk {
-    /// `key` under the id `kid`.
     pub fn new(kid: &str, key: RsaPublicKey) -> Self {
         Self { kid: Some(kid.into()), x5t: None, x5t_s256: None, key }
     }
 
-    /// Its id.
     pub fn kid(&self) -> Option<&str> {
         self.kid.as_deref()
     }
 
-    /// The key.
     pub fn key(&self) -> &RsaPublicKey {
         &self.key
     }
 
-    /// A key from a set, where it is one for RS256 signatures: RFC 7517 §4 and §5, unknown kinds are ignored.
+    /// Reads a key of a set. It is an error if the key is not for RS256 signatures. [`JwkSet::parse`] ignores such keys
+    /// (RFC 7517 §4 and §5).
     fn from_members(members: &Map<String, Value>) -> Result<Self, Unusable> {
         // Some serializers write null for an absent member.
         let member = |name: &str| members.get(name).filter(|value| !value.is_null());
@@ -193,14 +191,14 @@ impl Jwk {
         [&self.kid, &self.x5t, &self.x5t_s256].into_iter().filter_map(|name| name.as_deref())
     }
 
-    /// The key as members of a set that says what it is for, RFC 7517 §4.
+    /// The key with its purpose, as an element of a published set (RFC 7517 §4).
     pub fn to_value(&self) -> Value {
         let mut members = self.to_members();
         members.extend([("use", "sig"), ("alg", "RS256")].map(|(name, value)| (name.to_owned(), value.into())));
         members.into()
     }
 
-    /// The members without which it would not be this key.
+    /// The numbers and names of the key, without its purpose.
     fn to_members(&self) -> Map<String, Value> {
         let number = |number: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(number).into();
         let key = [("kty", "RSA".into()), ("n", number(self.key.modulus())), ("e", number(self.key.exponent()))];
@@ -242,7 +240,7 @@ enum Unusable {
     Kid,
     /// `n` or `e` is missing or is not a base64url number.
     Number(&'static str),
-    /// The modulus has an unaccepted number of bits: this one.
+    /// The length of the modulus is not accepted. The number is its length in bits.
     ModulusLength(usize),
     /// The modulus is even, so it is not the product of two odd primes.
     EvenModulus,
@@ -274,14 +272,14 @@ impl fmt::Display for Unusable {
     }
 }
 
-/// Why a document is no usable set.
+/// The reason why a document is not a usable set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JwkSetError {
-    /// Over 256 KiB.
+    /// The document is over 256 KiB.
     TooLong,
-    /// No JSON object with an array `keys`.
+    /// The document is not a JSON object with an array `keys`.
     Malformed,
-    /// Over 100 keys.
+    /// The set has over 100 keys.
     TooManyKeys,
     /// None of its keys can verify RS256, for these reasons. A provider without a usable key counts as broken. It does not
     /// mean that the provider has revoked all its keys.
@@ -309,19 +307,19 @@ impl fmt::Display for JwkSetError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::TooLong => "the document is over 256 KiB",
-            Self::Malformed => "the document is no JWK set",
+            Self::Malformed => "the document is not a JWK set",
             Self::TooManyKeys => "the set has over 100 keys",
             Self::NoUsableKey(why) => why,
         })
     }
 }
 
-/// The usable keys of a published set; at least one.
+/// The usable keys of a published set. There is at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JwkSet(Vec<Jwk>);
 
 impl JwkSet {
-    /// Reads a JWK set document, leaving out what can't verify RS256.
+    /// Parses a JWK set document. Keys that cannot verify RS256 are dropped.
     ///
     /// # Errors
     /// See [`JwkSetError`].
@@ -345,8 +343,8 @@ impl JwkSet {
         if usable.is_empty() { Err(JwkSetError::no_usable_key(keys, &problems)) } else { Ok(Self(usable)) }
     }
 
-    /// The set as a document that [`JwkSet::parse`] reads to the same set. It is no longer than the one that was published,
-    /// so that what could be read there can be read here.
+    /// The set as a document from which [`JwkSet::parse`] reads the same set. It is no longer than the published
+    /// document, so it does not exceed the maximum length.
     pub fn to_document(&self) -> String {
         serde_json::json!({ "keys": self.0.iter().map(Jwk::to_members).collect::<Vec<_>>() }).to_string()
     }
@@ -356,9 +354,9 @@ impl JwkSet {
         self.0.iter().any(|jwk| jwk.is_named_by(hint))
     }
 
-    /// The keys to try for a token with this header: the keys that it names. If it names none of the set, these are the keys
-    /// without `kid` (RFC 7517 §4.5 makes `kid` optional), or all keys if the token has no `kid`. There are at most four,
-    /// and fewer if they are long.
+    /// The keys to try for a token with this header: the keys that it names. If it names no key of the set, these are the
+    /// keys without `kid`, because RFC 7517 §4.5 makes `kid` optional. If the token has no `kid` either, these are all
+    /// keys. There are at most four, and fewer if they are long.
     pub fn candidates<'s, 'h>(&'s self, hint: impl Into<KeyHint<'h>>) -> impl Iterator<Item = &'s RsaPublicKey> {
         let hint = hint.into();
         let has_named = self.has_named(&hint);
@@ -381,242 +379,20 @@ impl JwkSet {
         self.0.iter().flat_map(Jwk::names)
     }
 
-    /// Whether it has a key that `other` lacks.
+    /// Whether this set has a key that `other` does not have.
     pub fn has_more_than(&self, other: &Self) -> bool {
         self.0.iter().any(|jwk| !other.0.contains(jwk))
     }
 
-    /// How many keys it has.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Never: a set has a key.
+    /// Always false: a set has at least one key.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    fn number(bits: usize) -> String {
-        let mut bytes = vec![0xff; bits / 8];
-        bytes[0] = 0x80;
-        BASE64_URL_SAFE_NO_PAD.encode(bytes)
-    }
-
-    /// Whether a good key with these changes is used. `"<absent>"` removes a member.
-    fn usable(changes: Value) -> bool {
-        let mut key = json!({"kty": "RSA", "n": number(2048), "e": "AQAB", "kid": "a"});
-        for (name, value) in changes.as_object().unwrap() {
-            match value {
-                Value::String(text) if text == "<absent>" => key.as_object_mut().unwrap().remove(name),
-                value => key.as_object_mut().unwrap().insert(name.clone(), value.clone()),
-            };
-        }
-        JwkSet::parse(json!({ "keys": [key] }).to_string().as_bytes()).is_ok()
-    }
-
-    #[test]
-    fn which_keys_are_used() {
-        for (changes, expected) in [
-            (json!({}), true),
-            (json!({"kid": null}), true),
-            (json!({"use": "sig", "alg": "RS256", "key_ops": ["verify"]}), true),
-            (json!({"n": number(8192)}), true),
-            (json!({"e": "Aw"}), true),
-            (json!({"kty": "EC"}), false),
-            (json!({"kty": null}), false),
-            (json!({"kty": "<absent>"}), false),
-            (json!({"kid": "<absent>"}), true),
-            (json!({"use": null, "alg": null, "key_ops": null, "x5t": null, "x5c": null, "x5t#S256": null}), true),
-            (json!({"use": "jwt-svid"}), true),
-            (json!({"use": "x509-svid"}), false),
-            (json!({"use": "SIG"}), false),
-            (json!({"use": ["sig"]}), false),
-            (json!({"n": format!("{}==", number(2048))}), true),
-            (json!({"n": number(2048).replace('_', "/").replace('-', "+")}), true),
-            (json!({"n": number(2048).replace('_', "/") + "==\n"}), true),
-            (json!({"n": number(2048).split_at(76).0.to_owned() + "\r\n" + number(2048).split_at(76).1}), true),
-            (json!({"e": "AQAB===="}), false),
-            (json!({"e": "AQAB="}), false),
-            (json!({"e": "Aw=="}), true),
-            (json!({"e": 65537}), false),
-            (json!({"use": "enc"}), false),
-            (json!({"alg": "RS512"}), false),
-            (json!({"alg": "HS256"}), false),
-            (json!({"key_ops": ["encrypt"]}), false),
-            (json!({"key_ops": "verify"}), false),
-            (json!({"kid": 7}), false),
-            (json!({"n": number(1024)}), false),
-            (json!({"n": number(8200)}), false),
-            (json!({"n": null}), false),
-            (json!({"e": null}), false),
-            (json!({"n": "<absent>"}), false),
-            (json!({"n": "!"}), false),
-            (json!({"n": ""}), false),
-            (json!({"e": "AQ"}), false),
-            (json!({"e": "Ag"}), false),
-            (json!({"e": "AA"}), false),
-            (json!({"e": ""}), false),
-            (json!({"e": "AQAAAAE"}), false),
-        ] {
-            assert_eq!(usable(changes.clone()), expected, "{changes}");
-        }
-    }
-
-    #[test]
-    fn sizes_of_keys() {
-        let modulus = |bits: usize| {
-            let mut bytes = vec![0xff; bits.div_ceil(8)];
-            bytes[0] >>= bytes.len() * 8 - bits;
-            bytes
-        };
-        for (bits, is_good) in [(2047, false), (2048, true), (8192, true), (8193, false)] {
-            assert_eq!(RsaPublicKey::from_components(&modulus(bits), &[1, 0, 1]).is_some(), is_good, "{bits} bits");
-        }
-        let mut even = modulus(2048);
-        even[255] = 0xfe;
-        assert!(RsaPublicKey::from_components(&even, &[1, 0, 1]).is_none(), "an even modulus");
-        for (exponent, is_good) in [(&[3][..], true), (&[1], false), (&[1, 0xff, 0xff], true), (&[2, 0, 1], false)] {
-            assert_eq!(RsaPublicKey::from_components(&modulus(2048), exponent).is_some(), is_good, "{exponent:?}");
-        }
-    }
-
-    #[test]
-    fn documents() {
-        let key = json!({"kty": "RSA", "n": number(2048), "e": "AQAB"});
-        let parse = |document: &Value| JwkSet::parse(document.to_string().as_bytes());
-        assert_eq!(parse(&json!({"keys": vec![key.clone(); 100]})).unwrap().len(), 100);
-        assert_eq!(parse(&json!({"keys": vec![key.clone(); 101]})), Err(JwkSetError::TooManyKeys));
-        assert_eq!(parse(&json!({"keys": []})), Err(JwkSetError::NoUsableKey("\"keys\" is empty".into())));
-        assert_eq!(parse(&json!({"keys": {}})), Err(JwkSetError::Malformed));
-        assert_eq!(parse(&json!({})), Err(JwkSetError::Malformed));
-        assert_eq!(JwkSet::parse(b"<html>"), Err(JwkSetError::Malformed));
-        for (length, expected) in [(262_144, None), (262_145, Some(JwkSetError::TooLong))] {
-            let mut document = json!({"keys": [key]}).to_string();
-            document.push_str(&" ".repeat(length - document.len()));
-            assert_eq!((document.len(), JwkSet::parse(document.as_bytes()).err()), (length, expected));
-        }
-    }
-
-    #[test]
-    fn candidates_are_chosen_by_kid_and_bounded() {
-        let keys: Vec<Value> = (0..6)
-            .map(|index| json!({"kty": "RSA", "n": number(2048), "e": "AQAB", "kid": if index < 5 { "same" } else { "other" }}))
-            .collect();
-        let set = JwkSet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap();
-        let count = |kid| set.candidates(kid).count();
-        assert_eq!((count(Some("other")), count(Some("same")), count(Some("none")), count(None)), (1, 4, 0, 4));
-
-        let lengths = [8192, 4096, 8192, 2048, 8192].map(|bits| json!({"kty": "RSA", "n": number(bits), "e": "AQAB"}));
-        let set = JwkSet::parse(json!({ "keys": lengths }).to_string().as_bytes()).unwrap();
-        let tried: Vec<usize> = set.candidates(None).map(|key| key.modulus().len() * 8).collect();
-        assert_eq!(tried, [8192, 4096, 2048]);
-    }
-
-    #[test]
-    fn harmless_bytes_before_the_json_are_skipped() {
-        let document = json!({"keys": [{"kty": "RSA", "n": number(2048), "e": "AQAB"}]}).to_string();
-        for (before, is_read) in [("\u{feff}", true), ("\n\u{feff} ", true), ("\r\n\t", true), (")]}'\n", false), ("x", false)] {
-            assert_eq!(JwkSet::parse(format!("{before}{document}").as_bytes()).is_ok(), is_read, "{before:?}");
-        }
-    }
-
-    #[test]
-    fn keys_are_chosen_by_thumbprint_and_by_the_lack_of_a_kid() {
-        let key = |bits: usize, names: Value| {
-            let mut key = json!({"kty": "RSA", "n": number(bits), "e": "AQAB"});
-            key.as_object_mut().unwrap().extend(names.as_object().unwrap().clone());
-            key
-        };
-        let keys = [
-            key(2048, json!({"kid": "a"})),
-            key(2056, json!({"x5t": "one"})),
-            key(2064, json!({"kid": "b", "x5t#S256": "two=="})),
-            key(2072, json!({})),
-            key(2080, json!({"x5t": "no thumbprint"})),
-            key(2088, json!({"kid": null})),
-            key(2096, json!({})),
-        ];
-        let set = JwkSet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap();
-        assert_eq!(JwkSet::parse(set.to_document().as_bytes()).as_ref(), Ok(&set), "thumbprints are printed");
-        let chosen = |kid, x5t, x5t_s256| {
-            let keys = set.candidates(KeyHint { kid, x5t, x5t_s256 });
-            keys.map(|key| key.modulus().len() * 8).collect::<Vec<_>>()
-        };
-        assert_eq!(chosen(Some("a"), None, None), [2048]);
-        assert_eq!(chosen(Some("new"), None, None), [2056, 2072, 2080, 2088], "keys without kid, four of them");
-        assert_eq!(chosen(Some(""), None, None), [2056, 2072, 2080, 2088]);
-        assert_eq!(chosen(None, Some("one"), None), [2056]);
-        assert_eq!(chosen(None, None, Some("two")), [2064]);
-        assert_eq!(chosen(None, Some("one"), Some("two")), [2056, 2064]);
-        assert_eq!(chosen(None, Some("two"), Some("one")), [2048, 2056, 2064, 2072], "no key has it: as without");
-        assert_eq!(chosen(None, None, None), [2048, 2056, 2064, 2072]);
-        let named = JwkSet::parse(json!({"keys": [keys[0], keys[2]]}).to_string().as_bytes()).unwrap();
-        assert_eq!(named.candidates(Some("new")).count(), 0, "each key has another kid");
-    }
-
-    #[test]
-    fn a_set_without_usable_keys_says_why_for_each_key() {
-        let why = |keys: Value| JwkSet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap_err().to_string();
-        let good = json!({"kty": "RSA", "n": number(2048), "e": "AQAB", "kid": "k"});
-        let with = |name: &str, value: Value| {
-            let mut key = good.clone();
-            key[name] = value;
-            key
-        };
-        for (key, expected) in [
-            (with("kty", json!("EC")), r#"keys[0] (kid "k"): "kty" is "EC", expected "RSA""#),
-            (with("kty", json!(null)), r#"keys[0] (kid "k"): "kty" is missing, expected "RSA""#),
-            (with("use", json!("enc")), r#"keys[0] (kid "k"): "use" is "enc", expected "sig" or "jwt-svid""#),
-            (with("use", json!(["sig"])), r#"keys[0] (kid "k"): "use" is not a string, expected "sig" or "jwt-svid""#),
-            (with("alg", json!("PS256")), r#"keys[0] (kid "k"): "alg" is "PS256", expected "RS256""#),
-            (with("key_ops", json!(["sign"])), r#"keys[0] (kid "k"): "key_ops" is not an array that contains "verify""#),
-            (with("kid", json!(7)), r#"keys[0]: "kid" is not a string"#),
-            (with("n", json!("a.b")), r#"keys[0] (kid "k"): "n" is missing or is not a base64url number"#),
-            (with("n", json!(number(1024))), r#"keys[0] (kid "k"): the modulus "n" has 1024 bits, expected 2048 to 8192"#),
-            (with("e", json!("AQ")), r#"keys[0] (kid "k"): the exponent "e" is even, is 1, or has over 17 bits"#),
-            (json!("a key"), "keys[0]: it is not a JSON object"),
-        ] {
-            assert_eq!(why(json!([key])), format!("none of its keys can verify RS256: {expected}"));
-        }
-        let hostile = "\u{202e}\n".repeat(50);
-        let many = why(json!(vec![json!({"kid": hostile, "kty": hostile}); 100]));
-        assert!(many.ends_with("; and 95 more") && many.matches("keys[").count() == 5, "{many}");
-        assert!(many.len() < 8_192 && !many.contains(['\n', '\u{202e}']), "{} bytes", many.len());
-    }
-
-    /// What comes of a long document goes through shared data, and is read anew there.
-    #[test]
-    fn what_is_printed_is_no_longer_than_what_was_published() {
-        let key = json!({"kty": "RSA", "n": number(2048), "e": "AQAB", "kid": ""});
-        let length = json!({"keys": [key]}).to_string().len();
-        let long = json!({"kty": "RSA", "n": number(2048), "e": "AQAB", "kid": "k".repeat(MAX_DOCUMENT_LENGTH - length)});
-        let document = json!({"keys": [long]}).to_string();
-        let set = JwkSet::parse(document.as_bytes()).unwrap();
-        assert_eq!((document.len(), JwkSet::parse(set.to_document().as_bytes())), (MAX_DOCUMENT_LENGTH, Ok(set)));
-    }
-
-    proptest! {
-        #[test]
-        fn a_set_survives_printing(kids in proptest::collection::vec(proptest::option::of(".{0,8}"), 1..5)) {
-            let keys: Vec<Value> = kids.iter().map(|kid| {
-                let mut key = json!({"kty": "RSA", "n": number(2048), "e": "AQAB"});
-                if let Some(kid) = kid { key["kid"] = kid.as_str().into(); }
-                key
-            }).collect();
-            let set = JwkSet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap();
-            prop_assert_eq!(JwkSet::parse(set.to_document().as_bytes()), Ok(set));
-        }
-
-        #[test]
-        fn never_panics(bytes: Vec<u8>, n: Vec<u8>, e: Vec<u8>) {
-            let _ = (JwkSet::parse(&bytes), RsaPublicKey::from_components(&n, &e));
-        }
-    }
-}
+mod tests;

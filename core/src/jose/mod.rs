@@ -1,6 +1,6 @@
-//! JSON Web Signatures as access tokens: RFC 7515, 7517, 7519, with the advice of RFC 8725.
+//! JSON Web Signatures as access tokens: RFC 7515, 7517 and 7519, with the advice of RFC 8725.
 //!
-//! Only RS256 is spoken. A token passes the cheap checks first, a signature is the last.
+//! RS256 is the only accepted algorithm. The cheap checks come first, and the signature is checked last.
 
 pub mod claims;
 pub mod compact;

@@ -1,4 +1,4 @@
-//! The one place where a token becomes a proven one.
+//! Verifies signatures. Only this module creates a [`VerifiedToken`].
 
 use jwt_simple::algorithms::{RS256PublicKey, RSAPublicKeyLike};
 use jwt_simple::claims::NoCustomClaims;
@@ -10,18 +10,18 @@ use super::compact::CompactJws;
 use super::jwk::RsaPublicKey;
 use crate::host::Host;
 
-/// A token whose signature was found good under one of its issuer's keys. Only [`verify`] makes one.
+/// A token with a valid signature by one of its issuer's keys. Only [`verify`] creates one.
 #[derive(Debug)]
 pub struct VerifiedToken<'token>(CompactJws<'token>);
 
 impl VerifiedToken<'_> {
-    /// The claims, as their issuer signed them.
+    /// The claims that the issuer signed.
     pub fn claims(&self) -> &Map<String, Value> {
         self.0.claims()
     }
 }
 
-/// `jws` as a proven token, where its signature fits one of `keys`.
+/// Returns `jws` as a verified token if its signature is valid for one of `keys`.
 pub fn verify<'token, 'key>(
     jws: CompactJws<'token>,
     keys: impl IntoIterator<Item = &'key RsaPublicKey>,
@@ -30,11 +30,11 @@ pub fn verify<'token, 'key>(
     keys.into_iter().any(|key| host.verify(key, &jws)).then_some(VerifiedToken(jws))
 }
 
-/// Verifies in pure Rust, for hosts that can't: about twenty times slower than Envoy's own, and for moduli of up to
-/// 4096 bits alone.
+/// Verifies in pure Rust, for hosts without a verifier of their own. It is about twenty times slower than Envoy's
+/// verifier, and supports moduli of at most 4096 bits.
 pub fn verify_in_rust(key: &RsaPublicKey, jws: &CompactJws<'_>) -> bool {
-    // The library verifies whole tokens and would read a clock. The times were judged before, so it judges them at
-    // the epoch, where nothing has expired, and may take the rest for the future.
+    // The library also checks the times of a token, and would read a clock. The filter has checked them before. So the
+    // library checks them at the epoch, where nothing has expired, and accepts times in the future.
     let any_time = VerificationOptions {
         accept_future: true,
         artificial_time: Some(UnixTimeStamp::default()),

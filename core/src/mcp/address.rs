@@ -1,8 +1,8 @@
-//! Which connector a name or a URI means, as Envoy's `mcp_router` writes and reads them.
+//! Finds the connector in a name or a URI, as Envoy's `mcp_router` writes and reads them.
 
 use crate::names::ConnectorId;
 
-/// The connector of a tool or prompt, `<connector><separator><name>`: what stands before the first separator.
+/// The connector of a tool or prompt `<connector><separator><name>`: the text before the first separator.
 pub fn of_name(name: &str, separator: &str) -> Option<ConnectorId> {
     name.split_once(separator).and_then(|(connector, _)| ConnectorId::parse(connector))
 }
@@ -14,7 +14,7 @@ pub fn misread_as<'c>(connector: &'c str, separator: &str) -> Option<&'c str> {
     connector.get(..at).filter(|before| *before != connector)
 }
 
-/// The connector of a resource, `<connector>+<scheme>://<rest>`: what stands before the first `+` of the scheme.
+/// The connector of a resource `<connector>+<scheme>://<rest>`: the text before the first `+` of the scheme.
 pub fn of_uri(uri: &str) -> Option<ConnectorId> {
     let (scheme, _) = uri.split_once("://")?;
     scheme.split_once('+').and_then(|(connector, _)| ConnectorId::parse(connector))
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_router_would_read() {
+    fn names_and_uris_are_read_as_mcp_router_reads_them() {
         let name = |name| of_name(name, "__").map(|id| id.to_string());
         for (text, connector) in [
             ("notes__read", Some("notes")),

@@ -1,5 +1,6 @@
-//! `Mcp-Method` and `Mcp-Name`: MCP 2026-07-28 mirrors parts of a message in headers, for those who route by them. They
-//! never decide here; where they contradict the body, somebody behind might decide otherwise.
+//! `Mcp-Method` and `Mcp-Name`: MCP 2026-07-28 repeats parts of a message in headers, for proxies that route by headers.
+//! They never decide here. The filter refuses headers that contradict the body, because a server behind the gateway could
+//! decide by them.
 
 use std::borrow::Cow;
 
@@ -17,7 +18,7 @@ const PROTOCOL_VERSION: &str = "mcp-protocol-version";
 /// The first version of MCP that any server speaks. Versions are dates (MCP, "Versioning").
 const FIRST_VERSION: &[u8] = b"2024-10-07";
 
-/// The code of JSON-RPC by which MCP 2026-07-28 refuses such a message.
+/// The JSON-RPC error code of MCP 2026-07-28 for a message that its headers contradict.
 pub const MISMATCH_CODE: i32 = -32020;
 
 /// Whether `MCP-Protocol-Version` is absent, or may be a version that the connector speaks. MCP (Transports, "Protocol
@@ -29,7 +30,7 @@ pub fn may_be_spoken(head: &RequestHead) -> bool {
     head.values(PROTOCOL_VERSION).all(|version| !is_date(version) || version >= FIRST_VERSION)
 }
 
-/// Whether `text` is `YYYY-MM-DD`.
+/// Whether `text` has the form `YYYY-MM-DD`.
 fn is_date(text: &[u8]) -> bool {
     text.len() == FIRST_VERSION.len()
         && text
@@ -38,7 +39,7 @@ fn is_date(text: &[u8]) -> bool {
             .all(|(byte, sample)| if *sample == b'-' { *byte == b'-' } else { byte.is_ascii_digit() })
 }
 
-/// What a request's headers say about its body.
+/// The headers of a request that repeat parts of its body.
 #[derive(Debug, Default)]
 pub struct MirrorHeaders {
     method: Option<Mirrored>,
@@ -59,7 +60,7 @@ pub fn asks_for_lists(head: &RequestHead) -> bool {
 }
 
 impl MirrorHeaders {
-    /// Those of `head`.
+    /// Reads the headers of `head`.
     pub fn of(head: &RequestHead) -> Self {
         let mirrored = |name| {
             let mut values = head.values(name);
@@ -69,7 +70,7 @@ impl MirrorHeaders {
         Self { method: mirrored(METHOD), name: mirrored(NAME) }
     }
 
-    /// Whether what they say, if anything, is what `body` says.
+    /// Whether the headers agree with `body`. An absent header agrees with every body.
     pub fn agree_with(&self, body: &Body) -> bool {
         if self.method.is_none() && self.name.is_none() {
             return true;
@@ -91,7 +92,7 @@ fn agrees(header: Option<&Mirrored>, said: Option<&str>) -> bool {
     }
 }
 
-/// A value as the client meant it: what a header cannot hold comes as `=?base64?…?=`.
+/// Decodes a header value. Clients write text that a header cannot contain as `=?base64?…?=`.
 fn decoded(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     match value.strip_prefix(b"=?base64?").and_then(|value| value.strip_suffix(b"?=")) {
         Some(encoded) => BASE64_STANDARD.decode(encoded).ok().map(Cow::Owned),
@@ -106,7 +107,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn headers_may_repeat_the_body_and_nothing_else() {
+    fn headers_must_agree_with_the_body() {
         let body = |message: &serde_json::Value| Body::parse(message.to_string().as_bytes(), "__").unwrap();
         let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "notes__größe"}});
         let list = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_before_the_first_one_are_not_spoken() {
+    fn versions_before_the_first_one_are_refused() {
         for (version, expected) in [
             ("2024-10-07", true),
             ("2024-11-05", true),

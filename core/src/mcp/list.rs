@@ -17,19 +17,19 @@ use super::address;
 use crate::names::ConnectorId;
 use crate::scope::{Scope, ScopeSet};
 
-/// Whose lists are read, and how.
+/// The entries of lists that a credential may see.
 #[derive(Clone, Debug)]
 pub struct Permitted {
-    /// What the credential covers.
     pub scopes: ScopeSet,
     /// `gateway.connector_separator`.
     pub separator: Box<str>,
 }
 
-/// A list of more entries, or a batch of more messages, is not read: each costs as much as a hundred bytes, and may have two.
+/// Maximum number of entries in a list, and of messages in a batch. An entry may have two bytes, but costs as much as a
+/// hundred.
 const MAX_ENTRIES: usize = 65_536;
 
-/// A text that no list can be found in with certainty. It is not passed on.
+/// The text cannot be read with certainty: it could contain a list that the filter did not find.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unreadable;
 
@@ -40,7 +40,7 @@ struct Response<T> {
     result: Outcome<T>,
 }
 
-/// The `result` of a response. One that is no object holds no list.
+/// The `result` of a response. `None` if it is not an object, because it contains no list then.
 struct Outcome<T>(Option<T>);
 
 impl<T> Default for Outcome<T> {
@@ -68,7 +68,7 @@ struct Lists<'a> {
     result_type: Member<'a>,
 }
 
-/// The lists of a result, without a look at their entries.
+/// The lists of a result, without their entries.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct UncutLists<'a> {
@@ -129,7 +129,7 @@ pub fn mark_private(text: &str) -> Result<Cow<'_, str>, Unreadable> {
     })
 }
 
-/// Changes each message of `text`, which is a message or a batch.
+/// Applies `change_message` to each message of `text`, which is a message or a batch.
 fn change<'a>(
     text: &'a str,
     mut change_message: impl FnMut(&'a str, &mut Vec<Cut<'a>>) -> Result<(), Unreadable>,
@@ -220,7 +220,7 @@ impl Permitted {
     /// results as private.
     ///
     /// # Errors
-    /// [`Unreadable`] where it is no JSON of this form.
+    /// [`Unreadable`] if `text` is not JSON of this form.
     pub fn cut<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, Unreadable> {
         change(text, |message, cuts| self.cut_message(message, cuts))
     }
@@ -247,7 +247,7 @@ impl Permitted {
     ) -> Option<Cut<'a>> {
         let Entries(entries) = entries?;
         let is_covered = |entry: &&&RawValue| {
-            // An entry that cannot be tied to a connector is nobody's.
+            // An entry that cannot be tied to a connector is removed.
             let entry = parse_object::<Entry<'_>>(entry.get()).ok();
             let connector = entry.and_then(|entry| connector(&entry));
             connector.is_some_and(|connector| self.scopes.covers(&Scope::Connector(connector)))
@@ -265,7 +265,7 @@ struct Cut<'a> {
     kept: String,
 }
 
-/// An object as a `T`. An array is none, though serde would read it as the members in their order.
+/// Parses an object as a `T`. An array is refused, because serde would read its elements as members in order.
 fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Unreadable> {
     if text.trim_ascii_start().starts_with('{') { parse(text) } else { Err(Unreadable) }
 }
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_lose_what_is_not_covered_and_nothing_else() {
+    fn only_entries_that_are_not_covered_are_removed() {
         let text = r#"{ "jsonrpc" : "2.0", "id":1, "result": {"tools": [ {"name":"notes__a", "x":1.50} , {"name":"clock__b"},{"name":"files__c"} ], "nextCursor":"\u0063"} }"#;
         let expected = r#"{ "jsonrpc" : "2.0", "id":1, "result": {"tools": [ {"name":"notes__a", "x":1.50},{"name":"files__c"} ], "nextCursor":"\u0063"} }"#;
         assert_eq!(cut(text).unwrap(), expected);
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn every_list_is_private_whatever_its_server_says() {
+    fn every_list_is_marked_as_private() {
         let entries = |list: &str| match list {
             "tools" | "prompts" => json!([{"name": "notes__a"}]),
             "resources" => json!([{"uri": "notes+n://a"}]),
@@ -395,18 +395,22 @@ mod tests {
         let twice = r#"{"result":{"tools":[],"cacheScope":"private","cacheScope":"public"}}"#;
         assert_eq!((cut(twice), mark_private(twice)), (Err(Unreadable), Err(Unreadable)));
         let long = format!(r#"{{"result":{{"cacheScope":"public","tools":[{}]}}}}"#, vec!["{}"; 70_000].join(","));
-        assert_eq!(mark_private(&long).unwrap(), long.replace("public", "private"), "no entry of it is looked at");
+        assert_eq!(
+            mark_private(&long).unwrap(),
+            long.replace("public", "private"),
+            "entries are not read, so they have no limit"
+        );
     }
 
     #[test]
-    fn an_entry_with_two_names_is_nobodys() {
+    fn an_entry_with_two_names_is_removed() {
         for entry in [r#"{"name":"notes__a","name":"clock__b"}"#, r#"{"name":"notes__a","n\u0061me":"clock__b"}"#] {
             assert_eq!(cut(&format!(r#"{{"result":{{"tools":[{entry}]}}}}"#)).unwrap(), r#"{"result":{"tools":[]}}"#);
         }
     }
 
     #[test]
-    fn so_many_entries_are_read_and_no_more() {
+    fn a_list_has_at_most_65536_entries() {
         for (count, is_read) in [(65_536, true), (65_537, false)] {
             let list = format!(r#"{{"result":{{"tools":[{}]}}}}"#, vec!["{}"; count].join(","));
             assert_eq!(cut(&list).ok().as_deref(), is_read.then_some(r#"{"result":{"tools":[]}}"#), "{count}");
@@ -415,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_list_stays() {
+    fn a_text_without_a_list_stays_unchanged() {
         for text in [
             r#"{"jsonrpc":"2.0","id":1,"error":{"code":-1,"message":"tools"}}"#,
             r#"{"jsonrpc":"2.0","method":"notifications/message","params":{"tools":[{"name":"clock__a"}]}}"#,
@@ -431,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_does_not_pass() {
+    fn an_unreadable_text_is_an_error() {
         for text in [
             "",
             "nonsense",
@@ -449,7 +453,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cut_list_holds_no_foreign_entry(names in prop::collection::vec("(notes|clock|files|notes_)__?[a-z]{0,3}", 0..12)) {
+        fn a_cut_list_has_only_covered_entries(names in prop::collection::vec("(notes|clock|files|notes_)__?[a-z]{0,3}", 0..12)) {
             let tools: Vec<Value> = names.iter().map(|name| json!({"name": name, "description": "clock__ [\"{"})).collect();
             let text = json!({"id": 1, "result": {"tools": tools}}).to_string();
             let cut: Value = serde_json::from_str(&cut(&text).unwrap()).unwrap();

@@ -1,11 +1,11 @@
-//! What each method of MCP reaches. The table of README.md says the same to operators.
+//! Maps each method of MCP to what it reaches. README.md has the same table for operators.
 
-/// What a method reaches behind the joined endpoint.
+/// What a method reaches at the endpoint of all connectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// Nothing that belongs to one connector alone: handshake, liveness, and what a client says about itself.
+    /// Nothing of a single connector: handshake, liveness, and data of the client about itself.
     Nothing,
-    /// The lists of all connectors, which are cut on their way back.
+    /// The lists of all connectors. The filter cuts them in the response.
     List,
     /// The connector of the tool or prompt `params.name`.
     Name,
@@ -13,7 +13,7 @@ pub enum Reach {
     Uri,
     /// The connector of the prompt or resource template `params.ref`.
     Reference,
-    /// What cannot be tied to one connector.
+    /// Something that cannot be tied to one connector.
     Untied,
 }
 
@@ -44,7 +44,7 @@ pub fn name_of(method: &str) -> Mirrored {
     }
 }
 
-/// What `method` reaches. Unknown ones cannot be tied to anything.
+/// What `method` reaches. An unknown method cannot be tied to a connector.
 pub fn reach_of(method: &str) -> Reach {
     match method {
         "initialize"

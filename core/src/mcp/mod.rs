@@ -1,8 +1,9 @@
-//! MCP messages, as far as a credential for single connectors makes it necessary to read them.
+//! Reads MCP messages, for credentials that cover only some connectors.
 //!
-//! Behind the joined endpoint the connector stands inside the JSON-RPC body. [`message`] reads that as strictly as any
-//! reader behind might, [`method`] says what each method reaches, [`address`] which connector a name or URI means,
-//! [`list`] and [`reply`] take what the credential does not cover out of what comes back, [`sse`] splits event streams.
+//! One endpoint serves all connectors of an organization, and the JSON-RPC body names the connector. [`message`] reads
+//! the body as strictly as any server behind the gateway could. [`method`] says what each method reaches, and [`address`]
+//! which connector a name or URI means. [`headers`] compares the headers that repeat parts of the body. [`list`] and
+//! [`reply`] remove the entries that the credential does not cover from responses. [`sse`] splits event streams.
 
 pub mod address;
 pub mod headers;

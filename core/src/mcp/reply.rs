@@ -10,7 +10,7 @@ use super::sse::{self, EventSplitter};
 use crate::budget::{Account, Budget, Hold, Waits};
 use crate::names::OrgName;
 
-/// More of a JSON body, or of one event, is not kept: a thousand tools with long schemas stay below.
+/// Maximum length of a JSON body, or of one event, in bytes. A thousand tools with long schemas stay below.
 pub const MAX_LENGTH: usize = 4 << 20;
 
 /// JSON-RPC 2.0 §5.1, internal error.
@@ -26,18 +26,15 @@ pub struct ListRequest {
     id: Value,
 }
 
-/// What is known of a response by its head.
+/// The headers of a response that decide how it is read.
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseHead<'a> {
-    /// `:status`.
     pub status: u16,
-    /// `content-type`.
     pub content_type: &'a [u8],
-    /// `content-encoding`.
     pub content_encoding: &'a [u8],
 }
 
-/// A response as it is cut, chunk by chunk.
+/// A response that is cut chunk by chunk.
 #[derive(Debug)]
 pub struct ListReply {
     request: ListRequest,
@@ -51,7 +48,7 @@ pub struct ListReply {
 enum Form {
     Json(Vec<u8>),
     Events(EventSplitter),
-    /// This passes in its place.
+    /// These bytes replace the whole response.
     Instead(Vec<u8>),
     /// The rest of the response passes unchanged.
     Passing,
@@ -85,7 +82,7 @@ impl ListRequest {
         }
         let form = match (hold.is_some(), is_stream) {
             (true, true) => Form::Events(EventSplitter::default()),
-            // Also what says to be something else: the client may take it for JSON.
+            // A response with any other content type is read too, because the client may take it for JSON.
             (true, false) => Form::Json(Vec::new()),
             (false, true) => Form::Instead(sse::with_data(&[], &self.error())),
             (false, false) => Form::Instead(self.error().into_bytes()),
@@ -94,13 +91,14 @@ impl ListRequest {
     }
 
     fn error(&self) -> String {
-        let message = "The gateway could not read the list that it was to cut to what the credential covers.";
+        let message =
+            "The gateway could not read the list, so it could not remove the entries that the credential does not cover.";
         json!({"jsonrpc": "2.0", "id": self.id, "error": {"code": INTERNAL_ERROR, "message": message}}).to_string()
     }
 }
 
 impl ListReply {
-    /// What passes in the place of `chunk`.
+    /// Returns the bytes that replace `chunk`.
     pub fn push(&mut self, chunk: &[u8], is_last: bool) -> Vec<u8> {
         let (passed, form) = match std::mem::replace(&mut self.form, Form::Ended) {
             Form::Ended => (Vec::new(), Form::Ended),
@@ -151,11 +149,11 @@ impl ListReply {
         }
     }
 
-    /// Whether so much of this response may be kept.
+    /// Whether `length` bytes of this response may be buffered.
     fn keeps(&mut self, length: usize) -> bool {
         let is_kept = length <= MAX_LENGTH && self.hold.as_ref().is_some_and(|hold| hold.try_set_body(length));
         if !is_kept {
-            // Nothing is kept from now on.
+            // Nothing is buffered from now on.
             self.hold = None;
         }
         is_kept
@@ -195,8 +193,9 @@ impl ListReply {
 /// The header with the instructions for HTTP caches (RFC 9111 §5.2).
 pub const CACHE_CONTROL: &str = "cache-control";
 
-/// The new `cache-control` of a list with the value `said`. `None` if it need not change. By RFC 9111 §3.5, shared caches do
-/// not store answers to requests with `Authorization`, but they store answers to requests with `X-API-Key`.
+/// The new `cache-control` of a list, whose server sent the value `said`. `None` if it need not change. By RFC 9111 §3.5,
+/// shared caches do not store answers to requests with `Authorization`, but they store answers to requests with
+/// `X-API-Key`.
 pub fn private_cache_control(said: &[u8]) -> Option<String> {
     let said = String::from_utf8_lossy(said);
     if said.contains('"') {
@@ -215,9 +214,9 @@ pub fn private_cache_control(said: &[u8]) -> Option<String> {
     Some(["private"].into_iter().chain(kept).collect::<Vec<_>>().join(", "))
 }
 
-/// Whether even a lenient reader finds no list entries in `text`, such as the data of a heartbeat (`data: ping`). The entries
-/// of a list are objects. Some readers also accept an array as an object (serde does for structs), but they find a name in
-/// it only if the array contains a string.
+/// Whether even a lenient reader finds no list entries in `text`, such as the data of a heartbeat (`data: ping`). The
+/// entries of a list are objects. Some readers also accept an array as an object, as serde does for structs. They find a
+/// name in it only if the array contains a string.
 fn holds_no_list(text: &str) -> bool {
     let has_array_of_strings = || text.contains('[') && text.contains(['"', '\'', '`']);
     !text.contains('{') && !has_array_of_strings()
@@ -244,7 +243,7 @@ mod tests {
         ListRequest::new(OrgName::parse(org).unwrap(), permitted, json!(7)).begin(head, budget).unwrap()
     }
 
-    /// What passes of a response that comes in chunks of these lengths, again and again.
+    /// The bytes that pass if `body` arrives in chunks of these lengths, which repeat.
     fn pass(mut reply: ListReply, body: &[u8], lengths: &[usize]) -> String {
         let (mut passed, mut rest, mut lengths) = (Vec::new(), body, lengths.iter().cycle());
         while !rest.is_empty() {
@@ -260,7 +259,7 @@ mod tests {
     const CUT: &str = r#"{"jsonrpc":"2.0","id":7,"result":{"tools":[{"name":"notes__größe"}]}}"#;
 
     #[test]
-    fn both_forms_are_cut() {
+    fn json_and_event_streams_are_cut() {
         assert_eq!(pass(begin("application/json; charset=utf-8", ""), LIST.as_bytes(), &[10]), CUT);
         assert_eq!(pass(begin("text/plain", "identity"), LIST.as_bytes(), &[10]), CUT);
         assert_eq!(pass(begin("application/json", ""), b"", &[1]), "");
@@ -271,7 +270,7 @@ mod tests {
             ": ping\n\nevent: message\ndata: {CUT}\n\ndata: {{\"method\":\"notifications/message\"}}\r\n\r\nid: 1\ndata:\n\n"
         );
         assert_eq!(pass(begin("Text/Event-Stream", ""), stream.as_bytes(), &[10]), cut);
-        // Without its blank line a lenient client might read it all the same.
+        // A lenient client might read an event without its blank line.
         assert_eq!(pass(begin("text/event-stream", ""), format!("data: {LIST}").as_bytes(), &[10]), format!("data: {CUT}\n\n"));
     }
 
@@ -282,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_for_a_full_credential_is_marked_and_else_stays() {
+    fn a_list_for_a_full_credential_is_only_marked_as_private() {
         let public = LIST.replace("\"result\":{", "\"result\":{\"ttlMs\":1000,\"cacheScope\":\"public\",");
         let private = public.replace("public", "private");
         let marked = |body: &str, length| pass(begin_whole("application/json", "").unwrap(), body.as_bytes(), &[length]);
@@ -306,7 +305,7 @@ mod tests {
         assert!(events(&long, 1 << 16) == long);
         let mut bytes = begin_whole("application/json", "").unwrap();
         assert_eq!(bytes.push(b"\xff", true), b"\xff");
-        assert!(begin_whole("application/json", "gzip").is_none(), "it is not read, and passes");
+        assert!(begin_whole("application/json", "gzip").is_none(), "a compressed response passes unread");
     }
 
     #[test]
@@ -326,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_connector_pass_as_they_are() {
+    fn errors_of_the_connector_pass_unchanged() {
         let permitted = || Permitted { scopes: Default::default(), separator: "__".into() };
         for status in [302, 400, 404, 503] {
             let head = ResponseHead { status, content_type: b"application/json", content_encoding: b"gzip" };
@@ -336,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_becomes_an_error() {
+    fn an_unreadable_list_becomes_an_error() {
         let is_error = |text: &str| {
             let message: Value = serde_json::from_str(text).unwrap();
             (&message["id"], &message["error"]["code"]) == (&json!(7), &json!(INTERNAL_ERROR)) && !text.contains("clock")
@@ -361,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_passes_and_what_may_be_a_list_does_not() {
+    fn a_heartbeat_passes_and_a_possible_list_does_not() {
         for data in ["ping", "7", "\"keep-alive\"", "null", "[DONE]", "2027-01-15T08:00:00Z", "clock__now", "größe", "a\ndata: b"]
         {
             let stream = format!("data: {data}\n\nevent: message\ndata: {LIST}\n\ndata:{data}\r\n\r\n");
@@ -370,7 +369,7 @@ mod tests {
                 assert_eq!(pass(begin("text/event-stream", ""), stream.as_bytes(), &[length]), cut, "{data}");
             }
         }
-        // A stream of data that is no list does not end the request.
+        // The rest of a stream passes if it cannot be a list.
         assert_eq!(pass(begin("text/event-stream", ""), b"data: pi", &[3]), "data: pi");
         let error = pass(begin("text/event-stream", "br"), b"", &[1]);
         for data in [
@@ -417,14 +416,14 @@ mod tests {
         assert_eq!(passed.len(), 0, "there is room again");
         assert!(reply.push(b"", true).starts_with(CUT.as_bytes()));
         let (_, passed) = begun("acme", "application/json", b"");
-        assert!(!passed.is_empty(), "what was cut is kept until its reader has it");
+        assert!(!passed.is_empty(), "a cut list counts until its response has ended");
         drop(reply);
         assert_eq!(begun("acme", "application/json", b"").1.len(), 0);
     }
 
     proptest! {
         #[test]
-        fn any_chunking_is_cut_alike(
+        fn the_result_does_not_depend_on_the_chunks(
             tools in prop::collection::vec("(notes|clock)__[a-zß]{1,3}", 0..6),
             ending in prop::sample::select(vec!["\n", "\r\n", "\r"]),
             lengths in prop::collection::vec(1_usize..40, 1..6),

@@ -1,16 +1,16 @@
-//! Server-sent events (WHATWG HTML §9.2) in a stream that comes in chunks: each event whole, and as it was sent.
+//! Server-sent events (WHATWG HTML §9.2): splits a stream that arrives in chunks into its events.
 
-/// Splits a stream into events. However it is chunked, the events are the same, and each byte is looked at once: a
-/// large event in small chunks must not hold up a worker, nor many small ones in a large chunk.
+/// Splits a stream into events, byte for byte. The events do not depend on the chunks. Each byte is searched once, so
+/// that neither a large event in small chunks nor many small events in a large chunk delay a worker.
 #[derive(Debug, Default)]
 pub struct EventSplitter {
     buffer: Vec<u8>,
-    /// Up to here no event ends, and after it no line that was looked at.
+    /// The offset up to which the buffer was searched without finding the end of an event.
     searched: usize,
 }
 
 impl EventSplitter {
-    /// The events that are whole with `chunk`, each with its blank line.
+    /// Adds `chunk`, and returns the events that are complete now, each with its blank line.
     pub fn push(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
         self.buffer.extend_from_slice(chunk);
         let (mut events, mut start) = (Vec::new(), 0);
@@ -26,18 +26,18 @@ impl EventSplitter {
         events
     }
 
-    /// What is left at the end of the stream: an event without its blank line.
+    /// The rest at the end of the stream: an event without its blank line.
     pub fn finish(self) -> Vec<u8> {
         self.buffer
     }
 
-    /// How many bytes wait for the rest of their event.
+    /// The number of buffered bytes of an incomplete event.
     pub fn pending(&self) -> usize {
         self.buffer.len()
     }
 
-    /// Where the next event ends: after a line's end that follows another. A CR at the end of what came is not yet one,
-    /// for its LF may come.
+    /// The offset at which the next event ends: after two line endings in a row. A CR at the end of the buffer is not a
+    /// line ending yet, because an LF may follow.
     fn end_of_event(&mut self) -> Option<usize> {
         loop {
             let rest = self.buffer.get(self.searched..)?;
@@ -52,7 +52,7 @@ impl EventSplitter {
     }
 }
 
-/// How many bytes of line ending stand at `at`; `None` where that depends on what is still to come.
+/// The length of the line ending at `at`, zero if there is none. `None` if it depends on bytes that have not arrived.
 fn line_ending(buffer: &[u8], at: usize) -> Option<usize> {
     match (buffer.get(at)?, buffer.get(at.saturating_add(1))) {
         (b'\n', _) => Some(1),
@@ -63,10 +63,10 @@ fn line_ending(buffer: &[u8], at: usize) -> Option<usize> {
     }
 }
 
-/// Readers leave it out where a stream begins.
+/// Readers ignore it at the beginning of a stream.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The lines of an event, without their ends.
+/// The lines of an event, without their line endings.
 fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
     let event = event.strip_prefix(BYTE_ORDER_MARK).unwrap_or(event);
     let mut rest = Some(event);
@@ -86,7 +86,7 @@ fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The value of a line of the field `data`.
+/// The value of a line of the field `data`. `None` for another line.
 fn data_of(line: &[u8]) -> Option<&[u8]> {
     match line.strip_prefix(b"data")? {
         [] => Some(&[]),
@@ -95,16 +95,17 @@ fn data_of(line: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The data of an event: the values of its `data` lines, joined by line feeds. Empty where it has none.
+/// The data of an event: the values of its `data` lines, joined by line feeds. Empty if it has none.
 pub fn data(event: &[u8]) -> Vec<u8> {
     let values: Vec<&[u8]> = lines(event).filter_map(data_of).collect();
     values.join(&b'\n')
 }
 
-/// The event with other data, its other lines as they were.
+/// The event with other data. Its other lines stay, each with a line feed.
 pub fn with_data(event: &[u8], data: &str) -> Vec<u8> {
     let mut changed = Vec::with_capacity(event.len());
-    // A line that a byte order mark keeps from being data might be the first of the stream now, and would be.
+    // A byte order mark makes a `data` line an unknown field, except at the beginning of a stream. Without the lines
+    // before it, such a line could come first and become data.
     let stays = |line: &&[u8]| !line.is_empty() && !line.starts_with(BYTE_ORDER_MARK) && data_of(line).is_none();
     for line in lines(event).filter(stays) {
         changed.extend_from_slice(line);
@@ -124,7 +125,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The events of a stream that comes in chunks of these lengths, again and again.
+    /// The events of a stream that arrives in chunks of these lengths, which repeat.
     fn split(stream: &[u8], lengths: &[usize]) -> Vec<Vec<u8>> {
         let (mut splitter, mut events, mut rest) = (EventSplitter::default(), Vec::new(), stream);
         let mut lengths = lengths.iter().cycle();
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn events_end_with_a_blank_line_however_it_is_written() {
+    fn events_end_with_a_blank_line_in_any_spelling() {
         for (stream, events) in [
             ("data: a\n\ndata: b\n\n", vec!["data: a\n\n", "data: b\n\n", ""]),
             ("data: a\r\n\r\ndata: b\r\n\r\nx", vec!["data: a\r\n\r\n", "data: b\r\n\r\n", "x"]),
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_searched_is_not_searched_again() {
+    fn no_byte_is_searched_twice() {
         for line in ["data: a", "data: a\r\ndata: b"] {
             let mut splitter = EventSplitter::default();
             for _ in 0..10 {
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn other_data_leaves_the_other_lines() {
+    fn other_lines_stay_if_the_data_changes() {
         let changed = with_data(b"event: message\r\nid: 7\r\ndata: old\r\n: c\r\n\r\n", "new\nlines");
         assert_eq!(String::from_utf8(changed).unwrap(), "event: message\nid: 7\n: c\ndata: new\ndata: lines\n\n");
         assert_eq!(with_data("\n\u{feff}data: hidden\ndata: old\n\n".as_bytes(), "new"), b"data: new\n\n");
@@ -192,7 +193,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_chunking_splits_alike(stream in "(data: [ab]{0,3}|id:1|: c|\r|\n|\r\n|\n\n){0,24}", lengths in prop::collection::vec(1_usize..9, 1..6)) {
+        fn the_events_do_not_depend_on_the_chunks(stream in "(data: [ab]{0,3}|id:1|: c|\r|\n|\r\n|\n\n){0,24}", lengths in prop::collection::vec(1_usize..9, 1..6)) {
             let whole = split(stream.as_bytes(), &[stream.len().max(1)]);
             prop_assert_eq!(&split(stream.as_bytes(), &lengths), &whole);
             prop_assert_eq!(whole.concat(), stream.as_bytes());

@@ -7,14 +7,13 @@ use serde::{Serialize, Serializer};
 /// The `typ` of an access token, RFC 9068 §2.1.
 pub const TYPE: &str = "at+jwt";
 
-/// What a token says, RFC 9068 §2.2.
+/// The claims of an access token, RFC 9068 §2.2.
 #[derive(Debug, Serialize)]
 pub struct AccessTokenClaims<'c> {
     /// The gateway's origin.
     pub iss: &'c str,
-    /// The client, for it speaks for itself.
+    /// The id of the client: it acts for itself, not for a user.
     pub sub: &'c str,
-    /// The client.
     pub client_id: &'c str,
     /// The resources for which the token is valid. There is at least one.
     #[serde(serialize_with = "string_or_array")]
@@ -23,9 +22,9 @@ pub struct AccessTokenClaims<'c> {
     pub iat: u64,
     /// Seconds since the epoch.
     pub exp: u64,
-    /// Unique.
+    /// Unique for each token.
     pub jti: &'c str,
-    /// What it allows.
+    /// Scopes separated by spaces.
     pub scope: &'c str,
 }
 
@@ -38,7 +37,7 @@ fn string_or_array<S: Serializer>(audiences: &[String], serializer: S) -> Result
 }
 
 impl AccessTokenClaims<'_> {
-    /// The JWS Signing Input (RFC 7515 §5.1) under the key `kid`.
+    /// The JWS Signing Input (RFC 7515 §5.1), with `kid` in the header.
     pub fn signing_input(&self, kid: &str) -> Option<String> {
         #[derive(Serialize)]
         struct Header<'h> {
@@ -52,7 +51,7 @@ impl AccessTokenClaims<'_> {
     }
 }
 
-/// A token of its signing input and signature.
+/// Joins a signing input and its signature to a token.
 pub fn assemble(signing_input: &str, signature: &[u8]) -> String {
     format!("{signing_input}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
 }

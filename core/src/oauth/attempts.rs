@@ -1,4 +1,4 @@
-//! Guessing of client secrets, slowed down for each client id.
+//! Slows down the guessing of client secrets, for each client id.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -8,11 +8,12 @@ use lru::LruCache;
 use crate::limits::standing::{Standing, Window};
 use crate::time::UnixTime;
 
-/// Failures that cost nothing but themselves: a typing mistake, a rotation.
+/// The number of failures without a wait, for a typing mistake or a rotation.
 const FREE: u32 = 10;
-/// One more failure is allowed each time this has passed.
+/// The interval after which one more failure is free.
 const REFILL: Duration = Duration::from_secs(6);
-/// Client ids remembered in a thread. An attacker who makes up ids to be forgotten pays this many requests for it.
+/// Maximum number of client ids that a thread remembers. An attacker needs as many requests with made-up ids to remove
+/// one.
 const MAX_IDS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// Wrong secrets by client id. Ids that do not exist are counted too: the answer must not reveal which ids exist.
@@ -25,7 +26,7 @@ pub struct Attempts(LruCache<Box<str>, Failures>);
 #[derive(Clone, Copy, Debug)]
 struct Failures {
     count: u32,
-    /// Not later than the last look at the clock, which may have been put back.
+    /// The time of the last failure. [`Attempts::wait`] clamps it to the current time, in case the clock was set back.
     since: UnixTime,
 }
 
@@ -38,7 +39,7 @@ impl Default for Attempts {
 }
 
 impl Attempts {
-    /// How long `client_id` has to wait before it is listened to again, where it failed too often.
+    /// The time for which `client_id` must wait after too many failures. `None` if it need not wait.
     pub fn wait(&mut self, client_id: &str, now: UnixTime) -> Option<Duration> {
         let failures = self.0.get_mut(client_id)?;
         failures.since = failures.since.min(now);
@@ -47,20 +48,18 @@ impl Attempts {
             .then(|| failures.since.plus(REFILL.saturating_mul(failures.count.saturating_sub(FREE).saturating_add(1))).since(now))
     }
 
-    /// Whether no failure is remembered.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Notes a failure.
     pub fn failed(&mut self, client_id: &str, now: UnixTime) {
         let count = self.0.get(client_id).map_or(0, |failures| failures.count_at(now)).saturating_add(1);
         self.0.put(client_id.into(), Failures { count, since: now });
     }
 }
 
-/// The standing of a client id that has to wait this long, for the headers of the refusal.
+/// The state of the limit for a client id that must wait for `wait`. The headers of the refusal contain it.
 pub fn standing(wait: Duration) -> Standing {
     let length = Some(REFILL.saturating_mul(FREE));
     Standing { rate: Some(Window { quota: FREE.into(), length, remaining: 0, resets_in: wait }), month: None }
@@ -82,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_are_free_and_then_one_in_six_seconds() {
+    fn ten_failures_are_free_and_then_one_in_six_seconds() {
         let mut attempts = Attempts::default();
         for _ in 0..10 {
             assert_eq!(attempts.wait("a", at(0)), None);
@@ -91,14 +90,14 @@ mod tests {
         assert_eq!(attempts.wait("a", at(0)), Some(REFILL));
         assert_eq!(attempts.wait("a", at(5)), Some(Duration::from_secs(1)));
         assert_eq!(attempts.wait("a", at(6)), None);
-        assert_eq!(attempts.wait("b", at(0)), None, "others are not slowed");
+        assert_eq!(attempts.wait("b", at(0)), None, "other ids do not wait");
         attempts.failed("a", at(6));
         assert_eq!(attempts.wait("a", at(6)), Some(REFILL));
         assert_eq!(attempts.wait("a", at(3_600)), None);
     }
 
     #[test]
-    fn a_clock_that_is_put_back_lengthens_no_wait() {
+    fn setting_the_clock_back_lengthens_no_wait() {
         let mut attempts = Attempts::default();
         for _ in 0..FREE {
             attempts.failed("a", at(3_600));
@@ -108,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_ids_are_remembered() {
+    fn at_most_4096_ids_are_remembered() {
         let mut attempts = Attempts::default();
         (0..10).for_each(|_| attempts.failed("a", at(0)));
         (0..4095).for_each(|number| attempts.failed(&format!("made-up-{number}"), at(0)));

@@ -1,6 +1,6 @@
-//! The documents by which clients find their way: RFC 8414, OpenID Connect Discovery, RFC 9728, RFC 7517 §5.
+//! Discovery documents for clients: RFC 8414, OpenID Connect Discovery, RFC 9728, RFC 7517 §5.
 //!
-//! Every URL in them comes from the configured origin, so they are right behind any proxy.
+//! Every URL in them begins with the configured origin, so the URLs are right behind any proxy.
 
 use serde_json::{Map, Value, json};
 
@@ -17,17 +17,16 @@ const OPENID_CONFIGURATION: &str = "/.well-known/openid-configuration";
 const JWKS: &str = "/.well-known/jwks.json";
 const AUTHORIZE: &str = "/oauth/authorize";
 
-/// How long caches may keep a document, in seconds: a new signing key is published that long before it should sign.
+/// The `cache-control` of a document: 60 seconds. So publish a new signing key 60 seconds before it signs.
 const MAX_AGE: &str = "public, max-age=60";
 
 /// An address that the filter answers itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// RFC 6749 §3.2.
+    /// The token endpoint, RFC 6749 §3.2.
     Token,
-    /// RFC 6749 §3.1: refuses, and exists because MCP clients refuse metadata without it.
+    /// The authorization endpoint, RFC 6749 §3.1. It refuses every request, but MCP clients refuse metadata without it.
     Authorization,
-    /// A document.
     Document(Document),
 }
 
@@ -36,16 +35,16 @@ pub enum Endpoint {
 pub enum Document {
     /// RFC 8414 §3.
     AuthorizationServer,
-    /// OpenID Connect Discovery §4, for clients that look there.
+    /// OpenID Connect Discovery §4, for clients that look for this document.
     OpenidConfiguration,
-    /// The keys of gateway tokens.
+    /// The public keys of the gateway's tokens.
     Jwks,
     /// RFC 9728 §3.
     ProtectedResource(Resource),
 }
 
 impl Endpoint {
-    /// What is at `path`.
+    /// The endpoint at `path`, if the filter answers this path itself.
     pub fn at(path: &[u8], config: &Config) -> Option<Self> {
         if path == config.gateway.token_path.as_bytes() {
             return Some(Self::Token);
@@ -65,7 +64,7 @@ impl Endpoint {
         Some(Self::Document(document))
     }
 
-    /// The word for metrics.
+    /// The word in metrics.
     pub const fn word(&self) -> &'static str {
         match self {
             Self::Token => "token",
@@ -79,7 +78,7 @@ impl Endpoint {
 }
 
 impl Document {
-    /// Answers a request for this document, and says with which word it counts.
+    /// Answers a request for this document. The word counts the answer in metrics.
     pub fn answer(
         &self,
         head: &RequestHead,
@@ -104,7 +103,7 @@ impl Document {
         }
     }
 
-    /// `None` where there is nothing to discover, and clients must hear so.
+    /// The content. `None` if there is nothing to discover: the answer is then a 404, so that clients do not rely on it.
     fn content(&self, config: &Config, policy: &PolicySource, host: &dyn Host) -> Option<Value> {
         match self {
             Self::ProtectedResource(resource) => protected_resource(resource, config, policy, host),
@@ -115,7 +114,7 @@ impl Document {
             Self::AuthorizationServer => Some(Value::Object(authorization_server(config))),
             Self::OpenidConfiguration => {
                 let mut metadata = authorization_server(config);
-                // Required by the specification (§3); there are no ID tokens here.
+                // §3 requires these members, although the gateway issues no ID tokens.
                 metadata.insert("subject_types_supported".to_owned(), json!(["public"]));
                 metadata.insert("id_token_signing_alg_values_supported".to_owned(), json!(["RS256"]));
                 Some(Value::Object(metadata))
@@ -129,11 +128,12 @@ fn authorization_server(config: &Config) -> Map<String, Value> {
     let members = [
         ("issuer", json!(origin)),
         ("token_endpoint", json!(format!("{origin}{}", config.gateway.token_path))),
-        // The next three are for MCP clients, which refuse metadata without them; the endpoint refuses.
+        // MCP clients refuse metadata without the next three members. The authorization endpoint itself refuses every
+        // request.
         ("authorization_endpoint", json!(format!("{origin}{AUTHORIZE}"))),
         ("response_types_supported", json!(["code"])),
         ("code_challenge_methods_supported", json!(["S256"])),
-        // RFC 9207 §3. The endpoint sends no authorization responses, so it sends none without `iss`.
+        // RFC 9207 §3. The endpoint sends no authorization responses, so none of them lacks `iss`.
         ("authorization_response_iss_parameter_supported", json!(true)),
         ("jwks_uri", json!(format!("{origin}{JWKS}"))),
         ("grant_types_supported", json!(["client_credentials"])),
@@ -160,7 +160,7 @@ fn protected_resource(resource: &Resource, config: &Config, policy: &PolicySourc
     Some(metadata)
 }
 
-/// The answer to OPTIONS for any document, also to preflights: every page may read the documents.
+/// The answer to OPTIONS for any document, including preflights. Every page may read the documents.
 pub fn options() -> LocalReply {
     let headers = [
         ("access-control-allow-origin", "*"),
@@ -172,12 +172,13 @@ pub fn options() -> LocalReply {
     LocalReply { status: 204, headers, body: String::new() }
 }
 
-/// RFC 6749 §4.1.2.1, said to the user agent: no client is known to whom it could be said by redirection.
+/// Refuses an authorization request (RFC 6749 §4.1.2.1). The user agent gets the error, because the filter knows no
+/// client to which it could redirect.
 pub fn refuse_authorization(head: &RequestHead) -> (LocalReply, &'static str) {
     if !matches!(head.method(), b"GET" | b"HEAD") {
         return (method_not_allowed("GET"), "method_not_allowed");
     }
-    let description = "This gateway grants client credentials alone: send them to the token endpoint.";
+    let description = "This gateway supports only the grant type client_credentials. Use the token endpoint.";
     let body =
         json!({ "error": "unsupported_response_type", "error_description": description, "reason": "unsupported_response_type" });
     let headers = vec![("content-type", "application/json".to_owned()), ("cache-control", "no-store".to_owned())];

@@ -1,4 +1,4 @@
-//! The gateway as an OAuth 2 authorization server for client credentials (RFC 6749 §4.4), and what tells clients so.
+//! The gateway as an OAuth 2 authorization server for client credentials (RFC 6749 §4.4), and its discovery documents.
 
 pub mod access_token;
 pub mod attempts;

@@ -1,7 +1,8 @@
-//! What may be used once: the `jti` of client assertions (RFC 7523 §3 item 7), for all threads of an Envoy.
+//! Detects replays: the `jti` of a client assertion may be used once (RFC 7523 §3 item 7), in all threads of an Envoy.
 //!
-//! Shared data has no delete, so each owner has one value, a bounded list of digests that is pruned whenever it is
-//! written, after the moment up to which uses were pruned; owners are configured. Only assertions whose signature is good come here, so an owner fills its own list alone.
+//! Shared data cannot be deleted. So each client (the owner) has one value: the time up to which uses were forgotten, and
+//! a bounded list of digests. The list is pruned on each write. Owners are configured, so their number is bounded. Only
+//! assertions with a valid signature are noted, so an owner can fill only its own list.
 
 use std::time::Duration;
 
@@ -10,33 +11,34 @@ use sha2::{Digest, Sha256};
 use crate::host::{Host, Update};
 use crate::time::UnixTime;
 
-/// Uses that one owner's list holds: six assertions a second over their lifetime. When full, the answer is no.
+/// Maximum number of unexpired uses of one owner: six assertions a second over their lifetime. A full list refuses more.
 const MAX_IN_LIST: usize = 4096;
-/// Uses that it holds of what could not be used anyway: a clock may be put back, by which it could be used again.
+/// Maximum number of expired uses of one owner. They stay in the list because the clock may be set back: their assertions
+/// could then be used again.
 const MAX_OVER: usize = 256;
 const DIGEST_LENGTH: usize = 16;
 const MOMENT_LENGTH: usize = 8;
 const ENTRY_LENGTH: usize = DIGEST_LENGTH + MOMENT_LENGTH;
 
-/// One use of something.
+/// One use of an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Use {
     owner: [u8; DIGEST_LENGTH],
     digest: [u8; DIGEST_LENGTH],
     now: UnixTime,
-    /// From when on it could not be used anyway.
+    /// The id cannot be used from this time on.
     expires_at: UnixTime,
-    /// The farthest ahead that `expires_at` may be.
+    /// Maximum time from `now` to `expires_at`.
     longest: Duration,
 }
 
 impl Use {
-    /// The use of `id` by `owner` at `now`.
+    /// The use of `id` by `owner` at `now`. `longest` is the maximum time from `now` to `expires_at`.
     pub fn new(owner: &str, id: &str, now: UnixTime, expires_at: UnixTime, longest: Duration) -> Self {
         Self { owner: digest_of(owner), digest: digest_of(id), now, expires_at, longest }
     }
 
-    /// Whether it is the first, in all threads.
+    /// Notes the use, and returns whether it is the first one in all threads. False if the list of the owner is full.
     pub fn is_first(&self, host: &dyn Host) -> bool {
         host.update(&self.shared_name(), &mut |list| self.note_in(list)) == Update::Changed
     }
@@ -45,10 +47,11 @@ impl Use {
         format!("apexmcp/used/3/{}", hex::encode(self.owner))
     }
 
-    /// The owner's list with this use noted; `None` where it was noted before, or there is no room.
+    /// The list of the owner with this use added. `None` if the use was noted before, or could have been, or the list is
+    /// full.
     fn note_in(&self, list: &[u8]) -> Option<Vec<u8>> {
         let (forgotten, list) = list.split_first_chunk().unwrap_or((&[0; MOMENT_LENGTH], &[]));
-        // Uses that end up to this moment may not be known any more.
+        // Uses that expire up to this time may have been removed from the list.
         let mut forgotten = UnixTime::from_millis(u64::from_le_bytes(*forgotten));
         if self.expires_at <= forgotten && forgotten.is_ahead(self.now, self.longest) {
             return None;
@@ -108,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn once_and_no_more_until_it_expired() {
+    fn an_id_can_be_used_once_until_it_expires() {
         let mut list = usage("a", 1).note_in(&[]).unwrap();
         assert_eq!(usage("a", 99).note_in(&list), None);
         list = usage("b", 99).note_in(&list).unwrap();
@@ -117,23 +120,23 @@ mod tests {
             let now = 100 + u64::try_from(index).unwrap();
             list = ending(&index.to_string(), now, now + 1).note_in(&list).unwrap();
         }
-        assert_eq!(list.len(), MOMENT_LENGTH + (MAX_OVER + 1) * ENTRY_LENGTH, "what expired makes room");
+        assert_eq!(list.len(), MOMENT_LENGTH + (MAX_OVER + 1) * ENTRY_LENGTH, "expired uses make room");
     }
 
     #[test]
-    fn a_clock_that_is_put_back_makes_nothing_new() {
+    fn a_used_id_stays_used_when_the_clock_is_set_back() {
         let list = usage("a", 1).note_in(&[]).unwrap();
         let ahead = ending("b", 3_600, 3_650).note_in(&list).unwrap();
-        assert_eq!(usage("a", 2).note_in(&ahead), None, "it is known although it expired meanwhile");
+        assert_eq!(usage("a", 2).note_in(&ahead), None, "an expired use stays in the list");
         assert!(usage("c", 2).note_in(&ahead).is_some());
 
         let mut ahead = ahead;
         for index in 0..=MAX_OVER {
             ahead = ending(&index.to_string(), 3_600, 3_600).note_in(&ahead).unwrap();
         }
-        assert_eq!(usage("a", 2).note_in(&ahead), None, "it is not known any more, so it may have been used");
-        assert!(ending("c", 2, 101).note_in(&ahead).is_some(), "one that ends later was not");
-        // What was forgotten of times that are yet to come does not hold up those of now.
+        assert_eq!(usage("a", 2).note_in(&ahead), None, "the use is forgotten, so the id may have been used");
+        assert!(ending("c", 2, 101).note_in(&ahead).is_some(), "no use with a later expiry was forgotten");
+        // Forgotten uses that expire in the distant future do not block current ones.
         for index in 0..MAX_OVER {
             ahead = ending(&index.to_string(), 3_700, 3_700).note_in(&ahead).unwrap();
         }
@@ -141,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_list_answers_no() {
+    fn a_full_list_refuses_more_uses() {
         let mut list = Vec::new();
         for index in 0..4096 {
             list = usage(&index.to_string(), 1).note_in(&list).unwrap();

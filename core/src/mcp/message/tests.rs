@@ -23,7 +23,7 @@ fn connector(name: &str) -> Target {
 }
 
 #[test]
-fn each_method_has_its_target() {
+fn every_method_has_its_target() {
     for (method, params, expected) in [
         ("tools/call", json!({"name": "notes__read", "arguments": {"a.b": {"c.d": [{}]}}}), connector("notes")),
         ("tools/call", json!({"name": "read"}), Target::Untied),
@@ -67,9 +67,9 @@ fn each_method_has_its_target() {
 }
 
 #[test]
-fn what_could_be_read_in_two_ways_is_refused() {
+fn a_body_that_can_be_read_in_two_ways_is_refused() {
     let call = |params: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#);
-    // Below the message and its params.
+    // The depth includes the message and its params.
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth - 2), "]".repeat(depth - 2));
     let with = |arguments: String| call(&format!(r#"{{"name":"notes__a","arguments":{arguments}}}"#));
     assert!(read(&with(nested(64))).is_ok());
@@ -99,7 +99,7 @@ fn what_could_be_read_in_two_ways_is_refused() {
 }
 
 #[test]
-fn an_escape_that_every_reader_reads_alike_is_no_reason_to_refuse() {
+fn an_escape_that_all_readers_understand_is_accepted() {
     let read = |text: &str| read(text).map(|body| (body.messages[0].target.clone(), body.id()));
     for (text, expected, id) in [
         (r#"{"jsonrpc":"2.0","id":1,"method":"tools\/call","params":{"name":"notes__a"}}"#, connector("notes"), json!(1)),
@@ -124,7 +124,7 @@ fn an_escape_that_every_reader_reads_alike_is_no_reason_to_refuse() {
 }
 
 #[test]
-fn the_id_of_a_task_may_be_anything_that_has_one_reading() {
+fn a_task_id_may_be_any_unambiguous_value() {
     let task = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{{"taskId":{id}}}}}"#);
     for (id, name) in
         [(r#""a\/b""#, Some("a/b")), (r#""clock__a""#, Some("clock__a")), ("7", None), ("null", None), ("[{}]", None)]
@@ -137,7 +137,7 @@ fn the_id_of_a_task_may_be_anything_that_has_one_reading() {
 }
 
 #[test]
-fn what_is_no_message_is_refused() {
+fn a_body_that_is_not_a_message_is_refused() {
     for text in [
         "",
         "{",
@@ -187,7 +187,7 @@ fn what_is_no_message_is_refused() {
 }
 
 #[test]
-fn a_scope_must_cover_all_messages_and_the_smallest_is_told() {
+fn the_smallest_scope_that_covers_all_messages_is_named() {
     let held: ScopeSet = ["mcp:call:notes", "mcp:call:files"].into_iter().filter_map(Scope::parse).collect();
     let lacks = |names: &[&str]| {
         let batch: Vec<Value> = names.iter().map(|name| call("tools/call", &json!({"name": name}))).collect();
@@ -222,7 +222,7 @@ fn json_value() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn arguments_decide_nothing(arguments in json_value(), meta in json_value()) {
+    fn arguments_and_meta_select_no_connector(arguments in json_value(), meta in json_value()) {
         let message = call("tools/call", &json!({"_meta": meta, "name": "notes__read", "arguments": arguments}));
         prop_assert_eq!(target(&message), connector("notes"));
     }
