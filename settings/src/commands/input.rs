@@ -1,0 +1,34 @@
+//! Files that a command reads.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use apexmcp_core::policy::remote::MAX_DOCUMENT_LENGTH;
+use serde_json::Value;
+
+use crate::failure::Failure;
+
+/// Reads a file, or standard input for `-`. The limit is the length of the longest policy that gateways accept.
+pub(super) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    let (name, mut input): (_, Box<dyn Read>) = if file == Path::new("-") {
+        ("standard input".to_owned(), Box::new(std::io::stdin()))
+    } else {
+        let name = file.display().to_string();
+        let file = fs::File::open(file).map_err(Failure::during(format_args!("{name} cannot be read")))?;
+        (name, Box::new(file))
+    };
+    let limit = MAX_DOCUMENT_LENGTH.saturating_add(1).try_into().unwrap_or(u64::MAX);
+    let mut bytes = Vec::new();
+    input.by_ref().take(limit).read_to_end(&mut bytes).map_err(Failure::during(format_args!("{name} cannot be read")))?;
+    if bytes.len() > MAX_DOCUMENT_LENGTH {
+        return Err(Failure::new(format!(
+            "{name} is longer than {MAX_DOCUMENT_LENGTH} bytes, which is the longest policy that gateways accept"
+        )));
+    }
+    Ok(bytes)
+}
+
+pub(super) fn read_json(file: &Path) -> Result<Value, Failure> {
+    serde_json::from_slice(&read(file)?).map_err(Failure::during(format_args!("{} is not JSON", file.display())))
+}
