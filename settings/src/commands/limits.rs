@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::session::Session;
 use crate::cli::{HolderArgs, LimitsCommand};
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::output::Answer;
 use crate::records::limits::{self, Holder, Limits, Rate};
 
@@ -41,6 +41,6 @@ fn holder_of(arguments: &HolderArgs) -> Result<Holder<'_>, Failure> {
     match (&arguments.org, &arguments.key) {
         (Some(org), _) => Ok(Holder::Org(org)),
         (None, Some(key)) => Ok(Holder::ApiKey(key)),
-        (None, None) => Err(Failure::new("pass --org or --key")),
+        (None, None) => Err(Failure::new(Reason::InvalidArgument, "pass --org or --key")),
     }
 }

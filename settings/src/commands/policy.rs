@@ -11,7 +11,7 @@ use crate::check::{self, Surroundings};
 use crate::cli::PolicyCommand;
 use crate::clock::Moment;
 use crate::document;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::issuer::{self, Reach};
 use crate::output::Answer;
 
@@ -19,7 +19,7 @@ pub(super) fn run(session: &Session<'_>, command: PolicyCommand) -> Result<Answe
     match command {
         PolicyCommand::Export => {
             let document = session.open()?.read(document::render)?;
-            let json = serde_json::from_str(&document).map_err(Failure::during("the policy document"))?;
+            let json = serde_json::from_str(&document).map_err(Failure::during(Reason::DatabaseFailed, "the policy document"))?;
             Ok(Answer::new(document, json))
         }
         PolicyCommand::Check { file, clusters, connectors, fetch_keys, allow_private_address } => {
@@ -34,7 +34,7 @@ pub(super) fn run(session: &Session<'_>, command: PolicyCommand) -> Result<Answe
 /// Checks a file. With `reach`, also fetches the key sets that the file names, from the addresses that `reach` allows.
 fn check(file: &Path, surroundings: &Surroundings, now: Moment, reach: Option<Reach>) -> Result<Answer, Failure> {
     let name = file.display().to_string();
-    let mut report = check::check(&read(file)?, surroundings, now).map_err(Failure::during(&name))?;
+    let mut report = check::check(&read(file)?, surroundings, now).map_err(|failure| failure.within(&name))?;
     if let Some(reach) = reach {
         for (uri, path) in std::mem::take(&mut report.key_sets) {
             if let Some(message) = issuer::wrong_with_keys(&uri, reach) {
@@ -54,6 +54,6 @@ fn check(file: &Path, surroundings: &Surroundings, now: Moment, reach: Option<Re
     let answer = Answer::new(lines.join("\n"), json);
     Ok(match report.errors.len() {
         0 => answer,
-        count => answer.but(Failure::new(format!("{name}: {count} errors"))),
+        count => answer.but(Failure::new(Reason::CheckFailed, format!("{name}: {count} errors"))),
     })
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::session::Session;
 use crate::database::Database;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::output::Answer;
 use crate::serve;
 
@@ -19,10 +19,13 @@ const MIN_TOKEN_LENGTH: usize = 16;
 pub(super) fn run(session: &Session<'_>, listen: SocketAddr) -> Result<Answer, Failure> {
     let token = std::env::var(TOKEN).unwrap_or_default();
     if token.len() < MIN_TOKEN_LENGTH || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Failure::new(format!(
-            "{TOKEN} must contain the token with which gateways fetch the policy: at least {MIN_TOKEN_LENGTH} visible ASCII \
+        return Err(Failure::new(
+            Reason::TokenInvalid,
+            format!(
+                "{TOKEN} must contain the token with which gateways fetch the policy: at least {MIN_TOKEN_LENGTH} visible ASCII \
              characters. Run: export {TOKEN}=$(openssl rand -hex 32)"
-        )));
+            ),
+        ));
     }
     let json = session.json;
     // Not `session.open()`: the server itself warns if others can read the database.

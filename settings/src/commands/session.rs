@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::database::{self, Actor, Change, Database};
 use crate::document;
 use crate::ecds;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::output::Answer;
 
 /// One run of the program.
@@ -53,16 +53,17 @@ impl Session<'_> {
                 // is made anyway, because it may be a revocation.
                 && Database::open(self.path)?.read(was_good).is_ok()
             {
-                return Err(Failure::new(format!(
-                    "nothing was changed, because the file for Envoy could not be written after the change: {failure}"
-                )));
+                return Err(Failure::new(
+                    Reason::EcdsRefused,
+                    format!("nothing was changed, because the file for Envoy could not be written after the change: {failure}"),
+                ));
             }
             Ok(made)
         })?;
         let answer = answer(made);
         Ok(match ecds::write(&mut database) {
             Ok(_) => answer,
-            Err(failure) => answer.but(Failure::new(format!(
+            Err(failure) => answer.but(Failure::new(Reason::EcdsNotWritten, format!(
                 "the change is made, but the file for Envoy was not written: {failure}; fix that, then run 'apexmcp ecds write'"
             ))),
         })
@@ -73,7 +74,7 @@ impl Session<'_> {
 pub(super) fn actor(named: Option<String>) -> Result<String, Failure> {
     match named {
         Some(name) if name.trim().is_empty() || !name.chars().all(is_plain) => {
-            Err(Failure::new("--actor must consist of visible characters"))
+            Err(Failure::new(Reason::InvalidArgument, "--actor must consist of visible characters"))
         }
         Some(name) => Ok(name),
         None => {

@@ -6,7 +6,7 @@ use super::session::Session;
 use super::tables::listed;
 use crate::advice;
 use crate::cli::{ConfigureArgs, SsoCommand};
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::issuer::{self, Finding, Inspection, Reach};
 use crate::output::{Answer, table};
 use crate::records::provider::{self, Provider};
@@ -54,7 +54,7 @@ fn configure(session: &Session<'_>, arguments: ConfigureArgs) -> Result<Answer, 
         let text = format!("{lines}\n\nNothing was saved. Fix the failed checks, or pass --force to save the provider anyway.");
         let why = format!("nothing was saved: {failed} of {} checks failed", findings.len());
         let answer = Answer::new(text, json!({"saved": false, "findings": findings, "proposed_client_scopes": proposed}));
-        return Ok(answer.but(Failure::new(why)));
+        return Ok(answer.but(Failure::new(Reason::ProviderCheckFailed, why)));
     }
     let default_scopes = chosen(arguments.default_scopes, arguments.no_default_scope);
     let configured_at = session.actor.now.to_string();

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::session::Session;
 use crate::cli::TokenCommand;
 use crate::clock::Moment;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::output::Answer;
 use crate::records::revocation;
 
@@ -40,7 +40,7 @@ pub(super) fn run(session: &Session<'_>, command: TokenCommand) -> Result<Answer
                 },
             )
         }
-        (None, None, None) => Err(Failure::new("pass --jti, --client or --principal")),
+        (None, None, None) => Err(Failure::new(Reason::InvalidArgument, "pass --jti, --client or --principal")),
     }
 }
 
