@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::advice::audience_of_many;
 use crate::chain;
 use crate::clock::Moment;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::yaml;
 
 /// The note for a provider without `default_scopes`.
@@ -59,8 +59,8 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
             return Ok(Report { errors: vec![problem], ..Report::default() });
         }
         Err(_) => {
-            let text = str::from_utf8(bytes).map_err(Failure::during("neither JSON nor YAML"))?;
-            (yaml::read(text).map_err(Failure::during("neither JSON nor YAML"))?, false)
+            let text = str::from_utf8(bytes).map_err(Failure::during(Reason::FileInvalid, "neither JSON nor YAML"))?;
+            (yaml::read(text).map_err(Failure::during(Reason::FileInvalid, "neither JSON nor YAML"))?, false)
         }
     };
     // Where it is JSON, the bytes as they are: reading them once already has merged members that stand twice.
@@ -91,8 +91,9 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
     let plugins: Vec<Value> = documents.iter().flat_map(plugins_in).collect();
     if plugins.is_empty() && chains == 0 {
         return Err(Failure::new(
-            "there is neither a policy document (version, signing_keys, orgs) nor a plugin configuration (gateway, policy) in it, \
-             nor the filter in a chain of Envoy's; of ECDS, check the file that `ecds enable` names, not its template",
+            Reason::FileInvalid,
+            "the file contains neither a policy document (version, signing_keys, orgs), nor a plugin configuration (gateway, \
+             policy), nor a filter chain of Envoy with the filter. For ECDS, check the file that 'ecds enable' names, not the template",
         ));
     }
     let is_the_file = plugins.first() == documents.first();

@@ -1,4 +1,4 @@
-//! The command line, in the shape that users of kubectl and gh know.
+//! The command line. Its shape, noun then verb, is that of kubectl and gh.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,70 +12,68 @@ use crate::plugin_config::Format;
 use crate::records::limits::Rate;
 
 const EXAMPLES: &str = "\
-Begin with:
+First steps:
   apexmcp init
   apexmcp org create acme-corp
   apexmcp key create --org acme-corp --name 'ci agent' --expires 90d
 
-Let gateways fetch the policy, and follow each change at once:
+Let gateways fetch the policy and get each change within a second:
   APEXMCP_SETTINGS_TOKEN=... apexmcp serve --listen 127.0.0.1:9902
 
-Exit codes: 0 done; 1 refused or failed, and standard error says why; 2 wrong usage.";
+Exit codes: 0 success; 1 the command was refused or failed, and standard error says why; 2 wrong usage.";
 
-/// Settings of the ApexMCP gateway: orgs, API keys, OAuth clients and identity providers, and the policy made of them.
+/// Settings of the ApexMCP gateway: orgs, API keys, OAuth clients, identity providers and the policy built from them.
 ///
-/// Everything is in one SQLite file. A secret is shown once, when it is made; its hash alone is kept. Each change is noted with who
-/// made it and when ('apexmcp audit list'), and is in force on every gateway within a second.
+/// One SQLite file holds everything. A secret is shown once, when it is created; the file keeps only its hash. The audit log
+/// ('apexmcp audit list') records each change, its time and its actor. Each change applies on every gateway within a second.
 #[derive(Debug, Parser)]
 #[command(name = "apexmcp", version, propagate_version = true, after_help = EXAMPLES, subcommand_required = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// The database
+    /// The database file
     #[arg(long, global = true, env = "APEXMCP_DB", default_value = "apexmcp.db", value_name = "FILE")]
     pub db: PathBuf,
     /// Print exactly one JSON document on standard output
     #[arg(long, global = true)]
     pub json: bool,
-    /// Who is noted for a change; your user name where it is not given
+    /// The name that the audit log records for a change. The default is your user name
     #[arg(long, global = true, env = "APEXMCP_ACTOR", value_name = "NAME")]
     pub actor: Option<String>,
-    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make the database and a first signing key
+    /// Create the database and a first signing key
     Init,
-    /// Tenants, to which everything else belongs
+    /// Manage orgs: the tenants that own all other records
     #[command(subcommand)]
     Org(OrgCommand),
-    /// Static API keys
+    /// Manage static API keys
     #[command(subcommand)]
     Key(KeyCommand),
-    /// OAuth clients, which take tokens from the gateway
+    /// Manage OAuth clients, which get tokens from the gateway
     #[command(subcommand)]
     Client(ClientCommand),
-    /// Customers' own identity providers
+    /// Manage the identity providers of customers
     #[command(subcommand)]
     Sso(SsoCommand),
-    /// How much an org, or one of its keys, may send
+    /// Limit the requests of an org or of one of its keys
     #[command(subcommand)]
     Limits(LimitsCommand),
-    /// The keys that sign the gateway's tokens
+    /// Manage the keys that sign the gateway's tokens
     #[command(subcommand, after_help = ROTATION)]
     SigningKey(SigningKeyCommand),
-    /// Tokens of the gateway that are to end before they expire
+    /// Revoke tokens before they expire
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Who changed what, and when
+    /// Read the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// The document that gateways work by
+    /// Export and check the policy document of the gateways
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// The policy in a file that Envoy watches, instead of a server
+    /// Write the policy to a file that Envoy watches, instead of serving it
     #[command(subcommand, after_help = ECDS)]
     Ecds(EcdsCommand),
     /// Print the filter's configuration for your mesh, with the policy from 'apexmcp serve'
@@ -87,284 +85,281 @@ pub enum Command {
         #[arg(long, default_value = "https://gateway.example.com", value_name = "URL")]
         origin: String,
     },
-    /// Serve the policy to gateways, until SIGTERM or Ctrl-C
+    /// Serve the policy to gateways until SIGTERM or Ctrl-C
     #[command(after_help = SERVE)]
     Serve {
-        /// Where; port 0: any
+        /// The address and port to listen on. Port 0 chooses a free port
         #[arg(long, default_value = "127.0.0.1:9902", value_name = "ADDRESS")]
         listen: SocketAddr,
     },
-    /// Print a completion script, such as: source <(apexmcp completion bash)
+    /// Print a completion script. Example: source <(apexmcp completion bash)
     Completion {
-        /// For this shell
+        /// The shell
         shell: Shell,
     },
 }
 
 const ROTATION: &str = "\
-To change the key without refusing a token:
-  apexmcp signing-key create            published from now on; wait a minute, gateways' clients keep the old set as long
-  apexmcp signing-key use <kid>         signs from now on
-  apexmcp signing-key remove <old kid>  when its last token has expired: tokens.ttl later, an hour";
+To change the key without refusing any token:
+  apexmcp signing-key create            publish a new key; then wait one minute, because clients cache the old key set that long
+  apexmcp signing-key use <kid>         sign with the new key from now on
+  apexmcp signing-key remove <old kid>  after the last token of the old key has expired (tokens.ttl, one hour by default)";
 
 const ECDS: &str = "\
-The template is a discovery response with the filter in it: envoy/ecds/filter.yaml. The file is replaced at once or not at all, and
-never by a policy that the gateway would refuse. It holds private keys: a new one is yours alone (mode 0600), one that is there
-keeps its owner and mode; let Envoy's user read it. Where a command was killed before it wrote the file: apexmcp ecds write.";
+The template is a discovery response that contains the filter, such as envoy/ecds/filter.yaml. The file is replaced atomically.
+A policy that the gateway would refuse is never written. The file contains private keys. A new file is readable by you alone
+(mode 0600). An existing file keeps its owner and mode. Give Envoy's user read access to it.
+If a command was killed before it wrote the file, run: apexmcp ecds write";
 
 const SERVE: &str = "\
-GET /v1/policy   the policy, for 'Authorization: Bearer' with the token that the environment variable APEXMCP_SETTINGS_TOKEN
-                 holds; with If-None-Match and ?wait=30s it answers when something changed, else 304
+GET /v1/policy   the policy. Requires 'Authorization: Bearer' with the token in the environment variable APEXMCP_SETTINGS_TOKEN.
+                 With If-None-Match and ?wait=30s, the answer comes when the policy changes; otherwise it is 304
 GET /healthz     200 while the database can be read
 GET /metrics     for Prometheus
 
-The document holds private keys, and it is not encrypted here: listen where only your gateways reach it, or put TLS in front.";
+The document contains private keys, and this server does not encrypt it. Listen where only your gateways can connect, or put
+TLS in front.";
 
-/// Names stand in paths.
 #[derive(Debug, Subcommand)]
 pub enum OrgCommand {
-    /// Make one; clients then call /mcp/<name>
+    /// Create an org. Its clients call /mcp/<name>
     Create {
         /// 1 to 128 of A-Z a-z 0-9 . _ ~ -
         name: String,
     },
-    /// All of them, and how much each has
+    /// List all orgs and the number of their records
     List,
-    /// One of them
+    /// Show one org
     Show {
-        /// Its name
+        /// The name of the org
         name: String,
     },
-    /// Delete one with all its keys, clients and identity providers
+    /// Delete an org with all its keys, clients and identity providers
     Delete {
-        /// Its name
+        /// The name of the org
         name: String,
-        /// It cannot be undone
+        /// Confirm the deletion. It cannot be undone
         #[arg(long, required = true)]
         yes: bool,
     },
 }
 
-/// Keys are shown once.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Make one, and show it once
+    /// Create an API key and print it. It cannot be shown again
     #[command(
         after_help = "apexmcp key create --org acme-corp --name 'ci agent' --connector github --connector jira --expires 90d"
     )]
     Create {
-        /// Whose it is
+        /// The org that owns the key
         #[arg(long)]
         org: String,
-        /// What it is for
+        /// A name that says what uses the key
         #[arg(long)]
         name: String,
-        /// A connector that it may call, and no other; repeat it for more; leave it out for all
+        /// A connector that the key may call. Repeat the option for more. Without it, the key may call all connectors
         #[arg(long = "connector", value_name = "ID")]
         connectors: Vec<String>,
-        /// When it ends by itself, from now: 90d, 12h; never where it is left out
+        /// How long the key is valid from now, such as 90d or 12h. Without it, the key never expires
         #[arg(long, value_parser = humantime::parse_duration, value_name = "DURATION")]
         expires: Option<Duration>,
     },
-    /// All of an org
+    /// List the keys of an org, including revoked ones
     List {
-        /// Whose
+        /// The org that owns the keys
         #[arg(long)]
         org: String,
     },
-    /// One of them
+    /// Show one key
     Show {
-        /// Such as key_1f9c
+        /// The id of the key, such as key_1f9c
         id: String,
     },
-    /// End one, at once
+    /// Revoke a key immediately
     Revoke {
-        /// Such as key_1f9c
+        /// The id of the key, such as key_1f9c
         id: String,
     },
 }
 
-/// Secrets are shown once.
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
-    /// Make one, and show its secret once
+    /// Create an OAuth client and print its secret. The secret cannot be shown again
     #[command(after_help = "apexmcp client create --org acme-corp --name billing --scope mcp:call:github")]
     Create {
-        /// Whose it is
+        /// The org that owns the client
         #[arg(long)]
         org: String,
-        /// What it is for
+        /// A name that says what the client is for
         #[arg(long)]
         name: String,
-        /// What its tokens may be granted: mcp:call for every connector, mcp:call:<connector-id> for one; repeat it for more
+        /// A scope that its tokens may have: mcp:call for all connectors, mcp:call:<connector-id> for one. Repeat the option
+        /// for more
         #[arg(long = "scope", default_value = "mcp:call", value_name = "SCOPE")]
         scopes: Vec<String>,
-        /// Its public keys (a JWK Set), by which it authenticates instead of a secret (private_key_jwt, RFC 7523)
+        /// The client's public keys (a JWK Set). The client then authenticates with them instead of a secret (private_key_jwt,
+        /// RFC 7523)
         #[arg(long, value_name = "FILE")]
         jwks: Option<PathBuf>,
     },
-    /// All of an org
+    /// List the clients of an org, including revoked ones
     List {
-        /// Whose
+        /// The org that owns the clients
         #[arg(long)]
         org: String,
     },
-    /// One of them
+    /// Show one client
     Show {
-        /// Such as apx_client_4b7d9e21
+        /// The id of the client, such as apx_client_4b7d9e21
         client_id: String,
     },
-    /// Give it a second secret; the first stays valid until 'drop-secret'
+    /// Add a second secret and print it. The first secret stays valid until 'drop-secret'
     RotateSecret {
-        /// Such as apx_client_4b7d9e21
+        /// The id of the client, such as apx_client_4b7d9e21
         client_id: String,
     },
-    /// End the older of its two secrets
+    /// Drop the older of the client's two secrets
     DropSecret {
-        /// Such as apx_client_4b7d9e21
+        /// The id of the client, such as apx_client_4b7d9e21
         client_id: String,
     },
-    /// End one, and with it its tokens, at once
+    /// Revoke a client and all its tokens immediately
     Revoke {
-        /// Such as apx_client_4b7d9e21
+        /// The id of the client, such as apx_client_4b7d9e21
         client_id: String,
     },
 }
 
-/// Bring your own identity provider.
 #[derive(Debug, Subcommand)]
 pub enum SsoCommand {
-    /// Accept an identity provider's tokens, after a look at what it publishes
+    /// Check what an identity provider publishes, then accept its tokens
     #[command(after_help = "apexmcp sso configure --org acme-corp --issuer https://your-company.okta.com/oauth2/default \\
     --jwks-uri https://your-company.okta.com/oauth2/default/v1/keys --audience apexmcp")]
-    Configure {
-        /// Whose it is
-        #[arg(long)]
-        org: String,
-        /// The iss claim of its tokens, letter by letter
-        #[arg(long, value_name = "URL")]
-        issuer: String,
-        /// Where its keys are
-        #[arg(long, value_name = "URL")]
-        jwks_uri: String,
-        /// The aud claim that means this gateway; repeat it for more, any one will do
-        #[arg(long = "audience", required = true)]
-        audiences: Vec<String>,
-        /// A scope that is granted to a token without any mcp: scope; repeat the option for more. Without this option, the token
-        /// is granted mcp:call, but nothing if any value in it contains mcp:call
-        #[arg(long = "default-scope", value_name = "SCOPE")]
-        default_scopes: Vec<String>,
-        /// Grant nothing to a token without any mcp: scope
-        #[arg(long, conflicts_with = "default_scopes")]
-        no_default_scope: bool,
-        /// A scope that challenges and the resource metadata tell clients to request from this provider; repeat the option for
-        /// more. Without this option: mcp:call, or mcp:call:<connector-id> at a connector's own path
-        #[arg(long = "client-scope", value_name = "SCOPE")]
-        client_scopes: Vec<String>,
-        /// Name no scope to clients. For a provider that does not know the mcp scopes and needs no others
-        #[arg(long, conflicts_with = "client_scopes")]
-        no_client_scope: bool,
-        /// Save it though what it publishes is wrong or out of reach
-        #[arg(long)]
-        force: bool,
-        /// Allow addresses that are not of the public Internet, and http: for providers within your own network
-        #[arg(long)]
-        allow_private_address: bool,
-    },
-    /// All of an org
+    Configure(ConfigureArgs),
+    /// List the identity providers of an org
     List {
-        /// Whose
+        /// The org that uses the providers
         #[arg(long)]
         org: String,
     },
-    /// Accept its tokens no longer
+    /// Remove an identity provider. Gateways then refuse its tokens
     Remove {
-        /// Whose
+        /// The org that uses the provider
         #[arg(long)]
         org: String,
-        /// As 'apexmcp sso list' shows it
+        /// The issuer, exactly as 'apexmcp sso list' shows it
         #[arg(long, value_name = "URL")]
         issuer: String,
     },
 }
 
-/// Whose limits.
+#[derive(Debug, Args)]
+pub struct ConfigureArgs {
+    /// The org that uses the provider
+    #[arg(long)]
+    pub org: String,
+    /// The iss claim of the provider's tokens, exactly as it is in them
+    #[arg(long, value_name = "URL")]
+    pub issuer: String,
+    /// The URL of the provider's key set
+    #[arg(long, value_name = "URL")]
+    pub jwks_uri: String,
+    /// An aud claim that means this gateway. Repeat the option for more. A token needs one of them
+    #[arg(long = "audience", required = true)]
+    pub audiences: Vec<String>,
+    /// A scope that is granted to a token without any mcp: scope; repeat the option for more. Without this option, the token
+    /// is granted mcp:call, but nothing if any value in it contains mcp:call
+    #[arg(long = "default-scope", value_name = "SCOPE")]
+    pub default_scopes: Vec<String>,
+    /// Grant nothing to a token without any mcp: scope
+    #[arg(long, conflicts_with = "default_scopes")]
+    pub no_default_scope: bool,
+    /// A scope that challenges and the resource metadata tell clients to request from this provider; repeat the option for
+    /// more. Without this option: mcp:call, or mcp:call:<connector-id> at a connector's own path
+    #[arg(long = "client-scope", value_name = "SCOPE")]
+    pub client_scopes: Vec<String>,
+    /// Name no scope to clients. For a provider that does not know the mcp scopes and needs no others
+    #[arg(long, conflicts_with = "client_scopes")]
+    pub no_client_scope: bool,
+    /// Save the provider even if a check of what it publishes fails
+    #[arg(long)]
+    pub force: bool,
+    /// Allow addresses outside of the public Internet, and http: for providers within your own network
+    #[arg(long)]
+    pub allow_private_address: bool,
+}
+
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub struct HolderArgs {
-    /// All credentials of this org together
+    /// The org. The limits count the requests of all its credentials together
     #[arg(long)]
     pub org: Option<String>,
-    /// One key, besides its org: the tighter wins
+    /// The id of one key. The limits of its org apply as well
     #[arg(long, value_name = "ID")]
     pub key: Option<String>,
 }
 
-/// Who exceeds a limit gets 429.
 #[derive(Debug, Subcommand)]
 pub enum LimitsCommand {
-    /// Replace them
+    /// Set the limits, replacing the present ones. A request beyond a limit gets 429
     #[command(after_help = "apexmcp limits set --org acme-corp --rate 600/minute --burst 60 --monthly-quota 1000000")]
     Set {
-        /// Whose.
         #[command(flatten)]
         holder: HolderArgs,
-        /// Requests in a second, minute, hour or day, such as 600/minute
+        /// Requests per second, minute, hour or day, such as 600/minute
         #[arg(long, value_parser = parse_rate, required_unless_present = "monthly_quota")]
         rate: Option<Rate>,
-        /// How many of them may come at once; as many as --rate says where it is left out
+        /// Maximum burst. The default is the number of requests in --rate
         #[arg(long, requires = "rate", value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..))]
         burst: Option<u32>,
-        /// Requests in a calendar month
+        /// Requests per calendar month
         #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..))]
         monthly_quota: Option<u32>,
     },
-    /// What they are
+    /// Show the limits
     Show {
-        /// Whose.
         #[command(flatten)]
         holder: HolderArgs,
     },
-    /// Have none
+    /// Remove the limits
     Clear {
-        /// Whose.
         #[command(flatten)]
         holder: HolderArgs,
     },
 }
 
 fn parse_rate(text: &str) -> Result<Rate, String> {
-    let wrong = || format!("{text:?} is not like 600/minute (second, minute, hour, day)");
+    let wrong =
+        || format!("{text:?} is not a rate: expected a number and a unit (second, minute, hour, day), such as 600/minute");
     let (requests, per) = text.split_once('/').ok_or_else(wrong)?;
     let requests = requests.parse().ok().filter(|requests| *requests > 0).ok_or_else(wrong)?;
     let is_unit = ["second", "minute", "hour", "day"].contains(&per);
     is_unit.then(|| Rate { requests, per: per.to_owned(), burst: None }).ok_or_else(wrong)
 }
 
-/// The first of the list signs, all verify.
 #[derive(Debug, Subcommand)]
 pub enum SigningKeyCommand {
-    /// Make another one, which verifies and does not sign yet
+    /// Create and publish a signing key. It verifies tokens, but does not sign yet
     Create {
-        /// Its id in tokens; the day where it is left out
+        /// The id of the key in tokens. The default is the current date
         #[arg(long)]
         kid: Option<String>,
     },
-    /// All of them
+    /// List all signing keys
     List,
-    /// Sign with this one from now on
+    /// Sign new tokens with a key from now on
     Use {
-        /// As 'apexmcp signing-key list' shows it
+        /// The id of the key, as 'apexmcp signing-key list' shows it
         kid: String,
     },
-    /// Remove one that does not sign; tokens that it signed are refused at once
+    /// Remove a key that does not sign. Gateways then refuse the tokens that it signed
     Remove {
-        /// As 'apexmcp signing-key list' shows it
+        /// The id of the key, as 'apexmcp signing-key list' shows it
         kid: String,
     },
 }
 
-/// Commands for tokens of the gateway and of an org's identity providers.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
     /// Revoke one token, or all tokens of an OAuth client or of a principal of an identity provider
@@ -378,77 +373,74 @@ apexmcp token revoke --org acme-corp --principal 'acme-corp/idp/https://idp.exam
         /// The jti claim of the token, which the gateway or an identity provider issued
         #[arg(long, conflicts_with_all = ["client", "principal", "issued_before"], required_unless_present_any = ["client", "principal"])]
         jti: Option<String>,
-        /// The client whose tokens end; it can take new ones
+        /// Revoke the tokens of this client. The client can get new tokens
         #[arg(long, value_name = "CLIENT_ID", conflicts_with = "principal")]
         client: Option<String>,
         /// Revoke the tokens of this principal of an identity provider, named as in the access log. Tokens that the provider
         /// issues later are accepted
         #[arg(long, value_name = "ORG/idp/ISSUER#SUB")]
         principal: Option<String>,
-        /// Those issued before then, such as 2026-11-23T00:00:00Z; until now where it is left out
+        /// Revoke only tokens that were issued before this time, such as 2026-11-23T00:00:00Z. The default is now
         #[arg(long, value_parser = Moment::parse, value_name = "TIMESTAMP")]
         issued_before: Option<Moment>,
     },
 }
 
-/// The audit log is never changed.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
-    /// The latest changes
+    /// List the latest changes
     List {
-        /// Of one org alone
+        /// List only the changes of this org
         #[arg(long)]
         org: Option<String>,
-        /// At most so many
+        /// Maximum number of changes
         #[arg(long, default_value_t = 50)]
         limit: u32,
     },
 }
 
-/// What gateways work by.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Print it; it holds the private signing keys
+    /// Print the policy document. It contains the private signing keys
     Export,
-    /// Look for what a gateway would refuse, and for what is unwise; exit code 1 where there is an error
+    /// Check a file for errors that a gateway would refuse and for unwise settings. An error sets exit code 1
     #[command(after_help = "\
-FILE is a policy document, a plugin configuration, or a file with one in it: of Envoy, whose clusters and connectors are then
-known, of Istio or of Envoy Gateway. - is standard input.
+FILE is a policy document, a plugin configuration, or a configuration of Envoy, Istio or Envoy Gateway that contains one.
+A file of Envoy also names the clusters and connectors. Pass - to read standard input.
 
   apexmcp policy check envoy/envoy.yaml")]
     Check {
-        /// JSON or YAML
+        /// A JSON or YAML file
         file: PathBuf,
-        /// A cluster of your Envoy, where the file does not tell; repeat it for all
+        /// A cluster of your Envoy, if the file does not name it. Repeat the option for all clusters
         #[arg(long = "cluster", value_name = "NAME")]
         clusters: Vec<String>,
-        /// A connector behind your gateway, where the file does not tell; repeat it for all
+        /// A connector behind your gateway, if the file does not name it. Repeat the option for all connectors
         #[arg(long = "connector", value_name = "ID")]
         connectors: Vec<String>,
         /// Fetch the key set of each identity provider, and warn if it has no key for RS256
         #[arg(long)]
         fetch_keys: bool,
-        /// Also fetch key sets from addresses outside of the public Internet, and by http
+        /// Also fetch key sets over http and from addresses outside of the public Internet
         #[arg(long, requires = "fetch_keys")]
         allow_private_address: bool,
     },
 }
 
-/// A file instead of a server.
 #[derive(Debug, Subcommand)]
 pub enum EcdsCommand {
-    /// Write the file now, and with each change from now on
+    /// Write the file now and after each change
     Enable {
-        /// The filter as it is but for the policy, YAML or JSON
+        /// The filter without the policy, in YAML or JSON
         #[arg(long, value_name = "FILE")]
         template: PathBuf,
-        /// What Envoy watches; its folder must be there
+        /// The file that Envoy watches. Its folder must exist
         #[arg(long, value_name = "FILE")]
         file: PathBuf,
     },
-    /// Write the file now, after the template was edited
+    /// Write the file now, for example after you edited the template
     Write,
-    /// Leave the file as it is from now on
+    /// Stop writing the file, and leave it as it is
     Disable,
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 /// A whole second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +23,7 @@ impl Moment {
     pub fn parse(text: &str) -> Result<Self, String> {
         text.parse()
             .map(|timestamp| Self::rounded(timestamp, RoundMode::Ceil))
-            .map_err(|_| format!("{text:?} is no timestamp such as 2027-01-01T00:00:00Z"))
+            .map_err(|_| format!("{text:?} is not a timestamp such as 2027-01-01T00:00:00Z"))
     }
 
     /// This moment and `duration` more.
@@ -31,7 +31,7 @@ impl Moment {
     /// # Errors
     /// Where no calendar reaches.
     pub fn plus(self, duration: Duration) -> Result<Self, Failure> {
-        let too_far = |_| Failure::new("that is too far in the future: give a shorter duration");
+        let too_far = |_| Failure::new(Reason::InvalidArgument, "the time is too far in the future: pass a shorter duration");
         self.0.checked_add(duration).map(|timestamp| Self::rounded(timestamp, RoundMode::Ceil)).map_err(too_far)
     }
 

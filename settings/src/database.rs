@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 use serde_json::Value;
 
 use crate::clock::Moment;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 /// In the order in which they are applied; `user_version` counts those that were. What was released is never edited.
 const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001.sql"), include_str!("../migrations/0002.sql")];
@@ -56,7 +56,10 @@ impl Database {
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let mut database = Self::connect(path)?;
         match database.stage(path)? {
-            Stage::Empty => Err(Failure::new(format!("{} holds nothing yet: run 'apexmcp init' first", path.display()))),
+            Stage::Empty => Err(Failure::new(
+                Reason::DatabaseMissing,
+                format!("the database {} is empty: run 'apexmcp init' first", path.display()),
+            )),
             Stage::Migrated(applied) => {
                 if applied < MIGRATIONS.len() {
                     database.migrate(path, |_| Ok(()))?;
@@ -92,10 +95,13 @@ impl Database {
         // SQLite would say no more than that it cannot. The file itself is opened by SQLite alone: whatever else of this
         // process closes it ends the locks of all its connections, and another process then deletes the -wal under them.
         fs::metadata(path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Failure::new(format!(
-                "there is no database {}: run 'apexmcp init' first, or name another with --db or APEXMCP_DB",
-                path.display()
-            )),
+            ErrorKind::NotFound => Failure::new(
+                Reason::DatabaseMissing,
+                format!(
+                    "there is no database {}: run 'apexmcp init' first, or name another file with --db or APEXMCP_DB",
+                    path.display()
+                ),
+            ),
             _ => failed_to_open(path, error),
         })?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -108,15 +114,21 @@ impl Database {
     }
 
     fn stage(&self, path: &Path) -> Result<Stage, Failure> {
-        let foreign = || Failure::new(format!("{} is not a database of apexmcp: name another with --db", path.display()));
+        let foreign = || {
+            Failure::new(
+                Reason::DatabaseInvalid,
+                format!("{} is not a database of apexmcp: name another file with --db", path.display()),
+            )
+        };
         let number = |pragma| self.0.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
         let applied = usize::try_from(number("user_version")?).unwrap_or(usize::MAX);
         let tables: i64 = self.0.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
         match (number("application_id")?, applied) {
             (0, 0) if tables == 0 => Ok(Stage::Empty),
-            (APPLICATION_ID, applied) if applied > MIGRATIONS.len() => {
-                Err(Failure::new(format!("{} was written by a newer apexmcp: install that version", path.display())))
-            }
+            (APPLICATION_ID, applied) if applied > MIGRATIONS.len() => Err(Failure::new(
+                Reason::DatabaseInvalid,
+                format!("{} was written by a newer apexmcp: install that version", path.display()),
+            )),
             (APPLICATION_ID, applied) => Ok(Stage::Migrated(applied)),
             _ => Err(foreign()),
         }
@@ -229,7 +241,10 @@ impl Change<'_> {
 }
 
 fn exists(path: &Path) -> Failure {
-    Failure::new(format!("the database {} is there already: use it, or name another with --db", path.display()))
+    Failure::new(
+        Reason::AlreadyExists,
+        format!("the database {} already exists: use it, or name another file with --db", path.display()),
+    )
 }
 
 /// What to do where others than its owner can read the file at `path`: a copy has the mode that the umask of its maker left.
@@ -242,5 +257,5 @@ pub fn exposure(path: &Path) -> Option<String> {
 }
 
 fn failed_to_open(path: &Path, error: impl std::fmt::Display) -> Failure {
-    Failure::during(format_args!("{} cannot be opened", path.display()))(error)
+    Failure::during(Reason::DatabaseFailed, format_args!("{} cannot be opened", path.display()))(error)
 }

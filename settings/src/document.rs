@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::database::version;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::records::json;
 use crate::records::limits::Limits;
 
@@ -102,9 +102,13 @@ pub fn render(connection: &Connection) -> Result<String, Failure> {
     let document = of_orgs(connection, None)?;
     let length = document.len();
     if length > MAX_DOCUMENT_LENGTH {
-        return Err(Failure::new(format!(
-            "the policy has {length} bytes, and gateways take at most {MAX_DOCUMENT_LENGTH}: revoke keys and clients, or delete orgs, that are no longer needed"
-        )));
+        return Err(Failure::new(
+            Reason::LimitExceeded,
+            format!(
+                "the policy would have {length} bytes, and gateways accept at most {MAX_DOCUMENT_LENGTH}: revoke keys and \
+                 clients, or delete orgs, that are no longer needed"
+            ),
+        ));
     }
     Ok(document)
 }
@@ -126,13 +130,17 @@ pub fn verify_larger(connection: &Connection, org: &str) -> Result<Vec<Problem>,
     let document = of_orgs(connection, Some(org))?;
     let length = document.len();
     if length > MAX_ORG_LENGTH {
-        return Err(Failure::new(format!(
-            "the policy of {org} alone would have {length} bytes, of at most {MAX_ORG_LENGTH}: revoke keys and clients that are no longer needed"
-        )));
+        return Err(Failure::new(
+            Reason::LimitExceeded,
+            format!(
+                "the policy of {org} alone would have {length} bytes, and one org may have at most {MAX_ORG_LENGTH}: revoke \
+                 keys and clients that are no longer needed"
+            ),
+        ));
     }
     let publication = read(&document)?;
     match publication.conflicts().first() {
-        Some(conflict) => Err(Failure::new(conflict.to_string())),
+        Some(conflict) => Err(Failure::new(Reason::PolicyRefused, conflict.to_string())),
         None => Ok(publication.warnings().to_vec()),
     }
 }
@@ -144,7 +152,7 @@ fn read(document: &str) -> Result<Publication, Failure> {
     let checked = Publication::of(document.as_bytes(), &clusters, DEFAULT_SEPARATOR);
     checked.map_err(|problems| {
         let first = problems.first().map(Problem::to_string).unwrap_or_default();
-        Failure::new(format!("the gateway would refuse {first}"))
+        Failure::new(Reason::PolicyRefused, format!("the gateway would refuse {first}"))
     })
 }
 
@@ -218,5 +226,5 @@ fn of_orgs(connection: &Connection, only: Option<&str>) -> Result<String, Failur
         .query_map([], |row| Ok(SigningKey { kid: row.get("kid")?, private_key_pem: row.get("private_key_pem")? }))?
         .collect::<rusqlite::Result<_>>()?;
     let document = Document { version: version(connection)?.to_string(), signing_keys, orgs };
-    serde_json::to_string(&document).map_err(Failure::during("the policy document"))
+    serde_json::to_string(&document).map_err(Failure::during(Reason::DatabaseFailed, "the policy document"))
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::database::{Actor, Change, Database, Record};
 use crate::document;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::yaml;
 
 const STRING: &str = "type.googleapis.com/google.protobuf.StringValue";
@@ -48,9 +48,11 @@ impl Target {
     /// Where the template is none, or `file` is something else.
     pub fn of(template: &Path, file: &Path) -> Result<Self, Failure> {
         let absolute = |path: &Path| {
-            let path = std::path::absolute(path).map_err(Failure::during(path.display()))?;
+            let path = std::path::absolute(path).map_err(Failure::during(Reason::InvalidArgument, path.display()))?;
             let is_text = path.to_str().is_some();
-            is_text.then(|| path.clone()).ok_or_else(|| Failure::new(format!("{} is not in UTF-8", path.display())))
+            is_text
+                .then(|| path.clone())
+                .ok_or_else(|| Failure::new(Reason::InvalidArgument, format!("the path {} is not valid UTF-8", path.display())))
         };
         let target = Self { template: absolute(template)?, file: absolute(file)? };
         let is_ours = |bytes: &[u8]| {
@@ -59,7 +61,10 @@ impl Target {
         };
         if target.template == target.file || fs::read(&target.file).is_ok_and(|bytes| !is_ours(&bytes)) {
             let file = target.file.display();
-            return Err(Failure::new(format!("{file} is something else already: name another --file, or remove it")));
+            return Err(Failure::new(
+                Reason::AlreadyExists,
+                format!("{file} exists and is something else than a file for Envoy: name another --file, or remove it"),
+            ));
         }
         read_template(&target.template)?;
         Ok(target)
@@ -118,29 +123,30 @@ fn write_within(change: &Change<'_>) -> Result<Option<Target>, Failure> {
     let Some(target) = target(change)? else { return Ok(None) };
     let filter = fill(&target.template, &document::render(change)?)?;
     replace(&target.file, filter.as_bytes())
-        .map_err(Failure::during(format_args!("{} cannot be written", target.file.display())))?;
+        .map_err(Failure::during(Reason::FileUnwritable, format_args!("{} cannot be written", target.file.display())))?;
     Ok(Some(target))
 }
 
 /// What to do where no file is written.
 pub fn not_enabled() -> Failure {
-    Failure::new("no file is written: run 'apexmcp ecds enable' first")
+    Failure::new(Reason::EcdsNotEnabled, "no file for Envoy is enabled: run 'apexmcp ecds enable' first")
 }
 
 /// The template with `policy` in it, as Envoy reads it.
 fn fill(template: &Path, policy: &str) -> Result<String, Failure> {
     let at = template.display();
     let mut filter = read_template(template)?;
-    let configuration = filter
-        .pointer_mut(CONFIGURATION)
-        .ok_or_else(|| Failure::new(format!("the template {at} has nothing at {CONFIGURATION}: see envoy/ecds/filter.yaml")))?;
-    let plugin = plugin(configuration.get("value"))
-        .ok_or_else(|| Failure::new(format!("the template {at} has no plugin configuration at {CONFIGURATION}/value")))?;
+    let configuration = filter.pointer_mut(CONFIGURATION).ok_or_else(|| {
+        Failure::new(Reason::FileInvalid, format!("the template {at} has nothing at {CONFIGURATION}: see envoy/ecds/filter.yaml"))
+    })?;
+    let plugin = plugin(configuration.get("value")).ok_or_else(|| {
+        Failure::new(Reason::FileInvalid, format!("the template {at} has no plugin configuration at {CONFIGURATION}/value"))
+    })?;
     let plugin = with_policy(plugin, policy)?;
     // What the variables of Envoy's environment hold is not known here; the policy in this file names none.
     let problems = Config::parse(plugin.as_bytes(), &|_| None).err().unwrap_or_default();
     if let Some(problem) = problems.first() {
-        return Err(Failure::new(format!("the gateway would refuse {at} with this policy: {problem}")));
+        return Err(Failure::new(Reason::PolicyRefused, format!("the gateway would refuse {at} with this policy: {problem}")));
     }
     // As text, it is read in one pass; a Struct of 100,000 keys would take Envoy seconds.
     *configuration = json!({"@type": STRING, "value": plugin});
@@ -149,8 +155,9 @@ fn fill(template: &Path, policy: &str) -> Result<String, Failure> {
 
 fn read_template(template: &Path) -> Result<Value, Failure> {
     let at = template.display();
-    let text = fs::read_to_string(template).map_err(Failure::during(format_args!("the template {at} cannot be read")))?;
-    yaml::read_one(&text).map_err(Failure::during(format_args!("the template {at}")))
+    let text = fs::read_to_string(template)
+        .map_err(Failure::during(Reason::FileUnreadable, format_args!("the template {at} cannot be read")))?;
+    yaml::read_one(&text).map_err(Failure::during(Reason::FileInvalid, format_args!("the template {at}")))
 }
 
 /// The plugin configuration, written out or as text.

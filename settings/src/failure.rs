@@ -1,27 +1,91 @@
-//! Why a command did not do what it was asked to.
+//! Why a command failed: a reason for programs and a line for people.
 
 use std::fmt;
 
-/// One line for the operator: what is wrong, and what to do next.
+/// Defines [`Reason`] with its codes, so that no reason can lack one.
+macro_rules! reasons {
+    ($($(#[$meta:meta])* $name:ident = $code:literal,)*) => {
+        /// The kind of a failure. The codes are part of the interface: README.md lists them, and a test compares the two.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Reason { $($(#[$meta])* $name,)* }
+
+        impl Reason {
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The `code` in the answers of `--json`.
+            pub fn code(self) -> &'static str {
+                match self { $(Self::$name => $code,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// An option or argument has a value that is not allowed.
+    InvalidArgument = "invalid_argument",
+    NotFound = "not_found",
+    AlreadyExists = "already_exists",
+    /// The record exists, but its state does not allow the change.
+    Conflict = "conflict",
+    /// The change would exceed a limit of the policy or of an org.
+    LimitExceeded = "limit_exceeded",
+    /// Gateways would refuse the policy, or a record in it.
+    PolicyRefused = "policy_refused",
+    /// A URL leads out of the public Internet.
+    PrivateAddress = "private_address",
+    /// What an identity provider publishes does not fit. Nothing was saved.
+    ProviderCheckFailed = "provider_check_failed",
+    /// `policy check` found errors.
+    CheckFailed = "check_failed",
+    FileUnreadable = "file_unreadable",
+    /// The content of a file has the wrong form.
+    FileInvalid = "file_invalid",
+    FileUnwritable = "file_unwritable",
+    EcdsNotEnabled = "ecds_not_enabled",
+    /// The file for Envoy could not be written after the change. Nothing was changed.
+    EcdsRefused = "ecds_refused",
+    /// The change is made, but the file for Envoy is still the old one.
+    EcdsNotWritten = "ecds_not_written",
+    DatabaseMissing = "database_missing",
+    /// The file is not a database of this version of the program.
+    DatabaseInvalid = "database_invalid",
+    DatabaseBusy = "database_busy",
+    DatabaseFailed = "database_failed",
+    DiskFull = "disk_full",
+    /// `serve` has no usable token for gateways.
+    TokenInvalid = "token_invalid",
+    ListenFailed = "listen_failed",
+    /// The operating system refused something, such as random numbers or threads.
+    SystemFailed = "system_failed",
+}
+
+/// A failure of a command. The line says what is wrong, why, and what to do next.
 #[derive(Debug)]
-pub struct Failure(String);
+pub struct Failure {
+    pub reason: Reason,
+    line: String,
+}
 
 impl Failure {
-    /// With this line.
-    pub fn new(line: impl Into<String>) -> Self {
-        Self(line.into())
+    pub fn new(reason: Reason, line: impl Into<String>) -> Self {
+        Self { reason, line: line.into() }
     }
 
-    /// A closure for `map_err` that says what was being done when the error came.
-    pub fn during<E: fmt::Display>(what: impl fmt::Display) -> impl FnOnce(E) -> Self {
-        move |error| Self(format!("{what}: {error}"))
+    /// A closure for `map_err` that puts `what` in front of the error.
+    pub fn during<E: fmt::Display>(reason: Reason, what: impl fmt::Display) -> impl FnOnce(E) -> Self {
+        move |error| Self::new(reason, format!("{what}: {error}"))
+    }
+
+    /// The same failure with `what` in front of its line.
+    pub fn within(self, what: impl fmt::Display) -> Self {
+        Self::new(self.reason, format!("{what}: {}", self.line))
     }
 }
 
 impl fmt::Display for Failure {
-    /// The line as one line, whatever it quotes.
+    /// One line, even if the failure quotes an error of several lines.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut parts = self.0.lines().map(str::trim).filter(|part| !part.is_empty());
+        let mut parts = self.line.lines().map(str::trim).filter(|part| !part.is_empty());
         formatter.write_str(parts.next().unwrap_or("failed"))?;
         parts.try_for_each(|part| write!(formatter, "; {part}"))
     }
@@ -32,12 +96,15 @@ impl std::error::Error for Failure {}
 impl From<rusqlite::Error> for Failure {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DatabaseBusy) => Self::new("the database is busy with another change: try again"),
+            Some(rusqlite::ErrorCode::DatabaseBusy) => {
+                Self::new(Reason::DatabaseBusy, "the database is busy with another change: try again")
+            }
             Some(rusqlite::ErrorCode::NotADatabase) => Self::new(
-                "this is not a database of apexmcp, or it is damaged: name another with --db, or restore it from a copy",
+                Reason::DatabaseInvalid,
+                "the file is not a database of apexmcp, or it is damaged: name another file with --db, or restore a copy",
             ),
-            Some(rusqlite::ErrorCode::DiskFull) => Self::new("the disk is full: nothing was changed"),
-            _ => Self(format!("database: {error}")),
+            Some(rusqlite::ErrorCode::DiskFull) => Self::new(Reason::DiskFull, "the disk is full: nothing was changed"),
+            _ => Self::new(Reason::DatabaseFailed, format!("the database failed: {error}")),
         }
     }
 }

@@ -19,7 +19,7 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 use crate::address::is_public;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,7 +33,8 @@ const ACCEPT_METADATA: &str = "application/json, */*;q=0.1";
 const PRIVATE_SUFFIXES: [&str; 7] = [".localhost", ".local", ".internal", ".home.arpa", ".svc", ".lan", ".corp"];
 
 /// Why such an address is refused.
-const INTO_THE_NETWORK: &str = "an org must not lead the gateway into its operator's network; --allow-private-address allows it";
+const INTO_THE_NETWORK: &str =
+    "an org must not lead the gateway into its operator's network. Pass --allow-private-address to allow it";
 
 /// Where answers may come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,15 +93,15 @@ pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Inspection,
     let mut findings = Vec::new();
     let issuer_url = is_url(issuer).then_some(("--issuer", issuer));
     if issuer_url.is_none() {
-        check_issuer(issuer.to_owned()).map_err(|wrong| Failure::new(format!("--issuer {wrong}")))?;
+        check_issuer(issuer.to_owned()).map_err(|wrong| Failure::new(Reason::InvalidArgument, format!("--issuer {wrong}")))?;
         if issuer.len() > MAX_URL_LENGTH {
-            return Err(Failure::new(format!("--issuer must have at most {MAX_URL_LENGTH} characters")));
+            return Err(Failure::new(Reason::InvalidArgument, format!("--issuer must have at most {MAX_URL_LENGTH} characters")));
         }
         findings.push(Finding::new(true, format!("the issuer {issuer:?} is no URL, so its metadata cannot be checked")));
     }
     for (option, url) in issuer_url.into_iter().chain([("--jwks-uri", jwks_uri)]) {
         // As the gateway reads them: https or http, a host, no user information.
-        let parsed = JwksUri::parse(url).map_err(|wrong| Failure::new(format!("{option} {wrong}")))?;
+        let parsed = JwksUri::parse(url).map_err(|wrong| Failure::new(Reason::InvalidArgument, format!("{option} {wrong}")))?;
         findings.extend(judge_url(option, &parsed, reach)?);
     }
     let scopes_supported = look(reach, issuer, jwks_uri, &mut findings)?;
@@ -110,14 +111,17 @@ pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Inspection,
 /// Refuses a URL that the gateway must not call. A possible mistake is a finding.
 fn judge_url(option: &str, url: &JwksUri, reach: Reach) -> Result<Option<Finding>, Failure> {
     if url.as_str().len() > MAX_URL_LENGTH {
-        return Err(Failure::new(format!("{option} must have at most {MAX_URL_LENGTH} characters")));
+        return Err(Failure::new(Reason::InvalidArgument, format!("{option} must have at most {MAX_URL_LENGTH} characters")));
     }
     port(option, url.authority())?;
     match (url.scheme(), reach) {
-        ("http", Reach::Public) => Err(Failure::new(format!(
-            "{option} must be https: with http, an attacker on the network could replace the keys. \
+        ("http", Reach::Public) => Err(Failure::new(
+            Reason::InvalidArgument,
+            format!(
+                "{option} must be https: with http, an attacker on the network could replace the keys. \
              --allow-private-address allows http"
-        ))),
+            ),
+        )),
         ("http", Reach::Anywhere) => Ok(Some(Finding::warning(format!(
             "{} is not https: gateways without jwks.http_cluster refuse all tokens of this provider",
             url.as_str()
@@ -173,9 +177,10 @@ fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>)
     findings.push(fetch_keys(&agent, jwks_uri));
     // No finding, which --force would let pass: the names had another address, or none, when they were looked at first.
     match was_private.load(Ordering::Relaxed) {
-        true => Err(Failure::new(format!(
-            "--issuer or --jwks-uri leads to an address that is not of the public Internet: {INTO_THE_NETWORK}"
-        ))),
+        true => Err(Failure::new(
+            Reason::PrivateAddress,
+            format!("--issuer or --jwks-uri leads to an address outside of the public Internet: {INTO_THE_NETWORK}"),
+        )),
         false => Ok(list("scopes_supported")),
     }
 }
@@ -235,7 +240,10 @@ fn port<'a>(option: &str, authority: &'a str) -> Result<(&'a str, Option<u16>), 
         return Ok((authority, None));
     };
     let number = port.parse().ok().filter(|number| *number > 0 && port.bytes().all(|byte| byte.is_ascii_digit()));
-    let wrong = || Failure::new(format!("{option}: the port of {authority} must be 1 to 65535, or left out with its colon"));
+    let wrong = || {
+        let line = format!("{option}: the port of {authority} must be 1 to 65535; or leave out both the colon and the port");
+        Failure::new(Reason::InvalidArgument, line)
+    };
     number.map(|number| (host, Some(number))).ok_or_else(wrong)
 }
 
@@ -248,14 +256,18 @@ fn refuse_private(option: &str, url: &JwksUri) -> Result<Option<Finding>, Failur
     let means_nothing = !is_number && (!name.contains('.') || PRIVATE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)));
     // Such a name may have no address where this runs, and a private one where the gateway does.
     if means_nothing || host.contains('%') {
-        return Err(Failure::new(format!("{option}: {host} is no name of the public Internet: {INTO_THE_NETWORK}")));
+        return Err(Failure::new(
+            Reason::PrivateAddress,
+            format!("{option}: {host} is not a name of the public Internet: {INTO_THE_NETWORK}"),
+        ));
     }
     let target = format!("{host}:{}", port.unwrap_or(443));
     let addresses: Vec<IpAddr> = target.to_socket_addrs().into_iter().flatten().map(|address| address.ip()).collect();
     match addresses.iter().find(|address| !is_public(**address)) {
-        Some(address) => Err(Failure::new(format!(
-            "{option}: {authority} is {address}, which is not an address of the public Internet: {INTO_THE_NETWORK}"
-        ))),
+        Some(address) => Err(Failure::new(
+            Reason::PrivateAddress,
+            format!("{option}: {authority} is {address}, which is outside of the public Internet: {INTO_THE_NETWORK}"),
+        )),
         // A provider may be configured before it can be reached, so that --force saves this one.
         None => Ok(addresses.is_empty().then(|| {
             let unknown = "has no address here, so that nobody knows whether it leads gateways into their operator's network";

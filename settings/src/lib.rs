@@ -1,4 +1,5 @@
-//! Settings of the gateway: what `apexmcp` does, as a library that its tests can call.
+//! Settings of the gateway. The program `apexmcp` is this library, so that tests can call its parts.
+#![allow(missing_docs, reason = "only the program and the tests use this library, and most names say enough")]
 
 pub mod address;
 pub mod advice;

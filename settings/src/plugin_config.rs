@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::check;
 use crate::clock::Moment;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::output::Answer;
 use crate::yaml;
 
@@ -34,8 +34,8 @@ pub fn render(format: Format, origin: &str) -> Result<Answer, Failure> {
     let text = template.replace("ORIGIN", &Value::from(origin).to_string()).replace("VERSION", env!("CARGO_PKG_VERSION"));
     let report = check::check(text.as_bytes(), &check::Surroundings::default(), Moment::now())?;
     if let Some(problem) = report.errors.first() {
-        return Err(Failure::new(format!("--origin: {}", problem.message)));
+        return Err(Failure::new(Reason::InvalidArgument, format!("--origin: {}", problem.message)));
     }
-    let json = yaml::read_one(&text).map_err(Failure::during("the template"))?;
+    let json = yaml::read_one(&text).map_err(Failure::during(Reason::SystemFailed, "the template"))?;
     Ok(Answer::new(text.trim_end(), json))
 }

@@ -4,7 +4,7 @@ use std::iter;
 
 use sha2::{Digest, Sha256};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
@@ -44,7 +44,7 @@ pub fn unused(
             return Ok(id);
         }
     }
-    Err(Failure::new("no unused id was found: try again"))
+    Err(Failure::new(Reason::SystemFailed, "no unused id was found: try again"))
 }
 
 /// What is kept of a secret. It has more than 140 random bits, so a slow hash would add nothing.
@@ -54,6 +54,7 @@ pub fn sha256(secret: &str) -> String {
 
 fn random<const N: usize>() -> Result<[u8; N], Failure> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(Failure::during("the operating system has no randomness"))?;
+    getrandom::fill(&mut bytes)
+        .map_err(Failure::during(Reason::SystemFailed, "the operating system returned no random numbers"))?;
     Ok(bytes)
 }

@@ -29,7 +29,7 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::database::{self, Database};
 use crate::document;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::secret::sha256;
 
 /// How often the database is asked whether somebody changed it: a microsecond each time.
@@ -99,10 +99,12 @@ pub fn run(
     let watcher = Watcher { path: path.to_owned(), database: Some(database), publisher, counts: Arc::clone(&counts) };
     // It sleeps between looks, and ends with the process.
     thread::spawn(move || watcher.run());
-    let runtime = tokio::runtime::Runtime::new().map_err(Failure::during("no threads"))?;
+    let runtime = tokio::runtime::Runtime::new().map_err(Failure::during(Reason::SystemFailed, "threads cannot be started"))?;
     runtime.block_on(async {
-        let listener = TcpListener::bind(address).await.map_err(Failure::during(format_args!("cannot listen on {address}")))?;
-        listening(listener.local_addr().map_err(Failure::during(address))?);
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(Failure::during(Reason::ListenFailed, format_args!("cannot listen on {address}")))?;
+        listening(listener.local_addr().map_err(Failure::during(Reason::ListenFailed, address))?);
         let (stop, stopping) = watch::channel(false);
         let service = Service { token, policy, stopping, counts };
         serve(listener, service, stop).await
@@ -127,7 +129,7 @@ fn allow_descriptors() {
 fn publish(database: &mut Database) -> Result<Published, Failure> {
     let (version, document) = database.read(|connection| Ok((database::version(connection)?, document::render(connection)?)))?;
     let etag = format!("\"{}\"", sha256(&document));
-    let etag = HeaderValue::from_str(&etag).map_err(Failure::during("the ETag"))?;
+    let etag = HeaderValue::from_str(&etag).map_err(Failure::during(Reason::SystemFailed, "the ETag"))?;
     Ok(Published { version, etag, body: document.into() })
 }
 
@@ -225,7 +227,7 @@ async fn serve(listener: TcpListener, service: Service, stop: watch::Sender<bool
     let service = Arc::new(service);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = GracefulShutdown::new();
-    let signals = |kind| signal(kind).map_err(Failure::during("signals"));
+    let signals = |kind| signal(kind).map_err(Failure::during(Reason::SystemFailed, "signals cannot be handled"));
     let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
     let accept = async || {
         let place = Arc::clone(&places).acquire_owned().await;

@@ -10,7 +10,7 @@ use super::{check_connectors, check_name, is_there, json as json_column, org, ro
 use crate::clock::Moment;
 use crate::database::{Actor, Change, Record};
 use crate::document;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::secret;
 
 /// How much of a key is kept in clear, for its owner to know it again: the scheme's prefix and four characters.
@@ -81,7 +81,7 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
     check_name(new.name)?;
     check_connectors(new.connectors)?;
     if new.expires_at.is_some_and(|moment| moment <= actor.now) {
-        return Err(Failure::new("--expires must be at least a second"));
+        return Err(Failure::new(Reason::InvalidArgument, "--expires must be at least a second"));
     }
     let taken = |id: &str| is_there(change, "SELECT 1 FROM api_keys WHERE id = ?", [id]);
     let id = secret::unused(|| secret::hexadecimal::<6>().map(|digits| format!("key_{digits}")), taken)?;
@@ -124,7 +124,12 @@ pub fn list(connection: &Connection, org: &str) -> Result<Vec<ApiKey>, Failure> 
 /// Where there is none.
 pub fn show(connection: &Connection, id: &str) -> Result<ApiKey, Failure> {
     let found = connection.query_row("SELECT * FROM api_keys WHERE id = ?", [id], ApiKey::read).optional()?;
-    found.ok_or_else(|| Failure::new(format!("there is no key {id:?}: see 'apexmcp key list --org ORG' for their ids")))
+    found.ok_or_else(|| unknown(id))
+}
+
+fn unknown(id: &str) -> Failure {
+    let line = format!("no API key has the id {id:?}. Run 'apexmcp key list --org ORG' to see the ids");
+    Failure::new(Reason::NotFound, line)
 }
 
 /// Ends one. To end it again changes nothing.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{check_name, check_scopes, is_there, json as json_column, org, rows};
 use crate::database::{Actor, Change, Record};
 use crate::document;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::secret;
 
 /// What is kept of a client.
@@ -81,12 +81,18 @@ const PRIVATE_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"]
 fn public_keys(jwks: &Value) -> Result<Value, Failure> {
     let keys = jwks.get("keys").and_then(Value::as_array);
     if keys.into_iter().flatten().any(|key| PRIVATE_MEMBERS.iter().any(|member| key.get(member).is_some())) {
-        return Err(Failure::new("--jwks holds a private key: give the public half alone, and leave the other to the client"));
+        return Err(Failure::new(
+            Reason::InvalidArgument,
+            "--jwks contains a private key: pass only the public keys, and keep the private keys at the client",
+        ));
     }
-    let set = JwkSet::parse(jwks.to_string().as_bytes()).map_err(Failure::during("--jwks"))?;
-    let document: Value = serde_json::from_str(&set.to_document()).map_err(Failure::during("--jwks"))?;
+    let set = JwkSet::parse(jwks.to_string().as_bytes()).map_err(Failure::during(Reason::InvalidArgument, "--jwks"))?;
+    let document: Value = serde_json::from_str(&set.to_document()).map_err(Failure::during(Reason::InvalidArgument, "--jwks"))?;
     if kids(&document).iter().any(|kid| kid.len() > MAX_KID_LENGTH || !kid.chars().all(is_plain)) {
-        return Err(Failure::new(format!("--jwks: a kid must be at most {MAX_KID_LENGTH} bytes of visible characters")));
+        return Err(Failure::new(
+            Reason::InvalidArgument,
+            format!("--jwks: a kid must be at most {MAX_KID_LENGTH} bytes of visible characters"),
+        ));
     }
     Ok(document)
 }
@@ -135,8 +141,8 @@ pub fn list(connection: &Connection, org: &str) -> Result<Vec<Client>, Failure> 
 /// Where there is none.
 pub fn show(connection: &Connection, client_id: &str) -> Result<Client, Failure> {
     let found = connection.query_row(&format!("{SELECT} WHERE client_id = ?"), [client_id], Client::read).optional()?;
-    let unknown = || format!("there is no client {client_id:?}: see 'apexmcp client list --org ORG' for their ids");
-    found.ok_or_else(|| Failure::new(unknown()))
+    let unknown = || format!("no client has the id {client_id:?}. Run 'apexmcp client list --org ORG' to see the ids");
+    found.ok_or_else(|| Failure::new(Reason::NotFound, unknown()))
 }
 
 /// Gives one a second secret, which is returned and kept nowhere; the first stays valid.
@@ -146,12 +152,18 @@ pub fn show(connection: &Connection, client_id: &str) -> Result<Client, Failure>
 pub fn rotate_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<(Client, String), Failure> {
     let client = in_force(change, client_id)?;
     if client.jwks.is_some() {
-        return Err(Failure::new(format!("{client_id} has no secret: it authenticates with its own keys")));
+        return Err(Failure::new(
+            Reason::Conflict,
+            format!("{client_id} has no secret: the client authenticates with its own keys"),
+        ));
     }
     if client.secrets_created_at.len() > 1 {
-        return Err(Failure::new(format!(
-            "{client_id} has two secrets already: when the old one is no longer used, run 'apexmcp client drop-secret {client_id}'"
-        )));
+        return Err(Failure::new(
+            Reason::Conflict,
+            format!(
+                "{client_id} already has two secrets: when nothing uses the old one, run 'apexmcp client drop-secret {client_id}'"
+            ),
+        ));
     }
     let client_secret = add_secret(change, actor, client_id)?;
     let details = json!({"name": client.name});
@@ -166,9 +178,13 @@ pub fn rotate_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Res
 pub fn drop_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Client, Failure> {
     let client = in_force(change, client_id)?;
     if client.secrets_created_at.len() < 2 {
-        return Err(Failure::new(format!(
-            "{client_id} has one secret only: run 'apexmcp client rotate-secret {client_id}' first, or 'apexmcp client revoke' to end it"
-        )));
+        return Err(Failure::new(
+            Reason::Conflict,
+            format!(
+                "{client_id} has only one secret: run 'apexmcp client rotate-secret {client_id}' first, or revoke the client \
+                 with 'apexmcp client revoke {client_id}'"
+            ),
+        ));
     }
     change.execute(
         "DELETE FROM client_secrets WHERE number = (SELECT min(number) FROM client_secrets WHERE client_id = ?)",
@@ -197,7 +213,10 @@ pub fn revoke(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Cli
 fn in_force(connection: &Connection, client_id: &str) -> Result<Client, Failure> {
     let client = show(connection, client_id)?;
     match client.revoked_at {
-        Some(at) => Err(Failure::new(format!("{client_id} was revoked at {at}: make another with 'apexmcp client create'"))),
+        Some(at) => Err(Failure::new(
+            Reason::Conflict,
+            format!("{client_id} was revoked at {at}: create another client with 'apexmcp client create'"),
+        )),
         None => Ok(client),
     }
 }

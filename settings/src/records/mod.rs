@@ -14,7 +14,7 @@ use apexmcp_core::scope::Scope;
 use rusqlite::{Connection, Params, Row};
 use serde::de::DeserializeOwned;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 /// Connectors or scopes of one record: it must not make the policy too long for all.
 const MAX_LIST: usize = 256;
@@ -48,14 +48,14 @@ pub(crate) fn json<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite
 
 fn check_name(name: &str) -> Result<(), Failure> {
     if name.trim().is_empty() || name.chars().count() > MAX_NAME || !name.chars().all(is_plain) {
-        return Err(Failure::new(format!("--name must be 1 to {MAX_NAME} visible characters, without marks that are not seen")));
+        return Err(Failure::new(Reason::InvalidArgument, format!("--name must be 1 to {MAX_NAME} visible characters")));
     }
     Ok(())
 }
 
 fn check_count(option: &str, values: &[String]) -> Result<(), Failure> {
     if values.len() > MAX_LIST {
-        return Err(Failure::new(format!("{option}: at most {MAX_LIST} of one record")));
+        return Err(Failure::new(Reason::InvalidArgument, format!("{option}: at most {MAX_LIST} for one record")));
     }
     Ok(())
 }
@@ -63,7 +63,9 @@ fn check_count(option: &str, values: &[String]) -> Result<(), Failure> {
 fn check_connectors(connectors: &[String]) -> Result<(), Failure> {
     check_count("--connector", connectors)?;
     match connectors.iter().find(|connector| ConnectorId::parse(connector).is_none()) {
-        Some(wrong) => Err(Failure::new(format!("--connector {wrong:?} must be 1 to 128 of A-Z a-z 0-9 . _ ~ -"))),
+        Some(wrong) => {
+            Err(Failure::new(Reason::InvalidArgument, format!("--connector {wrong:?} must be 1 to 128 of A-Z a-z 0-9 . _ ~ -")))
+        }
         None => Ok(()),
     }
 }
@@ -71,7 +73,9 @@ fn check_connectors(connectors: &[String]) -> Result<(), Failure> {
 fn check_scopes(option: &str, scopes: &[String]) -> Result<(), Failure> {
     check_count(option, scopes)?;
     match scopes.iter().find(|scope| Scope::parse(scope).is_none()) {
-        Some(wrong) => Err(Failure::new(format!("{option} {wrong:?} must be mcp:call or mcp:call:<connector-id>"))),
+        Some(wrong) => {
+            Err(Failure::new(Reason::InvalidArgument, format!("{option} {wrong:?} must be mcp:call or mcp:call:<connector-id>")))
+        }
         None => Ok(()),
     }
 }

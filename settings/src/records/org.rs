@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{is_there, rows};
 use crate::database::{Actor, Change, Record};
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 /// An org, and how much it has in force.
 #[derive(Debug, Serialize)]
@@ -60,10 +60,13 @@ pub fn show(connection: &Connection, name: &str) -> Result<Org, Failure> {
 /// Where the name cannot stand in a path, or is taken.
 pub fn create(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Failure> {
     if OrgName::parse(name).is_none() {
-        return Err(Failure::new(format!("the org {name:?} must be 1 to 128 of A-Z a-z 0-9 . _ ~ -: it stands in paths")));
+        return Err(Failure::new(
+            Reason::InvalidArgument,
+            format!("the name {name:?} must be 1 to 128 of A-Z a-z 0-9 . _ ~ -, because URLs contain it"),
+        ));
     }
     if exists(change, name)? {
-        return Err(Failure::new(format!("there is an org {name} already: use it, or choose another name")));
+        return Err(Failure::new(Reason::AlreadyExists, format!("the org {name} already exists: choose another name")));
     }
     let created_at = actor.now.to_string();
     change.execute("INSERT INTO orgs (name, created_at) VALUES (?, ?)", [name, &created_at])?;
@@ -98,5 +101,8 @@ fn exists(connection: &Connection, name: &str) -> Result<bool, Failure> {
 }
 
 fn unknown(name: &str) -> Failure {
-    Failure::new(format!("there is no org {name:?}: see 'apexmcp org list', or make it with 'apexmcp org create'"))
+    Failure::new(
+        Reason::NotFound,
+        format!("no org has the name {name:?}. Run 'apexmcp org list' to see the names, or 'apexmcp org create' to create it"),
+    )
 }

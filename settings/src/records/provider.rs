@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{check_scopes, json as json_column, org, rows};
 use crate::database::{Actor, Change, Record};
 use crate::document;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 /// One org must not make the policy too long for all.
 const MAX_AUDIENCES: usize = 16;
@@ -56,7 +56,10 @@ impl Provider {
 pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Result<(), Failure> {
     org::require(change, &provider.org)?;
     if provider.audience.len() > MAX_AUDIENCES || provider.audience.iter().any(|audience| audience.len() > MAX_AUDIENCE_LENGTH) {
-        return Err(Failure::new(format!("--audience: at most {MAX_AUDIENCES}, of at most {MAX_AUDIENCE_LENGTH} bytes each")));
+        return Err(Failure::new(
+            Reason::InvalidArgument,
+            format!("--audience: at most {MAX_AUDIENCES}, of at most {MAX_AUDIENCE_LENGTH} bytes each"),
+        ));
     }
     require_room(change, &provider.org, &provider.issuer)?;
     check_scopes("--default-scope", provider.default_scopes.as_deref().unwrap_or_default())?;
@@ -91,13 +94,18 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
 fn check_client_scopes(scopes: &[String]) -> Result<(), Failure> {
     let is_wrong = |scope: &&String| scope.len() > MAX_CLIENT_SCOPE_LENGTH || !is_scope_token(scope);
     if let Some(wrong) = scopes.iter().find(is_wrong) {
-        return Err(Failure::new(format!(
-            "--client-scope {wrong:?}: expected one scope of at most {MAX_CLIENT_SCOPE_LENGTH} visible ASCII characters; \
+        return Err(Failure::new(
+            Reason::InvalidArgument,
+            format!(
+                "--client-scope {wrong:?}: expected one scope of at most {MAX_CLIENT_SCOPE_LENGTH} visible ASCII characters; \
              repeat the option for more"
-        )));
+            ),
+        ));
     }
     match scopes.len() > MAX_CLIENT_SCOPES {
-        true => Err(Failure::new(format!("--client-scope: at most {MAX_CLIENT_SCOPES} for one provider"))),
+        true => {
+            Err(Failure::new(Reason::InvalidArgument, format!("--client-scope: at most {MAX_CLIENT_SCOPES} for one provider")))
+        }
         false => Ok(()),
     }
 }
@@ -111,11 +119,14 @@ pub fn require_room(connection: &Connection, org: &str, issuer: &str) -> Result<
     if providers.len() < MAX_IDENTITY_PROVIDERS || providers.iter().any(|provider| provider.issuer == issuer) {
         return Ok(());
     }
-    Err(Failure::new(format!(
-        "{org} has {} identity providers, and the gateway accepts at most {MAX_IDENTITY_PROVIDERS} for an organization, because it must \
+    Err(Failure::new(
+        Reason::LimitExceeded,
+        format!(
+            "{org} has {} identity providers, and the gateway accepts at most {MAX_IDENTITY_PROVIDERS} for an organization, because it must \
          fetch the keys of each. Remove one with 'apexmcp sso remove --org {org} --issuer ISSUER'",
-        providers.len()
-    )))
+            providers.len()
+        ),
+    ))
 }
 
 /// All of an org, by issuer.
@@ -144,8 +155,12 @@ pub fn sharing(connection: &Connection, org: &str, issuer: &str, audiences: &[St
 /// Where there is none.
 pub fn remove(change: &Change<'_>, actor: &Actor, org: &str, issuer: &str) -> Result<Provider, Failure> {
     let found = list(change, org)?.into_iter().find(|provider| provider.issuer == issuer);
-    let unknown = || format!("{org} has no identity provider {issuer:?}: see 'apexmcp sso list --org {org}', letter by letter");
-    let provider = found.ok_or_else(|| Failure::new(unknown()))?;
+    let unknown = || {
+        format!(
+            "{org} has no identity provider with exactly the issuer {issuer:?}. Run 'apexmcp sso list --org {org}' to see them"
+        )
+    };
+    let provider = found.ok_or_else(|| Failure::new(Reason::NotFound, unknown()))?;
     change.execute("DELETE FROM identity_providers WHERE org = ? AND issuer = ?", [org, issuer])?;
     change.record(actor, &Record { action: "sso.remove", org: Some(org), subject: issuer, details: json!({}) })?;
     Ok(provider)

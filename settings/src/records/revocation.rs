@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{client, org, provider};
 use crate::clock::Moment;
 use crate::database::{Actor, Change, Record};
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 /// No gateway token lives longer: `tokens.ttl` is at most a day, `tokens.clock_skew` ten minutes. Older revocations end nothing.
 const LONGEST_LIFE: Duration = Duration::from_secs(25 * 60 * 60);
@@ -37,7 +37,10 @@ fn outlived(change: &Change<'_>, actor: &Actor) -> Result<String, Failure> {
 pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Result<(), Failure> {
     org::require(change, org)?;
     if jti.is_empty() || jti.len() > MAX_JTI_LENGTH || !jti.chars().all(is_plain) {
-        return Err(Failure::new(format!("--jti must be the jti claim of a token, at most {MAX_JTI_LENGTH} bytes")));
+        return Err(Failure::new(
+            Reason::InvalidArgument,
+            format!("--jti must be the jti claim of a token, at most {MAX_JTI_LENGTH} bytes"),
+        ));
     }
     // A provider decides how long its tokens live. So the revocations of an org with providers are never deleted.
     change.execute(
@@ -58,7 +61,10 @@ pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Res
 pub fn of_client(change: &Change<'_>, actor: &Actor, org: &str, client_id: &str, issued_before: Moment) -> Result<(), Failure> {
     org::require(change, org)?;
     if client::show(change, client_id)?.org != org {
-        return Err(Failure::new(format!("{client_id} is no client of {org}: see 'apexmcp client list --org {org}'")));
+        return Err(Failure::new(
+            Reason::NotFound,
+            format!("{client_id} is not a client of {org}. Run 'apexmcp client list --org {org}' to see its clients"),
+        ));
     }
     revoke_until(change, actor, org, client_id, issued_before)
 }
@@ -81,16 +87,22 @@ pub fn of_principal(
         subject.is_some_and(|subject| !subject.is_empty())
     };
     if !provider::list(change, org)?.iter().any(|provider| belongs_to(&provider.issuer)) {
-        return Err(Failure::new(format!(
-            "--principal {principal:?}: expected {org}/idp/<issuer>#<sub> with an issuer of this org, as in the access log; \
+        return Err(Failure::new(
+            Reason::NotFound,
+            format!(
+                "--principal {principal:?}: expected {org}/idp/<issuer>#<sub> with an issuer of this org, as in the access log; \
              'apexmcp sso list --org {org}' shows the issuers"
-        )));
+            ),
+        ));
     }
     if principal.len() > MAX_PRINCIPAL_LENGTH || !principal.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Failure::new(format!(
-            "--principal: expected at most {MAX_PRINCIPAL_LENGTH} characters of visible ASCII; \
+        return Err(Failure::new(
+            Reason::InvalidArgument,
+            format!(
+                "--principal: expected at most {MAX_PRINCIPAL_LENGTH} characters of visible ASCII; \
              copy the name from the access log, where other characters are percent-encoded"
-        )));
+            ),
+        ));
     }
     revoke_until(change, actor, org, principal, issued_before)
 }
@@ -99,7 +111,10 @@ pub fn of_principal(
 fn revoke_until(change: &Change<'_>, actor: &Actor, org: &str, whose: &str, issued_before: Moment) -> Result<(), Failure> {
     // Tokens of this second are meant, too. What is later would refuse those that are yet to be made, and for good.
     if issued_before > actor.now.plus(Duration::from_secs(1))? {
-        return Err(Failure::new("--issued-before must not be in the future: 'apexmcp client revoke' ends a client for good"));
+        return Err(Failure::new(
+            Reason::InvalidArgument,
+            "--issued-before must not be in the future. To revoke a client for good, run 'apexmcp client revoke'",
+        ));
     }
     // A provider decides how long its tokens live. So the revocations of its principals are never deleted.
     change.execute(

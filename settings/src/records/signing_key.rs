@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{is_there, rows};
 use crate::database::{Actor, Change, Record};
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 /// What RS256 needs at least, and what verifies fast everywhere.
 const BITS: usize = 2048;
@@ -36,8 +36,11 @@ impl SigningKey {
 /// # Errors
 /// Where the operating system has no randomness.
 pub fn generate() -> Result<String, Failure> {
-    let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, BITS).map_err(Failure::during("no signing key could be made"))?;
-    let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(Failure::during("the new signing key cannot be written"))?;
+    let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, BITS)
+        .map_err(Failure::during(Reason::SystemFailed, "no signing key could be created"))?;
+    let pem = key
+        .to_pkcs8_pem(LineEnding::LF)
+        .map_err(Failure::during(Reason::SystemFailed, "the new signing key cannot be encoded"))?;
     Ok(pem.to_string())
 }
 
@@ -49,9 +52,14 @@ pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key
     let is_taken = |kid: &str| is_there(change, "SELECT 1 FROM signing_keys WHERE kid = ?", [kid]);
     let kid = match kid {
         Some(kid) if is_taken(kid)? => {
-            return Err(Failure::new(format!("there is a signing key {kid:?} already: choose another --kid")));
+            return Err(Failure::new(
+                Reason::AlreadyExists,
+                format!("the signing key {kid:?} already exists: choose another --kid"),
+            ));
         }
-        Some(kid) if !is_record_id(kid) => return Err(Failure::new("--kid must be 1 to 128 of A-Z a-z 0-9 . _ ~ -")),
+        Some(kid) if !is_record_id(kid) => {
+            return Err(Failure::new(Reason::InvalidArgument, "--kid must be 1 to 128 of A-Z a-z 0-9 . _ ~ -"));
+        }
         Some(kid) => kid.to_owned(),
         None => {
             let mut kid = actor.now.date();
@@ -103,9 +111,12 @@ pub fn sign_with(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<Signin
 pub fn remove(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKey, Failure> {
     let key = find(change, kid)?;
     if key.signs {
-        return Err(Failure::new(format!(
-            "{kid} signs new tokens: run 'apexmcp signing-key create' and 'apexmcp signing-key use' with another one first"
-        )));
+        return Err(Failure::new(
+            Reason::Conflict,
+            format!(
+                "{kid} signs new tokens: let another key sign first, with 'apexmcp signing-key create' and 'apexmcp signing-key use'"
+            ),
+        ));
     }
     change.execute("DELETE FROM signing_keys WHERE kid = ?", [kid])?;
     change.record(actor, &Record { action: "signing-key.remove", org: None, subject: kid, details: json!({}) })?;
@@ -113,6 +124,11 @@ pub fn remove(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKe
 }
 
 fn find(connection: &Connection, kid: &str) -> Result<SigningKey, Failure> {
-    let unknown = || Failure::new(format!("there is no signing key {kid:?}: see 'apexmcp signing-key list'"));
+    let unknown = || {
+        Failure::new(
+            Reason::NotFound,
+            format!("no signing key has the id {kid:?}. Run 'apexmcp signing-key list' to see the ids"),
+        )
+    };
     list(connection)?.into_iter().find(|key| key.kid == kid).ok_or_else(unknown)
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use crate::support::{Settings, website};
 use apexmcp_settings::cli::Cli;
+use apexmcp_settings::failure::Reason;
 use clap::CommandFactory;
 use serde_json::{Value, json};
 
@@ -171,48 +172,83 @@ fn everything_is_on_the_record() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_in_one_line() {
+fn a_refusal_has_one_line_and_a_stable_code() {
     let settings = Settings::new();
-    for (arguments, part) in [
-        (&["init"][..], "there already"),
-        (&["org", "create", "acme"], "already"),
-        (&["org", "create", "a/b"], "A-Z a-z 0-9"),
-        (&["org", "show", "nobody"], "no org"),
-        (&["org", "delete", "nobody", "--yes"], "no org"),
-        (&["key", "create", "--org", "nobody", "--name", "k"], "no org"),
-        (&["key", "create", "--org", "acme", "--name", ""], "--name"),
-        (&["key", "create", "--org", "acme", "--name", "two\nlines"], "--name"),
-        (&["key", "create", "--org", "acme", "--name", "revoked \u{202e}"], "--name"),
-        (&["key", "create", "--org", "acme", "--name", "k", "--connector", "a/b"], "--connector"),
-        (&["key", "create", "--org", "acme", "--name", "k", "--expires", "100000000y"], "too far"),
-        (&["key", "list", "--org", "nobody"], "no org"),
-        (&["key", "revoke", "key_none"], "no key"),
-        (&["client", "create", "--org", "acme", "--name", "k", "--scope", "all"], "--scope \"all\""),
-        (&["client", "create", "--org", "acme", "--name", "\u{200b}k", "--scope", "mcp:call"], "--name"),
-        (&["client", "create", "--org", "acme", "--name", "k", "--jwks", "absent.json"], "cannot be read"),
-        (&["client", "revoke", "apx_client_none"], "no client"),
-        (&["sso", "remove", "--org", "acme", "--issuer", "https://x"], "letter by letter"),
-        (&["limits", "set", "--key", "key_none", "--rate", "1/second"], "no key"),
-        (&["key", "create", "--org", "acme", "--name", "k", "--expires", "0s"], "at least a second"),
-        (&["signing-key", "create", "--kid", "a b"], "--kid"),
-        (&["token", "revoke", "--org", "acme", "--jti", &"j".repeat(257)], "at most 256"),
-        (&["signing-key", "use", "none"], "no signing key"),
-        (&["token", "revoke", "--org", "acme", "--client", "apx_client_none"], "no client"),
-        (&["token", "revoke", "--org", "acme", "--jti", ""], "--jti"),
-        (&["token", "revoke", "--org", "acme", "--principal", "acme/idp/https://idp#a"], "apexmcp sso list"),
-        (&["token", "revoke", "--org", "acme", "--jti", "\u{2066}"], "--jti"),
-        (&["policy", "check", "absent.json"], "cannot be read"),
-        (&["ecds", "write"], "ecds enable"),
-        (&["ecds", "disable"], "ecds enable"),
-        (&["serve"], "APEXMCP_SETTINGS_TOKEN"),
-        (&["plugin-config", "--format", "envoy", "--origin", "gateway"], "--origin"),
-        (&["--actor", " ", "org", "list"], "--actor"),
-        (&["--actor", "al\u{202d}ice", "org", "list"], "--actor"),
+    settings.json(&["client", "create", "--org", "acme", "--name", "revoked"]);
+    let client = settings.json(&["client", "list", "--org", "acme"])[0]["client_id"].as_str().unwrap().to_owned();
+    let kid = settings.policy()["signing_keys"][0]["kid"].as_str().unwrap().to_owned();
+    settings.json(&["client", "revoke", &client]);
+    let (invalid, missing) = ("invalid_argument", "not_found");
+    let notes = settings.write("notes.json", "notes");
+    let private = "https://10.0.0.1/";
+    let template = concat!(env!("CARGO_MANIFEST_DIR"), "/../envoy/ecds/filter.yaml");
+    for (arguments, code, part) in [
+        (&["init"][..], "already_exists", "already exists"),
+        (&["org", "create", "acme"], "already_exists", "already exists"),
+        (&["org", "create", "a/b"], invalid, "A-Z a-z 0-9"),
+        (&["org", "show", "nobody"], missing, "no org"),
+        (&["org", "delete", "nobody", "--yes"], missing, "no org"),
+        (&["key", "create", "--org", "nobody", "--name", "k"], missing, "no org"),
+        (&["key", "create", "--org", "acme", "--name", ""], invalid, "--name"),
+        (&["key", "create", "--org", "acme", "--name", "two\nlines"], invalid, "--name"),
+        (&["key", "create", "--org", "acme", "--name", "revoked \u{202e}"], invalid, "--name"),
+        (&["key", "create", "--org", "acme", "--name", "k", "--connector", "a/b"], invalid, "--connector"),
+        (
+            &["key", "create", "--org", "acme", "--name", "k", "--connector", "a__", "--connector", "a"],
+            "policy_refused",
+            "told apart",
+        ),
+        (&["key", "create", "--org", "acme", "--name", "k", "--expires", "100000000y"], invalid, "too far"),
+        (&["key", "list", "--org", "nobody"], missing, "no org"),
+        (&["key", "revoke", "key_none"], missing, "no API key"),
+        (&["client", "create", "--org", "acme", "--name", "k", "--scope", "all"], invalid, "--scope \"all\""),
+        (&["client", "create", "--org", "acme", "--name", "\u{200b}k", "--scope", "mcp:call"], invalid, "--name"),
+        (&["client", "create", "--org", "acme", "--name", "k", "--jwks", "absent.json"], "file_unreadable", "cannot be read"),
+        (&["client", "create", "--org", "acme", "--name", "k", "--jwks", &notes], "file_invalid", "is not JSON"),
+        (&["client", "revoke", "apx_client_none"], missing, "no client"),
+        (&["client", "rotate-secret", &client], "conflict", "was revoked"),
+        (&["sso", "remove", "--org", "acme", "--issuer", "https://x"], missing, "exactly the issuer"),
+        (
+            &["sso", "configure", "--org", "acme", "--issuer", private, "--jwks-uri", private, "--audience", "a"],
+            "private_address",
+            "10.0.0.1",
+        ),
+        (&["limits", "set", "--key", "key_none", "--rate", "1/second"], missing, "no API key"),
+        (&["key", "create", "--org", "acme", "--name", "k", "--expires", "0s"], invalid, "at least a second"),
+        (&["signing-key", "create", "--kid", "a b"], invalid, "--kid"),
+        (&["signing-key", "remove", &kid], "conflict", "signs new tokens"),
+        (&["token", "revoke", "--org", "acme", "--jti", &"j".repeat(257)], invalid, "at most 256"),
+        (&["signing-key", "use", "none"], missing, "no signing key"),
+        (&["token", "revoke", "--org", "acme", "--client", "apx_client_none"], missing, "no client"),
+        (&["token", "revoke", "--org", "acme", "--jti", ""], invalid, "--jti"),
+        (&["token", "revoke", "--org", "acme", "--principal", "acme/idp/https://idp#a"], missing, "apexmcp sso list"),
+        (&["token", "revoke", "--org", "acme", "--jti", "\u{2066}"], invalid, "--jti"),
+        (&["policy", "check", "absent.json"], "file_unreadable", "cannot be read"),
+        (&["policy", "check", &notes], "file_invalid", "neither"),
+        (&["ecds", "write"], "ecds_not_enabled", "ecds enable"),
+        (&["ecds", "disable"], "ecds_not_enabled", "ecds enable"),
+        (&["ecds", "enable", "--template", template, "--file", "absent/filter.json"], "file_unwritable", "cannot be written"),
+        (&["serve"], "token_invalid", "APEXMCP_SETTINGS_TOKEN"),
+        (&["plugin-config", "--format", "envoy", "--origin", "gateway"], invalid, "--origin"),
+        (&["--actor", " ", "org", "list"], invalid, "--actor"),
+        (&["--actor", "al\u{202d}ice", "org", "list"], invalid, "--actor"),
+        (&["--db", "absent.db", "org", "list"], "database_missing", "apexmcp init"),
+        (&["--db", &notes, "org", "list"], "database_invalid", "not a database of apexmcp"),
     ] {
-        let line = settings.failure(arguments);
+        let (line, found) = settings.refusal(arguments);
         assert!(line.contains(part), "{arguments:?}: {line}");
+        assert_eq!(found, code, "{arguments:?}: {line}");
     }
-    assert_eq!(settings.json(&["audit", "list"]).as_array().unwrap().len(), 2, "and nothing is changed");
+    assert_eq!(settings.json(&["audit", "list"]).as_array().unwrap().len(), 4, "a refused command changes nothing");
+}
+
+#[test]
+fn the_manual_lists_the_code_of_each_failure() {
+    let manual = include_str!("../../../README.md");
+    let table = manual.split_once("| `code` | meaning |\n| --- | --- |\n").unwrap().1;
+    let listed: Vec<&str> = table.lines().map_while(|row| row.strip_prefix("| `")?.split('`').next()).collect();
+    let codes: Vec<&str> = Reason::ALL.iter().map(|reason| reason.code()).collect();
+    assert_eq!(listed, codes);
 }
 
 #[test]
@@ -374,7 +410,7 @@ fn a_change_after_which_gateways_would_take_no_policy_is_not_made() {
     let (name, connector) = ("n".repeat(200), "c".repeat(128));
     let create = ["key", "create", "--org", "acme", "--name", &name, "--connector", &connector];
     let line = settings.failure(&create);
-    assert!(line.contains("gateways take at most 33554432") && line.contains("no longer needed"), "{line}");
+    assert!(line.contains("gateways accept at most 33554432") && line.contains("no longer needed"), "{line}");
     assert_eq!(settings.json(&["key", "list", "--org", "acme"]).as_array().map(Vec::len), Some(1), "nothing was made");
     let id = key["id"].as_str().unwrap();
     settings.json(&["key", "revoke", id]);
@@ -435,6 +471,8 @@ fn an_identity_provider_is_looked_at_before_it_is_trusted() {
         let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(said.contains("nothing was saved"), printed["saved"] == false, "{said}");
+        let code = (printed["saved"] == false).then_some(&json!("provider_check_failed")).cloned();
+        assert_eq!(printed.get("code"), code.as_ref(), "{printed}");
         (output.status.code(), printed)
     };
     for (what, pages, issuer, part) in [
@@ -875,6 +913,7 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
             assert!(all, "{document}: {kind} {found:?}");
         }
         assert_eq!(output.status.code(), Some(i32::from(!errors.is_empty())), "{document}");
+        assert_eq!(report.get("code"), (!errors.is_empty()).then_some(&json!("check_failed")), "{document}");
         let why = if errors.is_empty() { String::new() } else { format!("apexmcp: {file}: {} errors\n", errors.len()) };
         assert_eq!(String::from_utf8(output.stderr).unwrap(), why, "{document}");
     }
@@ -1043,6 +1082,7 @@ fn the_file_that_envoy_watches_follows_every_change() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("ecds write"));
     let key: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(key["key"].is_string(), "the key is shown all the same");
+    assert_eq!(key["code"], "ecds_not_written", "the code stands beside the members of the answer");
     assert_eq!(std::fs::read(&file).unwrap(), before, "what the gateway would refuse is not written");
     std::fs::copy(template, &copy).unwrap();
     settings.json(&["ecds", "write"]);

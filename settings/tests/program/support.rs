@@ -63,8 +63,13 @@ impl Settings {
         serde_json::from_str(&self.text(&[arguments, &["--json"]].concat())).unwrap()
     }
 
-    /// The one line of a command that fails, the same as it is with `--json`.
+    /// The line of a command that fails.
     pub fn failure(&self, arguments: &[&str]) -> String {
+        self.refusal(arguments).0
+    }
+
+    /// The line and the code of a command that fails. Standard error and `--json` have the same line.
+    pub fn refusal(&self, arguments: &[&str]) -> (String, String) {
         let output = self.run(&[arguments, &["--json"]].concat());
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
         let line = String::from_utf8(output.stderr).unwrap();
@@ -72,7 +77,7 @@ impl Settings {
         let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
         let line = line.trim_end().strip_prefix("apexmcp: ").unwrap().to_owned();
         assert_eq!(printed["error"], line, "{arguments:?}");
-        line
+        (line, printed["code"].as_str().unwrap().to_owned())
     }
 
     pub fn policy(&self) -> Value {

@@ -1,0 +1,46 @@
+//! `apexmcp limits`
+
+use serde_json::json;
+
+use super::session::Session;
+use crate::cli::{HolderArgs, LimitsCommand};
+use crate::failure::{Failure, Reason};
+use crate::output::Answer;
+use crate::records::limits::{self, Holder, Limits, Rate};
+
+pub(super) fn run(session: &Session<'_>, command: LimitsCommand) -> Result<Answer, Failure> {
+    match command {
+        LimitsCommand::Set { holder, rate, burst, monthly_quota } => {
+            let holder = holder_of(&holder)?;
+            let limits = Limits { rate: rate.map(|rate| Rate { burst, ..rate }), monthly_quota };
+            session.change(|change, actor| limits::set(change, actor, holder, Some(&limits)), |()| answer(holder, Some(&limits)))
+        }
+        LimitsCommand::Show { holder } => {
+            let holder = holder_of(&holder)?;
+            let limits = session.open()?.read(|connection| limits::show(connection, holder))?;
+            Ok(answer(holder, limits.as_ref()))
+        }
+        LimitsCommand::Clear { holder } => {
+            let holder = holder_of(&holder)?;
+            session.change(|change, actor| limits::set(change, actor, holder, None), |()| answer(holder, None))
+        }
+    }
+}
+
+fn answer(holder: Holder<'_>, limits: Option<&Limits>) -> Answer {
+    let rate = limits
+        .and_then(|limits| limits.rate.as_ref())
+        .map(|rate| format!("{}/{}, burst {}", rate.requests, rate.per, rate.burst.unwrap_or(rate.requests)));
+    let quota = limits.and_then(|limits| limits.monthly_quota).map(|quota| format!("{quota} a month"));
+    let all: Vec<String> = rate.into_iter().chain(quota).collect();
+    let text = format!("{}: {}", holder.name(), if all.is_empty() { "no limits".to_owned() } else { all.join("; ") });
+    Answer::new(text, json!({"holder": holder.name(), "limits": limits}))
+}
+
+fn holder_of(arguments: &HolderArgs) -> Result<Holder<'_>, Failure> {
+    match (&arguments.org, &arguments.key) {
+        (Some(org), _) => Ok(Holder::Org(org)),
+        (None, Some(key)) => Ok(Holder::ApiKey(key)),
+        (None, None) => Err(Failure::new(Reason::InvalidArgument, "pass --org or --key")),
+    }
+}

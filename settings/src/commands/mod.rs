@@ -1,0 +1,51 @@
+//! The commands: one file per noun of the command line.
+
+mod audit;
+mod client;
+mod completion;
+mod ecds;
+mod init;
+mod input;
+mod key;
+mod limits;
+mod org;
+mod policy;
+mod serve;
+mod session;
+mod signing_key;
+mod sso;
+mod tables;
+mod token;
+
+use crate::cli::{Cli, Command};
+use crate::clock::Moment;
+use crate::database::Actor;
+use crate::failure::Failure;
+use crate::output::Answer;
+use crate::plugin_config;
+use session::Session;
+
+/// Runs the command of a parsed command line.
+///
+/// # Errors
+/// If the command was refused or failed.
+pub fn run(cli: Cli) -> Result<Answer, Failure> {
+    let actor = Actor { name: session::actor(cli.actor)?, now: Moment::now() };
+    let session = Session { path: &cli.db, actor, json: cli.json };
+    match cli.command {
+        Command::Init => init::run(&session),
+        Command::Org(command) => org::run(&session, command),
+        Command::Key(command) => key::run(&session, command),
+        Command::Client(command) => client::run(&session, command),
+        Command::Sso(command) => sso::run(&session, command),
+        Command::Limits(command) => limits::run(&session, command),
+        Command::SigningKey(command) => signing_key::run(&session, command),
+        Command::Token(command) => token::run(&session, command),
+        Command::Audit(command) => audit::run(&session, command),
+        Command::Policy(command) => policy::run(&session, command),
+        Command::Ecds(command) => ecds::run(&session, command),
+        Command::PluginConfig { format, origin } => plugin_config::render(format, &origin),
+        Command::Serve { listen } => serve::run(&session, listen),
+        Command::Completion { shell } => completion::run(shell),
+    }
+}

@@ -1,0 +1,59 @@
+//! `apexmcp policy`
+
+use std::path::Path;
+
+use apexmcp_core::problem::Problem;
+use serde_json::{Value, json};
+
+use super::input::read;
+use super::session::Session;
+use crate::check::{self, Surroundings};
+use crate::cli::PolicyCommand;
+use crate::clock::Moment;
+use crate::document;
+use crate::failure::{Failure, Reason};
+use crate::issuer::{self, Reach};
+use crate::output::Answer;
+
+pub(super) fn run(session: &Session<'_>, command: PolicyCommand) -> Result<Answer, Failure> {
+    match command {
+        PolicyCommand::Export => {
+            let document = session.open()?.read(document::render)?;
+            let json = serde_json::from_str(&document).map_err(Failure::during(Reason::DatabaseFailed, "the policy document"))?;
+            Ok(Answer::new(document, json))
+        }
+        PolicyCommand::Check { file, clusters, connectors, fetch_keys, allow_private_address } => {
+            let (clusters, connectors) = (clusters.into_iter().collect(), connectors.into_iter().collect());
+            let surroundings = Surroundings { clusters, connectors, ..Surroundings::default() };
+            let reach = if allow_private_address { Reach::Anywhere } else { Reach::Public };
+            check(&file, &surroundings, session.actor.now, fetch_keys.then_some(reach))
+        }
+    }
+}
+
+/// Checks a file. With `reach`, also fetches the key sets that the file names, from the addresses that `reach` allows.
+fn check(file: &Path, surroundings: &Surroundings, now: Moment, reach: Option<Reach>) -> Result<Answer, Failure> {
+    let name = file.display().to_string();
+    let mut report = check::check(&read(file)?, surroundings, now).map_err(|failure| failure.within(&name))?;
+    if let Some(reach) = reach {
+        for (uri, path) in std::mem::take(&mut report.key_sets) {
+            if let Some(message) = issuer::wrong_with_keys(&uri, reach) {
+                report.warnings.push(Problem { path, message });
+            }
+        }
+    }
+    let errors = report.errors.iter().map(|problem| format!("error: {problem}"));
+    let warnings = report.warnings.iter().map(|problem| format!("warning: {problem}"));
+    let summary = format!("{name}: {} errors, {} warnings", report.errors.len(), report.warnings.len());
+    let notes = report.notes.iter().map(|problem| format!("note: {problem}"));
+    let lines: Vec<String> = errors.chain(warnings).chain(notes).chain([summary]).collect();
+    let list = |problems: &[Problem]| -> Vec<Value> {
+        problems.iter().map(|problem| json!({"path": problem.path, "message": problem.message})).collect()
+    };
+    let json = json!({"errors": list(&report.errors), "warnings": list(&report.warnings), "notes": list(&report.notes)});
+    let answer = Answer::new(lines.join("\n"), json);
+    Ok(match report.errors.len() {
+        0 => answer,
+        count => answer.but(Failure::new(Reason::CheckFailed, format!("{name}: {count} errors"))),
+    })
+}

@@ -1,0 +1,95 @@
+//! What all commands share: the database, the actor and the form of the answer.
+
+use std::io::Write;
+use std::path::Path;
+
+use apexmcp_core::names::is_plain;
+use rusqlite::Connection;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::database::{self, Actor, Change, Database};
+use crate::document;
+use crate::ecds;
+use crate::failure::{Failure, Reason};
+use crate::output::Answer;
+
+/// One run of the program.
+pub(super) struct Session<'a> {
+    pub(super) path: &'a Path,
+    pub(super) actor: Actor,
+    pub(super) json: bool,
+}
+
+impl Session<'_> {
+    pub(super) fn open(&self) -> Result<Database, Failure> {
+        let database = Database::open(self.path)?;
+        if let Some(exposure) = database::exposure(self.path) {
+            // Printed before the command runs: the command may fail, or print a long answer.
+            let _ = writeln!(std::io::stderr(), "apexmcp: warning: {exposure}");
+        }
+        Ok(database)
+    }
+
+    /// An answer whose text is built only if it is shown.
+    pub(super) fn answer(&self, text: impl FnOnce() -> String, json: Value) -> Answer {
+        Answer::new(if self.json { String::new() } else { text() }, json)
+    }
+
+    /// Changes the database, then writes the file for Envoy if one is enabled.
+    pub(super) fn change<T>(
+        &self,
+        action: impl FnOnce(&Change<'_>, &Actor) -> Result<T, Failure>,
+        answer: impl FnOnce(T) -> Answer,
+    ) -> Result<Answer, Failure> {
+        let mut database = self.open()?;
+        let made = database.change(|change| {
+            let made = action(change, &self.actor)?;
+            // A policy that gateways refuse would also block every later change, including revocations.
+            let policy = document::render(change)?;
+            let was_good = |before: &Connection| ecds::check(before, &document::render(before)?);
+            if let Err(failure) = ecds::check(change, &policy)
+                // A second connection sees the state before this change. If the file was already wrong, the change
+                // is made anyway, because it may be a revocation.
+                && Database::open(self.path)?.read(was_good).is_ok()
+            {
+                return Err(Failure::new(
+                    Reason::EcdsRefused,
+                    format!("nothing was changed, because the file for Envoy could not be written after the change: {failure}"),
+                ));
+            }
+            Ok(made)
+        })?;
+        let answer = answer(made);
+        Ok(match ecds::write(&mut database) {
+            Ok(_) => answer,
+            Err(failure) => answer.but(Failure::new(Reason::EcdsNotWritten, format!(
+                "the change is made, but the file for Envoy was not written: {failure}; fix that, then run 'apexmcp ecds write'"
+            ))),
+        })
+    }
+}
+
+/// The name for the audit log: the named actor, or the user that runs this process.
+pub(super) fn actor(named: Option<String>) -> Result<String, Failure> {
+    match named {
+        Some(name) if name.trim().is_empty() || !name.chars().all(is_plain) => {
+            Err(Failure::new(Reason::InvalidArgument, "--actor must consist of visible characters"))
+        }
+        Some(name) => Ok(name),
+        None => {
+            let id = nix::unistd::geteuid();
+            let user = nix::unistd::User::from_uid(id).ok().flatten();
+            Ok(user.map_or_else(|| format!("uid {id}"), |user| user.name))
+        }
+    }
+}
+
+/// The JSON of a record, with a secret that is shown only in this answer.
+pub(super) fn with_secret(record: &impl Serialize, name: &str, secret: &str) -> Value {
+    let mut value = json!(record);
+    if let Value::Object(members) = &mut value {
+        members.insert(name.to_owned(), json!(secret));
+    }
+    value
+}
