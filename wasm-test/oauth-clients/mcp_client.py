@@ -4,9 +4,9 @@ It knows an endpoint and its credential, and discovers the rest.
 
     python mcp_client.py SETTINGS METHOD [STOP]
 
-SETTINGS is a JSON file, METHOD is a client authentication method of the token endpoint. Each result is printed as a line
-of JSON. With STOP, the program continues until a file of that name exists, and then prints "stopped". In each round, the
-first client continues with its token, and a new client starts without a token.
+SETTINGS is a JSON file, METHOD is a client authentication method of the token endpoint. Each result is printed as a
+line of JSON. With STOP, the program continues until a file of that name exists, and then prints "stopped". In each
+round, the first client continues with its token, and a new client starts without a token.
 """
 
 import asyncio
