@@ -3,13 +3,13 @@
 //! This crate has no clock, no I/O and no Envoy. Time, headers and fetched documents are arguments, and a
 //! [`host::Host`] provides cryptography, randomness and shared memory. So native tests reach every decision.
 //!
-//! The steps of a request: [`request`] holds its head. [`path`] (or [`route`]) finds its organization. [`origin`] checks
-//! whether its web page may call. [`credential`] finds its one credential, and [`gateway`] judges that credential with
-//! [`policy`], [`jose`] and [`jwks`]. [`exchange`] turns the judgement, or the wait for it, into a step for the shell.
-//! [`denial`] words every refusal.
+//! The steps of a request: [`request`] has its headers. [`path`] (or [`route`]) finds its organization. [`origin`] checks
+//! whether its web page may call. [`credential`] finds its one credential, and [`gateway`] judges this credential with
+//! [`policy`], [`jose`] and [`jwks`]. [`exchange`] turns the result, or the wait for it, into a step for the shell.
+//! [`denial`] writes every refusal.
 
-// Only crates of this workspace use this crate. The lint would ask for a comment on each field and variant, also where the
-// name says everything ("It.").
+// The lint asks for a comment on each public field and variant. Only crates of this workspace use this crate, and most
+// names are clear without one.
 #![allow(missing_docs)]
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, clippy::string_slice))]
 

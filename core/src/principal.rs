@@ -120,7 +120,7 @@ impl Principal {
         self.has_unread_grant
     }
 
-    /// The limits at which its requests are counted.
+    /// The limits that count its requests.
     pub fn limits(&self) -> &Subjects {
         &self.limits
     }

@@ -136,7 +136,6 @@ pub fn is_scope_token(text: &str) -> bool {
 pub struct UnreadGrant<'c> {
     /// The top-level claim that contains the text.
     pub claim: &'c str,
-    /// The text.
     pub text: &'c str,
 }
 

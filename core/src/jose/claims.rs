@@ -101,7 +101,7 @@ fn accepted_audiences(claims: &Map<String, Value>) -> Result<Vec<&str>, Reason> 
 }
 
 /// Checks `exp`, `nbf` and `iat` at `now`, and returns the period in which the token is valid. The issuer's clock may
-/// differ by `skew`.
+/// differ by at most `skew`.
 ///
 /// # Errors
 /// [`Reason::TokenExpired`], [`Reason::TokenNotYetValid`], [`Reason::ClaimMissing`] or [`Reason::TokenMalformed`].

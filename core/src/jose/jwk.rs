@@ -22,8 +22,8 @@ const MAX_KEYS: usize = 100;
 const MODULUS_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// Maximum number of keys that are tried for a token without `kid`, or with a `kid` that several keys have.
 const MAX_CANDIDATES: usize = 4;
-/// Maximum total length of the moduli of these keys, in bits. A modulus of four times the length takes fourteen times as
-/// long.
+/// Maximum total length of the moduli of these keys, in bits. Verification with a modulus of four times the length takes
+/// fourteen times as long.
 const MAX_CANDIDATE_BITS: usize = 16_384;
 /// Maximum length of a public exponent in bits. Real ones are 65537 or 3. A longer one only takes more time.
 const MAX_EXPONENT_BITS: usize = 17;

@@ -30,7 +30,6 @@ pub enum Endpoint {
     Document(Document),
 }
 
-/// A discovery document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
     /// RFC 8414 §3.
@@ -154,7 +153,7 @@ fn protected_resource(resource: &Resource, config: &Config, policy: &PolicySourc
         "bearer_methods_supported": ["header"],
     });
     if let Some(members) = metadata.as_object_mut() {
-        // RFC 9728 §3.2: an empty list is left out.
+        // RFC 9728 §3.2: a member without values is omitted.
         members.retain(|_, value| value.as_array().is_none_or(|values| !values.is_empty()));
     }
     Some(metadata)

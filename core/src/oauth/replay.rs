@@ -1,8 +1,8 @@
 //! Detects replays: the `jti` of a client assertion may be used once (RFC 7523 §3 item 7), in all threads of an Envoy.
 //!
-//! Shared data cannot be deleted. So each client (the owner) has one value: the time up to which uses were forgotten, and
-//! a bounded list of digests. The list is pruned on each write. Owners are configured, so their number is bounded. Only
-//! assertions with a valid signature are noted, so an owner can fill only its own list.
+//! Shared data cannot be deleted. So each client (the owner) has one value: a bounded list of digests with their expiry,
+//! and the latest expiry of the uses that were removed from the list. Each write prunes the list. Owners are configured,
+//! so their number is bounded. Only assertions with a valid signature are noted, so an owner can fill only its own list.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ impl Use {
     /// full.
     fn note_in(&self, list: &[u8]) -> Option<Vec<u8>> {
         let (forgotten, list) = list.split_first_chunk().unwrap_or((&[0; MOMENT_LENGTH], &[]));
-        // Uses that expire up to this time may have been removed from the list.
+        // The latest expiry of the uses that were removed. A use that expires by then may have been one of them.
         let mut forgotten = UnixTime::from_millis(u64::from_le_bytes(*forgotten));
         if self.expires_at <= forgotten && forgotten.is_ahead(self.now, self.longest) {
             return None;
