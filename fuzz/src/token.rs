@@ -9,7 +9,7 @@ use apexmcp_core::testing::hash_signature as signature;
 /// A token before it is signed.
 #[derive(Default)]
 pub struct Token {
-    /// The letter of the key that signs. With an unknown letter, the signature is wrong.
+    /// The letter of the key that signs. With an unknown letter, no key signs.
     pub signer: u8,
     pub header: String,
     pub claims: String,

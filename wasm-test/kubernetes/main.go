@@ -1,5 +1,5 @@
-// Checks Kubernetes manifests like an API server with the CRDs of Istio, Envoy Gateway and the Gateway API: unknown
-// fields, the schema, and the rules in CEL. The code is the API server's own.
+// Checks Kubernetes manifests like an API server with the CRDs of Istio, Envoy Gateway and the Gateway API. It finds
+// unknown fields, and values that break the schema or a rule in CEL. The code is the API server's own.
 //
 //	kubernetes ISTIO_CRDS MANIFEST...
 package main

@@ -2,7 +2,7 @@
 //
 //     node --import file:///…/key_header.mjs?origin=ORIGIN&key=KEY PROGRAM
 //
-// Every request to ORIGIN gets the key, with each HTTP client: fetch, the package undici, and node:http.
+// Every request to ORIGIN gets the key. This works with fetch, the package undici, and node:http.
 
 import { subscribe } from 'node:diagnostics_channel';
 

@@ -1,9 +1,9 @@
-//! One file, although it is over 500 lines: the frames and the header compression of HTTP/2 are useful only to this client.
-//!
 //! Clients that send requests and leave them waiting, over HTTP/2 and HTTP/1.1.
 //!
 //! HTTP/2 makes a long head cheap: a client sends a field once, and then refers to it with one byte (RFC 7541 §6.1). A head
 //! of 55 KB then costs about 60 bytes. This client writes its own frames, because HTTP/2 libraries do not send such heads.
+//!
+//! One file, although it is over 500 lines: its frames and header compression of HTTP/2 are useful only to this client.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -185,7 +185,7 @@ impl Setup {
         self.cluster(cluster)
     }
 
-    /// Sets the circuit breaker for questions to the rate limit service. Call it before [`Setup::rate_limit_service`].
+    /// Sets the circuit breaker for requests to the rate limit service. Call it before [`Setup::rate_limit_service`].
     /// Envoy's default is 1,024.
     pub fn circuit_breaker(self, questions: u32) -> Self {
         Self { questions, ..self }
@@ -502,7 +502,7 @@ impl Gateway {
     }
 }
 
-/// A refusal, in the form that the contract gives all refusals.
+/// A refusal, in the form that all refusals have: a JSON object with three members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub status: u16,

@@ -88,7 +88,7 @@ async fn a_valid_provider_token_is_admitted() {
         ("scp array, as of Okta", "/mcp/acme/clock", "mcp:call:clock mcp:call:notes", {
             with(json!({"scp": ["mcp:call:notes", "mcp:call:clock"]}))
         }),
-        ("scopes of others: the default", "/mcp/acme", all, with(json!({"scope": "openid profile"}))),
+        ("no scope of the gateway: the default applies", "/mcp/acme", all, with(json!({"scope": "openid profile"}))),
         ("the default of another provider", "/mcp/acme/notes", "mcp:call:notes", modest_with(json!({"aud": "a"}))),
         ("the second key", "/mcp/acme", all, second.token(&issuer.claims())),
         ("no kid", "/mcp/acme", all, headed(json!({"kid": null}))),
@@ -189,16 +189,16 @@ async fn a_provider_signs_only_for_its_own_issuer_and_org() {
     let without_kid = |key: &Key, claims| key.token_with(&json!({"alg": "RS256"}), &claims);
     let refused = [
         ("the provider of other for acme's issuer", at_acme, as_acme.clone(), "signature_invalid"),
-        ("the same at a connector", "/mcp/acme/notes", as_acme.clone(), "signature_invalid"),
-        ("the same at its own org", at_other, as_acme.clone(), "issuer_unknown"),
-        ("with a kid that acme's has not", at_acme, their_second.token(&of_acme.claims()), "key_unknown"),
+        ("the same token at a connector", "/mcp/acme/notes", as_acme.clone(), "signature_invalid"),
+        ("the same token at its own org", at_other, as_acme.clone(), "issuer_unknown"),
+        ("with a kid that is not in acme's key set", at_acme, their_second.token(&of_acme.claims()), "key_unknown"),
         ("without kid", at_acme, without_kid(&theirs, of_acme.claims()), "signature_invalid"),
         ("without kid at its own org", at_other, without_kid(&theirs, of_acme.claims()), "issuer_unknown"),
         ("the provider of acme for other's issuer", at_other, as_other.clone(), "signature_invalid"),
-        ("that at its own org", at_acme, as_other, "issuer_unknown"),
-        ("what is good at acme", at_other, our_own.clone(), "issuer_unknown"),
-        ("what is good at other", at_acme, their_own.clone(), "issuer_unknown"),
-        ("what acme's issuer really signed", at_mimic, our_own.clone(), "signature_invalid"),
+        ("the same token at its own org", at_acme, as_other, "issuer_unknown"),
+        ("a token that is valid at acme", at_other, our_own.clone(), "issuer_unknown"),
+        ("a token that is valid at other", at_acme, their_own.clone(), "issuer_unknown"),
+        ("a token that acme's issuer really signed", at_mimic, our_own.clone(), "signature_invalid"),
     ];
     // Twice, so that the second round uses cached tokens. One of them is valid at only one of two orgs with its
     // issuer.

@@ -1,4 +1,4 @@
-//! Tokens that must be refused. Some implementation accepts each of them.
+//! Tokens that must be refused. Each of them is accepted by some other implementation.
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -93,8 +93,8 @@ async fn a_forged_or_malformed_token_is_refused() {
         ("deep claims", MALFORMED, text(&header, &deep(100))),
         ("very deep claims", MALFORMED, text(&header, &deep(2000))),
         ("claims that are an array", MALFORMED, text(&header, "[]")),
-        ("claims that are no JSON", MALFORMED, text(&header, "{")),
-        ("claims with text behind", MALFORMED, text(&header, &format!("{claims} {{}}"))),
+        ("claims that are not JSON", MALFORMED, text(&header, "{")),
+        ("claims followed by text", MALFORMED, text(&header, &format!("{claims} {{}}"))),
         ("claims that are not UTF-8", MALFORMED, key.sign(Algorithm::Rs256, &header, b"{\"iss\":\"\xff\"}")),
         ("a header that is no object", MALFORMED, text(r#""RS256""#, &claims)),
         ("two parts", MALFORMED, good.rsplit_once('.').expect("three").0.to_owned()),
@@ -106,8 +106,8 @@ async fn a_forged_or_malformed_token_is_refused() {
         ("the alphabet of plain base64", MALFORMED, with_part(&good, 2, |signature| format!("+/{}", &signature[2..]))),
         ("a space within", "credential_malformed", good.replacen('.', " .", 1)),
         // Claims.
-        ("iss of nobody", "issuer_unknown", with(json!({"iss": "https://elsewhere.example"}))),
-        ("iss with a slash more", "issuer_unknown", with(json!({"iss": format!("{}/", issuer.url())}))),
+        ("iss of an unknown issuer", "issuer_unknown", with(json!({"iss": "https://elsewhere.example"}))),
+        ("iss with one more slash", "issuer_unknown", with(json!({"iss": format!("{}/", issuer.url())}))),
         ("iss in capitals", "issuer_unknown", with(json!({"iss": issuer.url().to_uppercase()}))),
         ("iss a list", MALFORMED, with(json!({"iss": [issuer.url()]}))),
         ("iss absent", "claim_missing", with(json!({"iss": null}))),

@@ -256,7 +256,7 @@ fn browser() -> String {
 }
 
 #[tokio::test]
-async fn mcp_authlab_grades_the_gateway_a() {
+async fn mcp_authlab_gives_the_gateway_grade_a() {
     let site = Site::start(&json!([PrivateKey::new().record("a")])).await;
     let token = site.token().await;
     let scan = ["-m", "mcp_authlab", "scan", &site.endpoint(None), "--token", &token, "--no-login", "--format", "json"];

@@ -77,7 +77,7 @@ async fn a_refused_message_reaches_no_connector_in_either_buffering_mode() {
 
         for (what, request, status, reason) in [
             ("a foreign tool", sent(&call("clock__now")), 403, "scope_insufficient"),
-            ("a tool of none", sent(&call("now")), 403, "scope_insufficient"),
+            ("a tool without a connector", sent(&call("now")), 403, "scope_insufficient"),
             ("a batch", sent(&format!("[{},{}]", call("notes__read"), call("clock__now"))), 403, "scope_insufficient"),
             ("nothing", sent(""), 400, "message_malformed"),
             ("no JSON", sent("{"), 400, "message_malformed"),
@@ -468,20 +468,20 @@ async fn the_filter_and_mcp_router_find_the_same_connector() {
             let one = (reached.len() == 1).then(|| reached.first().copied()).flatten();
             let verdict = match ours.as_ref().map(|body| body.messages.as_slice()) {
                 Ok([Message { target: Target::Connector(connector), .. }]) => {
-                    assert!(reached.is_empty() || one == Some(connector.as_str()), "another connector: {what}");
-                    assert!(!served(connector.as_str()) || one.is_some(), "none: {what}");
+                    assert!(reached.is_empty() || one == Some(connector.as_str()), "mcp_router chose another connector: {what}");
+                    assert!(!served(connector.as_str()) || one.is_some(), "mcp_router chose no connector: {what}");
                     if one.is_some() { "one connector, the same" } else { "one connector, not served" }
                 }
                 Ok([Message { target: Target::Nothing | Target::Lists, .. }]) => {
-                    assert!(one.is_none(), "a connector of its own: {what}");
+                    assert!(one.is_none(), "mcp_router chose a single connector: {what}");
                     "all or none"
                 }
                 Ok(_) => {
-                    assert!(one.is_none(), "one connector: {what}");
+                    assert!(one.is_none(), "mcp_router chose a single connector: {what}");
                     "untied"
                 }
                 Err(_) => {
-                    assert!(kind == "hostile", "refused: {what}");
+                    assert!(kind == "hostile", "a plain message was refused: {what}");
                     if one.is_some() { "refused, though routed" } else { "refused" }
                 }
             };

@@ -2,7 +2,7 @@
 //! thousands of mutations of them. This filter must refuse every token that `jwt_authn` refuses. It may refuse further
 //! tokens only for the reasons in [`DIFFERENCES`].
 //!
-//! One file, although it is over 500 lines: half of it are the lists of values from which the mutations are made.
+//! One file, although it is over 500 lines: its lists of differences and of values for the mutations are long.
 
 use apexmcp_fuzz::reader::Json;
 use base64::Engine;
@@ -647,6 +647,6 @@ async fn no_token_is_admitted_that_jwt_authn_refuses() {
     for (difference, seen) in DIFFERENCES.iter().zip(&seen) {
         println!("| {} | {} | {seen} |", difference.what, difference.why);
     }
-    assert!(unlisted.is_empty(), "{SEED}={seed}: {} are not on the list:\n{}", unlisted.len(), unlisted.join("\n"));
+    assert!(unlisted.is_empty(), "{SEED}={seed}: {} differences are not listed:\n{}", unlisted.len(), unlisted.join("\n"));
     assert!(admitted > 100 && refused > 100, "both verdicts must occur often: {admitted}, {refused}");
 }

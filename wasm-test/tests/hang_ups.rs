@@ -108,7 +108,7 @@ async fn hang_up(gateway: &Gateway, request: &str, waves: usize) -> Vec<Value> {
     departures.lines
 }
 
-/// Like [`hang_up`], for requests that wait without an end. Checks that none was answered or decided.
+/// Like [`hang_up`], for requests that are held until their clients leave. Checks that none was answered or decided.
 async fn hang_up_undecided(gateway: &Gateway, request: &str, waves: usize) {
     let lines = hang_up(gateway, request, waves).await;
     let decided = lines.iter().find(|line| line["status"] != 0 || !line["reason"].is_null());

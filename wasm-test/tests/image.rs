@@ -11,7 +11,7 @@ const FILES: [&str; 4] = ["apexmcp-auth.oci.tar", "apexmcp-auth.cdx.json", "apex
 #[tokio::test]
 async fn the_image_is_reproducible_and_contains_the_module() {
     let first = made().await;
-    // If the time were part of the image, it would differ now.
+    // Wait for more than a second. If the time were part of the image, the second image would differ.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let second = made().await;
     for name in FILES {

@@ -129,7 +129,7 @@ async fn clients_may_hang_up_while_they_wait() {
     gateway.until_active(5).await;
     issuer.publish(&[&key]);
     assert!(staying.join_all().await.iter().all(|reply| reply.status == 200));
-    gateway.admits("afterwards", &token).await;
+    gateway.admits("a request after the hang-ups", &token).await;
     assert_eq!(upstream.requests(), 6, "requests of clients that left are not forwarded");
 }
 

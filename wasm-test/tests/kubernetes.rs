@@ -196,8 +196,7 @@ impl Rendered {
         let [manager] = &patches(file, "NETWORK_FILTER")[..] else { panic!("one connection manager") };
         assert_eq!(filter["name"], extension["name"]);
         let mut manager = manager["typed_config"].clone();
-        // If the agent cannot fetch the image, it sends an RBAC filter that denies all requests. This test replaces the
-        // whole list.
+        // If the agent cannot fetch the image, it sends an RBAC filter that denies all requests.
         manager["http_filters"] = json!([filter, {
             "name": "envoy.filters.http.router",
             "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},

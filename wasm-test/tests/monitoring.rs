@@ -115,15 +115,16 @@ impl Trouble {
         let call = Request::tools_list("/mcp/acme-corp");
         gateway.admits("a key", &call.clone().api_key(&api_key("key_all"))).await;
         let token = key.token(&issuer.claims());
-        for what in ["a new token", "the token again"] {
+        for what in ["a new token", "the same token again"] {
             gateway.admits(what, &call.clone().bearer(&token)).await;
         }
         gateway.refuses("a made-up key", &call.clone().api_key(&api_key("key_none"))).await;
-        let refusal = gateway.refuses("a token without keys", &call.clone().bearer(&key.token(&broken.claims()))).await;
+        let refusal =
+            gateway.refuses("a token of a provider without keys", &call.clone().bearer(&key.token(&broken.claims()))).await;
         assert_eq!(refusal.reason, "jwks_unavailable");
         assert_eq!(gateway.send(&Request::get("/.well-known/oauth-protected-resource/mcp/acme-corp")).await.status, 200);
         service.stop_service();
-        gateway.admits("what could not be counted", &call.api_key(&api_key("key_all"))).await;
+        gateway.admits("a request that could not be counted", &call.api_key(&api_key("key_all"))).await;
         settings.publish_text("no document");
         let is_refused = async || (gateway.metric("apexmcp_policy_fetches", &[("outcome", "invalid")]).await > 0).then_some(());
         eventually("the document is refused", is_refused).await;

@@ -223,7 +223,7 @@ async fn memory_stays_limited(attack_by: Attack, names_neighbor: bool) {
     drop(attack);
     let most_in_flight = host.most_in_flight.load(Ordering::SeqCst);
     println!("{rotations} rotations of the neighbor, {most_in_flight} fetches in flight, at most {most_memory} kB");
-    assert!(most_memory < MAX_MEMORY_KB, "{most_memory} kB");
+    assert!(most_memory < MAX_MEMORY_KB, "Envoy used {most_memory} kB, the limit is {MAX_MEMORY_KB} kB");
     // Envoy may close a connection after the module begins the next fetch.
     assert!(most_in_flight <= 4, "{most_in_flight} fetches in flight");
 }

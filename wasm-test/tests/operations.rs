@@ -116,6 +116,6 @@ async fn repeated_reconfiguration_refuses_no_valid_request() {
     }
     loads.until_answered(500).await;
     assert_eq!(loads.stop(&format!("{changes} configurations")).await, 0);
-    println!("Envoy's VmRSS meanwhile, in kB: {memory:?}");
+    println!("Envoy's VmRSS during the changes, in kB: {memory:?}");
     assert_eq!(issuer.requests(), 1, "the key set outlives the configuration");
 }

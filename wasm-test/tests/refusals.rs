@@ -1,4 +1,4 @@
-//! Every row of the contract's table of refusals.
+//! Refusals of requests: status, challenge, body, reason and count.
 
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -148,7 +148,7 @@ async fn every_refusal_has_its_status_challenge_reason_and_count() {
     }
     assert_eq!(upstream.requests(), 0, "a refused request is not forwarded");
 
-    let expired = gateway.refuses("the contract's example", &bearer(json!({"exp": 1}))).await;
+    let expired = gateway.refuses("an expired token", &bearer(json!({"exp": 1}))).await;
     assert_eq!(expired.description, "The access token expired.");
 
     // `wasm:debug` is on. No log may contain a credential, the hash of one, or a part of a token.

@@ -218,6 +218,6 @@ async fn a_change_of_a_large_policy_delays_no_request() {
     let log = gateway.log();
     let changes = log.lines().filter(|line| line.contains("bytes, and is published"));
     assert!(changes.clone().count() > 1 && changes.skip(1).all(|line| line.contains(&main_thread)), "{log}");
-    println!("{sent} requests meanwhile, Envoy's VmRSS is {} kB", gateway.memory_kb());
+    println!("{sent} requests during the change, Envoy's VmRSS is {} kB", gateway.memory_kb());
     assert_eq!(refused.len(), 0, "some of {sent} requests were refused, the first: {:?}", refused.first());
 }

@@ -72,7 +72,7 @@ async fn come_and_go(settings: &Apexmcp, gateway: &Gateway, stays: &str) {
         longest = longest.max(gateway.until_everywhere(&call(&key), 401).await);
     }
     let (sent, refused) = load.stop().await;
-    println!("{sent} requests meanwhile; a change was in force everywhere after {longest:?} at most");
+    println!("{sent} requests during the changes; each change was in force everywhere after {longest:?} at most");
     assert_eq!(refused.len(), 0, "some of {sent} requests were refused, the first: {:?}", refused.first());
 }
 
