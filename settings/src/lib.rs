@@ -16,6 +16,7 @@ pub mod issuer;
 pub mod output;
 pub mod plugin_config;
 pub mod records;
+mod rows;
 pub mod secret;
 pub mod serve;
 mod yaml;
