@@ -1,14 +1,15 @@
-//! Whether the filter does in a chain of Envoy's what whoever put it there wants. What is wrong here Envoy takes without a
-//! word, and lets everybody pass.
+//! Checks that the filter is active in its filter chain. Envoy accepts the mistakes that are found here without any message,
+//! and then lets every request pass.
 
 use apexmcp_core::problem::Problem;
 use serde_json::{Map, Value};
 
-use crate::check::{Report, each_object, list, plugins_in};
+use crate::json::{each_object, list, plugins_in};
+use crate::report::Report;
 
 type Judge = fn(&Value) -> bool;
 
-/// The settings by which one path and one header have one spelling, and what each must be.
+/// The settings that leave only one spelling for each path and header, each with the check of its value.
 const SPELLING: [(&str, Judge); 4] = [
     ("normalize_path", is_true),
     ("merge_slashes", is_true),
@@ -16,7 +17,7 @@ const SPELLING: [(&str, Judge); 4] = [
     ("common_http_protocol_options.headers_with_underscores_action", is_action),
 ];
 
-/// Checks every HTTP connection manager in `document`. Returns how many have the filter.
+/// Checks every HTTP connection manager in `document`. Returns the number of those that contain the filter.
 pub(crate) fn check(document: &Value, report: &mut Report) -> usize {
     let mut found = 0_usize;
     each_object(document, &mut |object| {
@@ -54,7 +55,7 @@ struct Chain<'a> {
 }
 
 impl Chain<'_> {
-    /// Whether this filter is ours. One whose configuration comes by ECDS is, if it is a module.
+    /// Whether `filter` is ours. A filter whose configuration comes by ECDS counts as ours if it is a wasm module.
     fn has_our(&self, filter: &Value, report: &mut Report) -> bool {
         if !plugins_in(filter).is_empty() {
             return true;
@@ -67,7 +68,7 @@ impl Chain<'_> {
             let from = file.and_then(Value::as_str).unwrap_or("a control plane");
             report.warnings.push(Problem {
                 path: format!("{}.config_discovery", self.path),
-                message: format!("its configuration comes from {from}, and was not checked: check that file too"),
+                message: format!("the configuration comes from {from} and was not checked: check that file too"),
             });
         }
         by_discovery
@@ -83,14 +84,15 @@ impl Chain<'_> {
             } else if kind.ends_with(".Wasm") {
                 report.errors.push(Problem {
                     path: format!("typed_per_filter_config.{name}"),
-                    message: "is a Wasm message, which Envoy refuses here: a FilterConfig, or the route's metadata".to_owned(),
+                    message: "is a Wasm message, which Envoy refuses here: use a FilterConfig, or the metadata of the route"
+                        .to_owned(),
                 });
             } else {
                 is_switched_on |= setting.get("disabled") != Some(&Value::Bool(true));
             }
         }
         if filter.get("disabled") == Some(&Value::Bool(true)) && !is_switched_on {
-            self.say_who_switches_it_on(&strangers, filter, report);
+            self.report_disabled(&strangers, filter, report);
         }
         for (setting, is_right) in SPELLING {
             let value = match setting.split_once('.') {
@@ -98,33 +100,35 @@ impl Chain<'_> {
                 None => self.manager.get(setting),
             };
             if !value.is_some_and(is_right) {
-                let message = "is not set: another spelling of a guarded path or header may go by an open route";
+                let message = "is not set: a request can reach a guarded path or header in another spelling, over a route without the filter";
                 report.warnings.push(Problem { path: setting.to_owned(), message: message.to_owned() });
             }
         }
     }
 
-    /// What routes and virtual hosts say of filters, by the filters' names.
+    /// The settings of filters in routes and virtual hosts, each with the name of its filter.
     fn settings_of_routes(&self) -> Vec<(&String, &Value)> {
         let mut settings = Vec::new();
         collect_settings(self.manager.get("route_config").unwrap_or(&Value::Null), &mut settings);
         settings
     }
 
-    fn say_who_switches_it_on(&self, strangers: &[&str], filter: &Value, report: &mut Report) {
+    fn report_disabled(&self, strangers: &[&str], filter: &Value, report: &mut Report) {
         let path = format!("{}.disabled", self.path);
         if !self.manager.contains_key("route_config") {
-            let message = "it is off where no route switches it on, and the routes are not in this file";
+            let message = "the filter is off on every route that does not enable it, and the routes are not in this file";
             report.warnings.push(Problem { path, message: message.to_owned() });
             return;
         }
         let known: Vec<&str> =
             self.manager.get("http_filters").into_iter().flat_map(filters).map(|(_, it)| text(it, "name")).collect();
         let typo = strangers.iter().find(|name| !known.contains(name));
-        let hint = typo.map(|name| format!("; {name:?} is no filter of this chain")).unwrap_or_default();
-        let message =
-            format!("no route switches {:?} on by a typed_per_filter_config of that name, so everybody passes{hint}", self.name);
-        // One that comes by ECDS may be somebody else's.
+        let hint = typo.map(|name| format!("; {name:?} is not a filter of this chain")).unwrap_or_default();
+        let message = format!(
+            "no route enables {:?} with a typed_per_filter_config of that name, so every request passes{hint}",
+            self.name
+        );
+        // A module that comes by ECDS may be another filter than ours.
         let problems = if filter.get("config_discovery").is_some() { &mut report.warnings } else { &mut report.errors };
         problems.push(Problem { path, message });
     }
@@ -149,7 +153,7 @@ mod tests {
 
     const FILTER_CONFIG: &str = "type.googleapis.com/envoy.config.route.v3.FilterConfig";
 
-    /// A connection manager with the filter off, and this on its route.
+    /// A connection manager with the filter disabled, and `settings` on its route.
     fn manager(settings: &Value) -> Value {
         json!({
             "http_filters": [
@@ -177,17 +181,17 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_no_route_switches_on_is_an_error() {
+    fn a_disabled_filter_that_no_route_enables_is_an_error() {
         let on = json!({"@type": FILTER_CONFIG, "config": {}});
         assert_eq!(found(&manager(&json!({ "ours": on }))), (vec![], vec![]));
-        let everybody = "http_filters[0].disabled: no route switches \"ours\" on by a typed_per_filter_config of that name, so everybody passes";
+        let all_pass = "http_filters[0].disabled: no route enables \"ours\" with a typed_per_filter_config of that name, so every request passes";
         for (settings, hint) in [
             (json!({}), ""),
             (json!({"ours": {"@type": FILTER_CONFIG, "disabled": true}}), ""),
-            (json!({ "our": on }), "; \"our\" is no filter of this chain"),
+            (json!({ "our": on }), "; \"our\" is not a filter of this chain"),
             (json!({ "router": on }), ""),
         ] {
-            assert_eq!(found(&manager(&settings)), (vec![format!("{everybody}{hint}")], vec![]), "{settings}");
+            assert_eq!(found(&manager(&settings)), (vec![format!("{all_pass}{hint}")], vec![]), "{settings}");
         }
         assert_eq!(found(&with(manager(&json!({})), "/http_filters/0/disabled", json!(false))), (vec![], vec![]));
 
@@ -208,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_and_headers_have_one_spelling() {
+    fn a_missing_normalization_of_paths_or_headers_is_a_warning() {
         let good = manager(&json!({"ours": {"@type": FILTER_CONFIG, "config": {}}}));
         for (pointer, bad) in [
             ("/normalize_path", json!(false)),
@@ -223,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_comes_by_ecds_is_named() {
+    fn a_configuration_that_comes_by_ecds_is_a_warning() {
         let discovered = json!({
             "name": "ours",
             "disabled": true,
@@ -234,9 +238,9 @@ mod tests {
         });
         let on = json!({"ours": {"@type": FILTER_CONFIG, "config": {}}});
         let (errors, warnings) = found(&with(manager(&json!({})), "/http_filters/0", discovered.clone()));
-        assert!(errors.is_empty() && warnings.len() == 2, "it may be somebody else's: {errors:?} {warnings:?}");
+        assert!(errors.is_empty() && warnings.len() == 2, "it may be another filter: {errors:?} {warnings:?}");
         let (errors, warnings) = found(&with(manager(&on), "/http_filters/0", discovered));
         assert!(errors.is_empty() && warnings.len() == 1 && warnings[0].contains("dist/filter.json"), "{errors:?} {warnings:?}");
-        assert_eq!(check(&json!({"http_filters": [{"name": "router"}]}), &mut Report::default()), 0, "it is not in there");
+        assert_eq!(check(&json!({"http_filters": [{"name": "router"}]}), &mut Report::default()), 0, "there is no such filter");
     }
 }

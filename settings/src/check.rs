@@ -1,4 +1,4 @@
-//! What is wrong, or unwise, in a document that somebody wrote by hand.
+//! Checks a file that an operator wrote: for errors that a gateway refuses, and for unwise settings.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +14,8 @@ use crate::advice::audience_of_many;
 use crate::chain;
 use crate::clock::Moment;
 use crate::failure::{Failure, Reason};
+use crate::json::{each_object, list, plugins_in};
+use crate::report::Report;
 use crate::yaml;
 
 /// The note for a provider without `default_scopes`.
@@ -21,37 +23,24 @@ const ABSENT_DEFAULT_SCOPES: &str = "is absent: a token without any mcp: scope i
      contains mcp:call, such as apexmcp/mcp:call:github or a role, the token is granted nothing. To choose another default, \
      write the scopes, or [] for none";
 
-/// What was found.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// For these, a gateway refuses it, or does not do what is written.
-    pub errors: Vec<Problem>,
-    /// These are for somebody to look at.
-    pub warnings: Vec<Problem>,
-    /// Explanations of defaults. They report no problem.
-    pub notes: Vec<Problem>,
-    /// The key sets that the document names, each with the path of the first provider that names it.
-    pub key_sets: BTreeMap<String, String>,
-}
-
-/// What is known of the Envoy in which it will be.
+/// What is known of the Envoy that will use the file.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
-    /// Its clusters; empty: not known.
+    /// The names of its clusters. Empty: unknown.
     pub clusters: BTreeSet<String>,
-    /// The connectors behind it; empty: not known.
+    /// The ids of its connectors. Empty: unknown.
     pub connectors: BTreeSet<String>,
-    /// Whether it takes more clusters from a control plane.
+    /// Whether a control plane adds clusters.
     pub discovers_clusters: bool,
 }
 
-/// Checks a policy document, a plugin configuration, or any file with such a configuration in it: of Envoy, whose chains of
-/// filters are looked at too, and whose clusters and connectors are then known, of Istio or of Envoy Gateway.
+/// Checks a policy document, a plugin configuration, or a configuration of Envoy, Istio or Envoy Gateway that contains one.
+/// A configuration of Envoy also names its clusters and connectors, and its filter chains are checked.
 ///
 /// # Errors
-/// Where it is none of them.
+/// If the file is none of them.
 pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<Report, Failure> {
-    // JSON first: a policy of 20 MB is one, and takes YAML's reader seconds.
+    // JSON first, because a policy can have 20 MB, for which the YAML parser needs seconds.
     let (documents, is_json): (Vec<Value>, bool) = match serde_json::from_slice(bytes) {
         Ok(document) => (vec![document], true),
         Err(error) if bytes.trim_ascii_start().starts_with(b"{") => {
@@ -63,7 +52,7 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
             (yaml::read(text).map_err(Failure::during(Reason::FileInvalid, "neither JSON nor YAML"))?, false)
         }
     };
-    // Where it is JSON, the bytes as they are: reading them once already has merged members that stand twice.
+    // JSON is checked from its own bytes: the parsed value has lost repeated members, which are an error.
     let as_json = |document: &Value, is_whole: bool| match is_json && is_whole {
         true => bytes.to_vec(),
         false => document.to_string().into_bytes(),
@@ -107,21 +96,8 @@ pub fn check(bytes: &[u8], surroundings: &Surroundings, now: Moment) -> Result<R
     Ok(report)
 }
 
-impl Report {
-    /// What is in the environment of Envoy is not in ours.
-    fn take(&mut self, problems: Vec<Problem>) {
-        let (of_envoy, errors): (Vec<_>, Vec<_>) = problems
-            .into_iter()
-            .partition(|problem| problem.path.ends_with("_env") && problem.message.contains("set for this VM"));
-        self.errors.extend(errors);
-        let unchecked =
-            |Problem { path, .. }| Problem { path, message: "is not set here, so its value was not checked".to_owned() };
-        self.warnings.extend(of_envoy.into_iter().map(unchecked));
-    }
-}
-
 impl Surroundings {
-    /// Adds what a configuration of Envoy tells.
+    /// Adds the clusters and connectors that a configuration of Envoy names.
     fn learn(&mut self, document: &Value) {
         let names = |list: Option<&Value>| -> Vec<String> {
             let entries = list.and_then(Value::as_array).into_iter().flatten();
@@ -134,32 +110,6 @@ impl Surroundings {
                 self.connectors.extend(names(object.get("servers")));
             }
         });
-    }
-}
-
-/// All plugin configurations in `value`, as objects or as JSON in a text.
-pub(crate) fn plugins_in(value: &Value) -> Vec<Value> {
-    let mut plugins = Vec::new();
-    each_object(value, &mut |object| {
-        let text = || serde_json::from_str::<Value>(object.get("value")?.as_str()?).ok();
-        let is_plugin = |value: &Value| value.get("gateway").is_some() && value.get("policy").is_some();
-        if object.contains_key("gateway") && object.contains_key("policy") {
-            plugins.push(Value::Object(object.clone()));
-        } else if let Some(plugin) = text().filter(is_plugin) {
-            plugins.push(plugin);
-        }
-    });
-    plugins
-}
-
-pub(crate) fn each_object(value: &Value, visit: &mut dyn FnMut(&serde_json::Map<String, Value>)) {
-    match value {
-        Value::Object(object) => {
-            visit(object);
-            object.values().for_each(|value| each_object(value, visit));
-        }
-        Value::Array(values) => values.iter().for_each(|value| each_object(value, visit)),
-        _ => {}
     }
 }
 
@@ -189,7 +139,7 @@ impl Lint<'_> {
             {
                 let path = pointer.trim_start_matches('/').replace('/', ".");
                 match self.surroundings.discovers_clusters {
-                    true => self.warn(path, format!("there is no cluster {cluster:?} in this file: cds_config must bring it")),
+                    true => self.warn(path, format!("there is no cluster {cluster:?} in this file: cds_config must provide it")),
                     false => self.report.errors.push(Problem { path, message: format!("there is no cluster {cluster:?}") }),
                 }
             }
@@ -208,13 +158,16 @@ impl Lint<'_> {
         if is_plain_http(origin)
             && !["http://127.0.0.1", "http://localhost"].iter().any(|local| origin.to_ascii_lowercase().starts_with(local))
         {
-            self.warn("gateway.origin".to_owned(), "is not https: clients send their credentials in clear");
+            self.warn("gateway.origin".to_owned(), "is not https: clients send their credentials unencrypted");
         }
         if let Some(policy) = plugin.pointer("/policy/inline") {
             for (index, key) in list(policy, "signing_keys") {
                 if key.get("private_key_pem").is_some() {
                     let path = format!("policy.inline.signing_keys[{index}].private_key_pem");
-                    self.warn(path, "is shown by Envoy's /config_dump: private_key_env keeps it out of the configuration");
+                    self.warn(
+                        path,
+                        "is visible in Envoy's /config_dump. Use private_key_env to keep the key out of the configuration",
+                    );
                 }
             }
             self.policy("policy.inline", policy);
@@ -245,7 +198,7 @@ impl Lint<'_> {
                 }
                 let issuer = provider.get("issuer").and_then(Value::as_str).unwrap_or_default();
                 if !issuer.is_empty() && !is_url(issuer) {
-                    let text = "is no URL: clients cannot discover this provider, so the resource metadata does not name it";
+                    let text = "is not a URL: clients cannot discover this provider, so the resource metadata does not name it";
                     self.note(format!("{path}.issuer"), text);
                 }
                 if let Some(uri) = provider.get("jwks_uri").and_then(Value::as_str) {
@@ -259,7 +212,7 @@ impl Lint<'_> {
                     match providers.insert((issuer.to_owned(), audience.to_owned()), name) {
                         Some(other) if other != name => {
                             let both = format!(
-                                "names {audience:?} as the org {other} does for the same issuer: a token for one org is accepted in both"
+                                "names {audience:?}, as the org {other} does for the same issuer: a token for one of the two orgs is accepted in both"
                             );
                             self.warn(format!("{path}.audience"), both);
                         }
@@ -273,9 +226,9 @@ impl Lint<'_> {
     fn api_key(&mut self, path: &str, key: &Value) {
         let expires_at = key.get("expires_at").and_then(Value::as_str);
         match expires_at.map(Moment::parse) {
-            None => self.warn(path.to_owned(), "never expires: give it an expires_at"),
+            None => self.warn(path.to_owned(), "never expires: set expires_at"),
             Some(Ok(moment)) if moment <= self.now => {
-                self.warn(format!("{path}.expires_at"), "has passed: the key is refused, and can be removed")
+                self.warn(format!("{path}.expires_at"), "has passed: the key is refused. Remove it")
             }
             Some(_) => {}
         }
@@ -298,20 +251,17 @@ impl Lint<'_> {
     }
 }
 
-/// Whether `uri` is one without TLS. A scheme may be written in any case, RFC 3986 §3.1.
+/// Whether the scheme of `uri` is `http`. The case of a scheme is not significant (RFC 3986 §3.1).
 fn is_plain_http(uri: &str) -> bool {
     uri.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"))
 }
 
-pub(crate) fn list<'a>(value: &'a Value, member: &str) -> impl Iterator<Item = (usize, &'a Value)> {
-    value.get(member).and_then(Value::as_array).into_iter().flatten().enumerate()
-}
-
+/// The records of a list that are not revoked, with their indexes.
 fn in_force<'a>(org: &'a Value, member: &str) -> impl Iterator<Item = (usize, &'a Value)> {
     list(org, member).filter(|(_, record)| record.get("revoked") != Some(&Value::Bool(true)))
 }
 
-/// A string, or a list of them.
+/// The value of a member that is a string or a list of strings.
 fn texts(value: Option<&Value>) -> Vec<&str> {
     match value {
         Some(Value::String(text)) => vec![text],
@@ -325,7 +275,7 @@ mod tests {
     use super::is_plain_http;
 
     #[test]
-    fn a_scheme_has_no_case() {
+    fn the_case_of_a_scheme_does_not_matter() {
         for uri in ["http://idp.example", "HTTP://idp.example", "hTTp://"] {
             assert!(is_plain_http(uri), "{uri}");
         }

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use apexmcp_core::limits::Unit;
+use apexmcp_core::limits::document::Rate;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::clock::Moment;
 use crate::plugin_config::Format;
-use crate::records::limits::Rate;
 
 const EXAMPLES: &str = "\
 First steps:
@@ -333,9 +334,9 @@ fn parse_rate(text: &str) -> Result<Rate, String> {
     let wrong =
         || format!("{text:?} is not a rate: expected a number and a unit (second, minute, hour, day), such as 600/minute");
     let (requests, per) = text.split_once('/').ok_or_else(wrong)?;
-    let requests = requests.parse().ok().filter(|requests| *requests > 0).ok_or_else(wrong)?;
-    let is_unit = ["second", "minute", "hour", "day"].contains(&per);
-    is_unit.then(|| Rate { requests, per: per.to_owned(), burst: None }).ok_or_else(wrong)
+    let requests: u32 = requests.parse().ok().filter(|requests| *requests > 0).ok_or_else(wrong)?;
+    let per = Unit::ALL.into_iter().find(|unit| unit.to_string() == per).ok_or_else(wrong)?;
+    Ok(Rate { requests: Some(requests.into()), per: Some(per), burst: None })
 }
 
 #[derive(Debug, Subcommand)]
@@ -456,7 +457,7 @@ mod tests {
 
     #[test]
     fn rates_name_a_number_and_a_unit() {
-        assert!(parse_rate("600/minute").is_ok_and(|rate| rate.requests == 600 && rate.per == "minute"));
+        assert!(parse_rate("600/minute").is_ok_and(|rate| rate.requests == Some(600) && rate.per == Some(Unit::Minute)));
         for wrong in ["600", "600/", "/minute", "0/minute", "600/month", "-1/day", "4294967296/day", "1/Minute", "1 / day"] {
             assert!(parse_rate(wrong).is_err(), "{wrong}");
         }

@@ -1,47 +1,69 @@
-//! The database: one SQLite file, changed in transactions of which each leaves its record.
+//! The database: one SQLite file. It changes in transactions, and each transaction leaves a record in the audit log.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
+use apexmcp_core::problem::Problem;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 use serde_json::Value;
 
 use crate::clock::Moment;
+use crate::document;
 use crate::failure::{Failure, Reason};
 
-/// In the order in which they are applied; `user_version` counts those that were. What was released is never edited.
+/// The migrations in their order. `user_version` counts the ones that were applied. A released migration never changes.
 const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001.sql"), include_str!("../migrations/0002.sql")];
 
-/// In the file's head, so that another program's database is not taken for ours: "apex".
+/// "apex" in the header of the file. It tells our database from those of other programs.
 const APPLICATION_ID: i64 = 0x6170_6578;
 
-/// How long a change waits for others to end.
+/// How long a change waits for the changes of other processes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who changes something, and when.
+/// The author and the time of a change.
 #[derive(Clone, Debug)]
 pub struct Actor {
-    /// The operating system's user, or whom the command names.
+    /// The user of this process, or the name that `--actor` gives.
     pub name: String,
-    /// The moment of the change.
     pub now: Moment,
 }
 
-/// What a change leaves in the audit log.
+/// An entry of the audit log.
 #[derive(Debug)]
 pub struct Record<'a> {
     /// Such as `key.create`.
     pub action: &'static str,
-    /// The org concerned, where it is one.
     pub org: Option<&'a str>,
-    /// What was changed.
+    /// The name or id of what was changed.
     pub subject: &'a str,
-    /// How; a JSON object without any secret.
+    /// A JSON object without any secret.
     pub details: Value,
+    pub check: Check,
+}
+
+/// How much of an org's policy is checked before a change is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Check {
+    /// Nothing, because the change can make nothing worse. A revocation must succeed even if the policy has an error.
+    Nothing,
+    /// [`document::verify`]
+    Accepted,
+    /// [`document::verify_larger`]
+    Addition,
+}
+
+/// The result of a change.
+#[derive(Debug)]
+pub struct Changed<T> {
+    pub value: T,
+    /// What gateways would warn of in the changed orgs.
+    pub warnings: Vec<Problem>,
 }
 
 /// An open database.
@@ -49,10 +71,10 @@ pub struct Record<'a> {
 pub struct Database(Connection);
 
 impl Database {
-    /// Opens what [`Database::create`] made, and brings it to this program's form.
+    /// Opens a database that [`Database::create`] created, and applies missing migrations.
     ///
     /// # Errors
-    /// Where there is none, or it is not ours.
+    /// If the file does not exist or is not our database.
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let mut database = Self::connect(path)?;
         match database.stage(path)? {
@@ -69,12 +91,12 @@ impl Database {
         }
     }
 
-    /// Makes a new one that holds what `first` writes, all or nothing.
+    /// Creates a database with what `first` writes, atomically.
     ///
     /// # Errors
-    /// Where there is one already, or the file cannot be made.
+    /// If the database already exists, or the file cannot be created.
     pub fn create(path: &Path, first: impl FnOnce(&Change<'_>) -> Result<(), Failure>) -> Result<Self, Failure> {
-        // Private keys will be in it: it is nobody else's to read. SQLite gives the files beside it the same mode.
+        // The file will contain private keys, so only its owner may read it. SQLite gives -wal and -shm the same mode.
         match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(failed_to_open(path, error)),
             _ => {}
@@ -82,18 +104,18 @@ impl Database {
         let mut database = Self::connect(path)?;
         match database.stage(path)? {
             Stage::Empty => {
-                // An empty one may have been there.
+                // The file may have existed, empty and with another mode.
                 fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|error| failed_to_open(path, error))?;
                 database.migrate(path, first)?;
             }
-            Stage::Migrated(_) => return Err(exists(path)),
+            Stage::Migrated(_) => return Err(already_exists(path)),
         }
         Ok(database)
     }
 
     fn connect(path: &Path) -> Result<Self, Failure> {
-        // SQLite would say no more than that it cannot. The file itself is opened by SQLite alone: whatever else of this
-        // process closes it ends the locks of all its connections, and another process then deletes the -wal under them.
+        // The error of SQLite would not say why. Only SQLite may open the file itself: POSIX ends all locks of a process on a
+        // file when the process closes any descriptor of it. Another process would then delete the -wal that is in use.
         fs::metadata(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Failure::new(
                 Reason::DatabaseMissing,
@@ -108,84 +130,94 @@ impl Database {
         let connection = Connection::open_with_flags(path, flags).map_err(|error| failed_to_open(path, error))?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "foreign_keys", true)?;
-        // With FULL, a change that was acknowledged survives the loss of power too.
+        // With FULL, an acknowledged change also survives a loss of power.
         connection.pragma_update(None, "synchronous", "FULL")?;
         Ok(Self(connection))
     }
 
     fn stage(&self, path: &Path) -> Result<Stage, Failure> {
-        let foreign = || {
-            Failure::new(
-                Reason::DatabaseInvalid,
-                format!("{} is not a database of apexmcp: name another file with --db", path.display()),
-            )
-        };
+        let invalid = |line: String| Err(Failure::new(Reason::DatabaseInvalid, line));
         let number = |pragma| self.0.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
         let applied = usize::try_from(number("user_version")?).unwrap_or(usize::MAX);
         let tables: i64 = self.0.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
         match (number("application_id")?, applied) {
             (0, 0) if tables == 0 => Ok(Stage::Empty),
-            (APPLICATION_ID, applied) if applied > MIGRATIONS.len() => Err(Failure::new(
-                Reason::DatabaseInvalid,
-                format!("{} was written by a newer apexmcp: install that version", path.display()),
-            )),
+            (APPLICATION_ID, applied) if applied > MIGRATIONS.len() => {
+                invalid(format!("{} was written by a newer apexmcp: install that version", path.display()))
+            }
             (APPLICATION_ID, applied) => Ok(Stage::Migrated(applied)),
-            _ => Err(foreign()),
+            _ => invalid(format!("{} is not a database of apexmcp: name another file with --db", path.display())),
         }
     }
 
-    /// Applies what is missing, and lets `then` write in the same transaction.
+    /// Applies the missing migrations, then runs `then` in the same transaction.
     fn migrate(&mut self, path: &Path, then: impl FnOnce(&Change<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
-        // It stays in the file. SQLite changes it outside transactions only.
+        // The file remembers the mode. SQLite can change it only outside of a transaction.
         self.0.pragma_update(None, "journal_mode", "WAL")?;
         let was_empty = matches!(self.stage(path)?, Stage::Empty);
         let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        // Another process may have been faster until the transaction began.
+        // Another process may have migrated the database before this transaction began.
         let applied: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if was_empty && applied > 0 {
-            return Err(exists(path));
+            return Err(already_exists(path));
         }
         for migration in MIGRATIONS.iter().skip(usize::try_from(applied).unwrap_or(usize::MAX)) {
             transaction.execute_batch(migration)?;
         }
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX))?;
-        then(&Change(&transaction))?;
+        then(&Change::of(&transaction))?;
         transaction.commit()?;
         Ok(())
     }
 
-    /// Runs `action` in one transaction. What it writes stays if it leaves a record, and only then.
+    /// Runs `action` in one transaction, then checks the policy of the changed orgs. Commits only if `action` left a record.
     ///
     /// # Errors
-    /// What `action` says, and what hinders the database.
-    pub fn change<T>(&mut self, action: impl FnOnce(&Change<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
-        let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let before = version(&transaction)?;
-        let value = action(&Change(&transaction))?;
-        if version(&transaction)? != before {
-            transaction.commit()?;
-        }
-        Ok(value)
+    /// If `action` fails, gateways would refuse the changed policy, or the database fails. Nothing is changed then.
+    pub fn change<T>(&mut self, action: impl FnOnce(&Change<'_>) -> Result<T, Failure>) -> Result<Changed<T>, Failure> {
+        self.change_if(action, |_| Ok(()))
     }
 
-    /// Runs `question` on one state of the database, whatever is changed meanwhile.
+    /// As [`Self::change`], with a last check before the commit.
     ///
     /// # Errors
-    /// What `question` says, and what hinders the database.
+    /// As for [`Self::change`], and if `accept` fails.
+    pub fn change_if<T>(
+        &mut self,
+        action: impl FnOnce(&Change<'_>) -> Result<T, Failure>,
+        accept: impl FnOnce(&Change<'_>) -> Result<(), Failure>,
+    ) -> Result<Changed<T>, Failure> {
+        let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let change = Change::of(&transaction);
+        let value = action(&change)?;
+        let warnings = change.verify()?;
+        accept(&change)?;
+        let is_recorded = change.is_recorded.get();
+        if is_recorded {
+            transaction.commit()?;
+        }
+        Ok(Changed { value, warnings })
+    }
+
+    /// Runs `question` on one state of the database, even if other processes change it meanwhile.
+    ///
+    /// # Errors
+    /// If `question` or the database fails.
     pub fn read<T>(&mut self, question: impl FnOnce(&Connection) -> Result<T, Failure>) -> Result<T, Failure> {
         question(&*self.0.transaction()?)
     }
 
-    /// Ends the connection, and leaves `-wal` and `-shm` where they are: whoever made them anew may have changes in them.
+    /// Closes the connection without a checkpoint. It keeps `-wal` and `-shm`, because another process may have created them
+    /// anew and written changes into them.
     pub fn leave(self) {
         let _ = self.0.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
     }
 
-    /// A number that is another one after any other connection has committed.
+    /// A number that changes whenever another connection commits.
     ///
     /// # Errors
-    /// What hinders the database.
+    /// If the database fails.
     pub fn data_version(&self) -> Result<i64, Failure> {
         Ok(self.0.pragma_query_value(None, "data_version", |row| row.get(0))?)
     }
@@ -193,34 +225,36 @@ impl Database {
 
 enum Stage {
     Empty,
+    /// With this number of migrations.
     Migrated(usize),
 }
 
-/// The version of the policy that is in force.
-///
-/// # Errors
-/// What hinders the database.
-pub fn version(connection: &Connection) -> Result<i64, Failure> {
-    Ok(connection.query_row("SELECT version FROM policy", [], |row| row.get(0))?)
-}
-
-/// A transaction that is under way. Outside of it, the database can only be read.
+/// An open transaction. Without one, the database can only be read.
 #[derive(Debug)]
-pub struct Change<'t>(&'t Transaction<'t>);
+pub struct Change<'t> {
+    transaction: &'t Transaction<'t>,
+    is_recorded: Cell<bool>,
+    /// The strictest check that the records ask for, by org.
+    checks: RefCell<BTreeMap<String, Check>>,
+}
 
 impl std::ops::Deref for Change<'_> {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        self.0
+        self.transaction
     }
 }
 
-impl Change<'_> {
-    /// Notes what this transaction did, which gives the policy its next version.
+impl<'t> Change<'t> {
+    fn of(transaction: &'t Transaction<'t>) -> Self {
+        Self { transaction, is_recorded: Cell::default(), checks: RefCell::default() }
+    }
+
+    /// Writes an entry of the audit log, and gives the policy its next version.
     ///
     /// # Errors
-    /// What hinders the database.
+    /// If the database fails.
     pub fn record(&self, actor: &Actor, record: &Record<'_>) -> Result<(), Failure> {
         let next: i64 = self.query_row("UPDATE policy SET version = version + 1 RETURNING version", [], |row| row.get(0))?;
         let values = params![
@@ -236,23 +270,42 @@ impl Change<'_> {
             "INSERT INTO audit (version, at, actor, action, org, subject, details) VALUES (?, ?, ?, ?, ?, ?, ?)",
             values,
         )?;
+        self.is_recorded.set(true);
+        if let Some(org) = record.org {
+            let mut checks = self.checks.borrow_mut();
+            let check = checks.entry(org.to_owned()).or_insert(Check::Nothing);
+            *check = record.check.max(*check);
+        }
         Ok(())
+    }
+
+    /// Checks the policy of each changed org once. Returns what gateways would warn of.
+    fn verify(&self) -> Result<Vec<Problem>, Failure> {
+        let mut warnings = Vec::new();
+        for (org, check) in self.checks.borrow().iter() {
+            match check {
+                Check::Nothing => {}
+                Check::Accepted => warnings.extend(document::verify(self, org)?),
+                Check::Addition => warnings.extend(document::verify_larger(self, org)?),
+            }
+        }
+        Ok(warnings)
     }
 }
 
-fn exists(path: &Path) -> Failure {
+fn already_exists(path: &Path) -> Failure {
     Failure::new(
         Reason::AlreadyExists,
         format!("the database {} already exists: use it, or name another file with --db", path.display()),
     )
 }
 
-/// What to do where others than its owner can read the file at `path`: a copy has the mode that the umask of its maker left.
+/// A warning if users other than the owner can read the file. A copy of a database often has such a mode, from the umask of
+/// its creator.
 pub fn exposure(path: &Path) -> Option<String> {
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
     let path = path.display();
-    let line =
-        || format!("others than its owner can read {path} (mode {mode:o}) and the private keys in it: run 'chmod 600 {path}*'");
+    let line = || format!("other users can read {path} (mode {mode:o}) and the private keys in it: run 'chmod 600 {path}*'");
     (mode & 0o077 != 0).then(line)
 }
 

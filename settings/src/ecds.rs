@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use apexmcp_core::config::Config;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::database::{Actor, Change, Database, Record};
+use crate::database::{Actor, Change, Check, Database, Record};
 use crate::document;
 use crate::failure::{Failure, Reason};
 use crate::yaml;
@@ -78,8 +79,16 @@ impl Target {
 pub fn enable(change: &Change<'_>, actor: &Actor, target: &Target) -> Result<Option<Target>, Failure> {
     let (template, file) = (target.template.display().to_string(), target.file.display().to_string());
     change.execute("INSERT OR REPLACE INTO ecds (only, template, file) VALUES (1, ?, ?)", params![template, file])?;
-    change
-        .record(actor, &Record { action: "ecds.enable", org: None, subject: &file, details: json!({ "template": template }) })?;
+    change.record(
+        actor,
+        &Record {
+            action: "ecds.enable",
+            org: None,
+            subject: &file,
+            details: json!({ "template": template }),
+            check: Check::Nothing,
+        },
+    )?;
     write_within(change)
 }
 
@@ -91,7 +100,10 @@ pub fn disable(change: &Change<'_>, actor: &Actor) -> Result<Target, Failure> {
     let target = target(change)?.ok_or_else(not_enabled)?;
     change.execute("DELETE FROM ecds", [])?;
     let subject = target.file.display().to_string();
-    change.record(actor, &Record { action: "ecds.disable", org: None, subject: &subject, details: json!({}) })?;
+    change.record(
+        actor,
+        &Record { action: "ecds.disable", org: None, subject: &subject, details: json!({}), check: Check::Nothing },
+    )?;
     Ok(target)
 }
 
@@ -103,7 +115,7 @@ pub fn write(database: &mut Database) -> Result<Option<Target>, Failure> {
     // Most have no such file, and should not wait for each other.
     match database.read(target)? {
         None => Ok(None),
-        Some(_) => database.change(write_within),
+        Some(_) => database.change(write_within).map(|changed| changed.value),
     }
 }
 
@@ -169,12 +181,24 @@ fn plugin(value: Option<&Value>) -> Option<serde_json::Map<String, Value>> {
     }
 }
 
-fn with_policy(mut plugin: serde_json::Map<String, Value>, policy: &str) -> Result<String, Failure> {
-    plugin.remove("policy");
-    let rest = Value::Object(plugin).to_string();
-    let rest = rest.strip_prefix('{').unwrap_or_default();
-    let comma = if rest == "}" { "" } else { "," };
-    Ok(format!(r#"{{"policy":{{"inline":{policy}}}{comma}{rest}"#))
+/// A plugin configuration with the policy in it. The policy stays as text: parsing 20 MB into values would take seconds.
+#[derive(Serialize)]
+struct WithPolicy<'a> {
+    policy: Inline<'a>,
+    #[serde(flatten)]
+    rest: serde_json::Map<String, Value>,
+}
+
+#[derive(Serialize)]
+struct Inline<'a> {
+    inline: &'a RawValue,
+}
+
+fn with_policy(mut rest: serde_json::Map<String, Value>, policy: &str) -> Result<String, Failure> {
+    rest.remove("policy");
+    let json =
+        serde_json::from_str(policy).and_then(|inline| serde_json::to_string(&WithPolicy { policy: Inline { inline }, rest }));
+    json.map_err(Failure::during(Reason::DatabaseFailed, "the policy document"))
 }
 
 /// All or nothing, also when the machine stops: written beside, synced, renamed. It holds private keys, so that a new one

@@ -127,7 +127,7 @@ fn allow_descriptors() {
 }
 
 fn publish(database: &mut Database) -> Result<Published, Failure> {
-    let (version, document) = database.read(|connection| Ok((database::version(connection)?, document::render(connection)?)))?;
+    let (version, document) = database.read(|connection| Ok((document::version(connection)?, document::render(connection)?)))?;
     let etag = format!("\"{}\"", sha256(&document));
     let etag = HeaderValue::from_str(&etag).map_err(Failure::during(Reason::SystemFailed, "the ETag"))?;
     Ok(Published { version, etag, body: document.into() })

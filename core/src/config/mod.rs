@@ -18,7 +18,7 @@ use crate::principal::ATTRIBUTES;
 use crate::problem::{self, Problem, Problems};
 use crate::request::RESERVED_PREFIX;
 use crate::url;
-use raw::{RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawLimits, RawOrigins, RawRemote, RawTokens};
+use raw::{Limits, RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawOrigins, RawRemote, RawTokens};
 
 /// Inserted before a resource's own path where that describes itself, RFC 9728 §3.1.
 pub const PROTECTED_RESOURCE: &str = "/.well-known/oauth-protected-resource";
@@ -405,7 +405,7 @@ fn check_tokens(raw: &RawTokens, problems: &mut Problems) -> Option<TokenSetting
 /// name would.
 const MAX_GRPC_CLUSTER_LENGTH: usize = 125;
 
-fn check_limits(raw: RawLimits, problems: &mut Problems) -> Option<LimitStore> {
+fn check_limits(raw: Limits, problems: &mut Problems) -> Option<LimitStore> {
     let service = raw.rate_limit_service.map(|raw| {
         let path = "limits.rate_limit_service.cluster";
         let cluster = problems.required(path, raw.cluster);

@@ -15,7 +15,7 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) forward: RawForward,
     #[serde(default)]
-    pub(super) limits: RawLimits,
+    pub(super) limits: Limits,
     #[serde(default)]
     pub(super) mode: super::Mode,
 }
@@ -83,7 +83,7 @@ pub(super) struct RawForward {
 }
 
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct RawLimits {
+pub(super) struct Limits {
     #[serde(default)]
     pub(super) store: RawLimitStore,
     pub(super) rate_limit_service: Option<RawRateLimitService>,

@@ -3,19 +3,22 @@
 //! [`local`] counts in the memory that the threads of one Envoy share, [`service`] by the rate limit service of a fleet.
 //! [`standing`] tells clients where they are.
 
+pub mod document;
 pub mod local;
-pub(crate) mod raw;
 pub mod service;
 pub mod standing;
 
+use std::fmt;
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::reason::Reason;
 
-/// The time to which a rate refers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+/// The period of a rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unit {
     /// One second.
@@ -29,13 +32,28 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// How long it is.
+    /// All units, the shortest first.
+    pub const ALL: [Self; 4] = [Self::Second, Self::Minute, Self::Hour, Self::Day];
+
+    /// The length of the period.
     pub const fn duration(self) -> Duration {
         Duration::from_secs(match self {
             Self::Second => 1,
             Self::Minute => 60,
             Self::Hour => 3_600,
             Self::Day => 86_400,
+        })
+    }
+}
+
+/// The word in documents.
+impl fmt::Display for Unit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Second => "second",
+            Self::Minute => "minute",
+            Self::Hour => "hour",
+            Self::Day => "day",
         })
     }
 }

@@ -2,7 +2,7 @@
 
 pub mod issuer;
 pub mod poll;
-pub(crate) mod raw;
+pub mod raw;
 pub mod remote;
 pub mod source;
 

@@ -1,88 +1,125 @@
-//! The policy document as it is written, before any check. The contract is in README.md.
+//! The schema of the policy document. Gateways read it with these types, and Settings writes it with them.
+//!
+//! README.md documents each member. Every member that can be left out is optional here, so that the check
+//! ([`super::Policy`]) can name all problems of a document at once. The order of the fields is the order in which they are
+//! written.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::limits::raw::RawLimits;
-use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::ser::Serializer;
+use serde::{Deserialize, Serialize};
 
-/// A policy document.
-#[derive(Debug, Deserialize)]
-pub(crate) struct RawPolicy {
-    pub(super) version: Option<String>,
+use crate::limits::document::Limits;
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct RawPolicy {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     #[serde(default)]
-    pub(super) signing_keys: Vec<RawSigningKey>,
+    pub signing_keys: Vec<RawSigningKey>,
     #[serde(default)]
-    pub(super) orgs: Members<RawOrg>,
+    pub orgs: Members<RawOrg>,
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct RawOrg {
-    #[serde(default)]
-    pub(super) api_keys: Vec<RawApiKey>,
-    #[serde(default)]
-    pub(super) oauth_clients: Vec<RawOauthClient>,
-    #[serde(default)]
-    pub(super) identity_providers: Vec<RawIdentityProvider>,
-    #[serde(default)]
-    pub(super) revoked_tokens: RawRevokedTokens,
-    pub(super) limits: Option<RawLimits>,
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct RawOrg {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub api_keys: Vec<RawApiKey>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub oauth_clients: Vec<RawOauthClient>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub identity_providers: Vec<RawIdentityProvider>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    #[serde(default, skip_serializing_if = "RawRevokedTokens::is_empty")]
+    pub revoked_tokens: RawRevokedTokens,
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct RawSigningKey {
-    pub(super) kid: Option<String>,
-    pub(super) private_key_env: Option<String>,
-    pub(super) private_key_pem: Option<String>,
+/// Either `private_key_env` or `private_key_pem` is present.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct RawSigningKey {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub private_key_env: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub private_key_pem: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct RawOauthClient {
-    pub(super) client_id: Option<String>,
-    pub(super) name: Option<String>,
-    #[serde(default)]
-    pub(super) secret_sha256: Vec<String>,
-    pub(super) jwks: Option<serde_json::Value>,
-    pub(super) scopes: Option<Vec<String>>,
-    #[serde(default)]
-    pub(super) revoked: bool,
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct RawApiKey {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connectors: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub revoked: bool,
 }
 
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct RawRevokedTokens {
-    #[serde(default)]
-    pub(super) jti: Vec<String>,
-    #[serde(default)]
-    pub(super) issued_before: Members<String>,
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct RawOauthClient {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_sha256: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwks: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scopes: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub revoked: bool,
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct RawApiKey {
-    pub(super) id: Option<String>,
-    pub(super) name: Option<String>,
-    pub(super) sha256: Option<String>,
-    pub(super) connectors: Option<Vec<String>>,
-    pub(super) expires_at: Option<String>,
-    pub(super) limits: Option<RawLimits>,
-    #[serde(default)]
-    pub(super) revoked: bool,
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct RawIdentityProvider {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwks_uri: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audience: Option<OneOrMany>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_scopes: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_scopes: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub revoked: bool,
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct RawIdentityProvider {
-    pub(super) issuer: Option<String>,
-    pub(super) jwks_uri: Option<String>,
-    pub(super) audience: Option<OneOrMany>,
-    pub(super) default_scopes: Option<Vec<String>>,
-    pub(super) client_scopes: Option<Vec<String>>,
-    #[serde(default)]
-    pub(super) revoked: bool,
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct RawRevokedTokens {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jti: Vec<String>,
+    #[serde(default, skip_serializing_if = "Members::is_empty")]
+    pub issued_before: Members<String>,
 }
 
-#[derive(Debug, Deserialize)]
+impl RawRevokedTokens {
+    fn is_empty(&self) -> bool {
+        self.jti.is_empty() && self.issued_before.is_empty()
+    }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-pub(super) enum OneOrMany {
+pub enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
@@ -96,9 +133,27 @@ impl OneOrMany {
     }
 }
 
-/// The members of a JSON object whose names are data. A name that stands twice is an error: a map would drop one in silence.
+/// The members of a JSON object whose names are data. A repeated name is an error. A map would drop one of the two silently.
 #[derive(Debug)]
-pub(super) struct Members<V>(pub(super) Vec<(String, V)>);
+pub struct Members<V>(pub Vec<(String, V)>);
+
+impl<V> Members<V> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<V> From<BTreeMap<String, V>> for Members<V> {
+    fn from(members: BTreeMap<String, V>) -> Self {
+        Self(members.into_iter().collect())
+    }
+}
+
+impl<V: Serialize> Serialize for Members<V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
 
 impl<V> Default for Members<V> {
     fn default() -> Self {
@@ -123,7 +178,7 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for MembersVisitor<V> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut members = Vec::new();
-        let mut names = std::collections::HashSet::new();
+        let mut names = HashSet::new();
         while let Some((name, value)) = map.next_entry::<String, V>()? {
             if !names.insert(name.clone()) {
                 return Err(A::Error::custom(format!("duplicate member {name:?}")));

@@ -12,11 +12,11 @@ pub(super) fn run(session: &Session<'_>, command: EcdsCommand) -> Result<Answer,
     match command {
         EcdsCommand::Enable { template, file } => {
             let target = Target::of(&template, &file)?;
-            written(session.open()?.change(|change| ecds::enable(change, &session.actor, &target))?)
+            written(session.open()?.change(|change| ecds::enable(change, &session.actor, &target))?.value)
         }
         EcdsCommand::Write => written(ecds::write(&mut session.open()?)?),
         EcdsCommand::Disable => {
-            let target = session.open()?.change(|change| ecds::disable(change, &session.actor))?;
+            let target = session.open()?.change(|change| ecds::disable(change, &session.actor))?.value;
             Ok(Answer::new(format!("{} is no longer updated.", target.file.display()), json!(target)))
         }
     }

@@ -17,9 +17,9 @@ pub(super) fn run(session: &Session<'_>, command: KeyCommand) -> Result<Answer, 
         KeyCommand::Create { org, name, connectors, expires } => {
             let expires_at = expires.map(|duration| session.actor.now.plus(duration)).transpose()?;
             let new = NewKey { org: &org, name: &name, connectors: &connectors, expires_at };
-            session.change(
+            session.change_with_warnings(
                 |change, actor| api_key::create(change, actor, &new),
-                |(record, key, warnings)| {
+                |(record, key), warnings| {
                     let text = format!(
                         "{key}\n\nThis is the API key {} of {org}. Store it in a secret manager: it cannot be shown again.",
                         record.id

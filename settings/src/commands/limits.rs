@@ -1,18 +1,22 @@
 //! `apexmcp limits`
 
+use apexmcp_core::limits::document::{Limits, Rate};
 use serde_json::json;
 
 use super::session::Session;
 use crate::cli::{HolderArgs, LimitsCommand};
 use crate::failure::{Failure, Reason};
 use crate::output::Answer;
-use crate::records::limits::{self, Holder, Limits, Rate};
+use crate::records::limits::{self, Holder};
 
 pub(super) fn run(session: &Session<'_>, command: LimitsCommand) -> Result<Answer, Failure> {
     match command {
         LimitsCommand::Set { holder, rate, burst, monthly_quota } => {
             let holder = holder_of(&holder)?;
-            let limits = Limits { rate: rate.map(|rate| Rate { burst, ..rate }), monthly_quota };
+            let limits = Limits {
+                rate: rate.map(|rate| Rate { burst: burst.map(u64::from), ..rate }),
+                monthly_quota: monthly_quota.map(u64::from),
+            };
             session.change(|change, actor| limits::set(change, actor, holder, Some(&limits)), |()| answer(holder, Some(&limits)))
         }
         LimitsCommand::Show { holder } => {
@@ -28,9 +32,10 @@ pub(super) fn run(session: &Session<'_>, command: LimitsCommand) -> Result<Answe
 }
 
 fn answer(holder: Holder<'_>, limits: Option<&Limits>) -> Answer {
-    let rate = limits
-        .and_then(|limits| limits.rate.as_ref())
-        .map(|rate| format!("{}/{}, burst {}", rate.requests, rate.per, rate.burst.unwrap_or(rate.requests)));
+    let rate = limits.and_then(|limits| limits.rate.as_ref()).and_then(|rate| {
+        let requests = rate.requests?;
+        Some(format!("{requests}/{}, burst {}", rate.per?, rate.burst.unwrap_or(requests)))
+    });
     let quota = limits.and_then(|limits| limits.monthly_quota).map(|quota| format!("{quota} a month"));
     let all: Vec<String> = rate.into_iter().chain(quota).collect();
     let text = format!("{}: {}", holder.name(), if all.is_empty() { "no limits".to_owned() } else { all.join("; ") });

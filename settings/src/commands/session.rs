@@ -4,11 +4,12 @@ use std::io::Write;
 use std::path::Path;
 
 use apexmcp_core::names::is_plain;
+use apexmcp_core::problem::Problem;
 use rusqlite::Connection;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::database::{self, Actor, Change, Database};
+use crate::database::{self, Actor, Change, Changed, Database};
 use crate::document;
 use crate::ecds;
 use crate::failure::{Failure, Reason};
@@ -42,31 +43,41 @@ impl Session<'_> {
         action: impl FnOnce(&Change<'_>, &Actor) -> Result<T, Failure>,
         answer: impl FnOnce(T) -> Answer,
     ) -> Result<Answer, Failure> {
+        self.change_with_warnings(action, |made, _| answer(made))
+    }
+
+    /// As [`Self::change`], for an answer that contains what gateways would warn of.
+    pub(super) fn change_with_warnings<T>(
+        &self,
+        action: impl FnOnce(&Change<'_>, &Actor) -> Result<T, Failure>,
+        answer: impl FnOnce(T, Vec<Problem>) -> Answer,
+    ) -> Result<Answer, Failure> {
         let mut database = self.open()?;
-        let made = database.change(|change| {
-            let made = action(change, &self.actor)?;
-            // A policy that gateways refuse would also block every later change, including revocations.
-            let policy = document::render(change)?;
-            let was_good = |before: &Connection| ecds::check(before, &document::render(before)?);
-            if let Err(failure) = ecds::check(change, &policy)
-                // A second connection sees the state before this change. If the file was already wrong, the change
-                // is made anyway, because it may be a revocation.
-                && Database::open(self.path)?.read(was_good).is_ok()
-            {
-                return Err(Failure::new(
-                    Reason::EcdsRefused,
-                    format!("nothing was changed, because the file for Envoy could not be written after the change: {failure}"),
-                ));
-            }
-            Ok(made)
-        })?;
-        let answer = answer(made);
+        let Changed { value, warnings } =
+            database.change_if(|change| action(change, &self.actor), |change| self.can_write_file(change))?;
+        let answer = answer(value, warnings);
         Ok(match ecds::write(&mut database) {
             Ok(_) => answer,
             Err(failure) => answer.but(Failure::new(Reason::EcdsNotWritten, format!(
                 "the change is made, but the file for Envoy was not written: {failure}; fix that, then run 'apexmcp ecds write'"
             ))),
         })
+    }
+
+    /// Checks that the file for Envoy could be written after a change. A policy that gateways refuse would also block every
+    /// later change, including revocations.
+    fn can_write_file(&self, change: &Change<'_>) -> Result<(), Failure> {
+        let Err(failure) = ecds::check(change, &document::render(change)?) else { return Ok(()) };
+        // A second connection sees the state before this change. If the file was already wrong, the change is made anyway,
+        // because it may be a revocation.
+        let was_good = |before: &Connection| ecds::check(before, &document::render(before)?);
+        match Database::open(self.path)?.read(was_good) {
+            Ok(()) => Err(Failure::new(
+                Reason::EcdsRefused,
+                format!("nothing was changed, because the file for Envoy could not be written after the change: {failure}"),
+            )),
+            Err(_) => Ok(()),
+        }
     }
 }
 

@@ -1,16 +1,16 @@
 //! Static API keys.
 
-use apexmcp_core::problem::Problem;
+use apexmcp_core::limits::document::Limits;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde_json::json;
 
-use super::limits::Limits;
-use super::{check_connectors, check_name, is_there, json as json_column, org, rows};
+use super::checks::{check_connectors, check_name};
+use super::org;
 use crate::clock::Moment;
-use crate::database::{Actor, Change, Record};
-use crate::document;
+use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
+use crate::rows::{exists, json as json_column, rows};
 use crate::secret;
 
 /// How much of a key is kept in clear, for its owner to know it again: the scheme's prefix and four characters.
@@ -76,14 +76,14 @@ pub struct NewKey<'a> {
 ///
 /// # Errors
 /// Where there is no such org, or a value cannot be.
-pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(ApiKey, String, Vec<Problem>), Failure> {
+pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(ApiKey, String), Failure> {
     org::require(change, new.org)?;
     check_name(new.name)?;
     check_connectors(new.connectors)?;
     if new.expires_at.is_some_and(|moment| moment <= actor.now) {
         return Err(Failure::new(Reason::InvalidArgument, "--expires must be at least a second"));
     }
-    let taken = |id: &str| is_there(change, "SELECT 1 FROM api_keys WHERE id = ?", [id]);
+    let taken = |id: &str| exists(change, "SELECT 1 FROM api_keys WHERE id = ?", [id]);
     let id = secret::unused(|| secret::hexadecimal::<6>().map(|digits| format!("key_{digits}")), taken)?;
     let key = secret::base62("apx_live_sk_", 32)?;
     let made = ApiKey {
@@ -104,9 +104,11 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
         params![made.id, made.org, made.name, made.prefix, secret::sha256(&key), connectors, made.created_at, made.expires_at],
     )?;
     let details = json!({"name": made.name, "connectors": made.connectors, "expires_at": made.expires_at});
-    change.record(actor, &Record { action: "key.create", org: Some(&made.org), subject: &made.id, details })?;
-    let warnings = document::verify_larger(change, &made.org)?;
-    Ok((made, key, warnings))
+    change.record(
+        actor,
+        &Record { action: "key.create", org: Some(&made.org), subject: &made.id, details, check: Check::Addition },
+    )?;
+    Ok((made, key))
 }
 
 /// All of an org, the oldest first, revoked ones too.
@@ -143,6 +145,6 @@ pub fn revoke(change: &Change<'_>, actor: &Actor, id: &str) -> Result<ApiKey, Fa
     }
     change.execute("UPDATE api_keys SET revoked_at = ? WHERE id = ?", params![actor.now.to_string(), id])?;
     let details = json!({"name": key.name});
-    change.record(actor, &Record { action: "key.revoke", org: Some(&key.org), subject: id, details })?;
+    change.record(actor, &Record { action: "key.revoke", org: Some(&key.org), subject: id, details, check: Check::Nothing })?;
     show(change, id)
 }

@@ -4,8 +4,8 @@ use rusqlite::{Connection, params};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{json as json_column, rows};
 use crate::failure::Failure;
+use crate::rows::{json as json_column, rows};
 
 /// A change that was made.
 #[derive(Debug, Serialize)]

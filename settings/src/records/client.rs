@@ -6,10 +6,11 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{check_name, check_scopes, is_there, json as json_column, org, rows};
-use crate::database::{Actor, Change, Record};
-use crate::document;
+use super::checks::{check_name, check_scopes};
+use super::org;
+use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
+use crate::rows::{exists, json as json_column, rows};
 use crate::secret;
 
 /// What is kept of a client.
@@ -112,7 +113,7 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result
     check_name(new.name)?;
     check_scopes("--scope", new.scopes)?;
     let jwks = new.jwks.map(public_keys).transpose()?;
-    let taken = |id: &str| is_there(change, "SELECT 1 FROM oauth_clients WHERE client_id = ?", [id]);
+    let taken = |id: &str| exists(change, "SELECT 1 FROM oauth_clients WHERE client_id = ?", [id]);
     let client_id = secret::unused(|| secret::base62("apx_client_", 8), taken)?;
     let scopes = json!(new.scopes).to_string();
     change.execute(
@@ -121,8 +122,10 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result
     )?;
     let client_secret = if jwks.is_none() { Some(add_secret(change, actor, &client_id)?) } else { None };
     let details = json!({"name": new.name, "scopes": new.scopes, "kids": jwks.as_ref().map(kids)});
-    change.record(actor, &Record { action: "client.create", org: Some(new.org), subject: &client_id, details })?;
-    document::verify_larger(change, new.org)?;
+    change.record(
+        actor,
+        &Record { action: "client.create", org: Some(new.org), subject: &client_id, details, check: Check::Addition },
+    )?;
     Ok((show(change, &client_id)?, client_secret))
 }
 
@@ -167,7 +170,10 @@ pub fn rotate_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Res
     }
     let client_secret = add_secret(change, actor, client_id)?;
     let details = json!({"name": client.name});
-    change.record(actor, &Record { action: "client.rotate-secret", org: Some(&client.org), subject: client_id, details })?;
+    change.record(
+        actor,
+        &Record { action: "client.rotate-secret", org: Some(&client.org), subject: client_id, details, check: Check::Nothing },
+    )?;
     Ok((show(change, client_id)?, client_secret))
 }
 
@@ -191,7 +197,10 @@ pub fn drop_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Resul
         [client_id],
     )?;
     let details = json!({"name": client.name, "created_at": client.secrets_created_at.first()});
-    change.record(actor, &Record { action: "client.drop-secret", org: Some(&client.org), subject: client_id, details })?;
+    change.record(
+        actor,
+        &Record { action: "client.drop-secret", org: Some(&client.org), subject: client_id, details, check: Check::Nothing },
+    )?;
     show(change, client_id)
 }
 
@@ -206,7 +215,10 @@ pub fn revoke(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Cli
     }
     change.execute("UPDATE oauth_clients SET revoked_at = ? WHERE client_id = ?", params![actor.now.to_string(), client_id])?;
     let details = json!({"name": client.name});
-    change.record(actor, &Record { action: "client.revoke", org: Some(&client.org), subject: client_id, details })?;
+    change.record(
+        actor,
+        &Record { action: "client.revoke", org: Some(&client.org), subject: client_id, details, check: Check::Nothing },
+    )?;
     show(change, client_id)
 }
 

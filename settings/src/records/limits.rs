@@ -1,43 +1,20 @@
-//! How much an org, or one key of it, may send.
+//! The limits of an org or of one of its keys.
 
+use apexmcp_core::limits::document::Limits;
 use rusqlite::{Connection, params};
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{api_key, json as json_column, org};
-use crate::database::{Actor, Change, Record};
-use crate::document;
+use super::{api_key, org};
+use crate::database::{Actor, Change, Check, Record};
 use crate::failure::Failure;
+use crate::rows::json as json_column;
 
-/// Limits as the policy document writes them.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Limits {
-    /// A token bucket.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate: Option<Rate>,
-    /// Requests in a calendar month.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub monthly_quota: Option<u32>,
-}
-
-/// How fast.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Rate {
-    /// So many requests
-    pub requests: u32,
-    /// in each of these,
-    pub per: String,
-    /// and so many at once.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub burst: Option<u32>,
-}
-
-/// Whose limits.
+/// The record that is limited.
 #[derive(Clone, Copy, Debug)]
 pub enum Holder<'a> {
-    /// Those of all credentials of this org together.
+    /// An org, by its name: the requests of all its credentials together.
     Org(&'a str),
-    /// Those of the key of this id.
+    /// An API key, by its id.
     ApiKey(&'a str),
 }
 
@@ -49,14 +26,14 @@ impl Holder<'_> {
         }
     }
 
-    /// The org's name, or the key's id.
+    /// The name of the org, or the id of the key.
     pub fn name(&self) -> &str {
         match self {
             Self::Org(name) | Self::ApiKey(name) => name,
         }
     }
 
-    /// The org of it, where it exists.
+    /// The name of the org, or of the org that owns the key.
     fn org(self, connection: &Connection) -> Result<String, Failure> {
         match self {
             Self::Org(name) => org::require(connection, name).map(|()| name.to_owned()),
@@ -65,10 +42,10 @@ impl Holder<'_> {
     }
 }
 
-/// What it is limited to; `None`: not limited.
+/// The limits of a record. `None`: unlimited.
 ///
 /// # Errors
-/// Where there is no such org or key.
+/// If the record does not exist.
 pub fn show(connection: &Connection, holder: Holder<'_>) -> Result<Option<Limits>, Failure> {
     holder.org(connection)?;
     let (table, column) = holder.table();
@@ -76,16 +53,16 @@ pub fn show(connection: &Connection, holder: Holder<'_>) -> Result<Option<Limits
     Ok(connection.query_row(&query, [holder.name()], |row| json_column(row, "limits"))?)
 }
 
-/// Replaces what it is limited to; `None`: no longer limited.
+/// Replaces the limits of a record. `None`: unlimited.
 ///
 /// # Errors
-/// Where there is no such org or key.
+/// If the record does not exist.
 pub fn set(change: &Change<'_>, actor: &Actor, holder: Holder<'_>, limits: Option<&Limits>) -> Result<(), Failure> {
     let org = holder.org(change)?;
     let (table, column) = holder.table();
     let text = limits.map(|limits| json!(limits).to_string());
     change.execute(&format!("UPDATE {table} SET limits = ? WHERE {column} = ?"), params![text, holder.name()])?;
     let action = if limits.is_some() { "limits.set" } else { "limits.clear" };
-    change.record(actor, &Record { action, org: Some(&org), subject: holder.name(), details: json!({ "limits": limits }) })?;
-    document::verify(change, &org).map(drop)
+    let details = json!({ "limits": limits });
+    change.record(actor, &Record { action, org: Some(&org), subject: holder.name(), details, check: Check::Accepted })
 }

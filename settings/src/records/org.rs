@@ -5,9 +5,9 @@ use rusqlite::Connection;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{is_there, rows};
-use crate::database::{Actor, Change, Record};
+use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
+use crate::rows::{self, rows};
 
 /// An org, and how much it has in force.
 #[derive(Debug, Serialize)]
@@ -70,7 +70,10 @@ pub fn create(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Fai
     }
     let created_at = actor.now.to_string();
     change.execute("INSERT INTO orgs (name, created_at) VALUES (?, ?)", [name, &created_at])?;
-    change.record(actor, &Record { action: "org.create", org: Some(name), subject: name, details: json!({}) })?;
+    change.record(
+        actor,
+        &Record { action: "org.create", org: Some(name), subject: name, details: json!({}), check: Check::Nothing },
+    )?;
     Ok(Org { name: name.to_owned(), api_keys: 0, oauth_clients: 0, identity_providers: 0, created_at })
 }
 
@@ -84,7 +87,7 @@ pub fn delete(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Fai
     let details = json!({
         "api_keys": org.api_keys, "oauth_clients": org.oauth_clients, "identity_providers": org.identity_providers,
     });
-    change.record(actor, &Record { action: "org.delete", org: Some(name), subject: name, details })?;
+    change.record(actor, &Record { action: "org.delete", org: Some(name), subject: name, details, check: Check::Nothing })?;
     Ok(org)
 }
 
@@ -97,7 +100,7 @@ pub fn require(connection: &Connection, name: &str) -> Result<(), Failure> {
 }
 
 fn exists(connection: &Connection, name: &str) -> Result<bool, Failure> {
-    is_there(connection, "SELECT 1 FROM orgs WHERE name = ?", [name])
+    rows::exists(connection, "SELECT 1 FROM orgs WHERE name = ?", [name])
 }
 
 fn unknown(name: &str) -> Failure {

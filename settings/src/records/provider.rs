@@ -6,10 +6,11 @@ use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{check_scopes, json as json_column, org, rows};
-use crate::database::{Actor, Change, Record};
-use crate::document;
+use super::checks::check_scopes;
+use super::org;
+use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
+use crate::rows::{json as json_column, rows};
 
 /// One org must not make the policy too long for all.
 const MAX_AUDIENCES: usize = 16;
@@ -86,8 +87,10 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
         "default_scopes": provider.default_scopes,
         "client_scopes": provider.client_scopes,
     });
-    change.record(actor, &Record { action: "sso.configure", org: Some(&provider.org), subject: &provider.issuer, details })?;
-    document::verify_larger(change, &provider.org).map(drop)
+    change.record(
+        actor,
+        &Record { action: "sso.configure", org: Some(&provider.org), subject: &provider.issuer, details, check: Check::Addition },
+    )
 }
 
 /// Checks the scopes of another authorization server. The gateway puts them into a header.
@@ -162,6 +165,9 @@ pub fn remove(change: &Change<'_>, actor: &Actor, org: &str, issuer: &str) -> Re
     };
     let provider = found.ok_or_else(|| Failure::new(Reason::NotFound, unknown()))?;
     change.execute("DELETE FROM identity_providers WHERE org = ? AND issuer = ?", [org, issuer])?;
-    change.record(actor, &Record { action: "sso.remove", org: Some(org), subject: issuer, details: json!({}) })?;
+    change.record(
+        actor,
+        &Record { action: "sso.remove", org: Some(org), subject: issuer, details: json!({}), check: Check::Nothing },
+    )?;
     Ok(provider)
 }

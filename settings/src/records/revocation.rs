@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{client, org, provider};
 use crate::clock::Moment;
-use crate::database::{Actor, Change, Record};
+use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
 
 /// No gateway token lives longer: `tokens.ttl` is at most a day, `tokens.clock_skew` ten minutes. Older revocations end nothing.
@@ -51,7 +51,10 @@ pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Res
         "INSERT OR REPLACE INTO revoked_tokens (org, jti, revoked_at) VALUES (?, ?, ?)",
         params![org, jti, actor.now.to_string()],
     )?;
-    change.record(actor, &Record { action: "token.revoke", org: Some(org), subject: jti, details: json!({}) })
+    change.record(
+        actor,
+        &Record { action: "token.revoke", org: Some(org), subject: jti, details: json!({}), check: Check::Nothing },
+    )
 }
 
 /// Ends all tokens of a client that were issued before this moment.
@@ -127,13 +130,14 @@ fn revoke_until(change: &Change<'_>, actor: &Actor, org: &str, whose: &str, issu
         params![org, whose, issued_before.to_string()],
     )?;
     let details = json!({"issued_before": issued_before.to_string()});
-    change.record(actor, &Record { action: "token.revoke", org: Some(org), subject: whose, details })
+    change.record(actor, &Record { action: "token.revoke", org: Some(org), subject: whose, details, check: Check::Nothing })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::database::Database;
+    use crate::rows::rows;
 
     #[test]
     fn a_clock_that_is_ahead_ends_no_revocation_that_is_needed() {
@@ -143,9 +147,7 @@ mod tests {
         let ahead = now.plus(LONGEST_LIFE * 100).unwrap();
         let mut revoked = |now: Moment, jti: &str| -> Vec<String> {
             let actor = Actor { name: "test".to_owned(), now };
-            let read = |change: &Change<'_>| {
-                super::super::rows(change, "SELECT jti FROM revoked_tokens ORDER BY jti", [], |row| row.get(0))
-            };
+            let read = |change: &Change<'_>| rows(change, "SELECT jti FROM revoked_tokens ORDER BY jti", [], |row| row.get(0));
             database
                 .change(|change| {
                     if jti == "1" {
@@ -155,6 +157,7 @@ mod tests {
                     read(change)
                 })
                 .unwrap()
+                .value
         };
         assert_eq!(revoked(now, "1"), ["1"]);
         assert_eq!(revoked(ahead, "2"), ["1", "2"], "no other change was made at such a time");
@@ -195,12 +198,13 @@ mod tests {
                 ] {
                     assert!(of_principal(change, &later(0), org, whose, now).is_err(), "{org} {whose}");
                 }
-                let jtis = super::super::rows(change, "SELECT jti FROM revoked_tokens ORDER BY jti", [], |row| row.get(0))?;
+                let jtis = rows(change, "SELECT jti FROM revoked_tokens ORDER BY jti", [], |row| row.get(0))?;
                 let principals: Vec<String> =
-                    super::super::rows(change, "SELECT client_id FROM revoked_clients", [], |row| row.get(0))?;
+                    rows(change, "SELECT client_id FROM revoked_clients", [], |row| row.get(0))?;
                 Ok([jtis, principals].concat())
             })
-            .unwrap();
+            .unwrap()
+            .value;
         assert_eq!(kept, ["with 0", "with 2", "with 4", principal], "of the org without a provider, the old one is forgotten");
     }
 }

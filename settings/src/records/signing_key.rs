@@ -7,9 +7,9 @@ use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{is_there, rows};
-use crate::database::{Actor, Change, Record};
+use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
+use crate::rows::{exists, rows};
 
 /// What RS256 needs at least, and what verifies fast everywhere.
 const BITS: usize = 2048;
@@ -49,7 +49,7 @@ pub fn generate() -> Result<String, Failure> {
 /// # Errors
 /// Where the `kid` is taken.
 pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key_pem: &str) -> Result<SigningKey, Failure> {
-    let is_taken = |kid: &str| is_there(change, "SELECT 1 FROM signing_keys WHERE kid = ?", [kid]);
+    let is_taken = |kid: &str| exists(change, "SELECT 1 FROM signing_keys WHERE kid = ?", [kid]);
     let kid = match kid {
         Some(kid) if is_taken(kid)? => {
             return Err(Failure::new(
@@ -77,7 +77,10 @@ pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key
             VALUES (?, (SELECT coalesce(max(position), 0) + 1 FROM signing_keys), ?, ?)",
         params![kid, private_key_pem, actor.now.to_string()],
     )?;
-    change.record(actor, &Record { action: "signing-key.create", org: None, subject: &kid, details: json!({}) })?;
+    change.record(
+        actor,
+        &Record { action: "signing-key.create", org: None, subject: &kid, details: json!({}), check: Check::Nothing },
+    )?;
     find(change, &kid)
 }
 
@@ -100,7 +103,10 @@ pub fn sign_with(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<Signin
         return find(change, kid);
     }
     change.execute("UPDATE signing_keys SET position = (SELECT min(position) - 1 FROM signing_keys) WHERE kid = ?", [kid])?;
-    change.record(actor, &Record { action: "signing-key.use", org: None, subject: kid, details: json!({}) })?;
+    change.record(
+        actor,
+        &Record { action: "signing-key.use", org: None, subject: kid, details: json!({}), check: Check::Nothing },
+    )?;
     find(change, kid)
 }
 
@@ -119,7 +125,10 @@ pub fn remove(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKe
         ));
     }
     change.execute("DELETE FROM signing_keys WHERE kid = ?", [kid])?;
-    change.record(actor, &Record { action: "signing-key.remove", org: None, subject: kid, details: json!({}) })?;
+    change.record(
+        actor,
+        &Record { action: "signing-key.remove", org: None, subject: kid, details: json!({}), check: Check::Nothing },
+    )?;
     Ok(key)
 }
 

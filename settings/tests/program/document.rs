@@ -1,17 +1,19 @@
 //! Whatever was made, the filter reads it.
 
 use apexmcp_core::jwks::Clusters;
+use apexmcp_core::limits::document::Limits;
 use apexmcp_core::policy::remote::Publication;
 use apexmcp_settings::clock::Moment;
 use apexmcp_settings::database::{Actor, Database};
 use apexmcp_settings::document;
 use apexmcp_settings::records::api_key::{self, NewKey};
 use apexmcp_settings::records::client::{self, NewClient};
-use apexmcp_settings::records::limits::{self, Holder, Limits, Rate};
+use apexmcp_settings::records::limits::{self, Holder};
 use apexmcp_settings::records::provider::{self, Provider};
 use apexmcp_settings::records::{org, revocation, signing_key};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use serde_json::json;
 use std::sync::LazyLock;
 
 static PEM: LazyLock<String> = LazyLock::new(|| signing_key::generate().unwrap());
@@ -91,8 +93,11 @@ fn take(database: &mut Database, actor: &Actor, step: &Step) -> bool {
                 provider::configure(change, actor, &provider)?;
             }
             Step::Limits { org, requests, per, burst, monthly_quota } => {
-                let rate = Some(Rate { requests: *requests, per: per.clone(), burst: *burst });
-                limits::set(change, actor, Holder::Org(org), Some(&Limits { rate, monthly_quota: *monthly_quota }))?;
+                let rate = json!({"requests": requests, "per": per, "burst": burst});
+                let Ok(set) = serde_json::from_value::<Limits>(json!({"rate": rate, "monthly_quota": monthly_quota})) else {
+                    return Ok(());
+                };
+                limits::set(change, actor, Holder::Org(org), Some(&set))?;
             }
             Step::RevokeToken { org, jti } => revocation::of_token(change, actor, org, jti)?,
             Step::SigningKey(kid) => drop(signing_key::create(change, actor, Some(kid), &PEM)?),
