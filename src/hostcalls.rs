@@ -1,4 +1,4 @@
-//! The only file with hostcalls, but for [`header_map`]: Envoy's as this crate uses them, without a way to panic on what they answer.
+//! The only file with hostcalls, but for [`direct`]: Envoy's as this crate uses them, without a way to panic on what they answer.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use prost::Message;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 
-use crate::header_map;
+use crate::direct;
 use apexmcp_core::config::{RemoteSettings, Secret};
 use apexmcp_core::denial::LocalReply;
 use apexmcp_core::jwks::{self, JwksUri};
@@ -32,7 +32,7 @@ pub(crate) fn tick_every(period: Duration) -> bool {
 
 /// The head of the current stream's request.
 pub(crate) fn request_head() -> Option<RequestHead> {
-    RequestHead::new(SerializedMap::parse(header_map::request_headers())?)
+    RequestHead::new(SerializedMap::parse(direct::request_headers())?)
 }
 
 /// Removes each occurrence of a request header.
@@ -42,7 +42,7 @@ pub(crate) fn remove_request_header(name: &str) -> bool {
 
 /// The trailers of the current stream's request, within their callback.
 pub(crate) fn request_trailers() -> Option<RequestTrailers> {
-    RequestTrailers::new(SerializedMap::parse(header_map::request_trailers())?)
+    RequestTrailers::new(SerializedMap::parse(direct::request_trailers())?)
 }
 
 /// Removes each occurrence of a request trailer, within their callback.
@@ -55,9 +55,9 @@ pub(crate) fn add_request_header(name: &str, value: &str) -> bool {
     hostcalls::add_map_value(MapType::HttpRequestHeaders, name, value).is_ok()
 }
 
-/// Sets filter state `wasm.<name>` of the current stream. Only in a stream's context: elsewhere the SDK panics.
+/// Sets the filter state `wasm.<name>` of the current stream.
 pub(crate) fn set_filter_state(name: &str, value: &str) {
-    let _ = hostcalls::set_property(vec![name], Some(value.as_bytes()));
+    let _ = direct::set_property(name, value);
 }
 
 /// The metadata of the current stream's route below `namespace`, as Envoy serializes a map of strings; an error where it
@@ -78,7 +78,7 @@ pub(crate) fn response_header(name: &str) -> Vec<u8> {
 
 /// All headers of the current stream's response.
 pub(crate) fn response_headers() -> Option<SerializedMap> {
-    SerializedMap::parse(header_map::response_headers())
+    SerializedMap::parse(direct::response_headers())
 }
 
 /// Adds a response header.

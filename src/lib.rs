@@ -6,8 +6,8 @@
 #![cfg(target_arch = "wasm32")]
 #![allow(missing_docs)] // The only public items are the exports that the SDK's macro writes.
 
+mod direct;
 mod envoy;
-mod header_map;
 mod hostcalls;
 mod http;
 mod metrics;

@@ -1,9 +1,9 @@
 //! Counters and gauges in Envoy's stats. Labels stand before the name as `label=.=value;.;`, the form of Istio's own
 //! modules: a `stats_tags` regex, or Istio's `extraStatTags`, makes Prometheus labels of them.
 
-use std::collections::HashMap;
 
 use proxy_wasm::types::MetricType;
+use rustc_hash::FxHashMap;
 
 use crate::hostcalls;
 use apexmcp_core::exchange::{Record, ServiceOutcome};
@@ -75,7 +75,7 @@ impl Metric {
 
 /// The metrics of one thread, by Envoy's numbers for them. Each is defined when it first counts.
 #[derive(Default)]
-pub(crate) struct Metrics(HashMap<Metric, Option<u32>>);
+pub(crate) struct Metrics(FxHashMap<Metric, Option<u32>>);
 
 impl Metrics {
     /// Counts a decided request.

@@ -14,7 +14,7 @@
 //! attacker with many requests takes no place from an org with few.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use crate::jwks::KeySetId;
@@ -116,15 +116,15 @@ struct Ledger {
     given_up: Amount,
     /// What of `total` lists have.
     lists: Amount,
-    /// All holds that were not given up, oldest first.
-    holds: BTreeMap<u64, Rc<Entry>>,
-    next_number: u64,
+    /// The holds, oldest first. Those that have ended stay until [`Ledger::forget_ended`] removes them.
+    holds: VecDeque<Rc<Entry>>,
+    /// Number of `holds` that have ended.
+    ended: usize,
 }
 
 /// One hold in the ledger.
 #[derive(Debug)]
 struct Entry {
-    number: u64,
     account: Account,
     balance: Balance,
     key_set: Option<KeySetId>,
@@ -134,6 +134,8 @@ struct Entry {
     /// Bytes of the body that have arrived.
     body: Cell<usize>,
     is_given_up: Cell<bool>,
+    /// Whether the hold was given up or dropped.
+    has_ended: Cell<bool>,
 }
 
 /// A held request or list. Dropping the value returns its place and its bytes to the budget.
@@ -162,7 +164,6 @@ impl Budget {
     fn open(&self, account: Account, key_set: Option<KeySetId>, waits: Waits, head: usize) -> Option<Hold> {
         let mut ledger = self.0.borrow_mut();
         let entry = Entry {
-            number: ledger.next_number,
             balance: ledger.balance(&account),
             account,
             key_set,
@@ -170,15 +171,15 @@ impl Budget {
             head: head.saturating_add(PLACE_BYTES),
             body: Cell::new(0),
             is_given_up: Cell::new(false),
+            has_ended: Cell::new(false),
         };
         let amount = entry.amount();
         if !ledger.make_room(&entry, amount) {
             return None;
         }
-        ledger.next_number = ledger.next_number.saturating_add(1);
         let entry = Rc::new(entry);
         ledger.add(&entry, amount);
-        ledger.holds.insert(entry.number, Rc::clone(&entry));
+        ledger.holds.push_back(Rc::clone(&entry));
         drop(ledger);
         Some(Hold { budget: self.clone(), entry })
     }
@@ -244,7 +245,7 @@ impl Drop for Hold {
         if self.entry.is_given_up.get() {
             ledger.given_up = ledger.given_up.minus(amount);
         } else {
-            ledger.holds.remove(&self.entry.number);
+            ledger.end(&self.entry);
             ledger.subtract(&self.entry, amount);
         }
     }
@@ -310,7 +311,7 @@ impl Ledger {
 
     /// Gives up the oldest hold that is `eligible`. Returns false if there is none.
     fn give_up_oldest(&mut self, eligible: impl Fn(&Entry) -> bool) -> bool {
-        let oldest = self.holds.values().find(|entry| eligible(entry)).map(Rc::clone);
+        let oldest = self.holds.iter().find(|entry| !entry.has_ended.get() && eligible(entry)).map(Rc::clone);
         oldest.is_some_and(|oldest| {
             self.give_up(&oldest);
             true
@@ -319,9 +320,27 @@ impl Ledger {
 
     fn give_up(&mut self, entry: &Entry) {
         entry.is_given_up.set(true);
-        self.holds.remove(&entry.number);
+        self.end(entry);
         self.subtract(entry, entry.amount());
         self.given_up = self.given_up.plus(entry.amount());
+    }
+
+    fn end(&mut self, entry: &Entry) {
+        entry.has_ended.set(true);
+        self.ended = self.ended.saturating_add(1);
+        self.forget_ended();
+    }
+
+    /// Removes holds that have ended: those at the front, and all others when they are more than half. So the queue is at
+    /// most twice as long as the number of holds, and an end costs the same whatever that number is.
+    fn forget_ended(&mut self) {
+        while self.holds.pop_front_if(|entry| entry.has_ended.get()).is_some() {
+            self.ended = self.ended.saturating_sub(1);
+        }
+        if self.ended > self.holds.len() / 2 {
+            self.holds.retain(|entry| !entry.has_ended.get());
+            self.ended = 0;
+        }
     }
 
     fn add(&mut self, entry: &Entry, amount: Amount) {

@@ -1,12 +1,12 @@
 //! Counting by a fleet's rate limit service: `ShouldRateLimit` of `envoy.service.ratelimit.v3.RateLimitService`, one call
 //! a request, with every limit as an override, so that the service needs to know no org.
 
-use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
 use prost::Message;
+use rustc_hash::FxHashMap;
 
 use super::local::Exceeded;
 use super::standing::{Standing, Window};
@@ -36,7 +36,7 @@ const MARGIN: Duration = Duration::from_millis(50);
 #[derive(Debug, Default)]
 pub struct OpenQuestions {
     /// Questions by the number that Envoy gives to the call.
-    open: HashMap<u32, Question>,
+    open: FxHashMap<u32, Question>,
     has_answered: bool,
     answered_at: Option<UnixTime>,
     looked_at: UnixTime,
