@@ -10,13 +10,13 @@ server = MCPServer("clock")
 
 @server.tool()
 def now(utc_offset_hours: float = 0) -> str:
-    """The present time, at this offset from UTC."""
+    """Return the current time, at this offset from UTC."""
     return datetime.now(timezone(timedelta(hours=utc_offset_hours))).isoformat(timespec="seconds")
 
 
 @server.tool()
 def days_between(first: str, second: str) -> int:
-    """How many days lie between two dates such as 2026-11-23."""
+    """Return the number of days between two dates such as 2026-11-23."""
     return (datetime.fromisoformat(second) - datetime.fromisoformat(first)).days
 
 

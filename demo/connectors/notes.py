@@ -9,20 +9,20 @@ NOTES: dict[str, str] = {"welcome": "This note came through the gateway."}
 
 @server.tool()
 def write(title: str, text: str) -> str:
-    """Keep a note under a title; one of the same title is replaced."""
+    """Store a note under a title. This replaces a note with the same title."""
     NOTES[title] = text
     return f"kept {title!r}"
 
 
 @server.tool()
 def read(title: str) -> str:
-    """The note of this title."""
+    """Return the note with this title."""
     return NOTES.get(title, f"there is no note {title!r}")
 
 
 @server.tool()
 def titles(prefix: str = "") -> list[str]:
-    """The titles of all notes, or of those that begin with a prefix."""
+    """Return the titles of all notes, or of those that begin with a prefix."""
     return sorted(title for title in NOTES if title.startswith(prefix))
 
 

@@ -33,9 +33,9 @@ async fn the_trap_alert_works_for_every_filter_name() {
         let alert = json!({
             "exp_labels": {"severity": "critical", "instance": "a"},
             "exp_annotations": {
-                "summary": "A worker of a lost the module and started it anew",
+                "summary": "The module trapped in a worker of a and was restarted",
                 "description":
-                    r#"Its requests were refused meanwhile. The log of Envoy has "in-VM backtrace" and what the module was doing."#,
+                    r#"The worker refused requests meanwhile. The log of Envoy shows the call stack after "in-VM backtrace"."#,
             },
         });
         let test = json!({
