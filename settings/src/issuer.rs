@@ -1,4 +1,4 @@
-//! What an identity provider says of itself, before the gateway believes its tokens.
+//! Inspects what an identity provider publishes, before the gateway accepts its tokens.
 
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -21,38 +21,38 @@ use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use crate::address::is_public;
 use crate::failure::{Failure, Reason};
 
-/// How long an answer may take.
+/// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The gateway takes no longer key sets either.
+/// Maximum length of a document, in bytes. The gateway has the same limit for key sets.
 const MAX_LENGTH: u64 = 256 << 10;
-/// Real ones stay below 200 characters.
+/// Maximum length of a URL. Real ones stay below 200 characters.
 const MAX_URL_LENGTH: usize = 2048;
 /// The `Accept` header for metadata documents. It accepts every type, because a document is judged by its content.
 const ACCEPT_METADATA: &str = "application/json, */*;q=0.1";
-/// Names that mean something within a network alone: RFC 6761, RFC 6762, RFC 8375, and those of clouds and clusters.
+/// Suffixes of names that exist only within a network: RFC 6761, RFC 6762, RFC 8375, and those of clouds and clusters.
 const PRIVATE_SUFFIXES: [&str; 7] = [".localhost", ".local", ".internal", ".home.arpa", ".svc", ".lan", ".corp"];
 
-/// Why such an address is refused.
+/// The reason and the advice for a refused address.
 const INTO_THE_NETWORK: &str =
     "an org must not lead the gateway into its operator's network. Pass --allow-private-address to allow it";
 
-/// Where answers may come from.
+/// The addresses from which documents may be fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// From the public Internet, by https.
+    /// Addresses of the public Internet, by https.
     Public,
-    /// From anywhere: test networks, and providers within the operator's network.
+    /// All addresses, also by http: for test networks, and for providers within the operator's network.
     Anywhere,
 }
 
-/// Something that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 pub struct Finding {
-    /// Whether it can be saved as it is.
+    /// Whether the check passed. If not, only `--force` saves the provider.
     pub ok: bool,
-    /// Whether somebody should look at it all the same.
+    /// Whether somebody should look at the result although the check passed.
     pub warning: bool,
-    /// What was found.
+    /// The result in words.
     pub finding: String,
 }
 
@@ -61,12 +61,12 @@ impl Finding {
         Self { ok, warning: false, finding: finding.into() }
     }
 
-    /// What is no reason not to save it.
+    /// A result that does not prevent the provider from being saved.
     pub fn warning(finding: impl Into<String>) -> Self {
         Self { ok: true, warning: true, finding: finding.into() }
     }
 
-    /// How it is marked for a person.
+    /// The mark in the text for a person.
     pub fn mark(&self) -> &'static str {
         match (self.ok, self.warning) {
             (false, _) => "FAIL",
@@ -88,7 +88,7 @@ pub struct Inspection {
 /// Fetches the keys at `jwks_uri`, and the discovery document of `issuer` if that is a URL.
 ///
 /// # Errors
-/// Where the gateway would refuse one of the two, or must not be led there. Whatever else is wrong is a finding.
+/// If the gateway would refuse one of the two URLs, or must not fetch from it. Every other problem is a finding.
 pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Inspection, Failure> {
     let mut findings = Vec::new();
     let issuer_url = is_url(issuer).then_some(("--issuer", issuer));
@@ -97,7 +97,7 @@ pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Inspection,
         if issuer.len() > MAX_URL_LENGTH {
             return Err(Failure::new(Reason::InvalidArgument, format!("--issuer must have at most {MAX_URL_LENGTH} characters")));
         }
-        findings.push(Finding::new(true, format!("the issuer {issuer:?} is no URL, so its metadata cannot be checked")));
+        findings.push(Finding::new(true, format!("the issuer {issuer:?} is not a URL, so its metadata cannot be checked")));
     }
     for (option, url) in issuer_url.into_iter().chain([("--jwks-uri", jwks_uri)]) {
         // As the gateway reads them: https or http, a host, no user information.
@@ -148,7 +148,7 @@ fn fetch_keys(agent: &Agent, jwks_uri: &str) -> Finding {
     match fetch(agent, jwks_uri, jwks::ACCEPT) {
         Err(why) => Finding::new(false, format!("{jwks_uri} {why}")),
         Ok(body) => match JwkSet::parse(&body) {
-            Err(why) => Finding::new(false, format!("{jwks_uri} is no key set for RS256: {why}")),
+            Err(why) => Finding::new(false, format!("{jwks_uri} is not a key set for RS256: {why}")),
             Ok(keys) => Finding::new(true, format!("{jwks_uri} has {} usable RS256 keys", keys.len())),
         },
     }
@@ -168,14 +168,14 @@ fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>)
             |algorithms| {
                 let algorithms = algorithms.join(", ");
                 Finding::warning(format!(
-                    "the metadata of {issuer} names the signature algorithms {algorithms}, and the gateway accepts RS256 alone: \
+                    "the metadata of {issuer} names the signature algorithms {algorithms}, and the gateway accepts only RS256: \
                  make the provider sign access tokens with RS256"
                 ))
             },
         ),
     );
     findings.push(fetch_keys(&agent, jwks_uri));
-    // No finding, which --force would let pass: the names had another address, or none, when they were looked at first.
+    // A failure instead of a finding, which --force would ignore. The name had another address, or none, at the first check.
     match was_private.load(Ordering::Relaxed) {
         true => Err(Failure::new(
             Reason::PrivateAddress,
@@ -185,7 +185,7 @@ fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>)
     }
 }
 
-/// OpenID Connect Discovery §4, else RFC 8414 §3.
+/// Fetches the metadata as in OpenID Connect Discovery §4, or else as in RFC 8414 §3, and compares it with the options.
 fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>) -> Option<Value> {
     let base = issuer.trim_end_matches('/');
     let oidc = format!("{base}/.well-known/openid-configuration");
@@ -206,13 +206,13 @@ fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Find
         }
     };
     let Ok(document) = serde_json::from_slice::<Value>(without_byte_order_mark(&body)) else {
-        findings.push(Finding::new(false, format!("{url} is no JSON")));
+        findings.push(Finding::new(false, format!("{url} is not JSON")));
         return None;
     };
     for (member, expected, option) in [("issuer", issuer, "--issuer"), ("jwks_uri", jwks_uri, "--jwks-uri")] {
         let found = document.get(member).and_then(Value::as_str);
         findings.push(match found {
-            Some(found) if found == expected => Finding::new(true, format!("{url} names this {member}")),
+            Some(found) if found == expected => Finding::new(true, format!("{url} names the same {member}")),
             Some(found) => Finding::new(false, format!("{url} names the {member} {found:?}: is that the right {option}?")),
             None => Finding::new(false, format!("{url} names no {member}")),
         });
@@ -220,7 +220,7 @@ fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Find
     Some(document)
 }
 
-/// The body of a 200, or why there is none.
+/// Fetches the body of a 200. The error says why there is none.
 fn fetch(agent: &Agent, url: &str, accept: &str) -> Result<Vec<u8>, String> {
     let answer = agent.get(url).header("accept", accept).header("accept-encoding", "identity").call();
     let mut answer = answer.map_err(|error| format!("cannot be fetched: {error}"))?;
@@ -232,8 +232,8 @@ fn fetch(agent: &Agent, url: &str, accept: &str) -> Result<Vec<u8>, String> {
     answer.body_mut().with_config().limit(MAX_LENGTH).read_to_vec().map_err(|error| format!("cannot be read: {error}"))
 }
 
-/// The host of an authority, RFC 3986 §3.2, and its port where it names one. One that is empty is allowed there; resolvers and
-/// connectors take it for different things.
+/// The host and the port of an authority (RFC 3986 §3.2). The RFC allows a colon without a port. It is refused here, because
+/// resolvers and connectors read it in different ways.
 fn port<'a>(option: &str, authority: &'a str) -> Result<(&'a str, Option<u16>), Failure> {
     // An IPv6 address has colons within its brackets.
     let Some((host, port)) = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) else {
@@ -247,14 +247,14 @@ fn port<'a>(option: &str, authority: &'a str) -> Result<(&'a str, Option<u16>), 
     number.map(|number| (host, Some(number))).ok_or_else(wrong)
 }
 
-/// Refuses what is not of the public Internet. What may be is a finding.
+/// Refuses a host outside of the public Internet. A host without an address is a failed finding.
 fn refuse_private(option: &str, url: &JwksUri) -> Result<Option<Finding>, Failure> {
     let authority = url.authority();
     let (host, port) = port(option, authority)?;
     let name = host.trim_end_matches('.').to_ascii_lowercase();
     let is_number = name.starts_with('[') || name.split('.').all(|part| part.starts_with(|first: char| first.is_ascii_digit()));
     let means_nothing = !is_number && (!name.contains('.') || PRIVATE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)));
-    // Such a name may have no address where this runs, and a private one where the gateway does.
+    // The name may have no address on this machine, and a private address on the machine of the gateway.
     if means_nothing || host.contains('%') {
         return Err(Failure::new(
             Reason::PrivateAddress,
@@ -268,9 +268,9 @@ fn refuse_private(option: &str, url: &JwksUri) -> Result<Option<Finding>, Failur
             Reason::PrivateAddress,
             format!("{option}: {authority} is {address}, which is outside of the public Internet: {INTO_THE_NETWORK}"),
         )),
-        // A provider may be configured before it can be reached, so that --force saves this one.
+        // Not a failure, because a provider may be configured before it can be reached. --force then saves it.
         None => Ok(addresses.is_empty().then(|| {
-            let unknown = "has no address here, so that nobody knows whether it leads gateways into their operator's network";
+            let unknown = "has no address here, so it is unknown whether it leads gateways into their operator's network";
             Finding::new(false, format!("{host} {unknown}"))
         })),
     }
@@ -278,7 +278,7 @@ fn refuse_private(option: &str, url: &JwksUri) -> Result<Option<Finding>, Failur
 
 fn agent(reach: Reach, was_private: Arc<AtomicBool>) -> Agent {
     let tls = TlsConfig::builder()
-        // What the operator's system trusts, a company's own authority too.
+        // The trust store of the system, which may contain the company's own authority.
         .root_certs(RootCerts::PlatformVerifier)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .build();
@@ -294,12 +294,12 @@ fn agent(reach: Reach, was_private: Arc<AtomicBool>) -> Agent {
     Agent::with_parts(config, DefaultConnector::default(), Guard { inner: DefaultResolver::default(), reach, was_private })
 }
 
-/// Resolves names to the addresses that are then connected to, so that a second answer of the DNS can't lead elsewhere.
+/// Resolves names and checks the same addresses that are then connected to. A second answer of the DNS cannot change them.
 #[derive(Debug)]
 struct Guard {
     inner: DefaultResolver,
     reach: Reach,
-    /// Whether it refused an address.
+    /// Whether an address was refused.
     was_private: Arc<AtomicBool>,
 }
 
@@ -308,7 +308,7 @@ impl Resolver for Guard {
         let addresses = self.inner.resolve(uri, config, timeout)?;
         if self.reach == Reach::Public && addresses.iter().any(|address| !is_public(address.ip())) {
             self.was_private.store(true, Ordering::Relaxed);
-            return Err(ureq::Error::Other("it has a private address".into()));
+            return Err(ureq::Error::Other("the host has a private address".into()));
         }
         Ok(addresses)
     }
@@ -318,21 +318,21 @@ impl Resolver for Guard {
 mod tests {
     use super::*;
 
-    /// What a name leads to is judged again when it is connected to: it may be another address by then.
+    /// The address of a name is checked again at the connection, because it may have changed.
     #[test]
-    fn nothing_private_is_connected_to() {
+    fn private_addresses_are_not_connected_to() {
         for (reach, is_allowed) in [(Reach::Public, false), (Reach::Anywhere, true)] {
             let guard = Guard { inner: DefaultResolver::default(), reach, was_private: Arc::default() };
             let addresses = guard.resolve(&Uri::from_static("http://localhost/"), &Config::default(), NextTimeout::default());
             assert_eq!(addresses.is_ok(), is_allowed, "{reach:?}: {addresses:?}");
             let mut findings = Vec::new();
             let looked = look(reach, "https://localhost:1", "https://localhost:1/keys", &mut findings);
-            assert_eq!(looked.is_ok(), is_allowed, "{reach:?}: no finding, which would be overruled: {findings:?}");
+            assert_eq!(looked.is_ok(), is_allowed, "{reach:?}: a failure, not a finding that --force would ignore: {findings:?}");
         }
     }
 
     #[test]
-    fn an_authority_has_a_port_or_no_colon() {
+    fn a_colon_without_a_port_is_refused() {
         for (authority, expected) in [
             ("idp", Some(("idp", None))),
             ("idp:1", Some(("idp", Some(1)))),

@@ -495,7 +495,7 @@ fn an_identity_provider_is_looked_at_before_it_is_trusted() {
             "right --jwks-uri?",
         ),
         ("nothing said", vec![(discovery, 200, "{}".to_owned()), ("/keys", 200, keys.clone())], "", "names no jwks_uri"),
-        ("HTML", vec![(discovery, 200, "<html>".to_owned()), ("/keys", 200, keys.clone())], "", "is no JSON"),
+        ("HTML", vec![(discovery, 200, "<html>".to_owned()), ("/keys", 200, keys.clone())], "", "is not JSON"),
         ("no keys", vec![(discovery, 200, good.clone())], "", "/keys answered 404"),
         (
             "a redirect",
@@ -507,7 +507,7 @@ fn an_identity_provider_is_looked_at_before_it_is_trusted() {
             "no RSA key",
             vec![(discovery, 200, good.clone()), ("/keys", 200, r#"{"keys":[]}"#.to_owned())],
             "",
-            "no key set for RS256",
+            "not a key set for RS256",
         ),
         ("too long", vec![(discovery, 200, good.clone()), ("/keys", 200, " ".repeat(300_000))], "", "/keys cannot be read"),
     ] {
@@ -604,9 +604,9 @@ fn what_a_provider_publishes_is_advised_on() {
             &["--audience 1.apps.googleusercontent.com"],
         ),
         (only("RS256"), "--audience apexmcp", json!(null), &[]),
-        (only("ES256"), "--audience apexmcp", json!(null), &["ES256, and the gateway accepts RS256 alone"]),
-        (only("PS256"), "--audience apexmcp", json!(null), &["PS256, and the gateway accepts RS256 alone"]),
-        (only("EdDSA"), "--audience apexmcp", json!(null), &["EdDSA, and the gateway accepts RS256 alone"]),
+        (only("ES256"), "--audience apexmcp", json!(null), &["ES256, and the gateway accepts only RS256"]),
+        (only("PS256"), "--audience apexmcp", json!(null), &["PS256, and the gateway accepts only RS256"]),
+        (only("EdDSA"), "--audience apexmcp", json!(null), &["EdDSA, and the gateway accepts only RS256"]),
     ] {
         let settings = Settings::new();
         let origin = website(vec![(discovery, 200, metadata(more.clone())), ("/keys", 200, keys.clone())]);
@@ -648,14 +648,14 @@ fn an_issuer_need_not_be_a_url() {
         let arguments = ["sso", "configure", "--org", "acme", "--issuer", issuer, "--jwks-uri", &jwks_uri, "--audience", "a"];
         let printed = settings.json(&[&arguments[..], &["--allow-private-address"]].concat());
         assert_eq!(printed["saved"], true, "{printed}");
-        assert!(printed["findings"].to_string().contains("is no URL"), "{printed}");
+        assert!(printed["findings"].to_string().contains("is not a URL"), "{printed}");
         let principal = format!("acme/idp/{}#agent-7", issuer.replace('%', "%25").replace('#', "%23").replace(' ', "%20"));
         settings.json(&["token", "revoke", "--org", "acme", "--principal", &principal]);
         let revoked = settings.policy()["orgs"]["acme"]["revoked_tokens"]["issued_before"].clone();
         assert!(revoked.get(&principal).is_some(), "{revoked}");
         let file = settings.write("exported.json", &settings.text(&["policy", "export"]));
         let checked = settings.json(&["policy", "check", &file]);
-        assert_eq!((&checked["errors"], checked["notes"].to_string().contains("is no URL")), (&json!([]), true), "{checked}");
+        assert_eq!((&checked["errors"], checked["notes"].to_string().contains("is not a URL")), (&json!([]), true), "{checked}");
         settings.json(&["sso", "remove", "--org", "acme", "--issuer", issuer]);
     }
     for wrong in ["", " accounts.example.com", "a b:c", "https:/idp.example.com", "1a:b"] {
@@ -682,9 +682,9 @@ fn key_sets_of_a_policy_are_fetched_where_that_is_asked_for() {
     ]);
     for (path, part) in [
         ("/good", None),
-        ("/elliptic", Some("no key set for RS256")),
-        ("/other-algorithm", Some("no key set for RS256")),
-        ("/encryption", Some("no key set for RS256")),
+        ("/elliptic", Some("not a key set for RS256")),
+        ("/other-algorithm", Some("not a key set for RS256")),
+        ("/encryption", Some("not a key set for RS256")),
         ("/absent", Some("answered 404")),
     ] {
         let provider = json!({"issuer": "https://idp", "jwks_uri": format!("{origin}{path}"), "audience": "a"});

@@ -1,0 +1,34 @@
+//! What the server counts for its metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) sent: AtomicU64,
+    pub(super) unchanged: AtomicU64,
+    pub(super) unauthorized: AtomicU64,
+    pub(super) waiting: AtomicU64,
+    pub(super) failures: AtomicU64,
+    /// Failed reads of the database since the last successful one.
+    pub(super) failing: AtomicU64,
+}
+
+pub(super) fn add(count: &AtomicU64) {
+    count.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Counts a request as waiting until it is dropped, which also happens when the client disconnects.
+pub(super) struct Waiting<'a>(&'a Counts);
+
+impl<'a> Waiting<'a> {
+    pub(super) fn of(counts: &'a Counts) -> Self {
+        add(&counts.waiting);
+        Self(counts)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}

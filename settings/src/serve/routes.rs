@@ -1,0 +1,153 @@
+//! The answers of the server: the policy, its health and its metrics.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use subtle::ConstantTimeEq;
+use tokio::sync::watch;
+
+use super::counts::{Counts, Waiting, add};
+use super::published::Published;
+
+/// Maximum wait for a change. A proxy on the way must not take the connection for dead.
+const MAX_WAIT: Duration = Duration::from_secs(300);
+
+/// What all requests share.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) token: String,
+    pub(super) policy: watch::Receiver<Arc<Published>>,
+    pub(super) stopping: watch::Receiver<bool>,
+    pub(super) counts: Arc<Counts>,
+}
+
+pub(super) fn router(service: Arc<Service>) -> Router {
+    Router::new()
+        .route("/v1/policy", any(policy))
+        .route("/healthz", any(health))
+        .route("/metrics", any(metrics))
+        .fallback(unknown)
+        .layer(middleware::from_fn(only_get))
+        .with_state(service)
+}
+
+/// Refuses all methods but GET, on every path. The routers of axum would also answer HEAD.
+async fn only_get(request: Request, next: Next) -> Response {
+    match *request.method() {
+        Method::GET => next.run(request).await,
+        _ => (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "GET")], "only GET\n").into_response(),
+    }
+}
+
+async fn unknown() -> Response {
+    (StatusCode::NOT_FOUND, "the paths are /v1/policy, /healthz and /metrics\n").into_response()
+}
+
+async fn health(State(service): State<Arc<Service>>) -> Response {
+    match service.counts.failing.load(Ordering::Relaxed) {
+        0 => "ok\n".into_response(),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "the database cannot be read\n").into_response(),
+    }
+}
+
+async fn policy(State(service): State<Arc<Service>>, headers: HeaderMap, uri: Uri) -> Response {
+    if !is_authorized(&headers, &service.token) {
+        add(&service.counts.unauthorized);
+        let text = "the request needs the bearer token of APEXMCP_SETTINGS_TOKEN\n";
+        return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], text).into_response();
+    }
+    let wait = match wait(&uri) {
+        Ok(wait) => wait,
+        Err(wrong) => return (StatusCode::BAD_REQUEST, wrong).into_response(),
+    };
+    let known: Vec<&[u8]> = headers
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .collect();
+    // RFC 9110 §13.1.2: the comparison is weak, because a cache on the way may have marked the tag as weak.
+    let is_this = |etag: &[u8], published: &Published| etag.strip_prefix(b"W/").unwrap_or(etag) == published.etag.as_bytes();
+    let is_known = |published: &Published| known.iter().any(|etag| is_this(etag, published) || *etag == b"*");
+    let (mut policy, mut stopping) = (service.policy.clone(), service.stopping.clone());
+    let mut published = Arc::clone(&policy.borrow());
+    if is_known(&published) && !wait.is_zero() {
+        let _waiting = Waiting::of(&service.counts);
+        tokio::select! {
+            changed = policy.wait_for(|now| !is_known(now)) => if let Ok(now) = changed { published = Arc::clone(&now); },
+            _ = stopping.wait_for(|is_stopping| *is_stopping) => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+    let mut response = if is_known(&published) {
+        add(&service.counts.unchanged);
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        add(&service.counts.sent);
+        ([(CONTENT_TYPE, "application/json")], Body::from(published.body.clone())).into_response()
+    };
+    response.headers_mut().insert(ETAG, published.etag.clone());
+    // The document contains private keys, so no cache on the way may keep it.
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// RFC 6750 §2.1. A repeated header is ambiguous, and refused.
+fn is_authorized(headers: &HeaderMap, expected: &str) -> bool {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return false };
+    let Some((scheme, token)) = value.as_bytes().split_at_checked(7) else { return false };
+    scheme.eq_ignore_ascii_case(b"bearer ") && token.ct_eq(expected.as_bytes()).into()
+}
+
+/// How long the client wants to wait for a change: `?wait=30s`.
+fn wait(uri: &Uri) -> Result<Duration, &'static str> {
+    match uri.query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("wait=")) {
+        None => Ok(Duration::ZERO),
+        Some(text) => {
+            humantime::parse_duration(text).map(|wait| wait.min(MAX_WAIT)).map_err(|_| "wait must be a duration such as 30s\n")
+        }
+    }
+}
+
+async fn metrics(State(service): State<Arc<Service>>) -> String {
+    let (published, counts) = (service.policy.borrow().clone(), &service.counts);
+    let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let mut text = String::new();
+    for (name, kind, help, value) in [
+        ("policy_version", "gauge", "Version of the policy that is served.", u64::try_from(published.version).unwrap_or(0)),
+        ("policy_bytes", "gauge", "Length of its document.", u64::try_from(published.body.len()).unwrap_or(u64::MAX)),
+        ("waiting_requests", "gauge", "Requests that wait for a change.", count(&counts.waiting)),
+        ("database_failures_total", "counter", "Failed reads of the database.", count(&counts.failures)),
+        ("policy_sent_total", "counter", "Documents sent.", count(&counts.sent)),
+        ("policy_not_modified_total", "counter", "Answers 304.", count(&counts.unchanged)),
+        ("unauthorized_total", "counter", "Requests without the right token.", count(&counts.unauthorized)),
+    ] {
+        let name = format!("apexmcp_settings_{name}");
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_at_most_300_seconds() {
+        for (query, wait_for) in [("", 0), ("?wait=300s", 300), ("?wait=301s", 300), ("?wait=299s", 299)] {
+            assert_eq!(wait(&format!("/v1/policy{query}").parse().unwrap()), Ok(Duration::from_secs(wait_for)), "{query}");
+        }
+    }
+}
