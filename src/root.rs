@@ -1,64 +1,50 @@
-//! The plugin in one thread: its configuration, its clock, its callouts.
+//! The root context of one thread: its configuration, its timer and its calls to other services.
 
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{ContextType, Status};
+use proxy_wasm::types::ContextType;
 
 use crate::hostcalls;
 use crate::http::{Plugin, Stream};
+use apexmcp_core::callout;
 use apexmcp_core::config::{Config, RemoteSettings};
 use apexmcp_core::gateway::Gateway;
-use apexmcp_core::host::{Host, Update};
 use apexmcp_core::jose::jwk::{self, JwkSet, JwkSetError};
-use apexmcp_core::json::is_json;
 use apexmcp_core::jwks::{Fetch, JwksUri, KeySet, KeySetId};
-use apexmcp_core::policy::poll::{Answer, Poll, RENEWAL};
-use apexmcp_core::policy::remote;
+use apexmcp_core::policy::poll::{self, LogLine, Next, Outcome, Poller};
 use apexmcp_core::policy::source::PolicySource;
 use apexmcp_core::time::UnixTime;
 
-/// On which it depends what documents are taken: another module may take what this one refused.
+/// The version of this module. Another version may accept a policy that this one refuses.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// How often waiting requests are looked after and due fetches begun. A request that waits for what another thread
-/// fetches waits as much longer; a tick with nothing to do costs a few microseconds.
+/// Interval at which held requests are checked and due fetches begin. A request that waits for a fetch of another thread
+/// waits up to this much longer. A tick with nothing to do costs a few microseconds.
 const TICK: Duration = Duration::from_millis(20);
 
 pub(crate) struct Root {
     id: u32,
     plugin: Rc<Plugin>,
-    /// The fetches under way, by the number under which the answer comes.
+    /// The fetches under way, by the number of their call.
     fetches: HashMap<u32, Fetch>,
-    /// The request for the policy under way.
-    poll: Option<Polling>,
-}
-
-/// A request for the policy.
-struct Polling {
-    /// The number under which the answer comes.
-    token: u32,
-    started_at: UnixTime,
-    /// Whether it names a document that may be in force still.
-    is_conditional: bool,
-    /// When the claim to be the only one is to be renewed.
-    renew_at: UnixTime,
+    poller: Poller,
 }
 
 impl Root {
     pub(crate) fn new(id: u32) -> Self {
         let plugin = Rc::<Plugin>::default();
         plugin.root_id.set(id);
-        Self { id, plugin, fetches: HashMap::new(), poll: None }
+        Self { id, plugin, fetches: HashMap::new(), poller: Poller::new(VERSION) }
     }
 }
 
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, num_headers: usize, body_size: usize, _num_trailers: usize) {
-        if let Some(polling) = self.poll.take_if(|polling| polling.token == token) {
-            self.finish_poll(&polling, num_headers, body_size);
+        if let Some(request) = self.poller.take(token) {
+            self.finish_poll(&request, num_headers, body_size);
             return;
         }
         let Some(fetch) = self.fetches.remove(&token) else { return };
@@ -67,17 +53,17 @@ impl Context for Root {
         self.wake(now);
     }
 
-    // Envoy has another configuration, or stops: whoever comes next need not wait until the claim is over.
+    // Envoy has another configuration, or stops.
     fn on_done(&mut self) -> bool {
-        if let Some(polling) = self.poll.take() {
-            self.hold_claim(|poll| poll.release(polling.started_at));
+        if let Some(settings) = remote_settings(self.plugin.gateway.borrow().as_ref()) {
+            self.poller.release(settings, &self.plugin.envoy);
         }
         let now = hostcalls::now();
         self.fetches.drain().for_each(|(_, fetch)| fetch.abandon(now, &self.plugin.envoy));
         true
     }
 
-    // For streams that waited for keys before they were counted.
+    // The root context asks the rate limit service, so it gets the answers.
     fn on_grpc_call_response(&mut self, token: u32, status: u32, size: usize) {
         self.plugin.counted(token, status, size);
         hostcalls::enter(self.id);
@@ -136,7 +122,7 @@ impl RootContext for Root {
 }
 
 impl Root {
-    /// Takes notice of a policy that some thread has published.
+    /// Switches to the policy that a thread has published since the last call.
     fn sync_policy(&self) {
         let gateway = self.plugin.gateway.borrow();
         let Some(PolicySource::Remote(remote)) = gateway.as_ref().map(|gateway| &gateway.policy) else { return };
@@ -145,128 +131,61 @@ impl Root {
         }
     }
 
-    /// Asks for changes of the policy, where that is due and no other thread does.
+    /// Asks for changes of the policy, if that is due and no other thread does.
     fn start_poll(&mut self, now: UnixTime) {
         let gateway = self.plugin.gateway.borrow();
-        let Some(gateway) = gateway.as_ref() else { return };
-        let Some(settings) = &gateway.config.remote else { return };
-        if let Some(polling) = &mut self.poll {
-            if !polling.renew_at.is_ahead(now, RENEWAL) {
-                polling.renew_at = now.plus(RENEWAL);
-                let started_at = polling.started_at;
-                self.hold_claim(|poll| poll.renew(started_at, now));
-            }
-            return;
-        }
-        let name = poll_key(settings);
-        let (value, cas) = hostcalls::shared_data(&name);
-        let poll = Poll::from_bytes(&value.unwrap_or_default());
-        let Some(claimed) = poll.claim(now, self.plugin.serves_requests.get(), settings) else { return };
-        if !hostcalls::set_shared_data(&name, &claimed.to_bytes(), cas) {
-            return; // Another thread was faster.
-        }
-        let etag = claimed.etag(VERSION);
-        match hostcalls::get_policy(settings, etag) {
-            Ok(token) => {
-                self.poll = Some(Polling {
-                    token,
-                    started_at: claimed.started_at(),
-                    is_conditional: etag.is_some(),
-                    renew_at: now.plus(RENEWAL),
-                });
-            }
+        let Some(settings) = remote_settings(gateway.as_ref()) else { return };
+        let serves_requests = self.plugin.serves_requests.get();
+        let Some(due) = self.poller.tick(now, serves_requests, settings, &self.plugin.envoy) else { return };
+        match hostcalls::get_policy(settings, due.etag.as_deref()) {
+            Ok(call) => self.poller.sent(&due, call, now),
             Err(status) => {
-                self.poll_failed(claimed.started_at(), &refused_callout(&settings.cluster, status), now);
+                let problem = callout::refused(&settings.cluster, status);
+                self.report(Poller::not_sent(&due, &problem, now, settings, &self.plugin.envoy), now);
             }
         }
     }
 
-    /// Changes the claim of this thread's request, as long as it is this thread's; tells whether it was.
-    fn hold_claim(&self, mut change: impl FnMut(Poll) -> Option<Poll>) -> bool {
-        let gateway = self.plugin.gateway.borrow();
-        let Some(settings) = gateway.as_ref().and_then(|gateway| gateway.config.remote.as_ref()) else { return false };
-        let change = &mut |bytes: &[u8]| change(Poll::from_bytes(bytes)).map(|poll| poll.to_bytes());
-        self.plugin.envoy.update(&poll_key(settings), change) == Update::Changed
-    }
-
-    /// The Settings service answered, or will not any more.
-    fn finish_poll(&self, polling: &Polling, num_headers: usize, body_size: usize) {
+    /// The call to the Settings service ended.
+    fn finish_poll(&self, request: &poll::Request, num_headers: usize, body_size: usize) {
         let now = hostcalls::now();
         {
             let gateway = self.plugin.gateway.borrow();
             let Some(gateway) = gateway.as_ref() else { return };
             let Some(settings) = &gateway.config.remote else { return };
-            let started_at = polling.started_at;
-            match hostcalls::response_status(num_headers) {
-                Some(304) if polling.is_conditional => self.poll_succeeded(settings, started_at, Answer::NotModified, now),
-                Some(200) if self.gives_way(started_at, now) => {}
-                Some(200) if body_size <= remote::MAX_DOCUMENT_LENGTH => {
-                    let etag = hostcalls::response_etag();
-                    // Another thread may have asked since, and know better: two must not publish at once.
-                    if !self.hold_claim(|poll| poll.work(started_at, now)) {
-                        log::warn!("a policy came too late, and is asked for again");
-                        return;
-                    }
-                    let document = hostcalls::response_body(body_size);
-                    let answer = match gateway.publish(&document, settings, &self.plugin.envoy) {
-                        Ok(publication) => {
-                            log::info!("policy version {:?} came, {body_size} bytes, and is published", publication.version());
-                            for warning in publication.warnings() {
-                                log::warn!("{warning}");
-                            }
-                            Answer::Taken(etag)
-                        }
-                        Err(problems) => {
-                            for problem in problems.iter().take(MAX_PROBLEMS) {
-                                log::error!("invalid policy: {problem}");
-                            }
-                            // The same document would be refused again, and another one is awaited; but what is no JSON was
-                            // broken on the way.
-                            Answer::Refused(etag.filter(|_| is_json(&document)))
-                        }
-                    };
-                    self.poll_succeeded(settings, started_at, answer, now);
+            let host = &self.plugin.envoy;
+            let status = hostcalls::response_status(num_headers);
+            let serves_requests = self.plugin.serves_requests.get();
+            let outcome = match request.answered(status, body_size, serves_requests, now, settings, host) {
+                Next::Report(outcome) => outcome,
+                Next::Publish => {
+                    let (etag, document) = (hostcalls::response_etag(), hostcalls::response_body(body_size));
+                    let published = gateway.publish(&document, settings, host);
+                    request.published(etag, &document, &published, now, settings, host)
                 }
-                Some(200) => self.poll_failed(started_at, "the document is too long", now),
-                Some(status) => self.poll_failed(started_at, &unexpected(status), now),
-                None => {
-                    let problem = "the connection failed, or the document is longer than Envoy takes";
-                    self.poll_failed(started_at, problem, now);
-                }
-            }
+            };
+            self.report(outcome, now);
         }
         self.sync_policy();
         self.wake(now);
     }
 
-    /// Leaves a document to a thread that serves no requests, where there may be one.
-    fn gives_way(&self, started_at: UnixTime, now: UnixTime) -> bool {
-        self.plugin.serves_requests.get() && self.hold_claim(|poll| poll.give_way(started_at, now))
-    }
-
-    fn poll_succeeded(&self, settings: &RemoteSettings, started_at: UnixTime, answer: Answer, now: UnixTime) {
-        let outcome = match answer {
-            Answer::NotModified => "not_modified",
-            Answer::Taken(_) => "success",
-            Answer::Refused(_) => "invalid",
-        };
-        let mut is_refused = false;
-        let is_held = self.hold_claim(|poll| {
-            let poll = poll.succeeded(started_at, answer.clone(), VERSION, now, settings)?;
-            is_refused = poll.is_refused();
-            Some(poll)
-        });
+    /// Logs and counts the outcome of a request for the policy.
+    fn report(&self, outcome: Outcome, now: UnixTime) {
+        for line in outcome.log {
+            match line {
+                LogLine::Info(line) => log::info!("{line}"),
+                LogLine::Warning(line) => log::warn!("{line}"),
+                LogLine::Error(line) => log::error!("{line}"),
+            }
+        }
         let mut metrics = self.plugin.metrics.borrow_mut();
-        metrics.policy_fetched(outcome);
-        if is_held && !is_refused {
+        if let Some(counted) = outcome.counted {
+            metrics.policy_fetched(counted);
+        }
+        if outcome.is_confirmed {
             metrics.policy_confirmed(now);
         }
-    }
-
-    fn poll_failed(&self, started_at: UnixTime, problem: &str, now: UnixTime) {
-        log::warn!("the policy could not be fetched: {problem}");
-        self.hold_claim(|poll| poll.failed(started_at, now));
-        self.plugin.metrics.borrow_mut().policy_fetched("failure");
     }
 
     /// Compares this thread's copy of a key set with what all threads share, and begins a fetch if one is due.
@@ -281,7 +200,7 @@ impl Root {
             Err(error) => return log_unreadable(uri, &error),
         };
         let begun = match config.clusters.of(uri) {
-            Ok(cluster) => hostcalls::get(cluster, uri, config.jwks.timeout).map_err(|status| refused_callout(cluster, status)),
+            Ok(cluster) => hostcalls::get(cluster, uri, config.jwks.timeout).map_err(|status| callout::refused(cluster, status)),
             Err(problem) => Err(problem.to_owned()),
         };
         drop(gateway);
@@ -302,7 +221,7 @@ impl Root {
         }
     }
 
-    /// Records how a fetch ended, for all threads.
+    /// Records the end of a fetch for all threads.
     fn finish(&self, fetch: &Fetch, fetched: Result<JwkSet, String>, now: UnixTime) {
         let mut gateway = self.plugin.gateway.borrow_mut();
         let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { return };
@@ -320,10 +239,10 @@ impl Root {
         metrics.jwks_keys(key_sets.key_count());
     }
 
-    /// Decides the requests for which something happened.
+    /// Decides the held requests that are ready.
     fn wake(&self, now: UnixTime) {
         self.plugin.wake(now);
-        // What follows in this callback is the root's again.
+        // Streams were the current context meanwhile.
         hostcalls::enter(self.id);
     }
 }
@@ -332,34 +251,16 @@ fn log_unreadable(uri: &JwksUri, error: &JwkSetError) {
     log::error!("the shared keys of {} cannot be read, so they will be fetched again: {error}", uri.as_str());
 }
 
-/// As many problems of one document are logged: the first ones tell what is wrong.
-const MAX_PROBLEMS: usize = 20;
-
-/// The name of the record in shared data of who asks for the policy.
-fn poll_key(settings: &RemoteSettings) -> String {
-    settings.place().name("poll")
+fn remote_settings(gateway: Option<&Gateway>) -> Option<&RemoteSettings> {
+    gateway.and_then(|gateway| gateway.config.remote.as_ref())
 }
 
-/// What it means that a request was not even begun.
-fn refused_callout(cluster: &str, status: Status) -> String {
-    format!("Envoy refused the callout to cluster {cluster:?} ({status:?}): does it exist, and is the host's name found?")
-}
-
-/// What an answer with this status means; two of them Envoy gives itself.
-fn unexpected(status: u16) -> String {
-    match status {
-        503 => "no host of the cluster answered (or 503)".to_owned(),
-        504 => "no answer in time (or 504)".to_owned(),
-        _ => format!("the answer was {status}"),
-    }
-}
-
-/// The key set in the answer that came.
+/// Reads a key set from the answer to a fetch.
 fn read_key_set(num_headers: usize, body_size: usize) -> Result<JwkSet, String> {
     match hostcalls::response_status(num_headers) {
         None => Err("the connection failed".to_owned()),
-        // Redirects are not followed: the policy names where keys are.
-        Some(status) if status != 200 => Err(unexpected(status)),
+        // The filter does not follow redirects: only the policy names the location of keys.
+        Some(status) if status != 200 => Err(callout::unexpected(status)),
         Some(_) if body_size > jwk::MAX_DOCUMENT_LENGTH => Err(JwkSetError::TooLong.to_string()),
         Some(_) => JwkSet::parse(&hostcalls::response_body(body_size)).map_err(|error| error.to_string()),
     }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::body_holding::BodyHolding;
 use crate::budget::Budget;
 use crate::config::{Config, LimitStore, RemoteSettings};
 use crate::credential::{self, Credential};
@@ -15,6 +16,7 @@ use crate::jose::signature;
 use crate::jwks::{KeyName, KeySetId, KeySets, Lookup, SYNC_INTERVAL};
 use crate::limits;
 use crate::limits::local::Exceeded;
+use crate::limits::service::OpenQuestions;
 use crate::limits::standing::Standing;
 use crate::names::OrgName;
 use crate::oauth::access_token;
@@ -48,6 +50,10 @@ pub struct Gateway {
     next_note: UnixTime,
     /// The budget for all requests and lists that this thread holds.
     pub budget: Budget,
+    /// The questions to the rate limit service that are not answered yet.
+    pub questions: OpenQuestions,
+    /// Whether Envoy holds bodies.
+    pub bodies: BodyHolding,
 }
 
 /// Why a request is not admitted.
@@ -126,6 +132,7 @@ impl Gateway {
         };
         let tokens = TokenCache::new(config.tokens.cache_size);
         Self {
+            bodies: BodyHolding::new(config.gateway.host_holds_bodies),
             config,
             key_sets,
             policy,
@@ -133,6 +140,7 @@ impl Gateway {
             attempts: Attempts::default(),
             next_note: UnixTime::default(),
             budget: Budget::default(),
+            questions: OpenQuestions::default(),
         }
     }
 

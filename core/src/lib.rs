@@ -14,7 +14,9 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, clippy::string_slice))]
 
 pub mod api_key;
+pub mod body_holding;
 pub mod budget;
+pub mod callout;
 pub mod config;
 pub mod credential;
 pub mod denial;

@@ -1,13 +1,15 @@
-//! A request that may pass is counted: only then, so that a refused one costs nothing.
+//! Counts a request against the limits of its principal. Only a request that may pass is counted, so a refused request
+//! costs the principal nothing.
 
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::pending::{Context, Event, Pending, State};
 use super::refusal::{self, Size};
-use super::{Forward, Record, Step};
+use super::{Edits, Forward, Record, Step};
 use crate::budget::{Account, Hold, Waits};
 use crate::config::{LimitStore, Mode, OnError};
-use crate::denial::{Denial, LocalReply};
+use crate::denial::Denial;
 use crate::gateway::{Count, Findings, Gateway};
 use crate::host::Host;
 use crate::limits::Kind;
@@ -19,7 +21,7 @@ use crate::principal::Principal;
 use crate::reason::Reason;
 use crate::time::UnixTime;
 
-/// A request that may pass as far as its credential goes.
+/// A request that its credential, and its message if one decides, admit.
 #[derive(Debug)]
 pub(super) struct Admitted {
     pub(super) size: Size,
@@ -30,35 +32,43 @@ pub(super) struct Admitted {
     pub(super) findings: Findings,
 }
 
-/// A request about which the rate limit service is asked.
+/// A request that waits for the rate limit service.
 #[derive(Debug)]
 pub struct AwaitingCount {
     admitted: Admitted,
+    /// The open questions have a clone: a question stays open when the stream of its request ends.
     hold: Rc<Hold>,
+    /// The number of the call. `None` until the question is sent.
+    call: Option<u32>,
 }
 
-/// How the rate limit service answered.
+/// A question to the rate limit service.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The cluster of the service.
+    pub cluster: String,
+    /// The timeout of the call.
+    pub timeout: Duration,
+    /// The serialized `RateLimitRequest`.
+    pub message: Vec<u8>,
+}
+
+/// The result of a question to the rate limit service, for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ServiceOutcome {
-    /// Within all limits.
+    /// The request is within all limits.
     Ok,
-    /// Over one.
+    /// The request exceeds a limit.
     OverLimit,
-    /// Not, or not so that it could be read.
+    /// There was no answer, or an unreadable one.
     Error,
     /// The service was not asked, or its answer was not awaited, because too many questions are open.
     Overloaded,
 }
 
-/// How a question to the rate limit service ended.
-#[derive(Clone, Copy, Debug)]
-pub enum ServiceAnswer<'a> {
-    /// The service answered this.
-    Message(&'a [u8]),
-    /// The service did not answer in time, or cannot be reached.
-    None,
-    /// Envoy did not send the question, because the circuit breaker of the cluster is full.
-    Overflow,
+/// Whether the filter reads the answer to a call with this gRPC status and this many bytes.
+pub fn is_readable(grpc_status: u32, bytes: usize) -> bool {
+    grpc_status == 0 && bytes <= service::MAX_ANSWER_LENGTH
 }
 
 impl Admitted {
@@ -66,17 +76,20 @@ impl Admitted {
         match gateway.count(&self.principal, now, host) {
             Count::Free => self.pass(None),
             Count::Done(counted) => self.settle(counted, gateway, host),
-            Count::Ask(question) => self.ask(question, gateway, host),
+            Count::Ask(message) => self.ask(message, gateway, host),
         }
     }
 
     /// Asks the service. The headers are edited before that, so that the filter does not have to keep the edits.
-    fn ask(mut self, question: Vec<u8>, gateway: &Gateway, host: &dyn Host) -> Step {
+    fn ask(mut self, message: Vec<u8>, gateway: &Gateway, host: &dyn Host) -> Step {
+        let LimitStore::RateLimitService(service) = &gateway.config.limits else { return self.pass(None) };
         let account = Account::Questions(self.resource.org.clone());
         match gateway.budget.hold(account, Waits::ForOthers, self.size.head()) {
             Some(hold) => {
-                let edits = std::mem::take(&mut self.forward.edits);
-                Step::Count(edits, question, AwaitingCount { admitted: self, hold: Rc::new(hold) })
+                let edits: Edits = std::mem::take(&mut self.forward.edits);
+                let question = Question { cluster: service.cluster.clone(), timeout: service.timeout, message };
+                let awaiting = AwaitingCount { admitted: self, hold: Rc::new(hold), call: None };
+                Step::Ask(edits, question, Pending::Count(awaiting))
             }
             None => {
                 let denial = too_many_questions(&self.principal);
@@ -96,13 +109,13 @@ impl Admitted {
         }
     }
 
-    /// What is told in the place of an answer that came before the message went on. A good one can't be an answer to it;
-    /// others, such as Envoy's own where no upstream is there, pass.
-    pub(super) fn answered_early(self, status: u16, gateway: &Gateway, host: &dyn Host) -> (Option<LocalReply>, Record) {
+    /// Decides on a response that began before the request was decided. A success cannot be an answer to the request, so it is
+    /// replaced. Other responses pass, such as Envoy's own if no upstream is available.
+    pub(super) fn answered_early(self, status: u16, gateway: &Gateway, host: &dyn Host) -> Step {
         let denial = Denial::from(Reason::MessageUnread);
-        let is_held_back = (200..300).contains(&status) && self.mode == Mode::Enforce;
-        let reply = is_held_back.then(|| gateway.reply(&denial, Some(&self.resource), host));
-        (reply, Record::Resource { refused: Some(denial.reason), findings: self.findings })
+        let is_replaced = (200..300).contains(&status) && self.mode == Mode::Enforce;
+        let reply = is_replaced.then(|| gateway.reply(&denial, Some(&self.resource), host));
+        Step::EarlyResponse(reply, Record::Resource { refused: Some(denial.reason), findings: self.findings })
     }
 
     fn settle(self, counted: Result<Standing, Exceeded>, gateway: &Gateway, host: &dyn Host) -> Step {
@@ -118,38 +131,47 @@ impl Admitted {
     }
 }
 
-/// How long until a place for a question is likely to be free.
+/// `Retry-After` of a request that found no place for its question.
 const NEXT_QUESTION: Duration = Duration::from_secs(1);
 
-/// The refusal of a request about which the service cannot be asked now. What is left is known to the service alone.
+/// The refusal of a request about which the service cannot be asked now. Only the service knows what remains of the limits.
 fn too_many_questions(principal: &Principal) -> Denial {
     let standing = Standing::refused_for(principal.limits().iter(), NEXT_QUESTION);
     Exceeded { kind: Kind::Rate, retry_after: NEXT_QUESTION, standing }.into()
 }
 
-impl AwaitingCount {
-    /// Something behind answers with this status before the request was counted.
-    pub fn answered_early(self, status: u16, gateway: &Gateway, host: &dyn Host) -> (Option<LocalReply>, Record) {
-        self.admitted.answered_early(status, gateway, host)
-    }
+/// The end of a question to the rate limit service.
+#[derive(Clone, Copy)]
+enum Answer<'a> {
+    Message(&'a [u8]),
+    /// The service did not answer in time, or cannot be reached.
+    Missing,
+    /// Envoy did not send the question, because the circuit breaker of the cluster is full. Or the budget gave the place of
+    /// the request to another request.
+    Overflow,
+}
 
-    /// The place of this request in the worker's budget. The shell keeps it until the question is answered, even if the
-    /// stream ends before.
-    pub fn hold(&self) -> &Rc<Hold> {
-        &self.hold
+impl AwaitingCount {
+    /// The question was sent, and is open from now on.
+    fn asked(mut self, stream: u32, call: u32, gateway: &mut Gateway) -> Step {
+        if let LimitStore::RateLimitService(service) = &gateway.config.limits {
+            gateway.questions.ask(call, stream, Rc::clone(&self.hold), service.timeout);
+        }
+        self.call = Some(call);
+        Step::Wait(Pending::Count(self))
     }
 
     /// Decides by the service's `RateLimitResponse`. If the service did not answer, the operator's `on_error` decides. If
     /// too many questions are open, the request is refused: a burst must not switch off the limits of its own org.
-    pub fn proceed(self, answer: ServiceAnswer<'_>, gateway: &Gateway, host: &dyn Host) -> (Step, ServiceOutcome) {
+    fn settle(self, answer: Answer<'_>, gateway: &Gateway, host: &dyn Host) -> (Step, ServiceOutcome) {
         let on_error = match &gateway.config.limits {
             LimitStore::RateLimitService(service) => service.on_error,
             LimitStore::Local => OnError::default(),
         };
         let message = match answer {
-            ServiceAnswer::Message(message) => Some(message),
-            ServiceAnswer::None => None,
-            ServiceAnswer::Overflow => {
+            Answer::Message(message) => Some(message),
+            Answer::Missing => None,
+            Answer::Overflow => {
                 let denial = too_many_questions(&self.admitted.principal);
                 return (self.admitted.refuse(gateway, &denial, host), ServiceOutcome::Overloaded);
             }
@@ -167,5 +189,42 @@ impl AwaitingCount {
                 (step, ServiceOutcome::Error)
             }
         }
+    }
+}
+
+impl State for AwaitingCount {
+    fn hold(&self) -> &Hold {
+        &self.hold
+    }
+
+    fn is_ended_by(&mut self, event: &Event<'_>, gateway: &Gateway) -> bool {
+        match *event {
+            Event::Asked { .. } => self.call.is_none(),
+            Event::Answered { call, .. } => self.call == Some(call),
+            // Envoy may not report the end of a question that it was asked in the callback of another stream.
+            Event::Tick { .. } => self.call.is_some_and(|call| !gateway.questions.is_open(call)),
+            Event::AnsweredEarly { .. } => true,
+            _ => false,
+        }
+    }
+
+    fn handle(self, event: Event<'_>, context: &mut Context<'_>) -> Step {
+        let answer = match event {
+            Event::Asked { stream, call: Some(call) } => return self.asked(stream, call, context.gateway),
+            Event::AnsweredEarly { status } => return self.admitted.answered_early(status, context.gateway, context.host),
+            Event::Answered { message: Some(message), .. } => Answer::Message(message),
+            // Envoy reports a full circuit breaker and a cluster without hosts in the same way.
+            Event::Asked { .. } if context.gateway.questions.is_service_there() => Answer::Overflow,
+            Event::GivenUp => Answer::Overflow,
+            _ => Answer::Missing,
+        };
+        let (step, outcome) = self.settle(answer, context.gateway, context.host);
+        context.service_outcome = Some(outcome);
+        step
+    }
+
+    /// The hold of a question counts the body already.
+    fn charges_earlier_body(&self) -> bool {
+        false
     }
 }

@@ -1,15 +1,15 @@
-//! A request to the joined endpoint whose message decides: it is held until its body is whole.
+//! A request to the joined endpoint of an org whose message decides. It waits until its body is whole.
 
 use std::rc::Rc;
 
 use super::count::Admitted;
+use super::pending::{Context, Event, Pending, State};
 use super::refusal::Size;
-use super::{Forward, Record, Request, Step};
+use super::{Edits, Forward, Request, Step};
 use crate::budget::Hold;
 use crate::config::Mode;
-use crate::denial::{Denial, LocalReply};
+use crate::denial::Denial;
 use crate::gateway::{Findings, Gateway};
-use crate::host::Host;
 use crate::mcp::headers::MirrorHeaders;
 use crate::mcp::list::Permitted;
 use crate::mcp::message::{Body, MAX_LENGTH};
@@ -18,20 +18,19 @@ use crate::path::Resource;
 use crate::principal::Principal;
 use crate::reason::Reason;
 use crate::request::RequestHead;
-use crate::time::UnixTime;
 
-/// As much of a body is read: one byte more than is accepted, by which the longer ones are known.
-pub const MAX_MESSAGE_READ: usize = MAX_LENGTH + 1;
+/// Read limit: one byte over the accepted length, so that longer messages are detected.
+pub(super) const MAX_MESSAGE_READ: usize = MAX_LENGTH + 1;
 
-/// What comes after a head.
+/// The content of a request to the joined endpoint.
 pub(super) enum Content {
-    /// A message that decides.
+    /// A message, which decides on the request.
     Message,
-    /// Nothing that is read: a session ends.
+    /// The filter reads no body: the request ends a session.
     Nothing,
 }
 
-/// Whether a message may come after `head`, in a form that is read.
+/// Checks by the head whether the filter can read the message of the request.
 pub(super) fn check_head(head: &RequestHead) -> Result<Content, Reason> {
     match head.method() {
         b"POST" => {}
@@ -45,7 +44,7 @@ pub(super) fn check_head(head: &RequestHead) -> Result<Content, Reason> {
     Ok(Content::Message)
 }
 
-/// A request whose principal is known, and whose message is still to come.
+/// A request with a known principal whose message is incomplete.
 #[derive(Debug)]
 pub struct AwaitingMessage {
     resource: Resource,
@@ -57,35 +56,13 @@ pub struct AwaitingMessage {
 }
 
 impl AwaitingMessage {
-    pub(super) fn new(request: Request, principal: Rc<Principal>, findings: Findings, hold: Hold) -> Self {
+    /// Waits for the message of `request`. `edits` are made to the head, which may go on before the message is decided.
+    pub(super) fn wait(request: Request, principal: Rc<Principal>, findings: Findings, hold: Hold, edits: Edits) -> Step {
         let Request { head, resource, mode } = request;
-        // Access logs learn of the principal as its headers go on, not once more at the end.
+        // The shell tells access logs the principal when it edits the head, so the record at the end does not repeat it.
         let findings = Findings { principal: None, ..findings };
-        Self { resource, mode, mirror: MirrorHeaders::of(&head), principal, findings, hold }
-    }
-
-    /// Whose request it is.
-    pub fn principal(&self) -> &Principal {
-        &self.principal
-    }
-
-    /// The place of this request in the worker's budget.
-    pub fn hold(&self) -> &Hold {
-        &self.hold
-    }
-
-    /// Refuses the request, because its hold was given up.
-    pub fn give_up(self, gateway: &Gateway, host: &dyn Host) -> Step {
-        self.into_admitted(None).refuse(gateway, &Reason::Overloaded.into(), host)
-    }
-
-    /// Decides on the whole body, or on its first [`MAX_MESSAGE_READ`] bytes.
-    pub fn proceed(self, body: &[u8], gateway: &Gateway, now: UnixTime, host: &dyn Host) -> Step {
-        let mode = self.mode;
-        match self.judge(body, gateway) {
-            Ok(lists) => self.into_admitted(lists.filter(|_| mode == Mode::Enforce)).count(gateway, now, host),
-            Err(denial) => self.into_admitted(None).refuse(gateway, &denial, host),
-        }
+        let awaiting = Self { resource, mode, mirror: MirrorHeaders::of(&head), principal, findings, hold };
+        Step::EditAndWait(edits, Pending::Message(awaiting))
     }
 
     /// The request after its headers were edited. The next state may hold it again.
@@ -99,11 +76,6 @@ impl AwaitingMessage {
             forward: Forward { lists, ..Forward::default() },
             findings,
         }
-    }
-
-    /// Something behind answers with this status before the message was decided on.
-    pub fn answered_early(self, status: u16, gateway: &Gateway, host: &dyn Host) -> (Option<LocalReply>, Record) {
-        self.into_admitted(None).answered_early(status, gateway, host)
     }
 
     fn judge(&self, bytes: &[u8], gateway: &Gateway) -> Result<Option<ListRequest>, Denial> {
@@ -123,5 +95,42 @@ impl AwaitingMessage {
         }
         let permitted = || Permitted { scopes: scopes.clone(), separator: separator.clone() };
         Ok(body.asks_for_lists().then(|| ListRequest::new(self.resource.org.clone(), permitted(), body.id())))
+    }
+}
+
+impl State for AwaitingMessage {
+    fn hold(&self) -> &Hold {
+        &self.hold
+    }
+
+    fn is_ended_by(&mut self, event: &Event<'_>, _gateway: &Gateway) -> bool {
+        match *event {
+            Event::BodyArrived(body) => body.is_enough(MAX_MESSAGE_READ),
+            Event::AnsweredEarly { .. } => true,
+            _ => false,
+        }
+    }
+
+    fn handle(self, event: Event<'_>, context: &mut Context<'_>) -> Step {
+        let Context { gateway, host, request, .. } = context;
+        match event {
+            Event::BodyArrived(_) => {
+                let mode = self.mode;
+                match self.judge(&request.body(MAX_MESSAGE_READ), gateway) {
+                    Ok(lists) => {
+                        let lists = lists.filter(|_| mode == Mode::Enforce);
+                        self.into_admitted(lists).count(gateway, request.now(), *host)
+                    }
+                    Err(denial) => self.into_admitted(None).refuse(gateway, &denial, *host),
+                }
+            }
+            Event::AnsweredEarly { status } => self.into_admitted(None).answered_early(status, gateway, *host),
+            _ => self.into_admitted(None).refuse(gateway, &Reason::Overloaded.into(), *host),
+        }
+    }
+
+    /// Without `allow_on_headers_stop_iteration`, Envoy holds the body until the head goes on.
+    fn lets_head_go(&self) -> bool {
+        true
     }
 }

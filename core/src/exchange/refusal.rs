@@ -1,9 +1,11 @@
-//! A refusal waits for the rest of a short request: in HTTP/1.1 a connection on which a request was answered before it had
-//! come whole cannot serve another one, and Envoy closes it (RFC 9112 §9.3). An agent that is told to authenticate
-//! then comes again on the same connection.
+//! A refusal waits for the rest of a short request, so that the client can keep its connection.
+//!
+//! If an HTTP/1.1 request is answered before it is whole, the connection cannot serve another request, and Envoy closes it
+//! (RFC 9112 §9.3). An agent that has to authenticate then sends its next request on the same connection.
 
 use std::time::Duration;
 
+use super::pending::{Context, Event, Pending, State};
 use super::{Record, Step};
 use crate::budget::{Account, Hold, Waits};
 use crate::denial::LocalReply;
@@ -11,19 +13,19 @@ use crate::gateway::Gateway;
 use crate::request::RequestHead;
 use crate::time::UnixTime;
 
-/// As long a body is awaited: messages are shorter, and so is no listener's buffer (Envoy advises 32 KiB at the edge), which
-/// would make a 413 of the refusal.
+/// Maximum length of a body that a refusal waits for. Messages are shorter. The buffer of a listener must be longer (Envoy
+/// advises 32 KiB at the edge), else the client would get 413 instead of the refusal.
 const MAX_REST_LENGTH: usize = 16 * 1024;
 
-/// How long it is awaited. It is on its way: clients send it with the head.
+/// Maximum time that a refusal waits. Clients send a short body together with the head.
 const REST_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// A request that is refused, and has not come whole.
+/// A request that is refused, and whose body is incomplete.
 #[derive(Debug)]
 pub struct AwaitingRest {
     reply: LocalReply,
     record: Record,
-    /// Begins with the first look at the clock.
+    /// The first tick sets the deadline, because a refusal does not read the clock.
     deadline: Option<UnixTime>,
     hold: Hold,
 }
@@ -57,26 +59,31 @@ impl Size {
 pub(super) fn step(gateway: &Gateway, size: Size, reply: LocalReply, record: Record) -> Step {
     let hold = (size.rest > 0).then(|| gateway.budget.hold(Account::Refused, Waits::ForClient, size.head)).flatten();
     match hold {
-        Some(hold) => Step::ReplyAfterRest(AwaitingRest { reply, record, deadline: None, hold }),
+        Some(hold) => Step::Wait(Pending::Rest(AwaitingRest { reply, record, deadline: None, hold })),
         None => Step::Reply(reply, record),
     }
 }
 
-impl AwaitingRest {
-    /// Whether the rest of the request took too long, or its hold was given up. The time begins with the first call.
-    pub fn is_overdue(&mut self, now: UnixTime) -> bool {
-        let latest = now.plus(REST_TIMEOUT);
-        let deadline = *self.deadline.insert(self.deadline.map_or(latest, |deadline| deadline.min(latest)));
-        now >= deadline || self.hold.is_given_up()
-    }
-
-    /// The place of this request in the worker's budget.
-    pub fn hold(&self) -> &Hold {
+impl State for AwaitingRest {
+    fn hold(&self) -> &Hold {
         &self.hold
     }
 
-    /// Answers, whatever has come.
-    pub fn proceed(self) -> Step {
+    /// If Envoy holds the body together with the head, nothing more arrives, and the refusal does not wait.
+    fn is_ended_by(&mut self, event: &Event<'_>, _gateway: &Gateway) -> bool {
+        match *event {
+            Event::Held { body, host_holds_bodies } => body.is_whole || host_holds_bodies == Some(true),
+            Event::BodyArrived(body) => body.is_whole,
+            Event::Tick { now } => {
+                let latest = now.plus(REST_TIMEOUT);
+                let deadline = *self.deadline.insert(self.deadline.map_or(latest, |deadline| deadline.min(latest)));
+                now >= deadline
+            }
+            _ => false,
+        }
+    }
+
+    fn handle(self, _event: Event<'_>, _context: &mut Context<'_>) -> Step {
         Step::Reply(self.reply, self.record)
     }
 }

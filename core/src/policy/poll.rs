@@ -1,77 +1,280 @@
-//! Who asks the Settings service for changes, and when: one thread for all, by a record in shared data that is changed by
-//! compare-and-swap.
+//! One thread of an Envoy asks the Settings service for changes of the policy. The threads agree on it by a record in
+//! shared data that they change by compare-and-swap. [`Poller`] is the part of one thread.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::remote::{MAX_DOCUMENT_LENGTH, Publication};
+use crate::callout;
 use crate::config::RemoteSettings;
+use crate::host::{Host, Update};
+use crate::json::is_json;
+use crate::problem::Problem;
 use crate::time::UnixTime;
 
-/// First pause after a failed request; it doubles with each further one.
+/// First pause after a failed request. It doubles with each further failure.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-/// Longest pause: a service that comes back is noticed within it.
+/// Maximum pause. A service that is available again is noticed within it.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
-/// How long a claim holds that is not renewed: its thread has died, or its Envoy was reconfigured.
+/// Time until a claim that is not renewed ends: its thread has died, or its Envoy was reconfigured.
 const LEASE: Duration = Duration::from_secs(3);
-/// How often a thread renews its claim while its request is under way.
-pub const RENEWAL: Duration = Duration::from_secs(1);
-/// How long a claim holds while its thread works on a document, and renews nothing.
+/// Interval at which a thread renews its claim while its request is under way.
+const RENEWAL: Duration = Duration::from_secs(1);
+/// Lease of a thread that works on a document. It cannot renew its claim meanwhile.
 const WORK: Duration = Duration::from_secs(60);
-/// How long a thread that serves requests leaves it to one that doesn't, Envoy's main thread, to ask: parsing takes long.
+/// Time for which a thread that serves requests leaves a due request to Envoy's main thread, because parsing takes long.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Maximum number of problems of one document that are logged. The first ones show what is wrong.
+const MAX_PROBLEMS: usize = 20;
 
-/// What came of a request for the policy.
+/// A thread's part in asking for the policy.
+#[derive(Debug)]
+pub struct Poller {
+    /// The version of this module. Another version may accept a document that this one refused.
+    judge: &'static str,
+    request: Option<Request>,
+}
+
+/// A request that is due. The thread has claimed it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Due {
+    /// The `ETag` of the known document, for `If-None-Match`.
+    pub etag: Option<String>,
+    started_at: UnixTime,
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+pub struct Request {
+    judge: &'static str,
+    /// The number that Envoy gave to the call.
+    call: u32,
+    started_at: UnixTime,
+    /// Whether the request has `If-None-Match`.
+    is_conditional: bool,
+    renew_at: UnixTime,
+}
+
+/// What the shell does after the head of an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Report the outcome.
+    Report(Outcome),
+    /// Read the document, publish it, and call [`Request::published`].
+    Publish,
+}
+
+/// What the shell reports about a request.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The label of the metric that counts requests. `None` if the request does not count.
+    pub counted: Option<&'static str>,
+    /// Whether the Settings service confirmed that the policy in force is current.
+    pub is_confirmed: bool,
+    /// Lines for the operator's log.
+    pub log: Vec<LogLine>,
+}
+
+/// A line for the operator's log, with its level.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LogLine {
+    /// Level info.
+    Info(String),
+    /// Level warn.
+    Warning(String),
+    /// Level error.
+    Error(String),
+}
+
+impl Poller {
+    /// A thread that has asked for nothing yet. `judge` is the version of its module.
+    pub fn new(judge: &'static str) -> Self {
+        Self { judge, request: None }
+    }
+
+    /// Renews the claim of the request under way, or claims the next request if it is due and no other thread has claimed it.
+    ///
+    /// `serves_requests` says whether this thread has served a request. Envoy's main thread serves none.
+    pub fn tick(&mut self, now: UnixTime, serves_requests: bool, settings: &RemoteSettings, host: &dyn Host) -> Option<Due> {
+        if let Some(request) = &mut self.request {
+            if !request.renew_at.is_ahead(now, RENEWAL) {
+                request.renew_at = now.plus(RENEWAL);
+                let started_at = request.started_at;
+                change(settings, host, |poll| poll.renew(started_at, now));
+            }
+            return None;
+        }
+        let mut claimed = None;
+        let is_claimed = change(settings, host, |poll| {
+            claimed = poll.claim(now, serves_requests, settings);
+            claimed.clone()
+        });
+        let claimed = claimed.filter(|_| is_claimed)?;
+        Some(Due { etag: claimed.etag(self.judge).map(str::to_owned), started_at: claimed.started_at })
+    }
+
+    /// The request was sent under the number `call`.
+    pub fn sent(&mut self, due: &Due, call: u32, now: UnixTime) {
+        self.request = Some(Request {
+            judge: self.judge,
+            call,
+            started_at: due.started_at,
+            is_conditional: due.etag.is_some(),
+            renew_at: now.plus(RENEWAL),
+        });
+    }
+
+    /// Envoy did not send the request.
+    pub fn not_sent(due: &Due, problem: &str, now: UnixTime, settings: &RemoteSettings, host: &dyn Host) -> Outcome {
+        failed(due.started_at, problem, now, settings, host)
+    }
+
+    /// The request that was sent under the number `call`, if there is one. It is no longer under way.
+    pub fn take(&mut self, call: u32) -> Option<Request> {
+        self.request.take_if(|request| request.call == call)
+    }
+
+    /// This thread ends. Another thread need not wait until the claim ends.
+    pub fn release(&mut self, settings: &RemoteSettings, host: &dyn Host) {
+        if let Some(request) = self.request.take() {
+            change(settings, host, |poll| poll.release(request.started_at));
+        }
+    }
+}
+
+impl Request {
+    /// Decides on the head of the answer. `status` is `None` if the connection failed.
+    pub fn answered(
+        &self,
+        status: Option<u16>,
+        body_length: usize,
+        serves_requests: bool,
+        now: UnixTime,
+        settings: &RemoteSettings,
+        host: &dyn Host,
+    ) -> Next {
+        let started_at = self.started_at;
+        let fails = |problem: &str| Next::Report(failed(started_at, problem, now, settings, host));
+        match status {
+            Some(304) if self.is_conditional => Next::Report(self.succeeded(&Answer::NotModified, now, settings, host)),
+            // A thread that serves requests leaves a document to another thread, if there may be one.
+            Some(200) if serves_requests && change(settings, host, |poll| poll.give_way(started_at, now)) => {
+                Next::Report(Outcome::default())
+            }
+            Some(200) if body_length > MAX_DOCUMENT_LENGTH => fails("the document is too long"),
+            // Another thread may have asked since, and have a newer document. Two threads must not publish at once.
+            Some(200) if change(settings, host, |poll| poll.work(started_at, now)) => Next::Publish,
+            Some(200) => {
+                let line = LogLine::Warning("a policy came too late, and is asked for again".to_owned());
+                Next::Report(Outcome { log: vec![line], ..Outcome::default() })
+            }
+            Some(status) => fails(&callout::unexpected(status)),
+            None => fails("the connection failed, or the document is longer than Envoy takes"),
+        }
+    }
+
+    /// The document with this `etag` was published, or refused.
+    pub fn published(
+        &self,
+        etag: Option<String>,
+        document: &[u8],
+        published: &Result<Publication, Vec<Problem>>,
+        now: UnixTime,
+        settings: &RemoteSettings,
+        host: &dyn Host,
+    ) -> Outcome {
+        let (answer, log) = match published {
+            Ok(publication) => {
+                let (version, length) = (publication.version(), document.len());
+                let line = format!("policy version {version:?} came, {length} bytes, and is published");
+                let warnings = publication.warnings().iter().map(|warning| LogLine::Warning(warning.to_string()));
+                (Answer::Taken(etag), [LogLine::Info(line)].into_iter().chain(warnings).collect())
+            }
+            Err(problems) => {
+                let line = |problem: &Problem| LogLine::Error(format!("invalid policy: {problem}"));
+                // The same document would be refused again, so the thread waits for another one. A document that is not JSON
+                // was broken on the way, and is fetched again.
+                let answer = Answer::Refused(etag.filter(|_| is_json(document)));
+                (answer, problems.iter().take(MAX_PROBLEMS).map(line).collect())
+            }
+        };
+        Outcome { log, ..self.succeeded(&answer, now, settings, host) }
+    }
+
+    fn succeeded(&self, answer: &Answer, now: UnixTime, settings: &RemoteSettings, host: &dyn Host) -> Outcome {
+        let mut is_refused = false;
+        let is_recorded = change(settings, host, |poll| {
+            let poll = poll.succeeded(self.started_at, answer.clone(), self.judge, now, settings)?;
+            is_refused = poll.is_refused;
+            Some(poll)
+        });
+        let counted = match answer {
+            Answer::NotModified => "not_modified",
+            Answer::Taken(_) => "success",
+            Answer::Refused(_) => "invalid",
+        };
+        Outcome { counted: Some(counted), is_confirmed: is_recorded && !is_refused, log: Vec::new() }
+    }
+}
+
+fn failed(started_at: UnixTime, problem: &str, now: UnixTime, settings: &RemoteSettings, host: &dyn Host) -> Outcome {
+    change(settings, host, |poll| poll.failed(started_at, now));
+    let line = LogLine::Warning(format!("the policy could not be fetched: {problem}"));
+    Outcome { counted: Some("failure"), is_confirmed: false, log: vec![line] }
+}
+
+/// Changes the shared record, and returns whether it changed. A change of `None` leaves it.
+fn change(settings: &RemoteSettings, host: &dyn Host, mut change: impl FnMut(Poll) -> Option<Poll>) -> bool {
+    let change = &mut |bytes: &[u8]| change(Poll::from_bytes(bytes)).map(|poll| poll.to_bytes());
+    host.update(&settings.place().name("poll"), change) == Update::Changed
+}
+
+/// The result of a request for the policy.
 #[derive(Clone, Debug)]
-pub enum Answer {
-    /// The document that is known is still the one.
+enum Answer {
+    /// The known document is still current.
     NotModified,
-    /// A document with this `ETag`, which was taken over.
+    /// A document with this `ETag` was published.
     Taken(Option<String>),
-    /// One that was refused.
+    /// A document with this `ETag` was refused.
     Refused(Option<String>),
 }
 
-/// What all threads know of the requests for the policy.
+/// The record about requests for the policy that all threads share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)] // An older module may have written it.
-pub struct Poll {
+struct Poll {
     etag: Option<String>,
-    /// By which module the document of `etag` was judged: another one may take what this one refused.
+    /// The version of the module that judged the document of `etag`.
     judged_by: String,
     is_refused: bool,
     started_at: UnixTime,
     claimed_until: UnixTime,
     next_at: UnixTime,
     failures: u32,
-    /// Whether a thread that serves requests got a document and left it to another one to ask again.
+    /// Whether a thread that serves requests left a document to another thread. That thread asks again.
     has_given_way: bool,
 }
 
 impl Poll {
-    /// The record as other threads read it; a new one where it can't be read.
-    pub fn from_bytes(bytes: &[u8]) -> Self {
+    /// Reads the record. The result is a new record if `bytes` cannot be read.
+    fn from_bytes(bytes: &[u8]) -> Self {
         serde_json::from_slice(bytes).unwrap_or_default()
     }
 
-    /// The record as other threads read it.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    fn to_bytes(&self) -> Vec<u8> {
         // The types here always serialize.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// The last document that came, for `If-None-Match`, unless another module refused it.
-    pub fn etag(&self, judged_by: &str) -> Option<&str> {
+    /// The `ETag` of the last document, unless another version of the module refused that document.
+    fn etag(&self, judged_by: &str) -> Option<&str> {
         self.etag.as_deref().filter(|_| !self.is_refused || self.judged_by == judged_by)
     }
 
-    /// Whether the last document that came was refused, and so another one is in force.
-    pub fn is_refused(&self) -> bool {
-        self.is_refused
-    }
-
-    /// The record with this thread's claim to ask, where that is due and nobody else has claimed it.
-    pub fn claim(&self, now: UnixTime, serves_requests: bool, settings: &RemoteSettings) -> Option<Self> {
+    /// The record with a claim of this thread, if a request is due and no other thread has claimed it.
+    fn claim(&self, now: UnixTime, serves_requests: bool, settings: &RemoteSettings) -> Option<Self> {
         let patience = if serves_requests { PATIENCE } else { Duration::ZERO };
         let longest = settings.interval.max(MAX_BACKOFF).saturating_add(patience);
         if self.claimed_until.is_ahead(now, WORK) || self.next_at.plus(patience).is_ahead(now, longest) {
@@ -80,23 +283,18 @@ impl Poll {
         Some(Self { started_at: now, claimed_until: now.plus(LEASE), ..self.clone() })
     }
 
-    /// When the request of the claim was begun, by which a thread knows its own.
-    pub fn started_at(&self) -> UnixTime {
-        self.started_at
-    }
-
-    /// The record with the claim of the request begun then renewed; `None` where another one has been begun since.
-    pub fn renew(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
+    /// Renews the claim of the request that began at `started_at`. `None` if another request has begun since.
+    fn renew(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
         self.hold(started_at, now.plus(LEASE))
     }
 
-    /// The same for as long as its answer is worked on.
-    pub fn work(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
+    /// Extends the claim for the work on a document.
+    fn work(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
         self.hold(started_at, now.plus(WORK))
     }
 
-    /// The same for a thread that ends.
-    pub fn release(&self, started_at: UnixTime) -> Option<Self> {
+    /// Ends the claim of a thread that ends.
+    fn release(&self, started_at: UnixTime) -> Option<Self> {
         self.hold(started_at, UnixTime::default())
     }
 
@@ -104,8 +302,8 @@ impl Poll {
         (self.started_at == started_at).then(|| Self { claimed_until, ..self.clone() })
     }
 
-    /// After a document came to a thread that by now serves requests: another one may ask for it, once.
-    pub fn give_way(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
+    /// Leaves a document to a thread that serves no requests. `None` if that happened once already.
+    fn give_way(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
         self.hold(started_at, UnixTime::default()).filter(|_| !self.has_given_way).map(|poll| Self {
             next_at: now,
             has_given_way: true,
@@ -113,8 +311,8 @@ impl Poll {
         })
     }
 
-    /// After an answer. The next request follows at once where this one had something new to tell, or waited for that.
-    pub fn succeeded(
+    /// Records an answer. The next request is due at once if the answer has a new document, or if the service waited for one.
+    fn succeeded(
         &self,
         started_at: UnixTime,
         answer: Answer,
@@ -132,8 +330,8 @@ impl Poll {
         Some(Self { etag, judged_by: judged_by.to_owned(), is_refused, next_at, failures: 0, has_given_way: false, ..poll })
     }
 
-    /// After no answer, or one that is of no use: what is in force stays.
-    pub fn failed(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
+    /// Records that there was no usable answer. The policy in force stays.
+    fn failed(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
         let backoff = FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures)).min(MAX_BACKOFF);
         let failures = self.failures.saturating_add(1);
         self.hold(started_at, UnixTime::default()).map(|poll| Self { next_at: now.plus(backoff), failures, ..poll })
@@ -143,6 +341,7 @@ impl Poll {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::MemoryHost;
 
     fn settings() -> RemoteSettings {
         RemoteSettings {
@@ -159,7 +358,7 @@ mod tests {
     const JUDGE: &str = "this one";
 
     fn succeeded(claimed: &Poll, answer: Answer, millis: u64) -> Poll {
-        claimed.succeeded(claimed.started_at(), answer, JUDGE, at(millis), &settings()).unwrap()
+        claimed.succeeded(claimed.started_at, answer, JUDGE, at(millis), &settings()).unwrap()
     }
 
     fn at(millis: u64) -> UnixTime {
@@ -167,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn one_thread_asks_and_one_without_requests_first() {
+    fn one_thread_asks_and_the_main_thread_is_first() {
         let claimed = Poll::default().claim(at(0), false, &settings()).unwrap();
         assert_eq!(claimed.claim(at(2_999), false, &settings()), None);
         assert!(claimed.claim(at(3_000), false, &settings()).is_some(), "a thread that died loses its claim");
@@ -180,21 +379,21 @@ mod tests {
     #[test]
     fn a_claim_holds_while_it_is_renewed_and_no_longer() {
         let claimed = Poll::default().claim(at(0), false, &settings()).unwrap();
-        let renewed = claimed.renew(claimed.started_at(), at(2_000)).unwrap();
+        let renewed = claimed.renew(claimed.started_at, at(2_000)).unwrap();
         assert_eq!(renewed.claim(at(4_999), false, &settings()), None);
-        let working = renewed.work(claimed.started_at(), at(3_000)).unwrap();
+        let working = renewed.work(claimed.started_at, at(3_000)).unwrap();
         assert_eq!(working.claim(at(62_999), false, &settings()), None, "a large document takes its time");
-        let released = renewed.release(claimed.started_at()).unwrap();
+        let released = renewed.release(claimed.started_at).unwrap();
         let other = released.claim(at(3_000), false, &settings()).unwrap();
-        let late = claimed.started_at();
+        let late = claimed.started_at;
         assert_eq!((other.renew(late, at(3_001)), other.work(late, at(3_001)), other.release(late)), (None, None, None));
-        // Nor does what it learned, late, end the other's claim, or take the place of what the other learns.
+        // A late result of the first thread does not end the claim of the other one, and does not replace its result.
         assert_eq!((other.failed(late, at(3_001)), other.give_way(late, at(3_001))), (None, None));
         assert_eq!(other.succeeded(late, Answer::Taken(Some("\"old\"".into())), JUDGE, at(3_001), &settings()), None);
     }
 
     #[test]
-    fn news_are_followed_at_once_and_nothing_else_is() {
+    fn the_next_request_follows_at_once_only_after_a_new_document() {
         let known = Poll { etag: Some("\"1\"".into()), judged_by: JUDGE.into(), ..Poll::default() };
         let claimed = known.claim(at(0), false, &settings()).unwrap();
         let next_at = |answer, now| succeeded(&claimed, answer, now).next_at;
@@ -209,15 +408,15 @@ mod tests {
     }
 
     #[test]
-    fn what_one_module_refused_is_fetched_again_by_another() {
+    fn a_document_that_one_version_refused_is_fetched_again_by_another() {
         let claimed = Poll::default().claim(at(0), false, &settings()).unwrap();
         let refused = succeeded(&claimed, Answer::Refused(Some("\"1\"".into())), 100);
-        assert!(refused.is_refused());
+        assert!(refused.is_refused);
         assert_eq!((refused.etag(JUDGE), refused.etag("another")), (Some("\"1\""), None));
         let claimed = refused.claim(at(100), false, &settings()).unwrap();
-        assert!(succeeded(&claimed, Answer::NotModified, 200).is_refused(), "what is in force is not confirmed");
+        assert!(succeeded(&claimed, Answer::NotModified, 200).is_refused, "the policy in force is not confirmed");
         let taken = succeeded(&claimed, Answer::Taken(Some("\"1\"".into())), 200);
-        assert_eq!((taken.is_refused(), taken.etag("another")), (false, Some("\"1\"")), "it is in force for all");
+        assert_eq!((taken.is_refused, taken.etag("another")), (false, Some("\"1\"")), "every version accepts it");
     }
 
     #[test]
@@ -251,5 +450,128 @@ mod tests {
             assert_eq!(poll.next_at, at(0).plus(Duration::from_secs(seconds)));
         }
         assert_eq!(succeeded(&poll, Answer::NotModified, 0).failures, 0);
+    }
+
+    /// The shared memory and the pollers of two threads.
+    fn threads() -> (MemoryHost, Poller, Poller) {
+        (MemoryHost::default(), Poller::new(JUDGE), Poller::new(JUDGE))
+    }
+
+    #[test]
+    fn a_thread_that_claimed_a_request_keeps_the_others_away_until_it_ends() {
+        let (host, mut first, mut second) = threads();
+        let due = first.tick(at(0), false, &settings(), &host).unwrap();
+        assert_eq!((&due.etag, second.tick(at(1), false, &settings(), &host)), (&None, None));
+        first.sent(&due, 7, at(0));
+        for millis in [999, 1_000, 2_000, 3_000, 4_000] {
+            assert_eq!(first.tick(at(millis), false, &settings(), &host), None, "the request is under way");
+            assert_eq!(second.tick(at(millis), false, &settings(), &host), None, "the claim is renewed");
+        }
+        first.release(&settings(), &host);
+        assert!(first.take(7).is_none(), "it is no longer under way");
+        assert!(second.tick(at(4_001), false, &settings(), &host).is_some());
+    }
+
+    #[test]
+    fn a_claim_is_renewed_each_second_and_ends_without_renewal() {
+        let (host, mut first, mut second) = threads();
+        let due = first.tick(at(0), false, &settings(), &host).unwrap();
+        first.sent(&due, 7, at(0));
+        assert_eq!(first.tick(at(999), false, &settings(), &host), None);
+        assert_eq!(second.tick(at(2_999), false, &settings(), &host), None);
+        assert_eq!(first.tick(at(2_999), false, &settings(), &host), None);
+        assert_eq!(second.tick(at(5_998), false, &settings(), &host), None, "renewed at 2,999 ms");
+        assert!(second.tick(at(5_999), false, &settings(), &host).is_some());
+    }
+
+    #[test]
+    fn a_call_ends_only_the_request_that_it_was_made_for() {
+        let (host, mut first, _) = threads();
+        let due = first.tick(at(0), false, &settings(), &host).unwrap();
+        first.sent(&due, 7, at(0));
+        assert!(first.take(8).is_none());
+        assert!(first.take(7).is_some());
+        assert!(first.take(7).is_none());
+    }
+
+    #[test]
+    fn each_answer_has_its_outcome() {
+        let document = br#"{"version": "1", "orgs": {}}"#;
+        let is_warning = |outcome: &Outcome| matches!(&outcome.log[..], [LogLine::Warning(_)]);
+        for (etag, status, length, serves_requests, counted) in [
+            (Some("\"1\""), Some(304), 0, false, Some("not_modified")),
+            (None, Some(304), 0, false, Some("failure")),
+            (None, Some(200), document.len(), true, None),
+            (None, Some(200), MAX_DOCUMENT_LENGTH + 1, false, Some("failure")),
+            (None, Some(503), 0, false, Some("failure")),
+            (None, None, 0, false, Some("failure")),
+        ] {
+            let (host, mut poller, mut other) = threads();
+            let mut due = poller.tick(at(0), false, &settings(), &host).unwrap();
+            due.etag = etag.map(str::to_owned);
+            poller.sent(&due, 7, at(0));
+            let request = poller.take(7).unwrap();
+            let next = request.answered(status, length, serves_requests, at(10), &settings(), &host);
+            let Next::Report(outcome) = next else { panic!("{status:?}") };
+            assert_eq!((outcome.counted, outcome.is_confirmed), (counted, counted == Some("not_modified")), "{status:?}");
+            assert_eq!(is_warning(&outcome), counted == Some("failure"), "{status:?}");
+            assert_eq!(other.tick(at(10), false, &settings(), &host).is_some(), counted.is_none(), "left to another: {status:?}");
+        }
+    }
+
+    fn publication(document: &[u8]) -> Result<Publication, Vec<Problem>> {
+        Publication::of(document, &crate::jwks::Clusters { https: Some("https".into()), http: None }, "__")
+    }
+
+    #[test]
+    fn a_document_is_published_or_refused_and_is_not_fetched_again() {
+        for (document, counted, level) in [
+            (r#"{"version": "1", "orgs": {}}"#, "success", "info"),
+            (r#"{"version": 1}"#, "invalid", "error"),
+            ("not JSON", "invalid", "error"),
+        ] {
+            let (host, mut poller, mut other) = threads();
+            let due = poller.tick(at(0), false, &settings(), &host).unwrap();
+            poller.sent(&due, 7, at(0));
+            let request = poller.take(7).unwrap();
+            assert_eq!(request.answered(Some(200), document.len(), false, at(10), &settings(), &host), Next::Publish);
+            assert_eq!(other.tick(at(30_000), false, &settings(), &host), None, "one thread works on the document");
+            let published = publication(document.as_bytes());
+            let etag = Some("\"1\"".to_owned());
+            let outcome = request.published(etag, document.as_bytes(), &published, at(20), &settings(), &host);
+            assert_eq!((outcome.counted, outcome.is_confirmed), (Some(counted), counted == "success"), "{document}");
+            let is_level = |line: &LogLine| match line {
+                LogLine::Info(_) => level == "info",
+                LogLine::Error(_) => level == "error",
+                LogLine::Warning(_) => false,
+            };
+            assert!(!outcome.log.is_empty() && outcome.log.iter().all(is_level), "{:?}", outcome.log);
+            let next = poller.tick(at(2_020), false, &settings(), &host).unwrap();
+            let expected = (document != "not JSON").then_some("\"1\"");
+            assert_eq!(next.etag.as_deref(), expected, "a document that was broken on the way is fetched again");
+        }
+    }
+
+    #[test]
+    fn a_document_that_comes_after_another_request_began_is_not_published() {
+        let (host, mut first, mut second) = threads();
+        let due = first.tick(at(0), false, &settings(), &host).unwrap();
+        first.sent(&due, 7, at(0));
+        let request = first.take(7).unwrap();
+        assert!(second.tick(at(3_000), false, &settings(), &host).is_some(), "the claim has ended");
+        let Next::Report(outcome) = request.answered(Some(200), 9, false, at(3_001), &settings(), &host) else {
+            panic!("published")
+        };
+        assert_eq!((outcome.counted, outcome.log.len()), (None, 1));
+    }
+
+    #[test]
+    fn a_request_that_envoy_does_not_send_is_a_failure() {
+        let (host, mut poller, _) = threads();
+        let due = poller.tick(at(0), false, &settings(), &host).unwrap();
+        let outcome = Poller::not_sent(&due, "no cluster", at(0), &settings(), &host);
+        assert_eq!((outcome.counted, outcome.log.len()), (Some("failure"), 1));
+        assert_eq!(poller.tick(at(999), false, &settings(), &host), None, "the first pause");
+        assert!(poller.tick(at(1_000), false, &settings(), &host).is_some());
     }
 }

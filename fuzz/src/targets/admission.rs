@@ -3,13 +3,15 @@
 
 use std::cell::RefCell;
 
-use apexmcp_core::exchange::{self, Edits, Step};
+use apexmcp_core::exchange::{self, BodyProgress, Context, Edits, Event, Pending, RequestReader, Step};
 use apexmcp_core::gateway::Gateway;
 use apexmcp_core::jose::jwk::RsaPublicKey;
 use apexmcp_core::jwks::JwksUri;
 use apexmcp_core::names::OrgName;
 use apexmcp_core::principal::{Method, Principal};
+use apexmcp_core::request::RequestHead;
 use apexmcp_core::route::RouteSettings;
+use apexmcp_core::time::UnixTime;
 
 use crate::reader::{self, Json};
 use crate::token::Token;
@@ -76,19 +78,41 @@ fn judge(worker: &mut Worker, token: &Token, request: &[u8]) -> bool {
             assert!(connector.map_or(is_end || reaches(principal, None), |connector| reaches(principal, Some(&connector))));
             true
         }
-        Step::Inspect(edits, awaiting) => {
+        Step::EditAndWait(edits, pending) => {
             let principal = edits.principal.as_deref().expect("no request passes without a principal");
             check_admitted(token, &written, &headers, &edits, principal);
             let is_readable = Json::read(body).is_some();
-            let passes = matches!(awaiting.proceed(body, &worker.gateway, NOW, &worker.host), Step::Forward(..));
+            let message = Message(body);
+            let mut context = Context::new(&mut worker.gateway, &worker.host, &message);
+            let whole = Event::BodyArrived(BodyProgress { length: body.len(), is_whole: true });
+            let passes = matches!(pending.handle(whole, &mut context), Step::Forward(..));
             if passes {
                 assert!(is_readable);
                 check_reach(principal, body);
             }
             passes
         }
-        Step::Pass | Step::Count(..) | Step::AwaitPolicy(_) => panic!("no input of this target leads to this step: {step:?}"),
-        Step::Reply(..) | Step::ReplyAfterRest(_) | Step::Await(_) | Step::ReadBody(_) => false,
+        Step::Pass | Step::Ask(..) | Step::EarlyResponse(..) | Step::Wait(Pending::Policy(_)) => {
+            panic!("no input of this target leads to this step: {step:?}")
+        }
+        Step::Reply(..) | Step::Wait(_) => false,
+    }
+}
+
+/// The body of a request whose head the exchange does not read again.
+struct Message<'a>(&'a [u8]);
+
+impl RequestReader for Message<'_> {
+    fn head(&self) -> Option<RequestHead> {
+        None
+    }
+
+    fn body(&self, max: usize) -> Vec<u8> {
+        self.0.iter().take(max).copied().collect()
+    }
+
+    fn now(&self) -> UnixTime {
+        NOW
     }
 }
 
