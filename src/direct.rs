@@ -1,5 +1,7 @@
-//! The hostcalls that do not go through the SDK, because it allocates for each call: it copies each name and value of a
-//! header map twice, and builds the path of a property in two steps. This file has the crate's only `unsafe`.
+//! The hostcalls that do not use the SDK, because the SDK allocates for each of them. It copies each name and value of a
+//! header map twice, and builds the path of a property in two steps.
+//!
+//! This file has the only `unsafe` code of the crate.
 #![allow(unsafe_code)]
 
 use std::ptr;
@@ -19,29 +21,29 @@ pub(crate) fn set_property(name: &str, value: &str) -> bool {
     unsafe { proxy_set_property(name.as_ptr(), name.len(), value.as_ptr(), value.len()) == 0 }
 }
 
-/// The headers of the current stream's request as the host serializes them; nothing where it has none to give.
+/// The headers of the current stream's request, as Envoy serializes them. Empty if Envoy gives none.
 pub(crate) fn request_headers() -> Vec<u8> {
     pairs(MapType::HttpRequestHeaders)
 }
 
-/// The same of its trailers, within their callback.
+/// The trailers of the current stream's request. Envoy gives them only within their callback.
 pub(crate) fn request_trailers() -> Vec<u8> {
     pairs(MapType::HttpRequestTrailers)
 }
 
-/// The headers of the response, in the callback for response headers.
+/// The headers of the response. Envoy gives them only in the callback for response headers.
 pub(crate) fn response_headers() -> Vec<u8> {
     pairs(MapType::HttpResponseHeaders)
 }
 
 fn pairs(map: MapType) -> Vec<u8> {
     let (mut data, mut size) = (ptr::null_mut(), 0);
-    // SAFETY: both pointers are to places of the right types, which live until the call has returned.
+    // SAFETY: both pointers point to variables of the right types, which live until the call has returned.
     let status = unsafe { proxy_get_header_map_pairs(map, &raw mut data, &raw mut size) };
     if status != 0 || data.is_null() {
         return Vec::new();
     }
-    // SAFETY: the host got `data` for `size` bytes from the SDK's `proxy_on_memory_allocate`, a boxed slice of just that
-    // length, wrote all of them, and leaves them to the caller.
+    // SAFETY: Envoy got `data` from the SDK's `proxy_on_memory_allocate`, as a boxed slice of exactly `size` bytes. Envoy wrote
+    // all of them, and the caller owns them.
     unsafe { Vec::from_raw_parts(data, size, size) }
 }

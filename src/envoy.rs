@@ -1,4 +1,4 @@
-//! Envoy as the core's [`Host`]: RSA by its BoringSSL through foreign functions, else by this module.
+//! Envoy as the core's [`Host`]. RSA runs in Envoy's BoringSSL through foreign functions. If Envoy lacks one, the module does it.
 
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
@@ -16,10 +16,10 @@ const VERIFY: &str = "verify_signature";
 const SIGN: &str = "sign";
 const HASH_FUNCTION: &str = "sha256";
 
-/// `envoy.source.extensions.common.wasm.VerifySignatureArguments`, written without copies: each new token is in one.
+/// `envoy.source.extensions.common.wasm.VerifySignatureArguments`, serialized without copies, because each new token needs one.
 fn verify_arguments(key: &RsaPublicKey, jws: &CompactJws<'_>) -> Vec<u8> {
     let fields = [(1, HASH_FUNCTION.as_bytes()), (2, key.spki()), (3, jws.signature()), (4, jws.signing_input().as_bytes())];
-    // A tag is one byte, a length three at most: a token has 16 KiB.
+    // A tag has one byte. A length has at most three bytes, because a token has at most 16 KiB.
     let mut message = Vec::with_capacity(fields.iter().map(|(_, value)| value.len().saturating_add(4)).sum());
     for (tag, value) in fields {
         encode_key(tag, WireType::LengthDelimited, &mut message);
@@ -56,7 +56,7 @@ struct SignResult {
     signature: Vec<u8>,
 }
 
-/// What this Envoy can do; asked once, at start.
+/// The foreign functions that this Envoy has. The module asks once, when it starts.
 #[derive(Clone, Copy)]
 pub(crate) struct Envoy {
     verifies: bool,
@@ -71,7 +71,7 @@ impl Default for Envoy {
 }
 
 impl Envoy {
-    /// Who does what, for the log.
+    /// A log line that says where signatures are verified and made.
     pub(crate) fn describe(self) -> String {
         let by = |host| if host { "Envoy" } else { "the module itself, slowly: this Envoy can't" };
         format!("signatures are verified by {} and made by {}", by(self.verifies), by(self.signs))

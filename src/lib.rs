@@ -1,10 +1,10 @@
 //! Authentication of the ApexMCP gateway, as a proxy-wasm HTTP filter for Envoy.
 //!
-//! This crate is the shell: it maps Envoy's callbacks and hostcalls to the crate `apexmcp-core`, which makes every
-//! decision. Only Envoy can run it, so it is empty on every other target than wasm32.
+//! This crate is the shell: it maps Envoy's callbacks and hostcalls to the crate `apexmcp-core`, which makes every decision.
+//! Only Envoy can run the crate, so it is empty on every target except wasm32.
 
 #![cfg(target_arch = "wasm32")]
-#![allow(missing_docs)] // The only public items are the exports that the SDK's macro writes.
+#![allow(missing_docs)] // The only public items are the exports of the SDK's macro.
 
 mod direct;
 mod envoy;

@@ -1,6 +1,7 @@
-//! Counters and gauges in Envoy's stats. Labels stand before the name as `label=.=value;.;`, the form of Istio's own
-//! modules: a `stats_tags` regex, or Istio's `extraStatTags`, makes Prometheus labels of them.
-
+//! Counters and gauges in Envoy's stats.
+//!
+//! The labels precede the name as `label=.=value;.;`, as in Istio's own modules. A `stats_tags` regex of Envoy, or Istio's
+//! `extraStatTags`, turns them into Prometheus labels.
 
 use proxy_wasm::types::MetricType;
 use rustc_hash::FxHashMap;
@@ -13,16 +14,16 @@ use apexmcp_core::principal::Method;
 use apexmcp_core::reason::{OK, Reason};
 use apexmcp_core::time::UnixTime;
 
-/// What is counted, each with its labels.
+/// A metric with its labels.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Metric {
-    /// Requests to connectors; `None` where they were admitted.
+    /// Requests to connectors. The reason is `None` for admitted requests.
     Requests(Option<Reason>, Option<Method>),
-    /// Requests to an endpoint of the filter's own, by outcome.
+    /// Requests to an endpoint of the filter, with the endpoint and the outcome.
     Endpoints(&'static str, &'static str),
     TokenCache(CacheOutcome),
     RateLimitService(ServiceOutcome),
-    /// Whether the fetch brought a key set.
+    /// Fetches of key sets, and whether they succeeded.
     JwksFetches(bool),
     PolicyFetches(&'static str),
     PolicyConfirmedAt,
@@ -73,12 +74,11 @@ impl Metric {
     }
 }
 
-/// The metrics of one thread, by Envoy's numbers for them. Each is defined when it first counts.
+/// Envoy's numbers for the metrics, in one thread. A metric is defined when it is used for the first time.
 #[derive(Default)]
 pub(crate) struct Metrics(FxHashMap<Metric, Option<u32>>);
 
 impl Metrics {
-    /// Counts a decided request.
     pub(crate) fn decided(&mut self, record: &Record) {
         match record {
             Record::Endpoint { endpoint, outcome } => self.count(Metric::Endpoints(endpoint, outcome)),
@@ -91,32 +91,32 @@ impl Metrics {
         }
     }
 
-    /// Counts an answer of the rate limit service, or the lack of one.
+    /// Counts a question to the rate limit service by its outcome.
     pub(crate) fn counted(&mut self, outcome: ServiceOutcome) {
         self.count(Metric::RateLimitService(outcome));
     }
 
-    /// Counts a fetch of a key set.
     pub(crate) fn jwks_fetched(&mut self, success: bool) {
         self.count(Metric::JwksFetches(success));
     }
 
-    /// Counts an answer of the Settings service, or the lack of one.
+    /// Counts a request to the Settings service by its outcome.
     pub(crate) fn policy_fetched(&mut self, outcome: &'static str) {
         self.count(Metric::PolicyFetches(outcome));
     }
 
-    /// When the policy was last known to be the one in force, in seconds since the epoch.
+    /// Records the time at which the Settings service last confirmed the policy in force, in seconds since the epoch.
     pub(crate) fn policy_confirmed(&mut self, at: UnixTime) {
         self.record(Metric::PolicyConfirmedAt, at.as_secs());
     }
 
-    /// Which policy is in force. Zero stands for a version that is no number: the one before is not in force any more.
+    /// Records the version of the policy in force. If the version is not a number, the gauge is zero, so that it does not show
+    /// the previous version.
     pub(crate) fn policy_in_force(&mut self, version: &str) {
         self.record(Metric::PolicyVersion, version_number(version).unwrap_or_default());
     }
 
-    /// How many keys this Envoy knows now.
+    /// Records the number of keys that this thread knows.
     pub(crate) fn jwks_keys(&mut self, keys: usize) {
         self.record(Metric::JwksKeys, keys.try_into().unwrap_or(u64::MAX));
     }

@@ -3,7 +3,7 @@
 use crate::reason::Reason;
 use crate::serialized_map::{SerializedMap, Values};
 
-/// A request's headers in Envoy's order: names in lower case, values as bytes, each occurrence of a repeated header.
+/// The headers of a request in Envoy's order. Names are in lower case, values are bytes, and repeated headers are separate.
 #[derive(Debug)]
 pub struct RequestHead {
     headers: SerializedMap,
@@ -55,36 +55,36 @@ impl RequestHead {
         self.headers.length()
     }
 
-    /// `:path` without query and fragment; empty where there is none (CONNECT).
+    /// `:path` without query and fragment. Empty if there is no path (CONNECT).
     pub fn path(&self) -> &[u8] {
         self.value(":path").split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default()
     }
 
-    /// The query of `:path`; empty where there is none.
+    /// The query of `:path`. Empty if there is none.
     pub fn query(&self) -> &[u8] {
         let path = self.value(":path");
         let before_fragment = path.split(|byte| *byte == b'#').next().unwrap_or_default();
         before_fragment.splitn(2, |byte| *byte == b'?').nth(1).unwrap_or_default()
     }
 
-    /// `:method`.
+    /// The value of `:method`.
     pub fn method(&self) -> &[u8] {
         self.value(":method")
     }
 
-    /// How long the body will be, RFC 9110 §8.6; `None` where it isn't said in advance.
+    /// The declared length of the body (RFC 9110 §8.6). `None` if the head does not declare one.
     pub fn content_length(&self) -> Option<usize> {
         std::str::from_utf8(self.values("content-length").next()?).ok()?.parse().ok()
     }
 
-    /// Whether the body is of this media type, whatever its parameters.
+    /// Whether the body has this media type, with any parameters.
     pub fn has_media_type(&self, wanted: &str) -> bool {
         let essence = self.value("content-type").split(|byte| *byte == b';').next().unwrap_or_default();
         essence.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes())
     }
 
-    /// Whether the body is said to be JSON, and in no other encoding than UTF-8: there is no other (RFC 8259 §8.1), but a
-    /// server may follow what is said.
+    /// Whether the head declares a body in JSON and names no encoding other than UTF-8. JSON has no other encoding
+    /// (RFC 8259 §8.1), but a server may follow the head.
     pub fn is_json(&self) -> bool {
         let mut values = self.values("content-type");
         let (Some(value), None) = (values.next(), values.next()) else { return false };
@@ -92,27 +92,27 @@ impl RequestHead {
         self.has_media_type("application/json") && parameters.all(names_no_other_charset)
     }
 
-    /// The header `authorization`.
+    /// The value of `authorization`. `None` if there is none.
     ///
     /// # Errors
-    /// [`Reason::CredentialRepeated`] where it is repeated.
+    /// [`Reason::CredentialRepeated`] if the header is repeated.
     pub fn authorization(&self) -> Result<Option<&[u8]>, Reason> {
         let mut values = self.values(CredentialHeader::Authorization.name());
         let first = values.next();
         if values.next().is_some() { Err(Reason::CredentialRepeated) } else { Ok(first) }
     }
 
-    /// The value of each header with this name.
+    /// The values of all headers with this name.
     pub fn values<'h, 'n>(&'h self, name: &'n str) -> Values<'h, 'n> {
         if self.present.may_contain(name) { self.headers.values(name.as_bytes()) } else { SerializedMap::no_values() }
     }
 
-    /// The first header of this name, or nothing.
+    /// The value of the first header with this name. Empty if there is none.
     fn value(&self, wanted: &str) -> &[u8] {
         self.values(wanted).next().unwrap_or_default()
     }
 
-    /// The headers that carry a credential, each occurrence for itself.
+    /// All headers that carry a credential. A repeated header is returned as often as it occurs.
     pub fn credential_headers(&self) -> impl Iterator<Item = (CredentialHeader, &[u8])> {
         let [api_key, authorization] =
             CredentialHeader::ALL.map(|header| self.values(header.name()).map(move |value| (header, value)));
@@ -145,10 +145,10 @@ impl RequestHead {
 /// connector that reads the documented names must not get them from a client.
 pub const RESERVED_PREFIX: &str = "x-apexmcp-";
 
-/// The header that describes the connection, RFC 9110 §7.6.1.
+/// The header that describes the connection (RFC 9110 §7.6.1).
 pub const CONNECTION: &str = "connection";
 
-/// The names in `map` that are wanted. All are ASCII, see [`RequestHead::new`].
+/// The names in `map` for which `is_wanted` is true. All names are ASCII: see [`RequestHead::new`].
 fn names(map: &SerializedMap, is_wanted: impl Fn(&[u8]) -> bool) -> impl Iterator<Item = &str> {
     let wanted = map.iter().map(|(name, _)| name).filter(move |name| is_wanted(name));
     wanted.filter_map(|name| std::str::from_utf8(name).ok())
@@ -189,12 +189,12 @@ fn is_credential_name(name: &[u8]) -> bool {
     CredentialHeader::ALL.iter().any(|header| header.name().as_bytes() == name)
 }
 
-/// The trailers of a request, which come when it was decided already. A server may merge them into the headers.
+/// The trailers of a request. They arrive after the decision, and a server may merge them into the headers.
 #[derive(Debug)]
 pub struct RequestTrailers(SerializedMap);
 
 impl RequestTrailers {
-    /// These trailers; `None` where they have a name that is none, as [`RequestHead::new`].
+    /// These trailers. `None` if a name is not ASCII, as in [`RequestHead::new`].
     pub fn new(trailers: SerializedMap) -> Option<Self> {
         RequestHead::new(trailers).map(|RequestHead { headers, .. }| Self(headers))
     }
@@ -217,10 +217,9 @@ pub enum CredentialHeader {
 }
 
 impl CredentialHeader {
-    /// All of them.
     const ALL: [Self; 2] = [Self::ApiKey, Self::Authorization];
 
-    /// The header's name as Envoy spells it.
+    /// The name of the header in Envoy's spelling.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ApiKey => "x-api-key",
@@ -256,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_in_utf_8() {
+    fn a_body_in_another_encoding_than_utf_8_is_not_json() {
         for (content_type, expected) in [
             ("application/json", true),
             ("Application/JSON ; Charset = \"UTF-8\"", true),
@@ -295,7 +294,7 @@ mod tests {
             let own = spelled("my-own-id-", *separator);
             assert_eq!(head(&[("my-own-id-org", "a")]).forged(&own).count(), 1, "{own}");
         }
-        // These become other variables than an identity header does.
+        // These names become variables that differ from those of identity headers.
         for name in
             ["x-apex", "x-apexmcp", "xapexmcp-org", "x--apexmcp-org", "-x-apexmcp-org", "x-apexmcpa-org", "http-x-apexmcp-org"]
         {
@@ -350,14 +349,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_could_not_be_removed_is_none() {
+    fn a_head_with_a_name_that_envoy_cannot_remove_is_refused() {
         let map = |name: &str| SerializedMap::of(&[(name, "a")]).unwrap();
         assert!(RequestHead::new(map("x-apexmcp-org")).is_some());
         assert!(RequestHead::new(map("x-apexmcp-\u{e4}")).is_none());
     }
 
     #[test]
-    fn no_trailer_is_an_identity_or_a_credential() {
+    fn trailers_that_a_server_could_read_as_identity_or_credential_are_forged() {
         let forged =
             ["x-apexmcp-org", "X_Apexmcp-scope", "x.apexmcp.org", "x'apexmcp~scope", "authorization", "x-api-key", "x!api_key"];
         let names = [&forged[..], &["x-checksum", "x-apexmcp", "authorization-info"]].concat();

@@ -1,7 +1,8 @@
 //! The requests that a worker holds, and which of them an event concerns.
 
-use std::collections::HashMap;
 use std::rc::Rc;
+
+use rustc_hash::FxHashMap;
 
 use super::gate::{Flow, Passage};
 use super::pending::{BodyProgress, Event, Pending};
@@ -27,7 +28,7 @@ pub struct Held {
 
 /// The requests that a worker holds, by the id of their stream.
 #[derive(Debug, Default)]
-pub struct HeldRequests(HashMap<u32, Held>);
+pub struct HeldRequests(FxHashMap<u32, Held>);
 
 impl HeldRequests {
     /// Holds a request. If the request need not wait, it is returned with the event that ended its wait.

@@ -24,7 +24,7 @@ mod waiting;
 const KEY: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
 const KEY_SHA256: &str = "68da3d5e3810933a9dff1f9d7809ad982642279332ed1dced6bf37f389dcc0e9";
 const ISSUER: &str = "https://idp.example/oauth2/default";
-/// What the head of a message has.
+/// The headers of a request with an MCP message.
 const MESSAGE: [(&str, &str); 2] = [(":method", "POST"), ("content-type", "application/json; charset=utf-8")];
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
@@ -56,7 +56,7 @@ impl World {
         Self::with(|_| {})
     }
 
-    /// The issuer's keys arrive, by whichever thread.
+    /// The issuer's key set arrives.
     fn publish(&mut self, kids: &[&str]) {
         let now = self.now;
         self.fetched(now.plus(self.gateway.config.jwks.refresh_interval), Some(kids));
@@ -264,7 +264,7 @@ fn remote_world() -> World {
 }
 
 impl World {
-    /// A document comes, and this thread takes notice.
+    /// A thread publishes a policy, and this thread switches to it.
     fn publish_policy(&mut self, orgs: &Value) {
         let settings = self.gateway.config.remote.as_ref().unwrap();
         let document = json!({"version": "1", "orgs": orgs}).to_string();
