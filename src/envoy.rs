@@ -5,12 +5,12 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use proxy_wasm::types::Status;
 
 use crate::hostcalls::{self, CAS_ATTEMPTS};
+use apexmcp_core::access_token::{self, AccessTokenClaims};
 use apexmcp_core::host::{Host, Shared, Update};
 use apexmcp_core::jose::compact::CompactJws;
 use apexmcp_core::jose::jwk::RsaPublicKey;
 use apexmcp_core::jose::signature::verify_in_rust;
-use apexmcp_core::oauth::access_token::{self, AccessTokenClaims};
-use apexmcp_core::oauth::signing_key::SigningKey;
+use apexmcp_core::signing_key::SigningKey;
 
 const VERIFY: &str = "verify_signature";
 const SIGN: &str = "sign";

@@ -8,9 +8,10 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 
 use crate::direct;
-use apexmcp_core::config::{RemoteSettings, Secret};
+use crate::header_map;
 use apexmcp_core::denial::LocalReply;
 use apexmcp_core::jwks::{self, JwksUri};
+use apexmcp_core::policy::service::{RemoteSettings, Secret};
 use apexmcp_core::request::{RequestHead, RequestTrailers};
 use apexmcp_core::serialized_map::SerializedMap;
 use apexmcp_core::time::UnixTime;

@@ -10,11 +10,12 @@ use proxy_wasm::types::ContextType;
 use crate::hostcalls;
 use crate::http::{Plugin, Stream};
 use apexmcp_core::callout;
-use apexmcp_core::config::{Config, RemoteSettings};
+use apexmcp_core::config::Config;
 use apexmcp_core::gateway::Gateway;
 use apexmcp_core::jose::jwk::{self, JwkSet, JwkSetError};
 use apexmcp_core::jwks::{Fetch, JwksUri, KeySet, KeySetId};
 use apexmcp_core::policy::poll::{self, LogLine, Next, Outcome, Poller};
+use apexmcp_core::policy::service::RemoteSettings;
 use apexmcp_core::policy::source::PolicySource;
 use apexmcp_core::time::UnixTime;
 

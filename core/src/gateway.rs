@@ -3,9 +3,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::access_token;
 use crate::body_holding::BodyHolding;
 use crate::budget::Budget;
-use crate::config::{Config, LimitStore, RemoteSettings};
+use crate::config::{Config, LimitStore};
 use crate::credential::{self, Credential};
 use crate::denial::{Denial, Discovery, LocalReply};
 use crate::host::Host;
@@ -19,13 +20,13 @@ use crate::limits::local::Exceeded;
 use crate::limits::service::OpenQuestions;
 use crate::limits::standing::Standing;
 use crate::names::OrgName;
-use crate::oauth::access_token;
 use crate::oauth::attempts::Attempts;
 use crate::oauth::discovery::Document;
 use crate::oauth::token_endpoint::{TokenEndpoint, TokenError};
 use crate::path::Resource;
 use crate::policy::Policy;
 use crate::policy::remote::{Publication, RemotePolicy};
+use crate::policy::service::RemoteSettings;
 use crate::policy::source::PolicySource;
 use crate::principal::{Method, Principal};
 use crate::problem::Problem;

@@ -1,9 +1,9 @@
 //! What the core asks of whoever runs it, answered at once: cryptography, randomness, and one shared memory.
 
+use crate::access_token::AccessTokenClaims;
 use crate::jose::compact::CompactJws;
 use crate::jose::jwk::RsaPublicKey;
-use crate::oauth::access_token::AccessTokenClaims;
-use crate::oauth::signing_key::SigningKey;
+use crate::signing_key::SigningKey;
 
 /// The host. What it cannot do is answered as no.
 pub trait Host {

@@ -13,6 +13,7 @@
 #![allow(missing_docs)]
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, clippy::string_slice))]
 
+pub mod access_token;
 pub mod api_key;
 pub mod body_holding;
 pub mod budget;
@@ -21,7 +22,6 @@ pub mod config;
 pub mod credential;
 pub mod denial;
 pub mod exchange;
-pub mod fetch_slots;
 pub mod gateway;
 pub mod host;
 pub mod jose;
@@ -31,6 +31,7 @@ pub mod limits;
 pub mod mcp;
 pub mod names;
 pub mod oauth;
+pub mod oauth_client;
 pub mod origin;
 pub mod path;
 pub mod policy;
@@ -41,6 +42,7 @@ pub mod request;
 pub mod route;
 pub mod scope;
 pub mod serialized_map;
+pub mod signing_key;
 pub mod time;
 pub mod token_cache;
 pub mod url;

@@ -13,14 +13,14 @@ use rsa::traits::PublicKeyParts;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::access_token::{self, AccessTokenClaims};
 use crate::host::{Host, Shared, Update};
 use crate::jose::compact::CompactJws;
 use crate::jose::jwk::{JwkSet, RsaPublicKey};
 use crate::jose::signature;
-use crate::oauth::access_token::{self, AccessTokenClaims};
-use crate::oauth::signing_key::SigningKey;
 use crate::request::RequestHead;
 use crate::serialized_map::SerializedMap;
+use crate::signing_key::SigningKey;
 
 /// A request head with these headers.
 pub fn head<N: AsRef<[u8]>, V: AsRef<[u8]>>(headers: &[(N, V)]) -> RequestHead {

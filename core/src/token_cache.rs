@@ -8,12 +8,12 @@ use lru::LruCache;
 use crate::host::Host;
 use crate::jose::claims::Validity;
 use crate::jwks::KeySetId;
-use crate::oauth::client::OauthClient;
-use crate::oauth::signing_key::SigningKey;
+use crate::oauth_client::OauthClient;
 use crate::path::Resource;
 use crate::policy::Org;
 use crate::policy::source::PolicySource;
 use crate::principal::Principal;
+use crate::signing_key::SigningKey;
 use crate::time::UnixTime;
 
 /// The result of verifying a token, and everything on which it depends.

@@ -1,7 +1,8 @@
-//! The plugin configuration as operators write it, before any check. The contract is in README.md.
+//! The plugin configuration as operators write it, before any check. README.md describes each field.
 
 use serde::Deserialize;
 
+use super::settings;
 use crate::policy::raw::RawPolicy;
 
 #[derive(Debug, Deserialize)]
@@ -17,7 +18,7 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) limits: Limits,
     #[serde(default)]
-    pub(super) mode: super::Mode,
+    pub(super) mode: settings::Mode,
 }
 
 #[derive(Debug, Deserialize)]
@@ -27,7 +28,7 @@ pub(super) struct RawGateway {
     pub(super) token_path: Option<String>,
     pub(super) connector_separator: Option<String>,
     #[serde(default)]
-    pub(super) unmatched_paths: super::UnmatchedPaths,
+    pub(super) unmatched_paths: settings::UnmatchedPaths,
     #[serde(default)]
     pub(super) route_metadata: bool,
     pub(super) host_holds_bodies: Option<bool>,
@@ -103,5 +104,5 @@ pub(super) struct RawRateLimitService {
     pub(super) domain: Option<String>,
     pub(super) timeout: Option<String>,
     #[serde(default)]
-    pub(super) on_error: super::OnError,
+    pub(super) on_error: settings::OnError,
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Timing;
+use super::timing::Timing;
 use crate::time::UnixTime;
 
 /// Pause after the first failed fetch. It doubles with each further failure.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{self as subject, Subject, Unit};
+use super::subject::{self, Subject, Unit};
 use crate::problem::Problems;
 
 /// The limits of an organization or of a key.

@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::standing::{Standing, Window};
-use super::{Kind, Rate, Subject, Subjects};
+use super::subject::{Kind, Rate, Subject, Subjects};
 use crate::host::{Host, Update};
 use crate::time::UnixTime;
 

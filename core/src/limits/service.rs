@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 
 use super::local::Exceeded;
 use super::standing::{Standing, Window};
-use super::{Kind, Subject, Subjects, Unit};
+use super::subject::{Kind, Subject, Subjects, Unit};
 use crate::budget::Hold;
 use crate::time::UnixTime;
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::Subject;
+use super::subject::Subject;
 
 /// The field that tells the limits.
 pub const RATE_LIMIT_POLICY: &str = "ratelimit-policy";

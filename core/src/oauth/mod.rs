@@ -1,9 +1,6 @@
 //! The gateway as an OAuth 2 authorization server for client credentials (RFC 6749 §4.4), and its discovery documents.
 
-pub mod access_token;
 pub mod attempts;
-pub mod client;
 pub mod discovery;
 pub mod replay;
-pub mod signing_key;
 pub mod token_endpoint;

@@ -10,10 +10,9 @@ use base64::prelude::BASE64_STANDARD;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
-use super::access_token::AccessTokenClaims;
 use super::attempts::{self, Attempts};
-use super::client::{self, OauthClient};
 use super::replay::Use;
+use crate::access_token::AccessTokenClaims;
 use crate::config::Config;
 use crate::credential::MAX_TOKEN_LENGTH;
 use crate::denial::{LocalReply, retry_after};
@@ -25,6 +24,7 @@ use crate::limits;
 use crate::limits::local::Exceeded;
 use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
 use crate::names::is_record_id;
+use crate::oauth_client::{self, OauthClient};
 use crate::path::Resource;
 use crate::policy::source::PolicySource;
 use crate::reason::Reason;
@@ -225,7 +225,7 @@ impl TokenEndpoint<'_> {
         }
         let client = self.policy.oauth_client(id, self.host);
         // An unknown id costs as much as a known one.
-        let is_proven = client::is_secret(client.as_ref().map_or(&[], |client| &client.secrets), secret);
+        let is_proven = oauth_client::is_secret(client.as_ref().map_or(&[], |client| &client.secrets), secret);
         client.filter(|_| is_proven).ok_or_else(|| {
             self.attempts.failed(id, self.now);
             refused

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::remote::{MAX_DOCUMENT_LENGTH, Publication};
+use super::service::RemoteSettings;
 use crate::callout;
-use crate::config::RemoteSettings;
 use crate::host::{Host, Update};
 use crate::json::is_json;
 use crate::problem::Problem;

@@ -7,10 +7,10 @@ use super::{Org, Policy};
 use crate::api_key::KeyDigest;
 use crate::host::Host;
 use crate::names::OrgName;
-use crate::oauth::client::OauthClient;
-use crate::oauth::signing_key::SigningKey;
+use crate::oauth_client::OauthClient;
 use crate::principal::Principal;
 use crate::reason::Reason;
+use crate::signing_key::SigningKey;
 use crate::time::UnixTime;
 
 /// The policy in force.

@@ -106,7 +106,7 @@ fn a_client_with_keys_of_its_own() {
 
 fn public_jwk() -> Value {
     let pem = apexmcp_settings::records::signing_key::generate().unwrap();
-    apexmcp_core::oauth::signing_key::SigningKey::from_pem("a", &pem).unwrap().jwk().to_value()
+    apexmcp_core::signing_key::SigningKey::from_pem("a", &pem).unwrap().jwk().to_value()
 }
 
 #[test]

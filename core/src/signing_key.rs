@@ -8,7 +8,7 @@ use jwt_simple::common::HeaderOptions;
 use jwt_simple::prelude::{Duration as CoarseDuration, UnixTimeStamp};
 use serde::Serialize;
 
-use super::access_token::{AccessTokenClaims, TYPE};
+use crate::access_token::{AccessTokenClaims, TYPE};
 use crate::jose::jwk::{Jwk, RsaPublicKey};
 
 /// An RSA key pair of 2048 to 4096 bits. Its `Debug` shows the public half.

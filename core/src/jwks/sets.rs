@@ -4,16 +4,20 @@
 //! dies in between, other threads keep their copies until the next fetch. If two threads finish at the same time, each
 //! increments the generation after its own write. So no thread misses a newer document.
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::absent::AbsentNames;
+use super::fetch_slots::{self, FetchSlot};
 use super::record::Record;
-use super::{JwksUri, KeySet, KeySetId, KeySets, Timing};
-use crate::fetch_slots::{self, FetchSlot};
+use super::set::{KeySet, KeySetId};
+use super::timing::Timing;
+use super::uri::JwksUri;
 use crate::host::{Host, Update};
 use crate::jose::jwk::{JwkSet, JwkSetError};
+use crate::names::OrgName;
 use crate::time::UnixTime;
 
 /// A fetch that this thread has claimed.
@@ -68,7 +72,65 @@ impl KeySet {
     }
 }
 
+/// The key sets of identity providers.
+#[derive(Debug, Default)]
+pub struct KeySets {
+    sets: BTreeMap<KeySetId, KeySet>,
+    by_uri: HashMap<Box<str>, KeySetId>,
+    /// How many there ever were.
+    count: usize,
+}
+
 impl KeySets {
+    /// The key sets that a policy names, which are never forgotten.
+    pub fn new<'a>(named: impl IntoIterator<Item = &'a (JwksUri, Vec<OrgName>)>) -> Self {
+        let mut sets = Self::default();
+        for (uri, orgs) in named {
+            for org in orgs {
+                sets.at(uri, org);
+            }
+        }
+        sets.sets.values_mut().for_each(|set| set.is_permanent = true);
+        sets
+    }
+
+    /// The set that is published at `uri`, for use by `org`. Creates the set if there is none.
+    pub fn at(&mut self, uri: &JwksUri, org: &OrgName) -> KeySetId {
+        let id = match self.by_uri.get(&uri.text) {
+            Some(known) => *known,
+            None => {
+                let id = KeySetId(self.count);
+                self.count = self.count.saturating_add(1);
+                self.by_uri.insert(uri.text.clone(), id);
+                id
+            }
+        };
+        self.sets.entry(id).or_insert_with(|| KeySet::new(uri.clone())).used_by(org);
+        id
+    }
+
+    /// The set of this id, unless it was forgotten.
+    pub fn get(&self, id: KeySetId) -> Option<&KeySet> {
+        self.sets.get(&id)
+    }
+
+    /// As [`KeySets::get`].
+    pub fn get_mut(&mut self, id: KeySetId) -> Option<&mut KeySet> {
+        self.sets.get_mut(&id)
+    }
+
+    /// The sets that must be compared with their shared records, the most urgent first.
+    pub fn sync_due(&self, now: UnixTime, timing: &Timing) -> Vec<KeySetId> {
+        let mut due: Vec<_> = self.sets.iter().filter(|(_, set)| set.is_sync_due(now, timing)).collect();
+        due.sort_by_key(|(_, set)| set.urgency());
+        due.into_iter().map(|(id, _)| *id).collect()
+    }
+
+    /// All keys of all sets.
+    pub fn key_count(&self) -> usize {
+        self.sets.values().map(KeySet::len).sum()
+    }
+
     /// The set with this id, for the verification of a token. If the copy is older than `max_age`, it is first compared with
     /// the shared record: another thread may have fetched a set that lacks a key of this copy.
     pub fn up_to_date(

@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::timing::{CLAIM_MARGIN, MAX_TIMEOUT};
 use crate::host::{Host, Update};
-use crate::jwks::{CLAIM_MARGIN, MAX_TIMEOUT};
 use crate::names::OrgName;
 use crate::time::UnixTime;
 
 /// Fetches in flight in an Envoy. Their answers take at most 2 GiB, and only if 32 organizations attack together.
-pub const MAX_FETCHES: usize = 64;
+pub(super) const MAX_FETCHES: usize = 64;
 /// Fetches in flight that are charged to one organization. Their answers take at most 64 MiB.
-pub const MAX_FETCHES_PER_ORG: usize = 2;
+pub(super) const MAX_FETCHES_PER_ORG: usize = 2;
 /// Time after the end of a fetch in which its organization cannot use the slot again. It limits an organization to 20
 /// fetches a second, even if its providers answer at once. A worker needs some milliseconds to read a key set of 256 KiB.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -31,11 +31,11 @@ const NAME: &str = "apexmcp/fetch-slots/1";
 
 /// An organization as the slots record it: the first bytes of the SHA-256 of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OrgHash([u8; 8]);
+pub(super) struct OrgHash([u8; 8]);
 
 impl OrgHash {
     /// The hash of this organization.
-    pub fn of(org: &OrgName) -> Self {
+    pub(super) fn of(org: &OrgName) -> Self {
         let digest = Sha256::digest(org.as_str());
         Self(digest.first_chunk().copied().unwrap_or_default())
     }
@@ -43,14 +43,19 @@ impl OrgHash {
 
 /// Permission for one fetch.
 #[derive(Debug, PartialEq, Eq)]
-pub struct FetchSlot {
+pub(super) struct FetchSlot {
     org: OrgHash,
     until: UnixTime,
 }
 
 /// Takes a slot until `until` and charges it to one of `orgs`: the one with the fewest fetches in flight. Returns `None`
 /// if no slot is free, in which case the caller tries again later.
-pub fn take(orgs: impl Iterator<Item = OrgHash> + Clone, until: UnixTime, now: UnixTime, host: &dyn Host) -> Option<FetchSlot> {
+pub(super) fn take(
+    orgs: impl Iterator<Item = OrgHash> + Clone,
+    until: UnixTime,
+    now: UnixTime,
+    host: &dyn Host,
+) -> Option<FetchSlot> {
     let mut charged = None;
     let update = host.update(NAME, &mut |bytes| {
         let mut taken = Taken::read(bytes, now);
@@ -67,7 +72,7 @@ pub fn take(orgs: impl Iterator<Item = OrgHash> + Clone, until: UnixTime, now: U
 }
 
 /// Releases a slot when its fetch has ended. Other organizations can use it now, its own after [`PAUSE`].
-pub fn release(slot: &FetchSlot, now: UnixTime, host: &dyn Host) {
+pub(super) fn release(slot: &FetchSlot, now: UnixTime, host: &dyn Host) {
     host.update(NAME, &mut |bytes| {
         let mut taken = Taken::read(bytes, now);
         // Slots of one organization with the same end are interchangeable.

@@ -1,0 +1,476 @@
+//! Every documented field, default, range and error of a plugin configuration.
+
+use super::*;
+use serde_json::{Value, json};
+
+fn minimal() -> Value {
+    json!({"gateway": {"origin": "https://gw.example"}, "policy": {"inline": {"orgs": {}}}})
+}
+
+fn problems_of(config: &Value) -> Vec<String> {
+    Config::parse(config.to_string().as_bytes(), &|_| None).err().unwrap_or_default().iter().map(Problem::to_string).collect()
+}
+
+#[test]
+fn the_smallest_configuration_has_the_documented_defaults() {
+    let (config, _) = Config::parse(minimal().to_string().as_bytes(), &|_| None).unwrap();
+    assert_eq!(config.gateway.mcp_path, McpPath::parse("/mcp/{org}").unwrap());
+    assert_eq!(config.gateway.unmatched_paths, UnmatchedPaths::Deny);
+    assert_eq!(config.tokens.clock_skew, Duration::from_secs(60));
+    assert_eq!(config.tokens.cache_size, 4096);
+    assert_eq!(config.jwks.max_stale, Duration::from_secs(86_400));
+    assert_eq!(config.forward.header_prefix, "x-apexmcp-");
+    assert!(config.forward.strip_credentials && !config.gateway.route_metadata);
+    assert_eq!(config.gateway.host_holds_bodies, None);
+    assert_eq!(config.mode, Mode::Enforce);
+}
+
+#[test]
+fn every_problem_is_named_at_once_with_its_path() {
+    let config = json!({
+        "gateway": {"origin": "gw.example/x", "mcp_path": "/mcp", "colour": "red"},
+        "policy": {"inline": {"orgs": {"a/b": {}, "acme": {"api_keys": [{"id": "k", "sha256": "zz", "conectors": []}]}}}},
+        "tokens": {"clock_skew": "1 fortnight"},
+        "extra": 1,
+    });
+    let problems = problems_of(&config);
+    for path in [
+        "gateway.colour: unknown field",
+        "policy.inline.orgs.acme.api_keys[0].conectors: unknown field",
+        "extra: unknown field",
+        "gateway.origin: ",
+        "gateway.mcp_path: ",
+        "policy.inline.orgs.a/b: ",
+        "policy.inline.orgs.acme.api_keys[0].sha256: ",
+        "tokens.clock_skew: ",
+    ] {
+        assert!(problems.iter().any(|problem| problem.starts_with(path)), "{path} is not in {problems:#?}");
+    }
+    assert_eq!(problems.len(), 8, "{problems:#?}");
+}
+
+#[test]
+fn what_does_nothing_is_warned_of() {
+    let mut config = minimal();
+    let key = json!({"id": "k", "sha256": "0".repeat(64), "connectors": ["notes", "my__notes"]});
+    config["policy"]["inline"]["orgs"]["acme"] = json!({ "api_keys": [key] });
+    let (read, _) = Config::parse(config.to_string().as_bytes(), &|_| None).unwrap();
+    let warnings: Vec<String> = read.warnings.iter().map(Problem::to_string).collect();
+    let expected = "policy.inline.orgs.acme.api_keys[0].connectors[1]: \"my__notes\" contains gateway.connector_separator, or ";
+    assert!(warnings.len() == 1 && warnings[0].starts_with(expected), "{warnings:?}");
+}
+
+#[test]
+fn connectors_that_cannot_be_told_apart_are_refused() {
+    let key = |connectors: &[&str]| json!({"id": connectors.concat(), "sha256": "0".repeat(64), "connectors": connectors});
+    let client = |scope: &str| json!({"client_id": "c", "secret_sha256": ["0".repeat(64)], "scopes": [scope]});
+    let provider = |scope: &str| json!({"issuer": "https://idp", "jwks_uri": "https://idp/keys", "audience": "a", "default_scopes": [scope]});
+    let keys = |connectors: &[&str]| json!({"api_keys": [key(connectors)]});
+    for (separator, acme, path) in [
+        ("__", keys(&["notes", "notes_"]), Some("api_keys[0].connectors[1]")),
+        ("__", keys(&["my__notes", "my"]), Some("api_keys[0].connectors[0]")),
+        ("-", keys(&["notes", "notes-v2"]), Some("api_keys[0].connectors[1]")),
+        (
+            "__",
+            json!({"api_keys": [key(&["notes"])], "oauth_clients": [client("mcp:call:notes_")]}),
+            Some("oauth_clients[0].scopes[0]"),
+        ),
+        (
+            "__",
+            json!({"identity_providers": [provider("mcp:call:a__b")], "oauth_clients": [client("mcp:call:a")]}),
+            Some("identity_providers[0].default_scopes[0]"),
+        ),
+        ("__", keys(&["notes", "my_notes", "_notes"]), None),
+        ("__", keys(&["notes_", "other"]), None),
+        ("--", keys(&["notes", "notes_", "my-notes"]), None),
+    ] {
+        let mut config = minimal();
+        config["gateway"]["connector_separator"] = json!(separator);
+        config["jwks"] = json!({"https_cluster": "https"});
+        config["policy"]["inline"]["orgs"]["acme"] = acme.clone();
+        let environment = |_: &str| Some(crate::testing::signing_key_pem().to_owned());
+        config["policy"]["inline"]["signing_keys"] = json!([{"kid": "s", "private_key_env": "KEY"}]);
+        let problems = Config::parse(config.to_string().as_bytes(), &environment).err().unwrap_or_default();
+        let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+        let expected = path.map(|path| format!("policy.inline.orgs.acme.{path}"));
+        assert_eq!(paths, expected.iter().map(String::as_str).collect::<Vec<_>>(), "{separator} {acme}");
+        assert!(problems.iter().all(|problem| problem.message.contains("cannot be told apart")), "{problems:?}");
+    }
+    // Each organization has connectors of its own.
+    let mut config = minimal();
+    let named =
+        |connector: &str, digit: &str| json!({"api_keys": [{"id": "k", "sha256": digit.repeat(64), "connectors": [connector]}]});
+    config["policy"]["inline"]["orgs"] = json!({"acme": named("notes", "1"), "other": named("notes_", "2")});
+    assert_eq!(problems_of(&config), Vec::<String>::new());
+}
+
+#[test]
+fn no_identity_provider_is_the_gateway_itself() {
+    let keys = "https://gw.example/.well-known/jwks.json";
+    for (issuer, is_revoked, is_told) in [
+        ("https://gw.example", false, true),
+        ("https://gw.example", true, false),
+        ("https://gw.example/", false, false),
+        ("https://idp.example", false, false),
+    ] {
+        let mut config = minimal();
+        config["jwks"] = json!({"https_cluster": "c"});
+        let provider = json!({"issuer": issuer, "jwks_uri": keys, "audience": "a", "revoked": is_revoked});
+        config["policy"]["inline"]["orgs"]["acme"] = json!({"identity_providers": [provider]});
+        let warnings = Config::parse(config.to_string().as_bytes(), &|_| None).expect("no error").0.warnings;
+        let told: Vec<String> = warnings.iter().map(Problem::to_string).collect();
+        let expected = "policy.inline.orgs.acme.identity_providers[0].issuer: is gateway.origin";
+        let is_as_expected = told.len() == usize::from(is_told) && told.iter().all(|it| it.starts_with(expected));
+        assert!(is_as_expected, "{issuer}: {told:?}");
+    }
+}
+
+#[test]
+fn an_org_has_at_most_32_identity_providers() {
+    let provider = |number: usize, is_revoked: bool| {
+        let url = format!("https://idp.example/{number}");
+        json!({"issuer": url, "jwks_uri": url, "audience": "a", "revoked": is_revoked})
+    };
+    let problems = |count: usize, revoked: usize| {
+        let providers: Vec<Value> = (0..count + revoked).map(|number| provider(number, number >= count)).collect();
+        let mut config = minimal();
+        config["jwks"] = json!({"https_cluster": "c"});
+        config["policy"]["inline"]["orgs"]["acme"] = json!({"identity_providers": providers});
+        let problems = Config::parse(config.to_string().as_bytes(), &|_| None).err().unwrap_or_default();
+        problems.iter().map(Problem::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(problems(32, 10), [""; 0]);
+    assert_eq!(
+        problems(33, 0),
+        ["policy.inline.orgs.acme.identity_providers: expected at most 32 providers, found 33: the gateway must fetch \
+          the keys of each. Remove some, or move them to another organization"]
+    );
+}
+
+#[test]
+fn allowed_origins_are_a_list_or_an_asterisk() {
+    let read = |origins: &Value| {
+        let mut config = minimal();
+        config["gateway"]["allowed_origins"] = origins.clone();
+        let parsed = Config::parse(config.to_string().as_bytes(), &|_| None);
+        parsed.map(|(config, _)| config.gateway.allowed_origins)
+    };
+    let own = || std::collections::BTreeSet::from(["https://gw.example".to_owned()]);
+    for (origins, expected) in [
+        (json!(null), AllowedOrigins::Listed(own())),
+        (json!([]), AllowedOrigins::Listed(own())),
+        (json!("*"), AllowedOrigins::Any),
+        (json!(["*"]), AllowedOrigins::Any),
+        (json!(["HTTPS://gw.example:443/"]), AllowedOrigins::Listed(own())),
+    ] {
+        assert_eq!(read(&origins).unwrap(), expected, "{origins}");
+    }
+    for (origins, expected) in [
+        (json!("https://app.example"), "gateway.allowed_origins: must be a list"),
+        (json!(["https://a.example", "null"]), "gateway.allowed_origins[1]: must not be null"),
+        (json!(["https://*.example"]), "gateway.allowed_origins[0]: must not be a pattern"),
+        (json!(["https://app.example/x"]), "gateway.allowed_origins[0]: must be scheme://host[:port]"),
+        (json!([5]), "gateway.allowed_origins: "),
+        (json!({}), "gateway.allowed_origins: "),
+    ] {
+        let problems: Vec<String> = read(&origins).unwrap_err().iter().map(Problem::to_string).collect();
+        assert!(problems.len() == 1 && problems[0].starts_with(expected), "{origins}: {problems:?}");
+    }
+}
+
+#[test]
+fn client_scopes_are_scopes_of_rfc_6749() {
+    let many = |count: usize| (0..count).map(|number| format!("s{number}")).collect::<Vec<_>>();
+    for (scopes, wrong) in [
+        (json!([]), None),
+        (json!(["openid", "https://idp.example/scope?a=b#c", "!~"]), None),
+        (json!(["s".repeat(256)]), None),
+        (json!(many(16)), None),
+        (json!(["s".repeat(257)]), Some("[0]")),
+        (json!(many(17)), Some("")),
+        (json!(["a", ""]), Some("[1]")),
+        (json!(["a b"]), Some("[0]")),
+        (json!(["a\"b"]), Some("[0]")),
+        (json!(["a\\b"]), Some("[0]")),
+        (json!(["a\r\nb"]), Some("[0]")),
+        (json!(["\u{e4}"]), Some("[0]")),
+        (json!("openid"), Some("")),
+    ] {
+        let provider = json!({"issuer": "https://idp", "jwks_uri": "https://idp/keys", "audience": "a", "client_scopes": scopes});
+        let mut config = minimal();
+        config["jwks"] = json!({"https_cluster": "c"});
+        config["policy"]["inline"]["orgs"]["acme"] = json!({"identity_providers": [provider]});
+        let problems: Vec<String> = Config::parse(config.to_string().as_bytes(), &|_| None)
+            .err()
+            .unwrap_or_default()
+            .iter()
+            .map(Problem::to_string)
+            .collect();
+        let expected = wrong.map(|index| format!("policy.inline.orgs.acme.identity_providers[0].client_scopes{index}: "));
+        let is_expected = problems.len() == usize::from(expected.is_some())
+            && problems.iter().all(|problem| expected.as_ref().is_some_and(|expected| problem.starts_with(expected)));
+        assert!(is_expected, "{scopes}: {problems:?}");
+    }
+}
+
+#[test]
+fn limits_are_checked() {
+    for (store, expected) in [
+        (json!({"store": "redis"}), "limits.store: has a wrong type or value"),
+        (json!({"store": "rate_limit_service"}), "limits.rate_limit_service: is required"),
+        (json!({"rate_limit_service": {}}), "limits.rate_limit_service.cluster: is required"),
+        (json!({"rate_limit_service": {"cluster": "c".repeat(126)}}), "limits.rate_limit_service.cluster: must be at most 125"),
+        (json!({"rate_limit_service": {"cluster": "c", "timeout": "0s"}}), "limits.rate_limit_service.timeout: must be"),
+        (json!({"rate_limit_service": {"cluster": "c", "on_error": "x"}}), "limits.rate_limit_service.on_error: has a wrong type or value"),
+    ] {
+        let mut config = minimal();
+        config["limits"] = store;
+        let problems = problems_of(&config);
+        assert!(problems.len() == 1 && problems[0].starts_with(expected), "{expected}: {problems:?}");
+    }
+    for (limits, expected) in [
+        (json!({"rate": {"requests": 0, "per": "minute"}}), "rate.requests: must be from 1"),
+        (json!({"rate": {"requests": 1, "per": "month"}}), "rate.per: has a wrong type or value"),
+        (json!({"rate": {"per": "minute"}}), "rate.requests: is required"),
+        (json!({"rate": {"requests": 1}}), "rate.per: is required"),
+        (json!({"rate": {"requests": 1, "per": "day", "burst": 0}}), "rate.burst: must be from 1"),
+        (json!({"monthly_quota": 4_294_967_296_u64}), "monthly_quota: must be from 1"),
+        (json!({"rate": {"requests": 4_294_967_296_u64, "per": "day"}}), "rate.requests: must be from 1"),
+        (json!({"daily_quota": 5}), "daily_quota: unknown field"),
+    ] {
+        for path in ["orgs.acme.limits", "orgs.acme.api_keys[0].limits"] {
+            let mut config = minimal();
+            let acme = &mut config["policy"]["inline"]["orgs"]["acme"];
+            *acme = json!({"api_keys": [{"id": "k", "sha256": "0".repeat(64)}]});
+            let holder = if path.contains("keys") { &mut acme["api_keys"][0] } else { acme };
+            holder["limits"] = limits.clone();
+            let problems = problems_of(&config);
+            let expected = format!("policy.inline.{path}.{expected}");
+            assert!(problems.len() == 1 && problems[0].starts_with(&expected), "{expected}: {problems:?}");
+        }
+    }
+}
+
+#[test]
+fn every_documented_field_is_known() {
+    let hash = "0".repeat(64);
+    let config = json!({
+        "gateway": {
+            "origin": "https://gateway.apexmcp.ai", "mcp_path": "/mcp/{org}", "token_path": "/oauth/token",
+            "connector_separator": "__", "unmatched_paths": "deny", "route_metadata": false, "host_holds_bodies": false,
+        },
+        "policy": {"inline": {
+            "version": "17",
+            "signing_keys": [{"kid": "2026-11", "private_key_env": "APEXMCP_SIGNING_KEY"}],
+            "orgs": {"acme-corp": {
+                "api_keys": [{
+                    "id": "key_1f9c", "name": "ci agent", "sha256": hash, "connectors": ["github"],
+                    "expires_at": "2027-01-01T00:00:00Z", "limits": {"monthly_quota": 1000},
+                }],
+                "oauth_clients": [{
+                    "client_id": "apx_client_4b7d9e21", "name": "billing agent", "secret_sha256": [hash, hash], "scopes": ["mcp:call"],
+                }],
+                "identity_providers": [{
+                    "issuer": "https://your-company.okta.com/oauth2/default",
+                    "jwks_uri": "https://your-company.okta.com/oauth2/default/v1/keys",
+                    "audience": "apexmcp", "default_scopes": ["mcp:call"], "client_scopes": ["api://apexmcp/.default"],
+                }],
+                "limits": {"rate": {"requests": 600, "per": "minute", "burst": 1}, "monthly_quota": 4_294_967_295_u32},
+                "revoked_tokens": {"jti": ["j"], "issued_before": {"apx_client_4b7d9e21": "2026-11-23T00:00:00Z"}},
+            }},
+        }},
+        "jwks": {
+            "https_cluster": "jwks_https", "http_cluster": "jwks_http", "timeout": "5s", "refresh_interval": "5m",
+            "refetch_cooldown": "10s", "max_stale": "24h",
+        },
+        "tokens": {"ttl": "1h", "clock_skew": "60s", "cache_size": 4096},
+        "forward": {"strip_credentials": true, "header_prefix": "x-apexmcp-"},
+        "limits": {
+            "store": "local",
+            "rate_limit_service": {"cluster": "ratelimit", "domain": "apexmcp", "timeout": "100ms", "on_error": "allow"},
+        },
+        "mode": "enforce",
+    });
+    let environment = |_: &str| Some(crate::testing::signing_key_pem().to_owned());
+    assert_eq!(Config::parse(config.to_string().as_bytes(), &environment).err(), None);
+}
+
+#[test]
+fn a_secret_in_a_wrong_place_is_not_repeated() {
+    let pem = "-----BEGIN PRIVATE KEY-----\nSECRET";
+    let org = |org: Value| json!({"orgs": {"acme": org}});
+    for policy in [
+        json!({"signing_keys": pem}),
+        json!({"signing_keys": [{"kid": "k", "private_key_env": pem}]}),
+        json!({"signing_keys": [{"kid": "k", "private_key_pem": pem}]}),
+        json!({"signing_keys": [pem]}),
+        org(json!({"api_keys": ["SECRET"]})),
+        org(json!({"api_keys": [{"id": "k", "sha256": "SECRET"}]})),
+        org(json!({"api_keys": [{"id": "k", "sha256": "0".repeat(64), "expires_at": "SECRET"}]})),
+        org(json!({"api_keys": [{"id": "k", "sha256": "0".repeat(64), "revoked": "SECRET"}]})),
+        org(json!({"oauth_clients": [{"client_id": "a", "secret_sha256": "SECRET", "scopes": []}]})),
+        org(json!({"oauth_clients": [{"client_id": "a", "secret_sha256": ["SECRET"], "scopes": ["SECRET"]}]})),
+    ] {
+        let mut config = minimal();
+        config["policy"]["inline"] = policy.clone();
+        let problems = problems_of(&config);
+        assert!(!problems.is_empty() && !problems.iter().any(|problem| problem.contains("SECRET")), "{policy}: {problems:?}");
+    }
+}
+
+#[test]
+fn names_neither_break_a_line_nor_deceive_its_reader() {
+    for mark in ["\n", "\r", "\u{1b}[2K", "\u{7f}", "\u{202e}", "\u{2066}", "\u{200b}", "\u{2028}", "\u{feff}"] {
+        let policy = json!({
+            "signing_keys": [{"kid": format!("k{mark}"), "private_key_pem": "x"}],
+            "orgs": {
+                format!("zz{mark}"): {},
+                "acme": {
+                    "api_keys": [{"id": format!("k{mark}"), "name": format!("n{mark}"), "sha256": "0".repeat(64)}],
+                    "oauth_clients": [
+                        {"client_id": format!("c{mark}"), "name": format!("n{mark}"), "secret_sha256": ["0".repeat(64)], "scopes": []},
+                    ],
+                    "identity_providers": [
+                        {"issuer": format!("https://idp/{mark}"), "jwks_uri": format!("https://idp/{mark}"), "audience": "a"},
+                    ],
+                    "revoked_tokens": {"issued_before": {format!("c{mark}"): "never"}},
+                    format!("f{mark}"): 1,
+                },
+            },
+        });
+        let mut config = minimal();
+        config["policy"]["inline"] = policy;
+        config["gateway"]["token_path"] = json!(format!("/t{mark}"));
+        config["jwks"] = json!({"https_cluster": "c"});
+        let problems = problems_of(&config);
+        for path in [
+            "gateway.token_path",
+            "signing_keys[0].kid",
+            "orgs.zz",
+            "orgs.acme.api_keys[0].id",
+            "orgs.acme.oauth_clients[0].client_id",
+            "orgs.acme.identity_providers[0].issuer",
+            "orgs.acme.identity_providers[0].jwks_uri",
+            "orgs.acme.revoked_tokens.issued_before.c",
+            "orgs.acme.f",
+        ] {
+            let is_at = |problem: &String| problem.trim_start_matches("policy.inline.").starts_with(path);
+            assert_eq!(problems.iter().filter(|problem| is_at(problem)).count(), 1, "{mark:?} {path}: {problems:#?}");
+        }
+        assert!(problems.iter().flat_map(|problem| problem.chars()).all(crate::names::is_plain), "{problems:#?}");
+    }
+    let kid = |length: usize| json!([{"kid": "k".repeat(length), "private_key_pem": crate::testing::signing_key_pem()}]);
+    for (length, is_refused) in [(256, false), (257, true)] {
+        let mut config = minimal();
+        config["policy"]["inline"]["signing_keys"] = kid(length);
+        assert_eq!(problems_of(&config).len(), usize::from(is_refused), "{length}");
+    }
+}
+
+#[test]
+fn wrong_types_and_missing_parts_are_located() {
+    for (config, path) in [
+        (json!({}), "gateway: is required"),
+        (json!({"gateway": {}, "policy": {"inline": {}}}), "gateway.origin: is required"),
+        (json!({"gateway": {"origin": "https://a"}, "policy": {}}), "policy: needs either inline or remote"),
+        (json!({"gateway": {"origin": 7}}), "gateway.origin: has a wrong type or value, expected a string"),
+        (
+            json!({"gateway": {"unmatched_paths": "maybe"}}),
+            "gateway.unmatched_paths: has a wrong type or value, expected `deny` or `allow`",
+        ),
+        (json!([]), ".: "),
+    ] {
+        let problems = problems_of(&config);
+        assert!(problems.iter().any(|problem| problem.starts_with(path)), "{path}: {problems:?}");
+    }
+    for (section, key, value) in [
+        ("jwks", "timeout", json!("500us")),
+        ("jwks", "refetch_cooldown", json!("0s")),
+        ("jwks", "max_stale", json!("1s")),
+        ("jwks", "refresh_interval", json!("10ms")),
+        ("tokens", "clock_skew", json!("1h")),
+        ("tokens", "cache_size", json!(-1)),
+        ("forward", "header_prefix", json!("X-")),
+        ("gateway", "connector_separator", json!("")),
+        ("gateway", "connector_separator", json!("a b")),
+    ] {
+        let problems = problems_with(section, key, &value);
+        assert!(problems.iter().all(|problem| problem.starts_with(&format!("{section}.{key}: "))), "{problems:?}");
+        assert_eq!(problems.len(), 1, "{section}.{key}");
+    }
+}
+
+/// The problems of the smallest configuration with this member.
+fn problems_with(section: &str, key: &str, value: &Value) -> Vec<String> {
+    let mut config = minimal();
+    let object = section.split('.').fold(&mut config, |object, name| &mut object[name]);
+    if object.is_null() {
+        *object = json!({});
+    }
+    object[key] = value.clone();
+    if section == "policy.remote" {
+        config["policy"].as_object_mut().unwrap().remove("inline");
+        config["policy"]["remote"]["cluster"] = json!("c");
+    }
+    if section == "limits.rate_limit_service" {
+        config["limits"]["rate_limit_service"]["cluster"] = json!("c");
+    }
+    problems_of(&config)
+}
+
+#[test]
+fn ranges_end_where_they_are_said_to() {
+    for (section, key, good, bad) in [
+        ("jwks", "timeout", json!("1ms"), json!("999us")),
+        ("jwks", "timeout", json!("60s"), json!("60s 1ms")),
+        ("jwks", "refresh_interval", json!("1s"), json!("999ms")),
+        ("jwks", "refetch_cooldown", json!("1ms"), json!("999us")),
+        ("jwks", "max_stale", json!("5m"), json!("4m 59s")),
+        ("tokens", "clock_skew", json!("10m"), json!("10m 1s")),
+        ("tokens", "ttl", json!("1s"), json!("999ms")),
+        ("tokens", "ttl", json!("1d"), json!("1d 1s")),
+        ("tokens", "cache_size", json!(1_000_000), json!(1_000_001)),
+        ("gateway", "connector_separator", json!("_".repeat(16)), json!("_".repeat(17))),
+        ("policy.remote", "timeout", json!("1ms"), json!("999us")),
+        ("policy.remote", "interval", json!("100ms"), json!("99ms")),
+        ("limits.rate_limit_service", "timeout", json!("1ms"), json!("999us")),
+    ] {
+        assert_eq!(problems_with(section, key, &good), Vec::<String>::new(), "{section}.{key} {good}");
+        let problems = problems_with(section, key, &bad);
+        assert!(matches!(&problems[..], [only] if only.starts_with(&format!("{section}.{key}: "))), "{bad}: {problems:?}");
+    }
+}
+
+#[test]
+fn origins() {
+    for (text, origin) in [
+        ("https://gw.example", Some("https://gw.example")),
+        ("http://127.0.0.1:10000/", Some("http://127.0.0.1:10000")),
+        ("htTps://GW.Example:443", Some("https://gw.example")),
+        ("http://gw.example:80", Some("http://gw.example")),
+        ("http://[::FFFF]:443/", Some("http://[::ffff]:443")),
+        ("https://gw.example:", None),
+        ("https://gw.example:65536", None),
+        ("https://:443", None),
+        ("https://gw.example/path", None),
+        ("https://gw.example?q", None),
+        ("https://gw.example#f", None),
+        ("https://user@gw.example", None),
+        ("ftp://gw.example", None),
+        ("gw.example", None),
+        ("", None),
+    ] {
+        assert_eq!(parse_origin(text).ok().as_deref(), origin, "{text}");
+    }
+}
+
+#[test]
+fn duplicate_members_are_refused() {
+    for text in [
+        r#"{"gateway":{"origin":"https://a","origin":"https://b"},"policy":{"inline":{}}}"#,
+        r#"{"gateway":{"origin":"https://a"},"policy":{"inline":{"orgs":{"a":{},"a":{}}}}}"#,
+    ] {
+        let problems = Config::parse(text.as_bytes(), &|_| None).err().unwrap();
+        assert!(problems.iter().any(|problem| problem.message.contains("duplicate")), "{problems:?}");
+    }
+}

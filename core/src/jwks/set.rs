@@ -1,0 +1,319 @@
+//! One thread's copy of a key set: its keys, and what has to happen before they can be used.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::absent::{AbsentNames, KeyName};
+use super::fetch_slots::{MAX_FETCHES, MAX_FETCHES_PER_ORG, OrgHash};
+use super::record::{MAX_BACKOFF, Record};
+use super::timing::{SYNC_INTERVAL, Timing};
+use super::uri::JwksUri;
+use crate::jose::jwk::{JwkSet, JwkSetError, KeyHint};
+use crate::names::OrgName;
+use crate::time::UnixTime;
+
+/// Maximum number of organizations that a key set remembers. It takes this many attackers to displace an organization, and
+/// this many could also take all slots.
+pub(super) const MAX_ORGS: usize = MAX_FETCHES / MAX_FETCHES_PER_ORG;
+/// Maximum number of key names that a thread remembers until the next fetch.
+const MAX_ASKED: usize = 16;
+
+/// Which of the key sets. None gets the id of one that was forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeySetId(pub(super) usize);
+
+#[cfg(test)]
+impl KeySetId {
+    pub(crate) const fn at(index: usize) -> Self {
+        Self(index)
+    }
+}
+
+/// The kind of key for which a set has to be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wanted {
+    /// A key that is known to be absent.
+    Absent,
+    /// A key that the filter has not seen before.
+    New,
+}
+
+/// What a token's `kid` finds in a [`KeySet`].
+pub enum Lookup<'set> {
+    /// The keys of the set, which are fresh enough to judge by, and their version.
+    Keys(&'set JwkSet, u64),
+    /// None yet, but they are being fetched.
+    Pending,
+    /// None, and none to be expected before this time has passed.
+    Unavailable(Duration),
+}
+
+/// The requests that wait for a key set. The worker's budget bounds their number.
+#[derive(Debug, Default)]
+pub(super) struct Waiters(Rc<()>);
+
+impl Waiters {
+    pub(super) fn are_any(&self) -> bool {
+        Rc::strong_count(&self.0) > 1
+    }
+}
+
+/// One of the requests that wait for a key set.
+#[derive(Debug)]
+pub struct Waiter {
+    _counted: Rc<()>,
+}
+
+/// One thread's copy of a record.
+#[derive(Debug)]
+pub struct KeySet {
+    pub(super) uri: JwksUri,
+    /// The organizations to which a fetch may be charged, the most recent user first. If an attacker names the JWKS URI of
+    /// another organization, that organization can still fetch the set with its own slots.
+    pub(super) orgs: Vec<(OrgName, OrgHash)>,
+    pub(super) record: Record,
+    pub(super) keys: Option<JwkSet>,
+    pub(super) version: u64,
+    pub(super) revision: u64,
+    pub(super) synced_at: UnixTime,
+    /// Since it was last synced.
+    pub(super) is_used: Cell<bool>,
+    /// When it was last synced as one that is in use.
+    pub(super) used_at: UnixTime,
+    /// Whether it is kept fresh also while nobody uses it.
+    pub(super) is_permanent: bool,
+    pub(super) wanted: Option<Wanted>,
+    /// The keys for which requests wait, until a fetch succeeds.
+    pub(super) asked: Vec<KeyName>,
+    pub(super) absent: AbsentNames,
+    /// The reason why the shared document could not be read, until it is logged.
+    pub(super) unread: Option<JwkSetError>,
+    /// Of those who wait for this set: one issuer's outage takes no place from another's.
+    pub(super) waiters: Waiters,
+}
+
+impl KeySet {
+    /// A set of which nothing is known yet.
+    pub fn new(uri: JwksUri) -> Self {
+        Self {
+            uri,
+            orgs: Vec::new(),
+            record: Record::default(),
+            keys: None,
+            version: 0,
+            revision: 0,
+            synced_at: UnixTime::default(),
+            is_used: Cell::new(false),
+            used_at: UnixTime::default(),
+            is_permanent: false,
+            wanted: None,
+            asked: Vec::new(),
+            absent: AbsentNames::default(),
+            unread: None,
+            waiters: Waiters::default(),
+        }
+    }
+
+    /// Records that `org` uses the set.
+    pub(super) fn used_by(&mut self, org: &OrgName) {
+        match self.orgs.iter().position(|(known, _)| known == org) {
+            Some(0) => {}
+            Some(index) => {
+                if let Some(orgs) = self.orgs.get_mut(..=index) {
+                    orgs.rotate_right(1);
+                }
+            }
+            None => {
+                self.orgs.truncate(MAX_ORGS.saturating_sub(1));
+                self.orgs.insert(0, (org.clone(), OrgHash::of(org)));
+            }
+        }
+    }
+
+    /// Where it is published.
+    pub fn uri(&self) -> &JwksUri {
+        &self.uri
+    }
+
+    /// A number that grows whenever the keys change; `None` where they are too old to judge by at `now`.
+    pub fn version(&self, now: UnixTime, timing: &Timing) -> Option<u64> {
+        self.is_used.set(true);
+        self.usable(now, timing).map(|_| self.version)
+    }
+
+    /// Grows whenever anything of it changes, a failed fetch too.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// How many keys it has.
+    pub fn len(&self) -> usize {
+        self.keys.as_ref().map_or(0, JwkSet::len)
+    }
+
+    /// Whether it has no keys yet.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_none()
+    }
+
+    /// The keys to judge a token by at `now`.
+    pub fn lookup(&self, now: UnixTime, timing: &Timing) -> Lookup<'_> {
+        self.is_used.set(true);
+        match self.usable(now, timing) {
+            Some(keys) => Lookup::Keys(keys, self.version),
+            None if self.is_pending(now, timing) => Lookup::Pending,
+            None => Lookup::Unavailable(self.record.next_fetch_at.since(now)),
+        }
+    }
+
+    pub(super) fn usable(&self, now: UnixTime, timing: &Timing) -> Option<&JwkSet> {
+        self.keys.as_ref().filter(|_| !self.record.is_stale(now, timing))
+    }
+
+    /// Whether the copy has a key that a token's header names.
+    pub fn has_named(&self, hint: &KeyHint<'_>) -> bool {
+        self.keys.as_ref().is_some_and(|keys| keys.has_named(hint))
+    }
+
+    /// Requests a fetch for a key that the set lacks. Returns false if the set was fetched for such a key a short time ago:
+    /// the token is then refused, so that invented names cannot cause a storm of fetches. Names that are known to be absent
+    /// do not start the cool-down, and do not wait for the cool-down of new names.
+    pub fn request_key(&mut self, name: KeyName, now: UnixTime, timing: &Timing) -> bool {
+        let wanted = if self.absent.contains(name) { Wanted::Absent } else { Wanted::New };
+        let may_fetch = self.may_fetch_for(wanted, now, timing);
+        if may_fetch {
+            self.wanted = self.wanted.max(Some(wanted));
+        }
+        let is_awaited = may_fetch || self.is_pending(now, timing);
+        // The answer to a fetch that is under way may be older than the key, and says nothing about it.
+        let is_under_way = self.record.is_claimed(now, timing);
+        let is_asked = is_awaited && wanted == Wanted::New && !is_under_way;
+        if is_asked && self.asked.len() < MAX_ASKED && !self.asked.contains(&name) {
+            self.asked.push(name);
+        }
+        is_awaited
+    }
+
+    pub(super) fn may_fetch_for(&self, wanted: Wanted, now: UnixTime, timing: &Timing) -> bool {
+        match wanted {
+            Wanted::Absent => self.record.may_fetch_absent(now, timing),
+            Wanted::New => self.record.may_fetch_unknown_kid(now, timing),
+        }
+    }
+
+    /// Records the names that are missing in `keys`, which were just fetched: keys that the copy still has, and keys that
+    /// tokens asked for.
+    pub(super) fn note_absent(&mut self, keys: &JwkSet) {
+        let asked = std::mem::take(&mut self.asked);
+        let known = self.keys.as_ref().filter(|known| *known != keys);
+        if asked.is_empty() && known.is_none() {
+            return;
+        }
+        let present: Vec<KeyName> = keys.names().map(KeyName::new).collect();
+        let is_absent = |name: &KeyName| !present.contains(name);
+        let retired: Vec<KeyName> = known.into_iter().flat_map(JwkSet::names).map(KeyName::new).filter(is_absent).collect();
+        retired.into_iter().for_each(|name| self.absent.add_retired(name));
+        asked.into_iter().filter(is_absent).for_each(|name| self.absent.add_missing(name));
+    }
+
+    /// Whether the copy was compared with the shared record longer than `age` ago.
+    pub(super) fn is_older_than(&self, age: Duration, now: UnixTime) -> bool {
+        now != self.synced_at && !self.synced_at.plus(age).is_ahead(now, age)
+    }
+
+    /// Whether a fetch is due. A set without keys is due unless its last fetch failed: if one thread empties the document
+    /// while another thread writes it, the document is lost.
+    pub(super) fn is_due(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.record.is_due(now, timing) || (self.keys.is_none() && self.record.failures == 0)
+    }
+
+    /// Whether a fetch is running or due, so that it makes sense to wait.
+    pub(super) fn is_pending(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.record.is_claimed(now, timing) || self.is_due(now, timing)
+    }
+
+    /// How long until the next fetch, where the last one failed: what is not in the set may be missing for that.
+    pub fn retry_after_failure(&self, now: UnixTime) -> Option<Duration> {
+        (self.record.failures > 0).then(|| self.record.next_fetch_at.since(now).min(MAX_BACKOFF))
+    }
+
+    /// Counts a request that waits for this set, until the returned value is dropped.
+    pub fn wait(&self) -> Waiter {
+        Waiter { _counted: Rc::clone(&self.waiters.0) }
+    }
+
+    /// Whether the copy must be compared with the shared record: somebody waits, a fetch is due, or it is in use and old.
+    pub fn is_sync_due(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.waiters.are_any()
+            || self.wanted.is_some()
+            || self.unread.is_some()
+            || (self.is_kept(now, timing) && self.is_due(now, timing) && !self.record.is_claimed(now, timing))
+            || (self.is_used.get() && self.is_older_than(SYNC_INTERVAL, now))
+    }
+
+    /// Whether it is to be fetched again in time. The policy may have dropped its provider since anybody used it.
+    pub(super) fn is_kept(&self, now: UnixTime, timing: &Timing) -> bool {
+        self.is_permanent || self.is_used.get() || now < self.used_at.plus(timing.max_stale)
+    }
+
+    /// The order in which sets are fetched when slots are short: first those for which requests wait, then those that have
+    /// been due for longest. So no set waits for ever behind other sets of its organization that fail again and again.
+    pub(super) fn urgency(&self) -> (bool, UnixTime) {
+        let due_at = match self.wanted {
+            Some(Wanted::New) => self.record.unknown_kid_fetch_at,
+            Some(Wanted::Absent) => self.record.fetched_at,
+            None => self.record.next_fetch_at,
+        };
+        (!self.waiters.are_any(), due_at)
+    }
+
+    /// Replaces the copy by the shared record. `read` returns the keys of the shared document. It is called only if the
+    /// document has changed.
+    ///
+    /// # Errors
+    /// The reason why the document cannot be read. The set then has no keys.
+    pub(super) fn sync(
+        &mut self,
+        record: Record,
+        read: impl FnOnce() -> Result<Option<JwkSet>, JwkSetError>,
+        now: UnixTime,
+        timing: &Timing,
+    ) -> Result<(), JwkSetError> {
+        self.synced_at = now;
+        if self.is_used.take() {
+            self.used_at = now;
+        }
+        if record != self.record {
+            self.revision = self.revision.saturating_add(1);
+        }
+        // A request that waited for another thread's fetch requests a new one if its key is still missing.
+        let is_new = record.generation != self.record.generation;
+        self.record = record;
+        self.wanted = self.wanted.filter(|wanted| !is_new && self.may_fetch_for(*wanted, now, timing));
+        if !is_new {
+            return Ok(());
+        }
+        let (keys, result) = match read() {
+            Ok(keys) => (keys, Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        if let Some(keys) = &keys {
+            self.note_absent(keys);
+        }
+        if keys != self.keys {
+            self.keys = keys;
+            self.version = self.version.saturating_add(1);
+        }
+        result
+    }
+
+    /// The record with this thread's claim to fetch. `None` if no fetch is due, or another thread has claimed it.
+    pub(super) fn claim(&self, now: UnixTime, timing: &Timing) -> Option<Record> {
+        let wanted = self.wanted.filter(|wanted| self.may_fetch_for(*wanted, now, timing));
+        if self.record.is_claimed(now, timing) || !(wanted.is_some() || self.is_due(now, timing)) {
+            return None;
+        }
+        Some(self.record.claimed(wanted == Some(Wanted::New), now, timing))
+    }
+}
