@@ -340,7 +340,10 @@ impl Plugin {
     fn note(&self, record: &Record) {
         self.metrics.borrow_mut().decided(record);
         hostcalls::set_filter_state("apexmcp_reason", record.reason());
-        let Record::Resource { findings, .. } = record else { return };
+        let Record::Resource { refused, findings } = record else { return };
+        if let Some(details) = refused.as_ref().and_then(Denial::details) {
+            log::debug!("refused a request with {}: {details}", record.reason());
+        }
         if let Some(principal) = &findings.principal {
             identify(principal);
         }

@@ -10,6 +10,7 @@ mod direct;
 mod envoy;
 mod hostcalls;
 mod http;
+mod log_level;
 mod metrics;
 mod root;
 

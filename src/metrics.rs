@@ -7,6 +7,7 @@ use proxy_wasm::types::MetricType;
 use rustc_hash::FxHashMap;
 
 use crate::hostcalls;
+use apexmcp_core::denial::Denial;
 use apexmcp_core::exchange::{Record, ServiceOutcome};
 use apexmcp_core::gateway::CacheOutcome;
 use apexmcp_core::policy::version_number;
@@ -83,7 +84,7 @@ impl Metrics {
         match record {
             Record::Endpoint { endpoint, outcome } => self.count(Metric::Endpoints(endpoint, outcome)),
             Record::Resource { refused, findings } => {
-                self.count(Metric::Requests(*refused, findings.method));
+                self.count(Metric::Requests(refused.as_ref().map(Denial::reason), findings.method));
                 if let Some(outcome) = findings.token_cache {
                     self.count(Metric::TokenCache(outcome));
                 }

@@ -9,6 +9,7 @@ use proxy_wasm::types::ContextType;
 
 use crate::hostcalls;
 use crate::http::{Plugin, Stream};
+use crate::log_level::FollowedLevel;
 use apexmcp_core::callout;
 use apexmcp_core::config::Config;
 use apexmcp_core::gateway::Gateway;
@@ -32,13 +33,14 @@ pub(crate) struct Root {
     /// The fetches under way, by the number of their call.
     fetches: HashMap<u32, Fetch>,
     poller: Poller,
+    log_level: FollowedLevel,
 }
 
 impl Root {
     pub(crate) fn new(id: u32) -> Self {
         let plugin = Rc::<Plugin>::default();
         plugin.root_id.set(id);
-        Self { id, plugin, fetches: HashMap::new(), poller: Poller::new(VERSION) }
+        Self { id, plugin, fetches: HashMap::new(), poller: Poller::new(VERSION), log_level: FollowedLevel::default() }
     }
 }
 
@@ -73,6 +75,7 @@ impl Context for Root {
 
 impl RootContext for Root {
     fn on_configure(&mut self, _size: usize) -> bool {
+        self.log_level.start(hostcalls::now());
         match Config::parse(&hostcalls::plugin_configuration(), &|name| std::env::var(name).ok()) {
             Ok((config, policy)) => {
                 match &config.remote {
@@ -97,6 +100,7 @@ impl RootContext for Root {
 
     fn on_tick(&mut self) {
         let now = hostcalls::now();
+        self.log_level.tick(now);
         self.sync_policy();
         self.start_poll(now);
         let due = self

@@ -1,25 +1,215 @@
-//! Every refusal: why, what status, what the client is told.
+//! Every refusal, with its data. A [`Denial`] has two renderings: the reply for the client, and a line for the log.
 //!
-//! One word, the [`Reason`], goes to the client's body, the access log and the metrics. It must help who operates the
-//! gateway and must not help an attacker: it never tells whether an org exists or which part of a credential was right.
+//! The reply, the access log and the metrics share one word, the [`Reason`]. The reply must help the client's operator, but
+//! not an attacker: it never tells whether an organization exists, or which part of a credential was right. The line for the
+//! log is for the operator of the gateway. It quotes what did not match, but never a credential.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::jose::compact::CompactJws;
+use crate::limits::Kind;
 use crate::limits::local::Exceeded;
-use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY, Standing};
+use crate::limits::standing::{RATE_LIMIT, RATE_LIMIT_POLICY};
 use crate::mcp::headers::MISMATCH_CODE;
+use crate::names::OrgName;
 use crate::reason::Reason;
 use crate::scope::Scope;
+use crate::unproven::Unproven;
 
-/// How a refusal is told: RFC 6750 §3.1 where OAuth has a code for it.
+/// A refusal, with the data of its reply and of its log line.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// The reason says everything.
+    Plain(Reason),
+    /// An API key in `Authorization`.
+    MisplacedApiKey,
+    /// The `iss` of a token is not an issuer of the organization.
+    IssuerUnknown {
+        /// The organization of the resource.
+        org: OrgName,
+        /// The `iss` of the token.
+        issuer: Unproven,
+    },
+    /// The `aud` of a token names no accepted audience.
+    AudienceMismatch {
+        /// The `iss` of the token.
+        issuer: Unproven,
+        /// The `aud` of the token.
+        audience: Unproven,
+    },
+    /// No key of the issuer has the `kid` of the token, or no key made its signature.
+    KeyMismatch {
+        /// [`Reason::KeyUnknown`] or [`Reason::SignatureInvalid`].
+        reason: Reason,
+        /// The `iss` of the token.
+        issuer: Unproven,
+        /// The `kid` of the token.
+        kid: Unproven,
+    },
+    /// The issuer's keys cannot be fetched now.
+    JwksUnavailable {
+        /// Time until the next fetch.
+        retry_after: Duration,
+    },
+    /// The credential lacks a scope.
+    ScopeInsufficient {
+        /// The scope that the operation needs.
+        needed: Scope,
+        /// Whether the token has a grant that could not be read, so that it grants nothing.
+        has_unread_grant: bool,
+    },
+    /// The body is no acceptable message.
+    MessageMalformed {
+        /// A sentence that says what is wrong.
+        description: &'static str,
+    },
+    /// A header contradicts the body.
+    HeaderMismatch {
+        /// The `id` of the message, for a reply in JSON-RPC.
+        request_id: Value,
+    },
+    /// A rate or a quota is exceeded.
+    LimitExceeded(Box<Exceeded>),
+}
+
+impl From<Reason> for Denial {
+    fn from(reason: Reason) -> Self {
+        Self::Plain(reason)
+    }
+}
+
+impl From<Exceeded> for Denial {
+    fn from(exceeded: Exceeded) -> Self {
+        Self::LimitExceeded(Box::new(exceeded))
+    }
+}
+
+/// The description for a client whose token has a grant that could not be read. Like all descriptions, it contains no
+/// `=`, `"` or `\\`.
+const UNREAD_GRANT: &str = "A value of the access token contains mcp:call but is no scope of this gateway, so nothing is granted \
+     by default. Send mcp:call or mcp:call:<connector> as a value of the claim scope or scp.";
+
+impl Denial {
+    /// The `iss` of `jws` is not an issuer of `org`. This moves the claim, so that a refusal costs no copy.
+    pub fn issuer_unknown(org: &OrgName, jws: CompactJws<'_>) -> Self {
+        let (mut claims, _) = jws.into_unproven();
+        Self::IssuerUnknown { org: org.clone(), issuer: Unproven::new(claims.remove("iss")) }
+    }
+
+    /// The check of the audience of `jws` failed for this reason.
+    pub fn audience(reason: Reason, jws: CompactJws<'_>) -> Self {
+        if reason != Reason::AudienceMismatch {
+            return reason.into();
+        }
+        let (mut claims, _) = jws.into_unproven();
+        Self::AudienceMismatch { issuer: Unproven::new(claims.remove("iss")), audience: Unproven::new(claims.remove("aud")) }
+    }
+
+    /// No key fits `jws`. `reason` is [`Reason::KeyUnknown`] or [`Reason::SignatureInvalid`].
+    pub fn key_mismatch(reason: Reason, jws: CompactJws<'_>) -> Self {
+        let (mut claims, kid) = jws.into_unproven();
+        let kid = Unproven::new(kid.map(Value::String));
+        Self::KeyMismatch { reason, issuer: Unproven::new(claims.remove("iss")), kid }
+    }
+
+    /// The reason.
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Plain(reason) | Self::KeyMismatch { reason, .. } => *reason,
+            Self::MisplacedApiKey => Reason::CredentialMalformed,
+            Self::IssuerUnknown { .. } => Reason::IssuerUnknown,
+            Self::AudienceMismatch { .. } => Reason::AudienceMismatch,
+            Self::JwksUnavailable { .. } => Reason::JwksUnavailable,
+            Self::ScopeInsufficient { .. } => Reason::ScopeInsufficient,
+            Self::MessageMalformed { .. } => Reason::MessageMalformed,
+            Self::HeaderMismatch { .. } => Reason::HeaderMismatch,
+            Self::LimitExceeded(exceeded) => exceeded.kind.reason(),
+        }
+    }
+
+    /// A more exact description for the client than that of the reason.
+    const fn description(&self) -> Option<&'static str> {
+        match self {
+            Self::MisplacedApiKey => Some("Send the API key in the X-API-Key header, not in Authorization."),
+            Self::ScopeInsufficient { has_unread_grant: true, .. } => Some(UNREAD_GRANT),
+            Self::MessageMalformed { description } => Some(description),
+            _ => None,
+        }
+    }
+
+    /// When the client may try again.
+    const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::JwksUnavailable { retry_after } => Some(*retry_after),
+            Self::LimitExceeded(exceeded) => Some(exceeded.retry_after),
+            _ => None,
+        }
+    }
+
+    /// What the operator's log is told besides the reason. `None` if the reason says everything.
+    pub fn details(&self) -> Option<Details<'_>> {
+        let has_details = !matches!(self, Self::Plain(_) | Self::MisplacedApiKey | Self::HeaderMismatch { .. });
+        has_details.then_some(Details(self))
+    }
+}
+
+/// The line about a [`Denial`] for the operator's log. It is rendered only if the log has level debug.
+pub struct Details<'d>(&'d Denial);
+
+impl fmt::Display for Details<'_> {
+    fn fmt(&self, line: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Denial::IssuerUnknown { org, issuer } => {
+                write!(line, "the token has the issuer {issuer}, which is no identity provider of the organization {org}")
+            }
+            Denial::AudienceMismatch { issuer, audience } => {
+                write!(
+                    line,
+                    "the token of the issuer {issuer} has the audience {audience}, which is not accepted for this issuer"
+                )
+            }
+            Denial::KeyMismatch { reason: Reason::KeyUnknown, issuer, kid } => {
+                write!(line, "the token has the kid {kid}, and its issuer {issuer} publishes no such key")
+            }
+            Denial::KeyMismatch { issuer, kid, .. } => {
+                write!(line, "no key of the issuer {issuer} made the signature of the token, which has the kid {kid}")
+            }
+            Denial::JwksUnavailable { retry_after } => {
+                write!(line, "the keys of the issuer are missing, and the next fetch is due in {} ms", retry_after.as_millis())
+            }
+            Denial::ScopeInsufficient { needed, has_unread_grant } => {
+                let why =
+                    if *has_unread_grant { ". The token has a grant that could not be read, so it has no scope" } else { "" };
+                write!(line, "the operation needs the scope {needed}{why}")
+            }
+            Denial::MessageMalformed { description } => line.write_str(description),
+            Denial::LimitExceeded(exceeded) => {
+                let wait = exceeded.retry_after.as_millis();
+                match (exceeded.kind, exceeded.standing.rate, exceeded.standing.month) {
+                    (Kind::Rate, Some(rate), _) => {
+                        let length = rate.length.unwrap_or_default().as_secs();
+                        write!(line, "the rate of {} requests in {length} s is exceeded for {wait} ms", rate.quota)
+                    }
+                    (Kind::Month, _, Some(month)) => {
+                        write!(line, "the quota of {} requests a month is used up for {wait} ms", month.quota)
+                    }
+                    _ => write!(line, "a limit is exceeded for {wait} ms"),
+                }
+            }
+            Denial::Plain(_) | Denial::MisplacedApiKey | Denial::HeaderMismatch { .. } => Ok(()),
+        }
+    }
+}
+
+/// What the client is told for a reason. RFC 6750 §3.1 defines most of the error codes.
 struct Wording {
     status: u32,
     error: &'static str,
-    /// Without `"`, `\` and `=`: it stands in a quoted string that clients search with unanchored patterns.
+    /// Without `"`, `\` and `=`: the text stands in a quoted string that clients search with unanchored patterns.
     description: &'static str,
 }
 
@@ -90,56 +280,26 @@ const fn invalid_request(status: u32, description: &'static str) -> Wording {
     Wording { status, error: "invalid_request", description }
 }
 
-/// A refusal with what its answer needs besides the reason.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Denial {
-    /// Why.
-    pub reason: Reason,
-    /// The scope that the operation needs, told in 403.
-    pub needed: Option<Scope>,
-    /// When to try again, told in 429 and 503.
-    pub retry_after: Option<Duration>,
-    /// Where the client stands, told in 429.
-    pub standing: Option<Box<Standing>>,
-    /// What exactly is wrong, in a sentence in the place of the reason's own.
-    pub description: Option<&'static str>,
-    /// The `id` of the message, told where the answer is one of JSON-RPC.
-    pub request_id: Value,
-}
-
-impl From<Exceeded> for Denial {
-    fn from(exceeded: Exceeded) -> Self {
-        let Exceeded { kind, retry_after, standing } = exceeded;
-        Self { retry_after: Some(retry_after), standing: standing.told().map(Box::new), ..kind.reason().into() }
-    }
-}
-
-impl From<Reason> for Denial {
-    fn from(reason: Reason) -> Self {
-        Self { reason, needed: None, retry_after: None, standing: None, description: None, request_id: Value::Null }
-    }
-}
-
-/// `wait` as the value of Retry-After: whole seconds, rounded up, at least one; RFC 9110 §10.2.3.
+/// `wait` as the value of `Retry-After` (RFC 9110 §10.2.3): whole seconds, rounded up, at least one.
 pub fn retry_after(wait: Duration) -> String {
     wait.as_millis().div_ceil(1000).max(1).to_string()
 }
 
-/// A response that the filter gives itself.
+/// A response of the filter itself.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LocalReply {
-    /// HTTP status code.
+    /// The HTTP status code.
     pub status: u32,
-    /// Response headers.
+    /// Names in lower case, and values.
     pub headers: Vec<(&'static str, String)>,
-    /// Response body.
+    /// JSON, or empty.
     pub body: String,
 }
 
-/// Most challenges are no longer, in bytes.
+/// Most challenges are not longer than this, in bytes.
 const TYPICAL_CHALLENGE: usize = 320;
 
-/// The one shape of a refusal's body.
+/// The body of every refusal.
 #[derive(Serialize)]
 struct Body<'d> {
     error: &'d str,
@@ -147,7 +307,7 @@ struct Body<'d> {
     reason: &'d str,
 }
 
-/// What a challenge tells a client about how to get a token.
+/// The parameters of a challenge that help a client to get a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Discovery {
     /// The URL of RFC 9728 §5.1. `None` if the org offers no OAuth: a client with a static key must not begin discovery.
@@ -160,19 +320,21 @@ impl Denial {
     /// The answer to the client. The challenge contains `discovery`, if the resource is known.
     pub fn reply(&self, discovery: Option<&Discovery>) -> LocalReply {
         let resource_metadata = discovery.and_then(|discovery| discovery.resource_metadata.as_deref());
-        let Wording { status, error, description } = wording(self.reason);
-        let description = self.description.unwrap_or(description);
+        let Wording { status, error, description } = wording(self.reason());
+        let description = self.description().unwrap_or(description);
         let mut headers = vec![("content-type", "application/json".to_owned())];
         // No challenge: a credential would not make the origin of the page an allowed one.
-        if matches!(status, 401 | 403) && self.reason != Reason::OriginNotAllowed {
+        if matches!(status, 401 | 403) && self.reason() != Reason::OriginNotAllowed {
             headers.push(("www-authenticate", self.challenge(error, description, resource_metadata, discovery)));
         }
-        if let Some(standing) = &self.standing {
+        if let Self::LimitExceeded(exceeded) = self
+            && let Some(standing) = exceeded.standing.told()
+        {
             headers.push((RATE_LIMIT_POLICY, standing.policy()));
             headers.push((RATE_LIMIT, standing.state()));
         }
         if matches!(status, 429 | 503) {
-            let wait = self.retry_after.unwrap_or(Duration::from_secs(1));
+            let wait = self.retry_after().unwrap_or(Duration::from_secs(1));
             headers.push(("retry-after", retry_after(wait)));
         }
         if status == 405 {
@@ -180,16 +342,16 @@ impl Denial {
             // RFC 9110 §15.5.6: caches may store a 405, but another credential may get another answer.
             headers.push(("cache-control", "no-store".to_owned()));
         }
-        let body = Body { error, error_description: description, reason: self.reason.word() };
-        let body = match self.reason {
-            // MCP 2026-07-28 prescribes the code of JSON-RPC; clients look for it.
-            Reason::HeaderMismatch => json!({
+        let body = Body { error, error_description: description, reason: self.reason().word() };
+        let body = match self {
+            // MCP 2026-07-28 prescribes the code of JSON-RPC, and clients look for it.
+            Self::HeaderMismatch { request_id } => json!({
                 "jsonrpc": "2.0",
-                "id": self.request_id,
+                "id": request_id,
                 "error": {"code": MISMATCH_CODE, "message": description, "data": body},
             })
             .to_string(),
-            // Texts always have a form in JSON.
+            // Text always serializes.
             _ => serde_json::to_string(&body).unwrap_or_default(),
         };
         LocalReply { status, headers, body }
@@ -211,8 +373,8 @@ impl Denial {
             let _ = write!(challenge, "{separator}{name}=\"{value}\"");
             separator = ", ";
         };
-        match self.reason {
-            Reason::CredentialMissing => {
+        match self {
+            Self::Plain(Reason::CredentialMissing) => {
                 if let Some(url) = resource_metadata {
                     parameter("resource_metadata", url);
                 }
@@ -222,9 +384,9 @@ impl Denial {
                     None => parameter("scope", &Scope::AllConnectors.to_string()),
                 }
             }
-            Reason::ScopeInsufficient => {
+            Self::ScopeInsufficient { needed, .. } => {
                 parameter("error", error);
-                parameter("scope", &self.needed.as_ref().unwrap_or(&Scope::AllConnectors).to_string());
+                parameter("scope", &needed.to_string());
                 if let Some(url) = resource_metadata {
                     parameter("resource_metadata", url);
                 }
@@ -244,6 +406,8 @@ impl Denial {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::standing::{Standing, Window};
+    use crate::testing;
 
     const METADATA: &str = "https://gw/.well-known/oauth-protected-resource/mcp/acme";
 
@@ -253,7 +417,7 @@ mod tests {
 
     #[test]
     fn golden_replies() {
-        let scope = Scope::parse("mcp:call:github");
+        let needed = Scope::parse("mcp:call:github").unwrap();
         let table = [
             (
                 Denial::from(Reason::CredentialMissing),
@@ -268,7 +432,7 @@ mod tests {
                 )),
             ),
             (
-                Denial { needed: scope, ..Reason::ScopeInsufficient.into() },
+                Denial::ScopeInsufficient { needed, has_unread_grant: false },
                 403,
                 Some(format!(r#"Bearer error="insufficient_scope", scope="mcp:call:github", resource_metadata="{METADATA}""#)),
             ),
@@ -303,7 +467,7 @@ mod tests {
 
     #[test]
     fn a_header_mismatch_is_told_in_json_rpc() {
-        let reply = Denial { request_id: json!("a"), ..Reason::HeaderMismatch.into() }.reply(None);
+        let reply = Denial::HeaderMismatch { request_id: json!("a") }.reply(None);
         let body: Value = serde_json::from_str(&reply.body).unwrap();
         assert_eq!((reply.status, &body["id"], &body["error"]["code"]), (400, &json!("a"), &json!(-32020)));
         assert_eq!(body["error"]["data"]["reason"], "header_mismatch");
@@ -312,8 +476,64 @@ mod tests {
     #[test]
     fn retry_after_rounds_up_to_whole_seconds() {
         for (wait, expected) in [(0, "1"), (1, "1"), (1000, "1"), (1001, "2")] {
-            let denial = Denial { retry_after: Some(Duration::from_millis(wait)), ..Reason::JwksUnavailable.into() };
+            let denial = Denial::JwksUnavailable { retry_after: Duration::from_millis(wait) };
             assert_eq!(header(&denial.reply(None), "retry-after").unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn the_log_line_quotes_what_did_not_match_and_nothing_else() {
+        let claims = json!({"iss": "https://idp/\nforged", "aud": ["a", "b"], "sub": "secret subject"});
+        let token = testing::sign(&json!({"alg": "RS256", "kid": "k\u{202e}"}), &claims);
+        let jws = || CompactJws::parse(&token).unwrap();
+        let org = OrgName::parse("acme").unwrap();
+        let line = |denial: Denial| denial.details().map(|details| details.to_string()).unwrap_or_default();
+        for (denial, quoted) in [
+            (Denial::issuer_unknown(&org, jws()), &[r#""https://idp/\nforged""#, "organization acme"][..]),
+            (Denial::audience(Reason::AudienceMismatch, jws()), &[r#""https://idp/\nforged""#, r#"["a", "b"]"#]),
+            (Denial::key_mismatch(Reason::KeyUnknown, jws()), &[r#""https://idp/\nforged""#, r#""k\u{202e}""#]),
+            (Denial::key_mismatch(Reason::SignatureInvalid, jws()), &[r#""https://idp/\nforged""#, "signature"]),
+            (Denial::ScopeInsufficient { needed: Scope::AllConnectors, has_unread_grant: true }, &["mcp:call", "grant"]),
+            (Denial::JwksUnavailable { retry_after: Duration::from_millis(7) }, &["7 ms"]),
+        ] {
+            let line = line(denial);
+            assert!(quoted.iter().all(|quoted| line.contains(quoted)), "{line}");
+            assert!(!line.contains('\n') && !line.contains("secret") && !line.contains(&token), "{line}");
+        }
+        assert_eq!(line(Reason::TokenExpired.into()), "");
+        assert_eq!(Denial::audience(Reason::ClaimMissing, jws()), Denial::Plain(Reason::ClaimMissing));
+    }
+
+    #[test]
+    fn the_data_of_a_refusal_are_moved_and_not_copied() {
+        let token = testing::sign(&json!({"alg": "RS256", "kid": "k"}), &json!({"iss": "https://idp", "aud": ["a", "b"]}));
+        let org = OrgName::parse("acme").unwrap();
+        let tests: [fn(&OrgName, CompactJws<'_>) -> Denial; 3] = [
+            |org, jws| Denial::issuer_unknown(org, jws),
+            |_, jws| Denial::audience(Reason::AudienceMismatch, jws),
+            |_, jws| Denial::key_mismatch(Reason::KeyUnknown, jws),
+        ];
+        for refuse in tests {
+            let jws = CompactJws::parse(&token).unwrap();
+            assert_eq!(allocation_counter::measure(|| drop(refuse(&org, jws))).count_total, 0);
+        }
+    }
+
+    #[test]
+    fn the_log_line_names_the_limit_that_is_exceeded() {
+        let window = |quota, seconds| Window {
+            quota,
+            length: Some(Duration::from_secs(seconds)),
+            remaining: 0,
+            resets_in: Duration::from_secs(1),
+        };
+        let standing = Standing { rate: Some(window(600, 60)), month: Some(window(1000, 0)) };
+        for (kind, expected) in [
+            (Kind::Rate, "the rate of 600 requests in 60 s is exceeded for 50 ms"),
+            (Kind::Month, "the quota of 1000 requests a month is used up for 50 ms"),
+        ] {
+            let denial = Denial::from(Exceeded { kind, retry_after: Duration::from_millis(50), standing });
+            assert_eq!(denial.details().unwrap().to_string(), expected);
         }
     }
 }

@@ -106,7 +106,7 @@ pub enum Record {
     /// A request to the connectors.
     Resource {
         /// The reason of the refusal. In shadow mode, the request passes all the same. `None` if the request is admitted.
-        refused: Option<Reason>,
+        refused: Option<Denial>,
         /// The results of the checks before the decision.
         findings: Findings,
     },
@@ -123,7 +123,7 @@ impl Record {
     /// The word for access log and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Resource { refused, .. } => refused.map_or(OK, Reason::word),
+            Self::Resource { refused, .. } => refused.as_ref().map_or(OK, |denial| denial.reason().word()),
             Self::Endpoint { outcome, .. } => outcome,
         }
     }
@@ -153,7 +153,7 @@ pub fn begin(
 
 /// The refusal of a request whose head cannot be read, or that arrived before a configuration.
 pub fn unreadable() -> Step {
-    let record = Record::Resource { refused: Some(Reason::PolicyUnavailable), findings: Findings::default() };
+    let record = Record::Resource { refused: Some(Reason::PolicyUnavailable.into()), findings: Findings::default() };
     Step::Reply(not_edited(), record)
 }
 
@@ -290,12 +290,16 @@ fn refuse(
     findings: Findings,
     host: &dyn Host,
 ) -> Step {
-    let principal = findings.principal.clone();
-    let record = Record::Resource { refused: Some(denial.reason), findings };
     match mode {
-        Mode::Enforce => refusal::step(gateway, Size::of(head), gateway.reply(&denial, resource, host), record),
-        // The request asserts the proven principal, if there is one. The edits remove every other assertion.
-        Mode::Shadow => Step::Forward(Forward { edits: edits(gateway, head, principal), ..Forward::default() }, record),
+        Mode::Enforce => {
+            let reply = gateway.reply(&denial, resource, host);
+            refusal::step(gateway, Size::of(head), reply, Record::Resource { refused: Some(denial), findings })
+        }
+        Mode::Shadow => {
+            // The request asserts the proven principal, if there is one. The edits remove every other assertion.
+            let edits = edits(gateway, head, findings.principal.clone());
+            Step::Forward(Forward { edits, ..Forward::default() }, Record::Resource { refused: Some(denial), findings })
+        }
     }
 }
 

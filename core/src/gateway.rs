@@ -181,8 +181,7 @@ impl Gateway {
         } else if resource.connector.is_none() && !principal.scopes().is_empty() {
             Ok(Admission::ByMessage(principal))
         } else {
-            let description = principal.has_unread_grant().then_some(UNREAD_GRANT);
-            Err(NotAdmitted::Denied(Denial { needed: Some(needed), description, ..Reason::ScopeInsufficient.into() }))
+            Err(Denial::ScopeInsufficient { needed, has_unread_grant: principal.has_unread_grant() }.into())
         }
     }
 
@@ -239,10 +238,16 @@ impl Gateway {
         findings: &mut Findings,
     ) -> Result<Entry, NotAdmitted> {
         let issuer = claims::issuer(jws.claims())?;
-        let org = self.policy.org(&resource.org, host).ok_or(Reason::IssuerUnknown)?;
-        let provider = org.identity_provider(issuer).ok_or(Reason::IssuerUnknown)?;
+        let Some(org) = self.policy.org(&resource.org, host) else {
+            return Err(Denial::issuer_unknown(&resource.org, jws).into());
+        };
+        let Some(provider) = org.identity_provider(issuer) else {
+            return Err(Denial::issuer_unknown(&resource.org, jws).into());
+        };
         jws.check_type(&[Type::Untyped, Type::Named("jwt"), Type::Named(access_token::TYPE)])?;
-        claims::check_audience(jws.claims(), &provider.audiences)?;
+        if let Err(reason) = claims::check_audience(jws.claims(), &provider.audiences) {
+            return Err(Denial::audience(reason, jws).into());
+        }
         let validity = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
         claims::subject(jws.claims())?;
         claims::id(jws.claims())?;
@@ -257,19 +262,24 @@ impl Gateway {
         let (keys, version) = match key_set.lookup(now, timing) {
             Lookup::Keys(keys, version) => (keys, version),
             Lookup::Pending => return Err(NotAdmitted::AwaitKeySet(key_set_id)),
-            Lookup::Unavailable(retry_after) => return Err(jwks_unavailable(retry_after)),
+            Lookup::Unavailable(retry_after) => return Err(Denial::JwksUnavailable { retry_after }.into()),
         };
         let candidates: Vec<&RsaPublicKey> = keys.candidates(jws.key_hint()).collect();
         // A rotated key shows as an unknown `kid`, or, where tokens have none, as a signature that fits no key.
         let unknown = (!keys.has_named(&jws.key_hint())).then(|| KeyName::in_token(&jws));
         let refusal = if unknown.is_some() && jws.kid().is_some() { Reason::KeyUnknown } else { Reason::SignatureInvalid };
-        let Some(verified) = signature::verify(jws, candidates, host) else {
-            if unknown.is_some_and(|name| key_set.request_key(name, now, timing)) {
-                return Err(NotAdmitted::AwaitKeySet(key_set_id));
+        let verified = match signature::verify(jws, candidates, host) {
+            Ok(verified) => verified,
+            Err(jws) => {
+                if unknown.is_some_and(|name| key_set.request_key(name, now, timing)) {
+                    return Err(NotAdmitted::AwaitKeySet(key_set_id));
+                }
+                // The issuer may publish the key, but the last fetch of its keys failed.
+                return Err(match key_set.retry_after_failure(now).filter(|_| unknown.is_some()) {
+                    Some(retry_after) => Denial::JwksUnavailable { retry_after }.into(),
+                    None => Denial::key_mismatch(refusal, jws).into(),
+                });
             }
-            // The issuer may publish the key, and could not be asked.
-            let retry_after = key_set.retry_after_failure(now).filter(|_| unknown.is_some());
-            return Err(retry_after.map_or_else(|| refusal.into(), jwks_unavailable));
         };
         let granted = scope::granted_by(verified.claims()).map_err(|_| Reason::TokenMalformed)?;
         let subject = claims::subject(verified.claims())?;
@@ -312,15 +322,17 @@ impl Gateway {
         let url = |resource: &Resource| self.config.gateway.resource_url(resource).into_boxed_str();
         let whole = url(&Resource { org: resource.org.clone(), connector: None });
         let is_for_whole = claims::check_audience(jws.claims(), std::slice::from_ref(&whole)).is_ok();
-        claims::check_audience(jws.claims(), &[whole, url(resource)])?;
+        if let Err(reason) = claims::check_audience(jws.claims(), &[whole, url(resource)]) {
+            return Err(Denial::audience(reason, jws).into());
+        }
         let validity = claims::check_times(jws.claims(), now, self.config.tokens.clock_skew)?;
         let signing_keys = self.policy.signing_keys(host);
         let named = signing_keys.iter().filter(|key| jws.kid() == Some(key.kid()));
         let keys: Vec<&RsaPublicKey> = named.map(|key| key.jwk().key()).collect();
         if keys.is_empty() {
-            return Err(Reason::KeyUnknown.into());
+            return Err(Denial::key_mismatch(Reason::KeyUnknown, jws).into());
         }
-        let verified = signature::verify(jws, keys, host).ok_or(Reason::SignatureInvalid)?;
+        let verified = signature::verify(jws, keys, host).map_err(|jws| Denial::key_mismatch(Reason::SignatureInvalid, jws))?;
 
         let claims = verified.claims();
         let id = claims::subject(claims)?;
@@ -383,18 +395,13 @@ impl Gateway {
         let offers_oauth = org.as_ref().is_some_and(|org| org.offers_oauth());
         let resource_metadata = offers_oauth.then(|| self.config.gateway.metadata_url(resource));
         // Only this challenge names the scopes to request. The one for insufficient scope names the scope that is needed.
-        let scope = (denial.reason == Reason::CredentialMissing).then(|| {
+        let scope = (denial.reason() == Reason::CredentialMissing).then(|| {
             let needed = resource.needed_scope();
             org.map_or_else(|| needed.to_string(), |org| org.client_scopes(&needed).join(" "))
         });
         denial.reply(Some(&Discovery { resource_metadata, scope: scope.filter(|scope| !scope.is_empty()) }))
     }
 }
-
-/// The description for a client whose token carries a grant that could not be read. Like all descriptions, it contains no
-/// `=`, `"` or `\\`.
-const UNREAD_GRANT: &str = "A value of the access token contains mcp:call but is no scope of this gateway, so nothing is granted \
-     by default. Send mcp:call or mcp:call:<connector> as a value of the claim scope or scp.";
 
 /// Minimum time between two notes of a worker.
 const NOTE_INTERVAL: Duration = Duration::from_secs(10);
@@ -412,8 +419,4 @@ fn unread_grant_note(org: &OrgName, issuer: &str, unread: UnreadGrant<'_>) -> St
         quoted(unread.text),
         quoted(unread.claim)
     )
-}
-
-fn jwks_unavailable(retry_after: Duration) -> NotAdmitted {
-    NotAdmitted::Denied(Denial { retry_after: Some(retry_after), ..Reason::JwksUnavailable.into() })
 }

@@ -45,6 +45,7 @@ pub mod serialized_map;
 pub mod signing_key;
 pub mod time;
 pub mod token_cache;
+pub mod unproven;
 pub mod url;
 
 #[cfg(any(test, feature = "testing"))]

@@ -221,7 +221,10 @@ fn limits_are_checked() {
         (json!({"rate_limit_service": {}}), "limits.rate_limit_service.cluster: is required"),
         (json!({"rate_limit_service": {"cluster": "c".repeat(126)}}), "limits.rate_limit_service.cluster: must be at most 125"),
         (json!({"rate_limit_service": {"cluster": "c", "timeout": "0s"}}), "limits.rate_limit_service.timeout: must be"),
-        (json!({"rate_limit_service": {"cluster": "c", "on_error": "x"}}), "limits.rate_limit_service.on_error: has a wrong type or value"),
+        (
+            json!({"rate_limit_service": {"cluster": "c", "on_error": "x"}}),
+            "limits.rate_limit_service.on_error: has a wrong type or value",
+        ),
     ] {
         let mut config = minimal();
         config["limits"] = store;

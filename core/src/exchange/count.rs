@@ -93,19 +93,17 @@ impl Admitted {
             }
             None => {
                 let denial = too_many_questions(&self.principal);
-                self.refuse(gateway, &denial, host)
+                self.refuse(gateway, denial, host)
             }
         }
     }
 
-    pub(super) fn refuse(self, gateway: &Gateway, denial: &Denial, host: &dyn Host) -> Step {
-        let record = Record::Resource { refused: Some(denial.reason), findings: self.findings };
-        match self.mode {
-            Mode::Enforce => {
-                let reply = gateway.reply(denial, Some(&self.resource), host);
-                refusal::step(gateway, self.size, reply, record)
-            }
-            Mode::Shadow => Step::Forward(self.forward, record),
+    pub(super) fn refuse(self, gateway: &Gateway, denial: Denial, host: &dyn Host) -> Step {
+        let reply = (self.mode == Mode::Enforce).then(|| gateway.reply(&denial, Some(&self.resource), host));
+        let record = Record::Resource { refused: Some(denial), findings: self.findings };
+        match reply {
+            Some(reply) => refusal::step(gateway, self.size, reply, record),
+            None => Step::Forward(self.forward, record),
         }
     }
 
@@ -115,13 +113,13 @@ impl Admitted {
         let denial = Denial::from(Reason::MessageUnread);
         let is_replaced = (200..300).contains(&status) && self.mode == Mode::Enforce;
         let reply = is_replaced.then(|| gateway.reply(&denial, Some(&self.resource), host));
-        Step::EarlyResponse(reply, Record::Resource { refused: Some(denial.reason), findings: self.findings })
+        Step::EarlyResponse(reply, Record::Resource { refused: Some(denial), findings: self.findings })
     }
 
     fn settle(self, counted: Result<Standing, Exceeded>, gateway: &Gateway, host: &dyn Host) -> Step {
         match counted {
             Ok(standing) => self.pass(Some(standing)),
-            Err(exceeded) => self.refuse(gateway, &exceeded.into(), host),
+            Err(exceeded) => self.refuse(gateway, exceeded.into(), host),
         }
     }
 
@@ -173,7 +171,7 @@ impl AwaitingCount {
             Answer::Missing => None,
             Answer::Overflow => {
                 let denial = too_many_questions(&self.admitted.principal);
-                return (self.admitted.refuse(gateway, &denial, host), ServiceOutcome::Overloaded);
+                return (self.admitted.refuse(gateway, denial, host), ServiceOutcome::Overloaded);
             }
         };
         match message.and_then(|message| service::read(message, self.admitted.principal.limits())) {
@@ -184,7 +182,7 @@ impl AwaitingCount {
             None => {
                 let step = match on_error {
                     OnError::Allow => self.admitted.pass(None),
-                    OnError::Deny => self.admitted.refuse(gateway, &Reason::RateLimitUnavailable.into(), host),
+                    OnError::Deny => self.admitted.refuse(gateway, Reason::RateLimitUnavailable.into(), host),
                 };
                 (step, ServiceOutcome::Error)
             }

@@ -83,15 +83,15 @@ impl AwaitingMessage {
             return Err(Reason::MessageTooLong.into());
         }
         let separator = &gateway.config.gateway.connector_separator;
-        let body = Body::parse(bytes, separator)
-            .map_err(|error| Denial { description: Some(error.description()), ..Reason::MessageMalformed.into() })?;
+        let body =
+            Body::parse(bytes, separator).map_err(|error| Denial::MessageMalformed { description: error.description() })?;
         // The scope is checked first: a client without the scope must learn this, even if the message has other faults.
         let scopes = self.principal.scopes();
         if let Some(needed) = body.lacks(scopes) {
-            return Err(Denial { needed: Some(needed), ..Reason::ScopeInsufficient.into() });
+            return Err(Denial::ScopeInsufficient { needed, has_unread_grant: false });
         }
         if !self.mirror.agree_with(&body) {
-            return Err(Denial { request_id: body.id(), ..Reason::HeaderMismatch.into() });
+            return Err(Denial::HeaderMismatch { request_id: body.id() });
         }
         let permitted = || Permitted { scopes: scopes.clone(), separator: separator.clone() };
         Ok(body.asks_for_lists().then(|| ListRequest::new(self.resource.org.clone(), permitted(), body.id())))
@@ -121,11 +121,11 @@ impl State for AwaitingMessage {
                         let lists = lists.filter(|_| mode == Mode::Enforce);
                         self.into_admitted(lists).count(gateway, request.now(), *host)
                     }
-                    Err(denial) => self.into_admitted(None).refuse(gateway, &denial, *host),
+                    Err(denial) => self.into_admitted(None).refuse(gateway, denial, *host),
                 }
             }
             Event::AnsweredEarly { status } => self.into_admitted(None).answered_early(status, gateway, *host),
-            _ => self.into_admitted(None).refuse(gateway, &Reason::Overloaded.into(), *host),
+            _ => self.into_admitted(None).refuse(gateway, Reason::Overloaded.into(), *host),
         }
     }
 

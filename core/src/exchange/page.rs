@@ -45,7 +45,7 @@ pub(super) fn judge(
         }
         (Source::Foreign, Some(endpoint)) => {
             let denial = Denial::from(Reason::OriginNotAllowed);
-            let record = Record::Endpoint { endpoint: endpoint.word(), outcome: denial.reason.word() };
+            let record = Record::Endpoint { endpoint: endpoint.word(), outcome: denial.reason().word() };
             Some(refusal::step(gateway, Size::of(head), denial.reply(None), record))
         }
     }

@@ -85,6 +85,11 @@ impl<'token> CompactJws<'token> {
         if accepted.iter().any(is) { Ok(()) } else { Err(Reason::TokenMalformed) }
     }
 
+    /// The claims and the `kid` of a token that is refused.
+    pub(crate) fn into_unproven(self) -> (Map<String, Value>, Option<String>) {
+        (self.claims, self.header.kid)
+    }
+
     /// The claims. They are unproven until the signature is verified.
     pub fn claims(&self) -> &Map<String, Value> {
         &self.claims

@@ -21,13 +21,17 @@ impl VerifiedToken<'_> {
     }
 }
 
-/// Returns `jws` as a verified token if its signature is valid for one of `keys`.
+/// Verifies the signature of `jws` with each of `keys`.
+///
+/// # Errors
+/// The unproven token, if no key fits.
+#[expect(clippy::result_large_err, reason = "the token is moved, and boxing it would cost an allocation")]
 pub fn verify<'token, 'key>(
     jws: CompactJws<'token>,
     keys: impl IntoIterator<Item = &'key RsaPublicKey>,
     host: &dyn Host,
-) -> Option<VerifiedToken<'token>> {
-    keys.into_iter().any(|key| host.verify(key, &jws)).then_some(VerifiedToken(jws))
+) -> Result<VerifiedToken<'token>, CompactJws<'token>> {
+    if keys.into_iter().any(|key| host.verify(key, &jws)) { Ok(VerifiedToken(jws)) } else { Err(jws) }
 }
 
 /// Verifies in pure Rust, for hosts without a verifier of their own. It is about twenty times slower than Envoy's
