@@ -187,11 +187,10 @@ impl Gateway {
 
     /// Whether a note may be logged now. The interval limits the log, because a provider may issue such tokens all the time.
     fn may_note(&mut self, now: UnixTime) -> bool {
-        let latest = now.plus(NOTE_INTERVAL);
-        // If the clock was set back, the log must not stay silent for longer than the interval.
-        let is_due = now >= self.next_note || self.next_note > latest;
+        // If the clock was set back, the log does not stay silent for longer than the interval.
+        let is_due = !self.next_note.is_ahead(now, NOTE_INTERVAL);
         if is_due {
-            self.next_note = latest;
+            self.next_note = now.plus(NOTE_INTERVAL);
         }
         is_due
     }

@@ -20,6 +20,7 @@ pub mod budget;
 pub mod callout;
 pub mod config;
 pub mod credential;
+pub mod deadline;
 pub mod denial;
 pub mod exchange;
 pub mod gateway;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::timing::{CLAIM_MARGIN, MAX_TIMEOUT};
+use crate::deadline::Lease;
 use crate::host::{Host, Update};
 use crate::names::OrgName;
 use crate::time::UnixTime;
@@ -45,14 +46,14 @@ impl OrgHash {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct FetchSlot {
     org: OrgHash,
-    until: UnixTime,
+    lease: Lease,
 }
 
-/// Takes a slot until `until` and charges it to one of `orgs`: the one with the fewest fetches in flight. Returns `None`
+/// Takes a slot for the time of `lease` and charges it to one of `orgs`: the one with the fewest fetches in flight. Returns `None`
 /// if no slot is free, in which case the caller tries again later.
 pub(super) fn take(
     orgs: impl Iterator<Item = OrgHash> + Clone,
-    until: UnixTime,
+    lease: Lease,
     now: UnixTime,
     host: &dyn Host,
 ) -> Option<FetchSlot> {
@@ -63,12 +64,12 @@ pub(super) fn take(
         if count >= MAX_FETCHES_PER_ORG || taken.in_flight.len() >= MAX_FETCHES {
             return None;
         }
-        taken.in_flight.push((org, until));
+        taken.in_flight.push((org, lease));
         charged = Some(org);
         Some(taken.to_bytes())
     });
     // If other threads wrote at the same time, this update may have written nothing.
-    charged.filter(|_| update == Update::Changed).map(|org| FetchSlot { org, until })
+    charged.filter(|_| update == Update::Changed).map(|org| FetchSlot { org, lease })
 }
 
 /// Releases a slot when its fetch has ended. Other organizations can use it now, its own after [`PAUSE`].
@@ -76,40 +77,40 @@ pub(super) fn release(slot: &FetchSlot, now: UnixTime, host: &dyn Host) {
     host.update(NAME, &mut |bytes| {
         let mut taken = Taken::read(bytes, now);
         // Slots of one organization with the same end are interchangeable.
-        let index = taken.in_flight.iter().position(|taken| *taken == (slot.org, slot.until))?;
+        let index = taken.in_flight.iter().position(|taken| *taken == (slot.org, slot.lease))?;
         taken.in_flight.swap_remove(index);
-        taken.paused.push((slot.org, now.plus(PAUSE)));
+        taken.paused.push((slot.org, Lease::new(PAUSE, now)));
         Some(taken.to_bytes())
     });
 }
 
 /// The slots that are taken, each with its end.
 struct Taken {
-    in_flight: Vec<(OrgHash, UnixTime)>,
-    paused: Vec<(OrgHash, UnixTime)>,
+    in_flight: Vec<(OrgHash, Lease)>,
+    paused: Vec<(OrgHash, Lease)>,
 }
 
 impl Taken {
     /// The slots that are still taken at `now`. Bytes in another form count as no slots.
     fn read(bytes: &[u8], now: UnixTime) -> Self {
         let mut taken = Self { in_flight: Vec::new(), paused: Vec::new() };
-        for [org, in_flight_until, paused_until] in bytes.as_chunks::<8>().0.as_chunks::<3>().0 {
-            let [in_flight_until, paused_until] =
-                [in_flight_until, paused_until].map(|millis| UnixTime::from_millis(u64::from_le_bytes(*millis)));
-            if in_flight_until.is_ahead(now, LONGEST) {
-                taken.in_flight.push((OrgHash(*org), in_flight_until));
-            } else if paused_until.is_ahead(now, PAUSE) {
-                taken.paused.push((OrgHash(*org), paused_until));
+        for [org, in_flight, paused] in bytes.as_chunks::<8>().0.as_chunks::<3>().0 {
+            let [in_flight, paused] =
+                [in_flight, paused].map(|end| Lease::until(UnixTime::from_millis(u64::from_le_bytes(*end))));
+            if in_flight.is_held(LONGEST, now) {
+                taken.in_flight.push((OrgHash(*org), in_flight));
+            } else if paused.is_held(PAUSE, now) {
+                taken.paused.push((OrgHash(*org), paused));
             }
         }
         taken
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        let never = [0; 8];
-        let bytes = |until: &UnixTime| until.as_millis().to_le_bytes();
-        let in_flight = self.in_flight.iter().map(|(org, until)| [org.0, bytes(until), never]);
-        in_flight.chain(self.paused.iter().map(|(org, until)| [org.0, never, bytes(until)])).flatten().flatten().collect()
+        let free = [0; 8];
+        let bytes = |lease: &Lease| lease.end().as_millis().to_le_bytes();
+        let in_flight = self.in_flight.iter().map(|(org, lease)| [org.0, bytes(lease), free]);
+        in_flight.chain(self.paused.iter().map(|(org, lease)| [org.0, free, bytes(lease)])).flatten().flatten().collect()
     }
 
     fn count(&self, org: OrgHash) -> usize {
@@ -130,7 +131,7 @@ mod tests {
     }
 
     fn take_at(now: UnixTime, orgs: &[OrgHash], host: &MemoryHost) -> Option<FetchSlot> {
-        take(orgs.iter().copied(), now.plus(CLAIM), now, host)
+        take(orgs.iter().copied(), Lease::new(CLAIM, now), now, host)
     }
 
     #[test]

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use super::timing::Timing;
+use crate::deadline::{Backoff, Lease};
 use crate::time::UnixTime;
 
-/// Pause after the first failed fetch. It doubles with each further failure.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-/// Maximum pause after a failed fetch. The filter notices within this time that a provider works again.
-pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Pauses after failed fetches.
+pub(super) const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(30) };
 /// Number of integers in a record. Each has 8 bytes.
 const NUMBERS: usize = 6;
 
@@ -24,8 +23,8 @@ pub(super) struct Record {
     pub(super) next_fetch_at: UnixTime,
     /// When the next fetch for an unknown `kid` may start.
     pub(super) unknown_kid_fetch_at: UnixTime,
-    /// End of a thread's claim to fetch.
-    pub(super) claimed_until: UnixTime,
+    /// A thread's claim to fetch.
+    pub(super) claim: Lease,
     /// Failed fetches since the last successful one.
     pub(super) failures: u32,
 }
@@ -35,30 +34,30 @@ impl Record {
     pub(super) fn from_bytes(bytes: &[u8]) -> Self {
         let (numbers, rest) = bytes.as_chunks::<8>();
         let Ok(numbers) = <[[u8; 8]; NUMBERS]>::try_from(numbers) else { return Self::default() };
-        let [generation, fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until, failures] =
-            numbers.map(u64::from_le_bytes);
+        let [generation, fetched_at, next_fetch_at, unknown_kid_fetch_at, claim, failures] = numbers.map(u64::from_le_bytes);
         if !rest.is_empty() {
             return Self::default();
         }
-        let [fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until] =
-            [fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until].map(UnixTime::from_millis);
+        let [fetched_at, next_fetch_at, unknown_kid_fetch_at, claim] =
+            [fetched_at, next_fetch_at, unknown_kid_fetch_at, claim].map(UnixTime::from_millis);
+        let claim = Lease::until(claim);
         let failures = failures.try_into().unwrap_or(u32::MAX);
-        Self { generation, fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until, failures }
+        Self { generation, fetched_at, next_fetch_at, unknown_kid_fetch_at, claim, failures }
     }
 
     /// The record in the form for shared data.
     pub(super) fn to_bytes(self) -> Vec<u8> {
-        let moments = [self.fetched_at, self.next_fetch_at, self.unknown_kid_fetch_at, self.claimed_until];
+        let moments = [self.fetched_at, self.next_fetch_at, self.unknown_kid_fetch_at, self.claim.end()];
         let [a, b, c, d] = moments.map(UnixTime::as_millis);
         [self.generation, a, b, c, d, self.failures.into()].map(u64::to_le_bytes).concat()
     }
 
     pub(super) fn is_claimed(&self, now: UnixTime, timing: &Timing) -> bool {
-        self.claimed_until.is_ahead(now, timing.claim())
+        self.claim.is_held(timing.claim(), now)
     }
 
     pub(super) fn is_due(&self, now: UnixTime, timing: &Timing) -> bool {
-        let longest = if self.failures == 0 { timing.refresh_interval } else { MAX_BACKOFF };
+        let longest = if self.failures == 0 { timing.refresh_interval } else { BACKOFF.longest };
         !self.next_fetch_at.is_ahead(now, longest)
     }
 
@@ -82,7 +81,7 @@ impl Record {
     pub(super) fn claimed(self, for_unknown_kid: bool, now: UnixTime, timing: &Timing) -> Self {
         let cooldown = now.plus(timing.refetch_cooldown);
         Self {
-            claimed_until: now.plus(timing.claim()),
+            claim: Lease::new(timing.claim(), now),
             unknown_kid_fetch_at: if for_unknown_kid { cooldown } else { self.unknown_kid_fetch_at },
             ..self
         }
@@ -96,19 +95,18 @@ impl Record {
             fetched_at: now,
             next_fetch_at: now.plus(timing.refresh_interval),
             unknown_kid_fetch_at: if brought_a_key { UnixTime::default() } else { self.unknown_kid_fetch_at },
-            claimed_until: UnixTime::default(),
+            claim: Lease::FREE,
             failures: 0,
         }
     }
 
     /// The record after a failed fetch. The keys stay, and the pause before the next attempt grows exponentially.
     pub(super) fn failed(self, now: UnixTime) -> Self {
-        let backoff = FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures)).min(MAX_BACKOFF);
         Self {
             // If the clock was set back, the keys must not be used for longer.
             fetched_at: self.fetched_at.min(now),
-            next_fetch_at: now.plus(backoff),
-            claimed_until: UnixTime::default(),
+            next_fetch_at: now.plus(BACKOFF.pause(self.failures)),
+            claim: Lease::FREE,
             failures: self.failures.saturating_add(1),
             ..self
         }
@@ -126,8 +124,9 @@ mod tests {
 
     #[test]
     fn records_survive_shared_data() {
-        let [fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until] = [1, 2, 3, u64::MAX].map(UnixTime::from_millis);
-        let record = Record { generation: 7, fetched_at, next_fetch_at, unknown_kid_fetch_at, claimed_until, failures: u32::MAX };
+        let [fetched_at, next_fetch_at, unknown_kid_fetch_at, end] = [1, 2, 3, u64::MAX].map(UnixTime::from_millis);
+        let claim = Lease::until(end);
+        let record = Record { generation: 7, fetched_at, next_fetch_at, unknown_kid_fetch_at, claim, failures: u32::MAX };
         let bytes = record.to_bytes();
         assert_eq!((bytes.len(), Record::from_bytes(&bytes)), (48, record));
         for other in [&b""[..], b"{", &[0xff; 47], &[0xff; 49], &[0xff; 56]] {

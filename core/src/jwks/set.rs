@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::absent::{AbsentNames, KeyName};
 use super::fetch_slots::{MAX_FETCHES, MAX_FETCHES_PER_ORG, OrgHash};
-use super::record::{MAX_BACKOFF, Record};
+use super::record::{BACKOFF, Record};
 use super::timing::{SYNC_INTERVAL, Timing};
 use super::uri::JwksUri;
 use crate::jose::jwk::{JwkSet, JwkSetError, KeyHint};
@@ -235,7 +235,7 @@ impl KeySet {
 
     /// How long until the next fetch, where the last one failed: what is not in the set may be missing for that.
     pub fn retry_after_failure(&self, now: UnixTime) -> Option<Duration> {
-        (self.record.failures > 0).then(|| self.record.next_fetch_at.since(now).min(MAX_BACKOFF))
+        (self.record.failures > 0).then(|| self.record.next_fetch_at.since(now).min(BACKOFF.longest))
     }
 
     /// Counts a request that waits for this set, until the returned value is dropped.

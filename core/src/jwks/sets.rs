@@ -164,7 +164,7 @@ impl KeySets {
         }
         let Some(claimed) = set.claim(now, timing) else { return Ok(None) };
         let orgs = set.orgs.iter().map(|(_, hash)| *hash);
-        let Some(slot) = fetch_slots::take(orgs, claimed.claimed_until, now, host) else { return Ok(None) };
+        let Some(slot) = fetch_slots::take(orgs, claimed.claim, now, host) else { return Ok(None) };
         let known = set.record;
         let update = host.update(&names.record, &mut |bytes| {
             // If the record has changed, another thread was faster.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::record::{MAX_BACKOFF, Record};
+use super::record::{BACKOFF, Record};
 use super::set::MAX_ORGS;
 use super::*;
 use crate::host::Host;
@@ -153,7 +153,7 @@ fn a_clock_that_is_put_back_holds_nothing_up() {
     assert!(threads.set(0).request_key(KeyName::new("x"), at(2), &TIMING));
     threads.change(|record| record.failed(ahead));
     threads.sync(1, at(3));
-    assert_eq!(threads.set(1).retry_after_failure(at(3)), Some(MAX_BACKOFF));
+    assert_eq!(threads.set(1).retry_after_failure(at(3)), Some(BACKOFF.longest));
     assert_eq!(threads.fetches.len(), 2, "it is fetched at once");
 }
 
@@ -383,7 +383,7 @@ fn failures_back_off_and_the_stale_set_serves_until_max_stale() {
     assert!(threads.serves(0, at(3599)));
     assert_eq!(threads.tick(at(3600)), 1);
     threads.finish(None, at(3600));
-    assert!(matches!(threads.set(0).lookup(at(3600), &TIMING), Lookup::Unavailable(wait) if wait == MAX_BACKOFF));
+    assert!(matches!(threads.set(0).lookup(at(3600), &TIMING), Lookup::Unavailable(wait) if wait == BACKOFF.longest));
     assert_eq!(threads.tick(at(3700)), 1);
     threads.answer(&["a"], at(3700));
     assert!(threads.serves(0, at(3700)), "the provider works again");
