@@ -8,7 +8,6 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 
 use crate::direct;
-use crate::header_map;
 use apexmcp_core::denial::LocalReply;
 use apexmcp_core::jwks::{self, JwksUri};
 use apexmcp_core::policy::service::{RemoteSettings, Secret};

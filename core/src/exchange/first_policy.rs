@@ -6,6 +6,7 @@ use super::pending::{Context, Event, Pending, State};
 use super::{Step, refuse, start, unreadable};
 use crate::budget::{Account, Hold, Waits};
 use crate::config::Mode;
+use crate::deadline::Deadline;
 use crate::gateway::{Findings, Gateway};
 use crate::host::Host;
 use crate::reason::Reason;
@@ -18,8 +19,7 @@ use crate::time::UnixTime;
 pub struct AwaitingPolicy {
     route: RouteSettings,
     mode: Mode,
-    /// Each tick lowers the deadline to the full timeout from now, in case the clock was set back.
-    deadline: UnixTime,
+    deadline: Deadline,
     hold: Hold,
 }
 
@@ -31,7 +31,7 @@ pub(super) fn wait(
     now: UnixTime,
     host: &dyn Host,
 ) -> Step {
-    let deadline = now.plus(timeout(gateway));
+    let deadline = Deadline::after(timeout(gateway), now);
     match gateway.budget.hold(Account::FirstPolicy, Waits::ForOthers, head.length()) {
         Some(hold) => Step::Wait(Pending::Policy(AwaitingPolicy { route, mode, deadline, hold })),
         None => refuse(gateway, head, None, mode, Reason::Overloaded.into(), Findings::default(), host),
@@ -54,8 +54,7 @@ impl State for AwaitingPolicy {
 
     fn is_ended_by(&mut self, event: &Event<'_>, gateway: &Gateway) -> bool {
         let Event::Tick { now } = *event else { return false };
-        self.deadline = self.deadline.min(now.plus(timeout(gateway)));
-        now >= self.deadline || is_there(gateway)
+        self.deadline.has_passed(timeout(gateway), now) || is_there(gateway)
     }
 
     fn handle(self, event: Event<'_>, context: &mut Context<'_>) -> Step {

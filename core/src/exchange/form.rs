@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::pending::{Context, Event, Pending, State};
 use super::{Record, Step, unreadable};
 use crate::budget::{Account, Hold, Waits};
+use crate::deadline::Deadline;
 use crate::denial::LocalReply;
 use crate::gateway::Gateway;
 use crate::oauth::discovery::Endpoint;
@@ -22,14 +23,13 @@ pub(super) const MAX_FORM_READ: usize = MAX_BODY_LENGTH + 1;
 /// A request to the token endpoint whose form is incomplete.
 #[derive(Debug)]
 pub struct AwaitingForm {
-    /// Each tick lowers the deadline to the full timeout from now, in case the clock was set back.
-    deadline: UnixTime,
+    deadline: Deadline,
     hold: Hold,
 }
 
 pub(super) fn wait(gateway: &Gateway, head: &RequestHead, now: UnixTime) -> Step {
     match gateway.budget.hold(Account::TokenEndpoint, Waits::ForClient, head.length()) {
-        Some(hold) => Step::Wait(Pending::Form(AwaitingForm { deadline: now.plus(FORM_TIMEOUT), hold })),
+        Some(hold) => Step::Wait(Pending::Form(AwaitingForm { deadline: Deadline::after(FORM_TIMEOUT, now), hold })),
         None => reply(Err(TokenError::Overloaded)),
     }
 }
@@ -44,10 +44,7 @@ impl State for AwaitingForm {
     fn is_ended_by(&mut self, event: &Event<'_>, _gateway: &Gateway) -> bool {
         match *event {
             Event::BodyArrived(body) => body.is_enough(MAX_FORM_READ),
-            Event::Tick { now } => {
-                self.deadline = self.deadline.min(now.plus(FORM_TIMEOUT));
-                now >= self.deadline
-            }
+            Event::Tick { now } => self.deadline.has_passed(FORM_TIMEOUT, now),
             _ => false,
         }
     }

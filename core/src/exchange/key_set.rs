@@ -4,6 +4,7 @@ use super::pending::{Context, Event, Pending, State};
 use super::{Decision, Request, Step, unreadable};
 use crate::budget::Hold;
 use crate::config::Mode;
+use crate::deadline::Deadline;
 use crate::gateway::{Findings, Gateway};
 use crate::host::Host;
 use crate::jwks::{KeySet, KeySetId, Waiter};
@@ -19,8 +20,7 @@ pub struct AwaitingKeySet {
     key_set: KeySetId,
     /// The revision of the key set that could not decide the request.
     seen_revision: u64,
-    /// Each tick lowers the deadline to the full timeout from now, in case the clock was set back.
-    deadline: UnixTime,
+    deadline: Deadline,
     hold: Hold,
     waiter: Waiter,
 }
@@ -31,7 +31,7 @@ pub(super) fn wait(request: Request, gateway: &Gateway, key_set: KeySetId, now: 
     };
     match gateway.budget.hold_for_key_set(request.resource.org.clone(), key_set, request.head.length()) {
         Some(hold) => {
-            let deadline = now.plus(gateway.config.jwks.timeout);
+            let deadline = Deadline::after(gateway.config.jwks.timeout, now);
             let Request { resource, mode, .. } = request;
             Step::Wait(Pending::KeySet(AwaitingKeySet {
                 resource,
@@ -54,8 +54,8 @@ impl State for AwaitingKeySet {
 
     fn is_ended_by(&mut self, event: &Event<'_>, gateway: &Gateway) -> bool {
         let Event::Tick { now } = *event else { return false };
-        self.deadline = self.deadline.min(now.plus(gateway.config.jwks.timeout));
-        now >= self.deadline || gateway.key_sets.get(self.key_set).is_none_or(|set| set.revision() != self.seen_revision)
+        self.deadline.has_passed(gateway.config.jwks.timeout, now)
+            || gateway.key_sets.get(self.key_set).is_none_or(|set| set.revision() != self.seen_revision)
     }
 
     /// Decides again, and waits again if the request needs another fetch of the same key set.
@@ -74,7 +74,7 @@ impl State for AwaitingKeySet {
         match request.decide(gateway, now, *host) {
             Decision::Made(step) => step,
             // A hold counts for one key set, and a new policy may name another key set.
-            Decision::NeedsKeySet(request, key_set) if now < deadline && key_set == awaited => {
+            Decision::NeedsKeySet(request, key_set) if !deadline.is_past(now) && key_set == awaited => {
                 let seen_revision = gateway.key_sets.get(key_set).map_or(0, KeySet::revision);
                 let Request { resource, mode, .. } = request;
                 Step::Wait(Pending::KeySet(Self { resource, mode, key_set, seen_revision, deadline, hold, waiter }))

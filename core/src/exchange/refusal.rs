@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::pending::{Context, Event, Pending, State};
 use super::{Record, Step};
 use crate::budget::{Account, Hold, Waits};
+use crate::deadline::Deadline;
 use crate::denial::LocalReply;
 use crate::gateway::Gateway;
 use crate::request::RequestHead;
-use crate::time::UnixTime;
 
 /// Maximum length of a body that a refusal waits for. Messages are shorter. The buffer of a listener must be longer (Envoy
 /// advises 32 KiB at the edge), else the client would get 413 instead of the refusal.
@@ -26,7 +26,7 @@ pub struct AwaitingRest {
     reply: LocalReply,
     record: Record,
     /// The first tick sets the deadline, because a refusal does not read the clock.
-    deadline: Option<UnixTime>,
+    deadline: Option<Deadline>,
     hold: Hold,
 }
 
@@ -75,9 +75,8 @@ impl State for AwaitingRest {
             Event::Held { body, host_holds_bodies } => body.is_whole || host_holds_bodies == Some(true),
             Event::BodyArrived(body) => body.is_whole,
             Event::Tick { now } => {
-                let latest = now.plus(REST_TIMEOUT);
-                let deadline = *self.deadline.insert(self.deadline.map_or(latest, |deadline| deadline.min(latest)));
-                now >= deadline
+                let deadline = self.deadline.get_or_insert_with(|| Deadline::after(REST_TIMEOUT, now));
+                deadline.has_passed(REST_TIMEOUT, now)
             }
             _ => false,
         }

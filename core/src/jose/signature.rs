@@ -25,7 +25,7 @@ impl VerifiedToken<'_> {
 ///
 /// # Errors
 /// The unproven token, if no key fits.
-#[expect(clippy::result_large_err, reason = "the token is moved, and boxing it would cost an allocation")]
+#[allow(clippy::result_large_err, reason = "the token is moved, and boxing it would cost an allocation")]
 pub fn verify<'token, 'key>(
     jws: CompactJws<'token>,
     keys: impl IntoIterator<Item = &'key RsaPublicKey>,

@@ -8,15 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::remote::{MAX_DOCUMENT_LENGTH, Publication};
 use super::service::RemoteSettings;
 use crate::callout;
+use crate::deadline::{Backoff, Lease};
 use crate::host::{Host, Update};
 use crate::json::is_json;
 use crate::problem::Problem;
 use crate::time::UnixTime;
 
-/// First pause after a failed request. It doubles with each further failure.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-/// Maximum pause. A service that is available again is noticed within it.
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// Pauses after failed requests.
+const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(10) };
 /// Time until a claim that is not renewed ends: its thread has died, or its Envoy was reconfigured.
 const LEASE: Duration = Duration::from_secs(3);
 /// Interval at which a thread renews its claim while its request is under way.
@@ -250,7 +249,8 @@ struct Poll {
     judged_by: String,
     is_refused: bool,
     started_at: UnixTime,
-    claimed_until: UnixTime,
+    #[serde(rename = "claimed_until")]
+    claim: Lease,
     next_at: UnixTime,
     failures: u32,
     /// Whether a thread that serves requests left a document to another thread. That thread asks again.
@@ -276,35 +276,35 @@ impl Poll {
     /// The record with a claim of this thread, if a request is due and no other thread has claimed it.
     fn claim(&self, now: UnixTime, serves_requests: bool, settings: &RemoteSettings) -> Option<Self> {
         let patience = if serves_requests { PATIENCE } else { Duration::ZERO };
-        let longest = settings.interval.max(MAX_BACKOFF).saturating_add(patience);
-        if self.claimed_until.is_ahead(now, WORK) || self.next_at.plus(patience).is_ahead(now, longest) {
+        let longest = settings.interval.max(BACKOFF.longest).saturating_add(patience);
+        if self.claim.is_held(WORK, now) || self.next_at.plus(patience).is_ahead(now, longest) {
             return None;
         }
-        Some(Self { started_at: now, claimed_until: now.plus(LEASE), ..self.clone() })
+        Some(Self { started_at: now, claim: Lease::new(LEASE, now), ..self.clone() })
     }
 
     /// Renews the claim of the request that began at `started_at`. `None` if another request has begun since.
     fn renew(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
-        self.hold(started_at, now.plus(LEASE))
+        self.hold(started_at, Lease::new(LEASE, now))
     }
 
     /// Extends the claim for the work on a document.
     fn work(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
-        self.hold(started_at, now.plus(WORK))
+        self.hold(started_at, Lease::new(WORK, now))
     }
 
     /// Ends the claim of a thread that ends.
     fn release(&self, started_at: UnixTime) -> Option<Self> {
-        self.hold(started_at, UnixTime::default())
+        self.hold(started_at, Lease::FREE)
     }
 
-    fn hold(&self, started_at: UnixTime, claimed_until: UnixTime) -> Option<Self> {
-        (self.started_at == started_at).then(|| Self { claimed_until, ..self.clone() })
+    fn hold(&self, started_at: UnixTime, claim: Lease) -> Option<Self> {
+        (self.started_at == started_at).then(|| Self { claim, ..self.clone() })
     }
 
     /// Leaves a document to a thread that serves no requests. `None` if that happened once already.
     fn give_way(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
-        self.hold(started_at, UnixTime::default()).filter(|_| !self.has_given_way).map(|poll| Self {
+        self.hold(started_at, Lease::FREE).filter(|_| !self.has_given_way).map(|poll| Self {
             next_at: now,
             has_given_way: true,
             ..poll
@@ -320,7 +320,7 @@ impl Poll {
         now: UnixTime,
         settings: &RemoteSettings,
     ) -> Option<Self> {
-        let poll = self.hold(started_at, UnixTime::default())?;
+        let poll = self.hold(started_at, Lease::FREE)?;
         let (etag, is_refused, is_new) = match answer {
             Answer::NotModified => (poll.etag, poll.is_refused, false),
             Answer::Taken(etag) => (etag.clone(), false, etag.is_some() && etag != poll.etag),
@@ -332,9 +332,8 @@ impl Poll {
 
     /// Records that there was no usable answer. The policy in force stays.
     fn failed(&self, started_at: UnixTime, now: UnixTime) -> Option<Self> {
-        let backoff = FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures)).min(MAX_BACKOFF);
         let failures = self.failures.saturating_add(1);
-        self.hold(started_at, UnixTime::default()).map(|poll| Self { next_at: now.plus(backoff), failures, ..poll })
+        self.hold(started_at, Lease::FREE).map(|poll| Self { next_at: now.plus(BACKOFF.pause(self.failures)), failures, ..poll })
     }
 }
 
