@@ -1,4 +1,5 @@
-//! Envoy as the core's [`Host`]. RSA runs in Envoy's BoringSSL through foreign functions. If Envoy lacks one, the module does it.
+//! Envoy as the core's [`Host`]. RSA runs in Envoy's BoringSSL through foreign functions. If Envoy lacks a function, the
+//! module computes the result itself.
 
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};

@@ -196,8 +196,7 @@ impl Plugin {
             return exchange::unreadable();
         };
         flow.share(exchange::sharing(gateway, &head));
-        let route = if gateway.config.gateway.route_metadata { route_settings() } else { Ok(RouteSettings::default()) };
-        exchange::begin(gateway, head, route, hostcalls::now(), &self.envoy)
+        exchange::begin(gateway, head, route_settings, hostcalls::now(), &self.envoy)
     }
 
     /// Carries out `step` for the current stream.

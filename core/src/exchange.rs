@@ -137,14 +137,15 @@ struct Request {
     mode: Mode,
 }
 
-/// Decides on a new request whose route has these settings.
+/// Decides on a new request. `read_route` reads the settings of its route, if the operator allows such settings.
 pub fn begin(
     gateway: &mut Gateway,
     head: RequestHead,
-    route: Result<RouteSettings, RouteInvalid>,
+    read_route: impl FnOnce() -> Result<RouteSettings, RouteInvalid>,
     now: UnixTime,
     host: &dyn Host,
 ) -> Step {
+    let route = if gateway.config.gateway.route_metadata { read_route() } else { Ok(RouteSettings::default()) };
     match route {
         Ok(route) => start(gateway, head, route, now, host),
         Err(RouteInvalid) => refuse(gateway, &head, None, Mode::Enforce, Reason::RouteInvalid.into(), Findings::default(), host),

@@ -21,7 +21,7 @@ use crate::principal::Principal;
 use crate::reason::Reason;
 use crate::time::UnixTime;
 
-/// A request that its credential, and its message if one decides, admit.
+/// A request that passed all checks except the limits.
 #[derive(Debug)]
 pub(super) struct Admitted {
     pub(super) size: Size,
@@ -72,6 +72,7 @@ pub fn is_readable(grpc_status: u32, bytes: usize) -> bool {
 }
 
 impl Admitted {
+    /// Counts the request, then lets it pass, refuses it, or asks the rate limit service.
     pub(super) fn count(self, gateway: &Gateway, now: UnixTime, host: &dyn Host) -> Step {
         match gateway.count(&self.principal, now, host) {
             Count::Free => self.pass(None),
@@ -80,7 +81,7 @@ impl Admitted {
         }
     }
 
-    /// Asks the service. The headers are edited before that, so that the filter does not have to keep the edits.
+    /// Asks the service. The shell edits the headers before, so that the filter does not keep the edits meanwhile.
     fn ask(mut self, message: Vec<u8>, gateway: &Gateway, host: &dyn Host) -> Step {
         let LimitStore::RateLimitService(service) = &gateway.config.limits else { return self.pass(None) };
         let account = Account::Questions(self.resource.org.clone());

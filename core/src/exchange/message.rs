@@ -78,6 +78,7 @@ impl AwaitingMessage {
         }
     }
 
+    /// Checks whether the scopes cover the message. Returns the lists that the message requests, if there are any.
     fn judge(&self, bytes: &[u8], gateway: &Gateway) -> Result<Option<ListRequest>, Denial> {
         if bytes.len() > MAX_LENGTH {
             return Err(Reason::MessageTooLong.into());

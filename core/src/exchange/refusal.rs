@@ -30,7 +30,7 @@ pub struct AwaitingRest {
     hold: Hold,
 }
 
-/// The known size of a request when it is refused.
+/// The size of a request, as far as it is known when the request is refused.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
     /// Bytes that Envoy keeps: the head, and the body if it is complete.
@@ -45,6 +45,7 @@ impl Size {
         Self { head, rest: 0 }
     }
 
+    /// The size by the head alone. Only a declared length is known.
     pub(super) fn of(head: &RequestHead) -> Self {
         let rest = head.content_length().filter(|length| *length <= MAX_REST_LENGTH).unwrap_or(0);
         Self { head: head.length(), rest }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 
 #[test]
-fn a_gateway_token_is_accepted_where_it_is_meant_for() {
+fn a_gateway_token_is_accepted_only_at_its_audience() {
     let mut world = issuing(|_| {});
     let token = world.token("");
     let expected = ["acme", &format!("acme/client/{CLIENT}"), CLIENT, "oauth", "mcp:call"];
@@ -43,7 +43,7 @@ fn a_gateway_token_is_accepted_where_it_is_meant_for() {
 }
 
 #[test]
-fn what_the_policy_takes_back_is_taken_back_from_live_tokens() {
+fn a_revocation_in_the_policy_applies_to_live_tokens() {
     let mut world = issuing(|_| {});
     let token = world.token("");
     let claims: Value = {

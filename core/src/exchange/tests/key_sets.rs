@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 
 #[test]
-fn a_request_waits_for_the_first_keys_and_not_forever() {
+fn a_request_waits_for_the_first_keys_until_its_deadline() {
     let mut world = World::new();
     let good = token(&claims());
     let mut first = pending(world.bearer(&good));
@@ -55,7 +55,7 @@ fn an_unknown_kid_waits_for_one_fetch_and_is_refused_within_the_cooldown() {
 }
 
 #[test]
-fn an_unknown_kid_is_not_held_against_the_client_while_its_issuer_cannot_be_asked() {
+fn an_unknown_kid_gets_503_while_its_issuer_is_unavailable() {
     let mut world = World::new();
     world.publish(&["a"]);
     let unknown = testing::sign(&json!({"alg": "RS256", "kid": "new"}), &claims());

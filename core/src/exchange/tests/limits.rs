@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 
 #[test]
-fn only_what_would_pass_is_counted() {
+fn only_requests_that_would_pass_are_counted() {
     let mut world = limited_world("local", "allow", "enforce");
     let foreign = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "clock__now"}}).to_string();
     let own = foreign.replace("clock", "notes");
@@ -31,7 +31,7 @@ fn only_what_would_pass_is_counted() {
 }
 
 #[test]
-fn in_shadow_mode_what_exceeds_a_limit_passes_as_who_it_is() {
+fn shadow_mode_forwards_a_request_over_its_limit_with_its_identity() {
     let mut world = limited_world("local", "allow", "shadow");
     for expected in ["ok", "ok", "rate_limit"] {
         let step = world.start("/mcp/acme/notes", &POST);

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 
 #[test]
-fn who_may_use_some_connectors_has_messages_read_at_the_joined_endpoint_alone() {
+fn only_the_joined_endpoint_reads_messages_and_only_for_keys_of_some_connectors() {
     let mut world = scoped_world("enforce");
     let step = world.start("/mcp/acme", &[&POST[..], &[("accept-encoding", "gzip")]].concat());
     let Step::EditAndWait(edits, _) = step else { panic!("not read") };
@@ -119,7 +119,7 @@ fn a_list_for_a_full_credential_is_marked_as_private() {
 }
 
 #[test]
-fn lists_are_cut_where_verdicts_are_enforced() {
+fn lists_are_cut_only_in_enforce_mode() {
     let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
     for (mode, is_cut) in [("enforce", true), ("shadow", false)] {
         let mut world = scoped_world(mode);

@@ -23,7 +23,7 @@ fn an_unknown_org_looks_like_one_without_oauth() {
 }
 
 #[test]
-fn connectors_are_told_by_path_or_route() {
+fn the_path_or_the_route_names_the_connector() {
     let mut world = World::with(|config| {
         config["policy"]["inline"]["orgs"]["acme"]["api_keys"][0]["connectors"] = json!(["github"]);
     });
@@ -68,7 +68,7 @@ fn unmatched_paths() {
 }
 
 #[test]
-fn what_is_removed_on_the_way_on() {
+fn identity_headers_and_the_credential_are_removed() {
     let spoofed = [("x-api-key", KEY), ("x-apexmcp-org", "evil"), ("x_apexmcp_scope", "mcp:call"), ("accept", "a")];
     let removed = |step: Step| match step {
         Step::Forward(forward, _) => forward.edits.remove,

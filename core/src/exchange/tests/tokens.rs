@@ -85,7 +85,7 @@ fn an_issuer_need_not_be_a_url() {
 }
 
 #[test]
-fn who_is_admitted_as_whom() {
+fn each_credential_yields_its_principal() {
     let mut world = World::new();
     world.publish(&["a"]);
     assert_eq!(attributes(world.start("/mcp/acme", &[("x-api-key", KEY)])), ["acme", "acme/key/k1", "k1", "api_key", "mcp:call"]);
@@ -195,7 +195,7 @@ fn a_token_of_a_provider_is_revoked_by_id_and_by_principal() {
 }
 
 #[test]
-fn a_verified_token_holds_as_long_as_the_policy_says_of_it_what_it_said() {
+fn a_verified_token_is_judged_again_when_its_provider_changes() {
     let mut world = remote_world();
     let provider = |audience: &str| json!([{"issuer": ISSUER, "jwks_uri": "https://idp.example/keys", "audience": audience}]);
     world.publish_policy(&json!({"acme": {"identity_providers": provider("apexmcp")}}));

@@ -185,7 +185,7 @@ fn heads_of_messages_without_a_body_are_released_while_it_is_unknown_whether_env
         });
         let mut held = HeldRequests::default();
         let flows: Vec<Rc<Flow>> = (0..3).map(|_| Rc::default()).collect();
-        // As if this one came in a part: its hold is charged, and nothing is learned of other streams.
+        // A part of one body arrived, but the worker did not learn from it that Envoy passes bodies.
         flows[1].body_arrived(body(1, false), None);
         for (stream, flow) in (0..).zip(&flows[..2]) {
             let message = pending(world.start("/mcp/acme", &POST));

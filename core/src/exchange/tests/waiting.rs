@@ -44,7 +44,7 @@ fn a_body_that_does_not_come_is_not_waited_for_forever() {
 }
 
 #[test]
-fn requests_wait_for_the_first_policy_and_not_for_ever() {
+fn requests_wait_for_the_first_policy_until_their_deadline() {
     let mut world = remote_world();
     let mut awaiting = pending(world.start("/mcp/acme", &[("x-api-key", KEY)]));
     assert!(!world.is_due(&mut awaiting, world.now));
