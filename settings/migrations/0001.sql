@@ -1,6 +1,6 @@
--- Times are RFC 3339 in UTC with whole seconds: they sort as text, and stand in the policy document as they are.
+-- Times are RFC 3339 in UTC with whole seconds. They sort as text, and the policy document contains them unchanged.
 
--- One row. Each change of the policy adds one: it is the document's version.
+-- One row with the version of the policy document. Each change adds one.
 CREATE TABLE policy (
     only INTEGER PRIMARY KEY CHECK (only = 1),
     version INTEGER NOT NULL
@@ -13,7 +13,7 @@ CREATE TABLE orgs (
     limits TEXT                     -- a JSON object as in the policy document; null: none
 ) STRICT, WITHOUT ROWID;
 
--- Of a key, a hash is kept, and its first characters by which its owner knows it again.
+-- A key is stored as a hash, with its first characters so that its owner can recognize it.
 CREATE TABLE api_keys (
     id TEXT PRIMARY KEY,
     org TEXT NOT NULL REFERENCES orgs (name) ON DELETE CASCADE,
@@ -39,7 +39,7 @@ CREATE TABLE oauth_clients (
 ) STRICT;
 CREATE INDEX oauth_clients_by_org ON oauth_clients (org, created_at);
 
--- Two of a client while its secret rotates. The lower number is the older one.
+-- A client has two secrets during a rotation. The lower number is the older secret.
 CREATE TABLE client_secrets (
     number INTEGER PRIMARY KEY,
     client_id TEXT NOT NULL REFERENCES oauth_clients (client_id) ON DELETE CASCADE,
@@ -58,7 +58,7 @@ CREATE TABLE identity_providers (
     PRIMARY KEY (org, issuer)
 ) STRICT, WITHOUT ROWID;
 
--- The lowest position signs.
+-- The key with the lowest position signs.
 CREATE TABLE signing_keys (
     kid TEXT PRIMARY KEY,
     position INTEGER NOT NULL UNIQUE,
@@ -80,7 +80,7 @@ CREATE TABLE revoked_clients (
     PRIMARY KEY (org, client_id)
 ) STRICT, WITHOUT ROWID;
 
--- It outlives what it tells of, so it refers to nothing. `version` is that of the policy after the change.
+-- An entry stays after its record is deleted, so it has no foreign keys. `version` is that of the policy after the change.
 CREATE TABLE audit (
     version INTEGER PRIMARY KEY,
     at TEXT NOT NULL,
@@ -92,7 +92,7 @@ CREATE TABLE audit (
 ) STRICT;
 CREATE INDEX audit_by_org ON audit (org, version);
 
--- One row where the policy is written to a file that Envoy watches.
+-- One row if the policy is written to a file that Envoy watches.
 CREATE TABLE ecds (
     only INTEGER PRIMARY KEY CHECK (only = 1),
     template TEXT NOT NULL,

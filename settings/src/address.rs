@@ -1,14 +1,16 @@
-//! Which addresses an org's admin may point the gateway at: those of the public Internet, not of its operator's network.
+//! Decides whether an address is part of the public Internet. An admin of an org must not lead the gateway into the
+//! operator's network.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// IPv4 blocks that are not globally reachable (IANA special-purpose registry, RFC 6890), and multicast (RFC 5771).
+/// IPv4 blocks that are not globally reachable (IANA special-purpose registry, RFC 6890), and multicast (RFC 5771), each with
+/// the length of its prefix.
 const PRIVATE_V4: &[([u8; 4], u32)] = &[
     ([0, 0, 0, 0], 8),       // this network, RFC 791
     ([10, 0, 0, 0], 8),      // private use, RFC 1918
-    ([100, 64, 0, 0], 10),   // carriers' translation, RFC 6598
+    ([100, 64, 0, 0], 10),   // carrier-grade NAT, RFC 6598
     ([127, 0, 0, 0], 8),     // loopback, RFC 1122
-    ([169, 254, 0, 0], 16),  // link-local, RFC 3927: also the clouds' metadata services
+    ([169, 254, 0, 0], 16),  // link-local, RFC 3927; contains the metadata services of clouds
     ([172, 16, 0, 0], 12),   // private use, RFC 1918
     ([192, 0, 0, 0], 24),    // protocol assignments, RFC 6890
     ([192, 0, 2, 0], 24),    // documentation, RFC 5737
@@ -20,15 +22,15 @@ const PRIVATE_V4: &[([u8; 4], u32)] = &[
     ([224, 0, 0, 0], 3),     // multicast, RFC 5771; reserved, RFC 1112; broadcast
 ];
 
-/// Within 2000::/3, the only global unicast space (RFC 4291), what is not globally reachable or leads elsewhere.
+/// Blocks within 2000::/3 that are not globally reachable, or that contain other addresses. All global unicast addresses are
+/// within 2000::/3 (RFC 4291).
 const PRIVATE_V6: &[([u16; 8], u32)] = &[
     ([0x2001, 0, 0, 0, 0, 0, 0, 0], 23),     // protocol assignments with Teredo, RFC 2928 and 4380
     ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), // documentation, RFC 3849
-    ([0x2002, 0, 0, 0, 0, 0, 0, 0], 16),     // 6to4, RFC 3056: an IPv4 address within
+    ([0x2002, 0, 0, 0, 0, 0, 0, 0], 16),     // 6to4, RFC 3056: contains an IPv4 address
     ([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20),     // documentation, RFC 9637
 ];
 
-/// Whether `address` is one of the public Internet.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
@@ -55,7 +57,7 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     is_in(&([0x2000, 0, 0, 0, 0, 0, 0, 0], 3)) && !PRIVATE_V6.iter().any(is_in)
 }
 
-/// The IPv4 address to which a NAT64 gateway would translate, RFC 6052 §2.1.
+/// The IPv4 address into which a NAT64 gateway would translate `address` (RFC 6052 §2.1).
 fn translated(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let [0x64, 0xff9b, 0, 0, 0, 0, high, low] = address.segments() else { return None };
     Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
@@ -66,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_public_internet_is_public() {
+    fn special_purpose_addresses_are_not_public() {
         for text in [
             "8.8.8.8",
             "1.1.1.1",

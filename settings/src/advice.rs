@@ -1,4 +1,4 @@
-//! Warnings about settings of an identity provider that the gateway accepts, but that are unwise.
+//! Warnings about unwise settings of an identity provider that the gateway accepts.
 
 use apexmcp_core::policy::issuer::is_url;
 use apexmcp_core::policy::{MAX_CLIENT_SCOPE_LENGTH, MAX_CLIENT_SCOPES};
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn audiences_that_other_tokens_carry() {
+    fn audiences_of_other_applications_are_found() {
         let keycloak = "https://sso.example/realms/a";
         for (issuer, audience, expected) in [
             (keycloak, "account", Some("Keycloak")),

@@ -1,4 +1,4 @@
-//! Moments as the database and the policy document write them: RFC 3339, UTC, whole seconds.
+//! Moments in the form of the database and the policy document: RFC 3339, UTC, whole seconds.
 
 use std::time::Duration;
 
@@ -6,41 +6,41 @@ use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
 use crate::failure::{Failure, Reason};
 
-/// A whole second.
+/// A point in time, in whole seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(Timestamp);
 
 impl Moment {
-    /// Now. Only commands ask; what they call is told.
+    /// The current time. Only commands call this. All other code gets the time as an argument.
     pub fn now() -> Self {
         Self::rounded(Timestamp::now(), RoundMode::Floor)
     }
 
-    /// The moment that `text` names, or the next second: what is revoked until then includes it.
+    /// Parses a timestamp. Fractions of a second are rounded up, so that a revocation includes the whole moment.
     ///
     /// # Errors
-    /// Where it is no RFC 3339 timestamp.
+    /// If `text` is not an RFC 3339 timestamp.
     pub fn parse(text: &str) -> Result<Self, String> {
         text.parse()
             .map(|timestamp| Self::rounded(timestamp, RoundMode::Ceil))
             .map_err(|_| format!("{text:?} is not a timestamp such as 2027-01-01T00:00:00Z"))
     }
 
-    /// This moment and `duration` more.
+    /// The moment `duration` later.
     ///
     /// # Errors
-    /// Where no calendar reaches.
+    /// If it is after the year 9999.
     pub fn plus(self, duration: Duration) -> Result<Self, Failure> {
         let too_far = |_| Failure::new(Reason::InvalidArgument, "the time is too far in the future: pass a shorter duration");
         self.0.checked_add(duration).map(|timestamp| Self::rounded(timestamp, RoundMode::Ceil)).map_err(too_far)
     }
 
-    /// This moment less `duration`, or the earliest there is.
+    /// The moment `duration` earlier, or the earliest possible one.
     pub fn minus(self, duration: Duration) -> Self {
         Self(self.0.checked_sub(duration).unwrap_or(Timestamp::MIN))
     }
 
-    /// The date alone.
+    /// The date, such as `2026-11-23`.
     pub fn date(self) -> String {
         self.0.to_string().chars().take_while(|letter| *letter != 'T').collect()
     }

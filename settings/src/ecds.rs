@@ -1,4 +1,4 @@
-//! The policy in a file that Envoy watches (ECDS, `ExtensionConfigDiscoveryService` from a path): no server at all.
+//! Writes the policy to a file that Envoy watches (ECDS, `ExtensionConfigDiscoveryService` from a path), without a server.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
@@ -17,22 +17,22 @@ use crate::failure::{Failure, Reason};
 use crate::yaml;
 
 const STRING: &str = "type.googleapis.com/google.protobuf.StringValue";
-/// Where the plugin configuration is in a filter.
+/// The JSON pointer of the plugin configuration in the template.
 const CONFIGURATION: &str = "/resources/0/typed_config/config/configuration";
 
-/// A file that is written anew with each change.
+/// The file that is written after each change, and its template.
 #[derive(Debug, Serialize)]
 pub struct Target {
-    /// The filter as it is, but for the policy.
+    /// The filter without the policy.
     pub template: PathBuf,
-    /// What Envoy watches.
+    /// The file that Envoy watches.
     pub file: PathBuf,
 }
 
-/// The file, where there is one.
+/// The target, if one is enabled.
 ///
 /// # Errors
-/// What hinders the database.
+/// If the database fails.
 pub fn target(connection: &Connection) -> Result<Option<Target>, Failure> {
     let read = |row: &rusqlite::Row<'_>| {
         let path = |column| row.get::<_, String>(column).map(PathBuf::from);
@@ -42,11 +42,11 @@ pub fn target(connection: &Connection) -> Result<Option<Target>, Failure> {
 }
 
 impl Target {
-    /// These files. To be asked before the database is opened: one of them may be the database, and whoever closes it ends
-    /// the locks that SQLite has on it in this process.
+    /// Checks the two files. Call this before the database is opened: a file may be the database itself, and reading it would
+    /// end the locks of SQLite in this process.
     ///
     /// # Errors
-    /// Where the template is none, or `file` is something else.
+    /// If the template has the wrong form, or `file` has another content than a file for Envoy.
     pub fn of(template: &Path, file: &Path) -> Result<Self, Failure> {
         let absolute = |path: &Path| {
             let path = std::path::absolute(path).map_err(Failure::during(Reason::InvalidArgument, path.display()))?;
@@ -72,10 +72,10 @@ impl Target {
     }
 }
 
-/// Writes the file of `target`, and from now on with each change.
+/// Enables a target, and writes its file.
 ///
 /// # Errors
-/// Where it cannot be written.
+/// If the file cannot be written.
 pub fn enable(change: &Change<'_>, actor: &Actor, target: &Target) -> Result<Option<Target>, Failure> {
     let (template, file) = (target.template.display().to_string(), target.file.display().to_string());
     change.execute("INSERT OR REPLACE INTO ecds (only, template, file) VALUES (1, ?, ?)", params![template, file])?;
@@ -92,10 +92,10 @@ pub fn enable(change: &Change<'_>, actor: &Actor, target: &Target) -> Result<Opt
     write_within(change)
 }
 
-/// From now on, the file stays as it is.
+/// Disables the target. The file stays as it is.
 ///
 /// # Errors
-/// Where there is none.
+/// If no target is enabled.
 pub fn disable(change: &Change<'_>, actor: &Actor) -> Result<Target, Failure> {
     let target = target(change)?.ok_or_else(not_enabled)?;
     change.execute("DELETE FROM ecds", [])?;
@@ -107,22 +107,22 @@ pub fn disable(change: &Change<'_>, actor: &Actor) -> Result<Target, Failure> {
     Ok(target)
 }
 
-/// Writes the file of the policy in force, if there is one to write.
+/// Writes the file, if a target is enabled.
 ///
 /// # Errors
-/// Where the template is none, the gateway would refuse the result, or the file cannot be written; the old one stays.
+/// If the template has the wrong form, the gateway would refuse the result, or the file cannot be written. The old file stays.
 pub fn write(database: &mut Database) -> Result<Option<Target>, Failure> {
-    // Most have no such file, and should not wait for each other.
+    // Read first without a lock on the database, because most databases have no target.
     match database.read(target)? {
         None => Ok(None),
         Some(_) => database.change(write_within).map(|changed| changed.value),
     }
 }
 
-/// Whether the file could be written of `policy`, if there is one to write.
+/// Checks that the file could be written with `policy`, if a target is enabled.
 ///
 /// # Errors
-/// Where the template is none, or the gateway would refuse the result.
+/// If the template has the wrong form, or the gateway would refuse the result.
 pub fn check(connection: &Connection, policy: &str) -> Result<(), Failure> {
     match target(connection)? {
         None => Ok(()),
@@ -130,7 +130,7 @@ pub fn check(connection: &Connection, policy: &str) -> Result<(), Failure> {
     }
 }
 
-/// While the database is held nobody else changes it or writes the file: an older policy never replaces a newer one.
+/// Writes the file within a transaction, so that an older policy never replaces a newer one.
 fn write_within(change: &Change<'_>) -> Result<Option<Target>, Failure> {
     let Some(target) = target(change)? else { return Ok(None) };
     let filter = fill(&target.template, &document::render(change)?)?;
@@ -139,7 +139,6 @@ fn write_within(change: &Change<'_>) -> Result<Option<Target>, Failure> {
     Ok(Some(target))
 }
 
-/// What to do where no file is written.
 pub fn not_enabled() -> Failure {
     Failure::new(Reason::EcdsNotEnabled, "no file for Envoy is enabled: run 'apexmcp ecds enable' first")
 }
@@ -155,12 +154,12 @@ fn fill(template: &Path, policy: &str) -> Result<String, Failure> {
         Failure::new(Reason::FileInvalid, format!("the template {at} has no plugin configuration at {CONFIGURATION}/value"))
     })?;
     let plugin = with_policy(plugin, policy)?;
-    // What the variables of Envoy's environment hold is not known here; the policy in this file names none.
+    // Environment variables of Envoy are unknown here. The policy in this file needs none.
     let problems = Config::parse(plugin.as_bytes(), &|_| None).err().unwrap_or_default();
     if let Some(problem) = problems.first() {
         return Err(Failure::new(Reason::PolicyRefused, format!("the gateway would refuse {at} with this policy: {problem}")));
     }
-    // As text, it is read in one pass; a Struct of 100,000 keys would take Envoy seconds.
+    // As a string, Envoy reads it in one pass. For a Struct with 100,000 keys, Envoy would need seconds.
     *configuration = json!({"@type": STRING, "value": plugin});
     Ok(filter.to_string())
 }
@@ -172,7 +171,7 @@ fn read_template(template: &Path) -> Result<Value, Failure> {
     yaml::read_one(&text).map_err(Failure::during(Reason::FileInvalid, format_args!("the template {at}")))
 }
 
-/// The plugin configuration, written out or as text.
+/// The plugin configuration, which the template has as an object or as a string.
 fn plugin(value: Option<&Value>) -> Option<serde_json::Map<String, Value>> {
     match value? {
         Value::Object(plugin) => Some(plugin.clone()),
@@ -201,13 +200,16 @@ fn with_policy(mut rest: serde_json::Map<String, Value>, policy: &str) -> Result
     json.map_err(Failure::during(Reason::DatabaseFailed, "the policy document"))
 }
 
-/// All or nothing, also when the machine stops: written beside, synced, renamed. It holds private keys, so that a new one
-/// is its owner's alone; one that is there keeps its owner and mode.
+/// Replaces a file atomically, also if the machine stops: writes a new file beside it, syncs it and renames it. The content
+/// has private keys, so only the owner can read a new file. An existing file keeps its owner and mode.
+///
+/// The crate atomic-write-file keeps owner, mode and durability too. But a killed command can leave its temporary file, with
+/// the private keys, under a random name that no later command removes.
 fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
-    // Where it is a link, what it leads to is replaced.
+    // For a symbolic link, the file that it points to is replaced.
     let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Always of the same name, so that what a killed command left is gone with the next one.
+    // Always the same name, so that the next command removes what a killed command left.
     let mut name = std::ffi::OsString::from(".");
     name.push(file.file_name().unwrap_or_default());
     name.push(".new");
@@ -225,11 +227,11 @@ fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Writes `new`, with the owner and mode of `old` where that is there.
+/// Writes `new`, with the owner and mode of `old` if that exists.
 fn write_new(new: &Path, old: &Path, content: &[u8]) -> std::io::Result<()> {
     let before = fs::metadata(old).ok();
     let mode = before.as_ref().map_or(0o600, |metadata| metadata.permissions().mode());
-    // What has this name is never followed or shared: it holds private keys as soon as it is written.
+    // An existing file or link of this name is never used, because the content has private keys.
     let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new)?;
     new.write_all(content)?;
     if let Some(before) = before {

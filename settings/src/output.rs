@@ -1,4 +1,4 @@
-//! What a command answers: to a person, or to a program.
+//! The answer of a command, for a person or for a program.
 
 use std::iter;
 
@@ -6,42 +6,41 @@ use serde_json::Value;
 
 use crate::failure::Failure;
 
-/// Between two columns.
+/// Number of spaces between two columns.
 const GAP: usize = 3;
 
-/// An answer in both forms.
 #[derive(Debug)]
 pub struct Answer {
-    /// For a person.
+    /// The text for a person.
     pub text: String,
-    /// For a program.
+    /// The document for `--json`. `null`: nothing is printed.
     pub json: Value,
-    /// Whether what was asked for is as it should be.
+    /// Whether the exit code is 0.
     pub is_good: bool,
-    /// What is to be mended, or what went wrong after it was done.
+    /// The reason for another exit code.
     pub failure: Option<Failure>,
-    /// What whoever asked should know besides.
+    /// Printed to standard error.
     pub warnings: Vec<String>,
 }
 
 impl Answer {
-    /// A good one.
+    /// A successful answer.
     pub fn new(text: impl Into<String>, json: Value) -> Self {
         Self { text: text.into(), json, is_good: true, failure: None, warnings: Vec::new() }
     }
 
-    /// A good one to which nothing is to be said.
+    /// A successful answer that prints nothing.
     pub fn silent() -> Self {
         Self::new("", Value::Null)
     }
 
-    /// This one, which is to be read, and something that is to be mended.
+    /// The same answer with a failure.
     pub fn but(self, failure: Failure) -> Self {
         Self { is_good: false, failure: Some(failure), ..self }
     }
 }
 
-/// Rows below their headings, in columns; without any row, what `empty` says.
+/// A table with headings. Without any row, the text `empty`.
 pub fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]], empty: &str) -> String {
     if rows.is_empty() {
         return empty.to_owned();
@@ -60,7 +59,7 @@ pub fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]], empty: &
         for (cell, width) in row.iter().zip(widths) {
             line.extend(iter::repeat_n(' ', gap));
             line.push_str(cell);
-            // By hand: the standard library's padding panics beyond 65,535 characters.
+            // Without the padding of the standard library, which panics beyond 65,535 characters.
             gap = width.saturating_sub(cell.chars().count()).saturating_add(GAP);
         }
         line.truncate(line.trim_end().len());
@@ -74,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cells_stand_below_each_other_however_long_they_are() {
+    fn columns_are_aligned_even_with_very_long_cells() {
         let long = "x".repeat(70_000);
         let rows =
             [["a".to_owned(), long.clone(), "b".to_owned()], ["\u{e4}\u{e4}\u{e4}".to_owned(), String::new(), String::new()]];

@@ -1,4 +1,4 @@
-//! The filter's configuration with the policy from `apexmcp serve`, in the form that each kind of mesh takes.
+//! The filter's configuration for each kind of mesh, with the policy from `apexmcp serve`.
 
 use clap::ValueEnum;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::failure::{Failure, Reason};
 use crate::output::Answer;
 use crate::yaml;
 
-/// Whose form.
+/// The kind of mesh.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Format {
     /// An HTTP filter of Envoy's own configuration.
@@ -23,14 +23,14 @@ pub enum Format {
 /// The configuration of a gateway that clients reach at `origin`.
 ///
 /// # Errors
-/// Where that is no origin.
+/// If `origin` is not an origin.
 pub fn render(format: Format, origin: &str) -> Result<Answer, Failure> {
     let template = match format {
         Format::Envoy => include_str!("../templates/envoy.yaml"),
         Format::Istio => include_str!("../templates/istio.yaml"),
         Format::EnvoyGateway => include_str!("../templates/envoy-gateway.yaml"),
     };
-    // A JSON string is one in YAML too, whatever is in it.
+    // Every JSON string is also a YAML string, so the origin is quoted as JSON.
     let text = template.replace("ORIGIN", &Value::from(origin).to_string()).replace("VERSION", env!("CARGO_PKG_VERSION"));
     let report = check::check(text.as_bytes(), &check::Surroundings::default(), Moment::now())?;
     if let Some(problem) = report.errors.first() {

@@ -1,4 +1,4 @@
-//! Secrets and ids, from the operating system's randomness.
+//! Secrets and ids, from random numbers of the operating system.
 
 use std::iter;
 
@@ -11,11 +11,11 @@ const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 /// `prefix` and `length` random characters of base62.
 ///
 /// # Errors
-/// Where the operating system has no randomness.
+/// If the operating system returns no random numbers.
 pub fn base62(prefix: &str, length: usize) -> Result<String, Failure> {
     let mut text = prefix.to_owned();
     while text.len() < prefix.len().saturating_add(length) {
-        // Of 256 values of a byte, 248 are four times the alphabet; the others would favour its beginning.
+        // 248 is four times the length of the alphabet. The values above would make its first letters more likely.
         let [byte] = random::<1>()?;
         text.extend((byte < 248).then(|| BASE62.get(usize::from(byte % 62))).flatten().map(|letter| char::from(*letter)));
     }
@@ -25,15 +25,15 @@ pub fn base62(prefix: &str, length: usize) -> Result<String, Failure> {
 /// `N` random bytes in hexadecimal digits.
 ///
 /// # Errors
-/// Where the operating system has no randomness.
+/// If the operating system returns no random numbers.
 pub fn hexadecimal<const N: usize>() -> Result<String, Failure> {
     random::<N>().map(hex::encode)
 }
 
-/// The first of the ids that `make` makes that `is_taken` does not know.
+/// Makes ids until one is not taken.
 ///
 /// # Errors
-/// Where one of them fails, or the ids run out.
+/// If `make` or `is_taken` fails, or 100 ids are taken.
 pub fn unused(
     make: impl Fn() -> Result<String, Failure>,
     is_taken: impl Fn(&str) -> Result<bool, Failure>,
@@ -47,7 +47,7 @@ pub fn unused(
     Err(Failure::new(Reason::SystemFailed, "no unused id was found: try again"))
 }
 
-/// What is kept of a secret. It has more than 140 random bits, so a slow hash would add nothing.
+/// The hash of a secret. A secret has more than 140 random bits, so a slow hash would not make it safer.
 pub fn sha256(secret: &str) -> String {
     hex::encode(Sha256::digest(secret))
 }

@@ -1,4 +1,4 @@
-//! YAML as operators write it.
+//! Reads YAML. An error never quotes the text, which may contain a private key.
 
 use serde_json::Value;
 use serde_saphyr::Error;
@@ -6,7 +6,7 @@ use serde_saphyr::Error;
 /// All documents of `text`.
 ///
 /// # Errors
-/// Where it is no YAML: what is wrong, and at which line, never what stands there. It may be a private key.
+/// If `text` is not YAML. The error has the kind and the line of the mistake.
 pub(crate) fn read(text: &str) -> Result<Vec<Value>, String> {
     serde_saphyr::from_multiple(text).map_err(|error| describe(&error))
 }
@@ -14,7 +14,7 @@ pub(crate) fn read(text: &str) -> Result<Vec<Value>, String> {
 /// The one document of `text`.
 ///
 /// # Errors
-/// As of [`read`].
+/// As for [`read`].
 pub(crate) fn read_one(text: &str) -> Result<Value, String> {
     serde_saphyr::from_str(text).map_err(|error| describe(&error))
 }
@@ -23,12 +23,12 @@ fn describe(error: &Error) -> String {
     let error = error.without_snippet();
     let at = error.location().map(|at| format!(" at line {}, column {}", at.line(), at.column())).unwrap_or_default();
     let what = match error {
-        // The scanner's, which tells of the form alone. What others say may quote.
+        // Only the messages of the scanner are used, because they never quote the text. Other messages may.
         Error::ExternalMessage { msg, .. } => msg.as_str(),
-        Error::DuplicateMappingKey { .. } => "a name stands twice",
-        Error::UnknownAnchor { .. } => "an alias of something that has no anchor",
-        Error::Budget { .. } => "it is longer, or deeper, than is read",
-        _ => "something that cannot be read",
+        Error::DuplicateMappingKey { .. } => "a name is repeated",
+        Error::UnknownAnchor { .. } => "an alias has no anchor",
+        Error::Budget { .. } => "the text is too long or nested too deeply",
+        _ => "the text cannot be parsed",
     };
     format!("{what}{at}")
 }
@@ -38,11 +38,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_in_a_text_is_not_quoted() {
+    fn errors_do_not_quote_the_text() {
         for (text, what) in [
             ("a: SECRET\nSECRET\nb: 1\n", "line"),
             ("a: \"SECRET\n", "line"),
-            ("SECRET: 1\nSECRET: 2\n", "stands twice at line 2"),
+            ("SECRET: 1\nSECRET: 2\n", "repeated at line 2"),
             ("a: *SECRET\n", "anchor"),
             ("a: !SECRET b\n", ""),
             ("a: !!int SECRET\n", ""),

@@ -1,4 +1,4 @@
-//! Static API keys.
+//! API keys.
 
 use apexmcp_core::limits::document::Limits;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -13,31 +13,25 @@ use crate::failure::{Failure, Reason};
 use crate::rows::{exists, json as json_column, rows};
 use crate::secret;
 
-/// How much of a key is kept in clear, for its owner to know it again: the scheme's prefix and four characters.
+/// Length of the part of a key that is stored unhashed, so that its owner can recognize it: `apx_live_sk_` and four characters.
 const SHOWN: usize = 16;
 
-/// What is kept of a key.
+/// An API key without its secret.
 #[derive(Debug, Serialize)]
 pub struct ApiKey {
-    /// Its id, which is no secret.
+    /// The id, which is not secret.
     pub id: String,
-    /// Whose it is.
     pub org: String,
-    /// What it is for.
     pub name: String,
-    /// The key's first 16 characters.
+    /// The first 16 characters of the key.
     pub prefix: String,
-    /// The connectors it is confined to; none: all.
+    /// The connectors that the key may call. `None`: all.
     pub connectors: Option<Vec<String>>,
-    /// When it was made.
     pub created_at: String,
-    /// When it ends by itself.
     pub expires_at: Option<String>,
-    /// Its own limits, besides its org's.
+    /// The limits of this key. Those of its org apply as well.
     pub limits: Option<Limits>,
-    /// Whether it was ended.
     pub revoked: bool,
-    /// When that was.
     pub revoked_at: Option<String>,
 }
 
@@ -59,23 +53,20 @@ impl ApiKey {
     }
 }
 
-/// A key to be made.
+/// The values of a new key.
 #[derive(Debug)]
 pub struct NewKey<'a> {
-    /// Whose it will be.
     pub org: &'a str,
-    /// What it is for.
     pub name: &'a str,
-    /// The connectors it is confined to; none: all.
+    /// The connectors that the key may call. Empty: all.
     pub connectors: &'a [String],
-    /// When it ends by itself.
     pub expires_at: Option<Moment>,
 }
 
-/// Makes one. The key itself is returned and kept nowhere. With it comes what the gateway would warn of in its org.
+/// Creates a key. The key itself is only returned: the database keeps its hash.
 ///
 /// # Errors
-/// Where there is no such org, or a value cannot be.
+/// If the org does not exist, or a value is not allowed.
 pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(ApiKey, String), Failure> {
     org::require(change, new.org)?;
     check_name(new.name)?;
@@ -111,19 +102,17 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
     Ok((made, key))
 }
 
-/// All of an org, the oldest first, revoked ones too.
+/// The keys of an org, the oldest first, including revoked ones.
 ///
 /// # Errors
-/// Where there is no such org.
+/// If the org does not exist.
 pub fn list(connection: &Connection, org: &str) -> Result<Vec<ApiKey>, Failure> {
     org::require(connection, org)?;
     rows(connection, "SELECT * FROM api_keys WHERE org = ? ORDER BY created_at, id", [org], ApiKey::read)
 }
 
-/// The one of this id.
-///
 /// # Errors
-/// Where there is none.
+/// If no key has this id.
 pub fn show(connection: &Connection, id: &str) -> Result<ApiKey, Failure> {
     let found = connection.query_row("SELECT * FROM api_keys WHERE id = ?", [id], ApiKey::read).optional()?;
     found.ok_or_else(|| unknown(id))
@@ -134,10 +123,10 @@ fn unknown(id: &str) -> Failure {
     Failure::new(Reason::NotFound, line)
 }
 
-/// Ends one. To end it again changes nothing.
+/// Revokes a key. A second revocation changes nothing.
 ///
 /// # Errors
-/// Where there is none.
+/// If no key has this id.
 pub fn revoke(change: &Change<'_>, actor: &Actor, id: &str) -> Result<ApiKey, Failure> {
     let key = show(change, id)?;
     if key.revoked {

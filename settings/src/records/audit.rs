@@ -1,4 +1,4 @@
-//! Who changed what, and when.
+//! The audit log: each change with its actor and its time.
 
 use rusqlite::{Connection, params};
 use serde::Serialize;
@@ -7,29 +7,25 @@ use serde_json::Value;
 use crate::failure::Failure;
 use crate::rows::{json as json_column, rows};
 
-/// A change that was made.
 #[derive(Debug, Serialize)]
 pub struct Entry {
-    /// The policy's version since then.
+    /// The version of the policy after the change.
     pub version: i64,
-    /// When.
     pub at: String,
-    /// Who.
     pub actor: String,
-    /// What, such as `key.create`.
+    /// Such as `key.create`.
     pub action: String,
-    /// The org concerned, where it is one.
     pub org: Option<String>,
-    /// What was changed.
+    /// The name or id of what was changed.
     pub subject: String,
-    /// How.
+    /// A JSON object without any secret.
     pub details: Value,
 }
 
-/// The latest changes, of one org or of all, the oldest of them first.
+/// The latest changes of one org or of all, the oldest of them first.
 ///
 /// # Errors
-/// What hinders the database.
+/// If the database fails.
 pub fn list(connection: &Connection, org: Option<&str>, limit: u32) -> Result<Vec<Entry>, Failure> {
     let query =
         "SELECT * FROM (SELECT * FROM audit WHERE ?1 IS NULL OR org = ?1 ORDER BY version DESC LIMIT ?2) ORDER BY version";

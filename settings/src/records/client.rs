@@ -1,4 +1,4 @@
-//! OAuth clients and their secrets, of which there are two while one rotates.
+//! OAuth clients and their secrets. A client has two secrets during a rotation.
 
 use apexmcp_core::jose::jwk::JwkSet;
 use apexmcp_core::names::is_plain;
@@ -13,26 +13,21 @@ use crate::failure::{Failure, Reason};
 use crate::rows::{exists, json as json_column, rows};
 use crate::secret;
 
-/// What is kept of a client.
+/// A client without its secrets.
 #[derive(Debug, Serialize)]
 pub struct Client {
-    /// Its id, which is no secret.
+    /// The id, which is not secret.
     pub client_id: String,
-    /// Whose it is.
     pub org: String,
-    /// What it is for.
     pub name: String,
-    /// What its tokens may be granted.
+    /// The scopes that its tokens may have.
     pub scopes: Vec<String>,
-    /// The keys by which it authenticates (`private_key_jwt`) where it has no secret.
+    /// The public keys with which a client without a secret authenticates (`private_key_jwt`).
     pub jwks: Option<Value>,
-    /// When each of its secrets was made, the oldest first.
+    /// One time for each secret, the oldest first.
     pub secrets_created_at: Vec<String>,
-    /// When it was made.
     pub created_at: String,
-    /// Whether it was ended.
     pub revoked: bool,
-    /// When that was.
     pub revoked_at: Option<String>,
 }
 
@@ -58,27 +53,25 @@ impl Client {
     }
 }
 
-/// A client to be made.
+/// The values of a new client.
 #[derive(Debug)]
 pub struct NewClient<'a> {
-    /// Whose it will be.
     pub org: &'a str,
-    /// What it is for.
     pub name: &'a str,
-    /// What its tokens may be granted.
+    /// The scopes that its tokens may have.
     pub scopes: &'a [String],
-    /// A JWK Set for `private_key_jwt`; none: it gets a secret.
+    /// A JWK Set for `private_key_jwt`. `None`: the client gets a secret.
     pub jwks: Option<&'a Value>,
 }
 
-/// Those in use are hashes, UUIDs or URLs.
+/// Maximum length of a `kid`, in bytes. Those in use are hashes, UUIDs or URLs.
 const MAX_KID_LENGTH: usize = 256;
 
-/// What of a JWK is secret, RFC 7518 §6.
+/// The members of a JWK that are secret (RFC 7518 §6).
 const PRIVATE_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
 
-/// What is kept of a client's JWK Set: the keys that the gateway reads, and of them what it reads. The rest would make the
-/// policy longer for all, and might hold the private half.
+/// The part of a JWK Set that is stored: the keys and members that the gateway reads. The rest would make the policy longer
+/// for all orgs, and might contain private keys.
 fn public_keys(jwks: &Value) -> Result<Value, Failure> {
     let keys = jwks.get("keys").and_then(Value::as_array);
     if keys.into_iter().flatten().any(|key| PRIVATE_MEMBERS.iter().any(|member| key.get(member).is_some())) {
@@ -98,16 +91,15 @@ fn public_keys(jwks: &Value) -> Result<Value, Failure> {
     Ok(document)
 }
 
-/// By which the keys of a set are known.
 fn kids(jwks: &Value) -> Vec<&str> {
     let keys = jwks.get("keys").and_then(Value::as_array);
     keys.into_iter().flatten().filter_map(|key| key.get("kid")?.as_str()).collect()
 }
 
-/// Makes one, and its first secret where it has one, which is returned and kept nowhere.
+/// Creates a client, and its first secret unless it has keys. The secret itself is only returned: the database keeps its hash.
 ///
 /// # Errors
-/// Where there is no such org, or a value cannot be.
+/// If the org does not exist, or a value is not allowed.
 pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result<(Client, Option<String>), Failure> {
     org::require(change, new.org)?;
     check_name(new.name)?;
@@ -129,29 +121,27 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result
     Ok((show(change, &client_id)?, client_secret))
 }
 
-/// All of an org, the oldest first, revoked ones too.
+/// The clients of an org, the oldest first, including revoked ones.
 ///
 /// # Errors
-/// Where there is no such org.
+/// If the org does not exist.
 pub fn list(connection: &Connection, org: &str) -> Result<Vec<Client>, Failure> {
     org::require(connection, org)?;
     rows(connection, &format!("{SELECT} WHERE org = ? ORDER BY created_at, client_id"), [org], Client::read)
 }
 
-/// The one of this id.
-///
 /// # Errors
-/// Where there is none.
+/// If no client has this id.
 pub fn show(connection: &Connection, client_id: &str) -> Result<Client, Failure> {
     let found = connection.query_row(&format!("{SELECT} WHERE client_id = ?"), [client_id], Client::read).optional()?;
     let unknown = || format!("no client has the id {client_id:?}. Run 'apexmcp client list --org ORG' to see the ids");
     found.ok_or_else(|| Failure::new(Reason::NotFound, unknown()))
 }
 
-/// Gives one a second secret, which is returned and kept nowhere; the first stays valid.
+/// Adds a second secret. The first one stays valid. The secret itself is only returned: the database keeps its hash.
 ///
 /// # Errors
-/// Where there is no such client in force, or it has two already.
+/// If the client does not exist, is revoked, has keys of its own, or already has two secrets.
 pub fn rotate_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<(Client, String), Failure> {
     let client = in_force(change, client_id)?;
     if client.jwks.is_some() {
@@ -177,10 +167,10 @@ pub fn rotate_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Res
     Ok((show(change, client_id)?, client_secret))
 }
 
-/// Ends the older of two secrets.
+/// Drops the older of two secrets.
 ///
 /// # Errors
-/// Where there is no such client in force, or it has but one.
+/// If the client does not exist, is revoked, or has only one secret.
 pub fn drop_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Client, Failure> {
     let client = in_force(change, client_id)?;
     if client.secrets_created_at.len() < 2 {
@@ -204,10 +194,10 @@ pub fn drop_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Resul
     show(change, client_id)
 }
 
-/// Ends one, and with it all of its tokens. To end it again changes nothing.
+/// Revokes a client and all its tokens. A second revocation changes nothing.
 ///
 /// # Errors
-/// Where there is none.
+/// If no client has this id.
 pub fn revoke(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Client, Failure> {
     let client = show(change, client_id)?;
     if client.revoked {

@@ -1,4 +1,4 @@
-//! Orgs: the tenants to which everything else belongs.
+//! Orgs: the tenants that own all other records.
 
 use apexmcp_core::names::OrgName;
 use rusqlite::Connection;
@@ -9,18 +9,14 @@ use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::rows::{self, rows};
 
-/// An org, and how much it has in force.
+/// An org, and the number of its records that are in force.
 #[derive(Debug, Serialize)]
 pub struct Org {
-    /// Its name, as it stands in paths.
+    /// The name, as it is in paths.
     pub name: String,
-    /// Keys that are not revoked.
     pub api_keys: u32,
-    /// Clients that are not revoked.
     pub oauth_clients: u32,
-    /// Its identity providers.
     pub identity_providers: u32,
-    /// When it was made.
     pub created_at: String,
 }
 
@@ -30,10 +26,10 @@ const SELECT: &str = "SELECT name, created_at,
     (SELECT count(*) FROM identity_providers WHERE org = orgs.name) AS providers
     FROM orgs ORDER BY name";
 
-/// All of them, by name.
+/// All orgs, by name.
 ///
 /// # Errors
-/// What hinders the database.
+/// If the database fails.
 pub fn list(connection: &Connection) -> Result<Vec<Org>, Failure> {
     rows(connection, SELECT, [], |row| {
         Ok(Org {
@@ -46,18 +42,16 @@ pub fn list(connection: &Connection) -> Result<Vec<Org>, Failure> {
     })
 }
 
-/// The one of this name.
-///
 /// # Errors
-/// Where there is none.
+/// If no org has this name.
 pub fn show(connection: &Connection, name: &str) -> Result<Org, Failure> {
     list(connection)?.into_iter().find(|org| org.name == name).ok_or_else(|| unknown(name))
 }
 
-/// Makes one that has nothing yet.
+/// Creates an org without records.
 ///
 /// # Errors
-/// Where the name cannot stand in a path, or is taken.
+/// If a path cannot contain the name, or another org has it.
 pub fn create(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Failure> {
     if OrgName::parse(name).is_none() {
         return Err(Failure::new(
@@ -77,10 +71,10 @@ pub fn create(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Fai
     Ok(Org { name: name.to_owned(), api_keys: 0, oauth_clients: 0, identity_providers: 0, created_at })
 }
 
-/// Deletes one with all that it has.
+/// Deletes an org with all its records.
 ///
 /// # Errors
-/// Where there is none.
+/// If no org has this name.
 pub fn delete(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Failure> {
     let org = show(change, name)?;
     change.execute("DELETE FROM orgs WHERE name = ?", [name])?;
@@ -91,10 +85,10 @@ pub fn delete(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Fai
     Ok(org)
 }
 
-/// Passes where there is an org of this name.
+/// Checks that an org exists.
 ///
 /// # Errors
-/// Where there is none.
+/// If no org has this name.
 pub fn require(connection: &Connection, name: &str) -> Result<(), Failure> {
     if exists(connection, name)? { Ok(()) } else { Err(unknown(name)) }
 }

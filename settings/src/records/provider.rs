@@ -1,4 +1,4 @@
-//! Customers' identity providers.
+//! The identity providers of customers.
 
 use apexmcp_core::policy::{MAX_CLIENT_SCOPE_LENGTH, MAX_CLIENT_SCOPES, MAX_IDENTITY_PROVIDERS};
 use apexmcp_core::scope::is_scope_token;
@@ -12,27 +12,25 @@ use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::rows::{json as json_column, rows};
 
-/// One org must not make the policy too long for all.
+/// Maximum number of audiences of a provider. One org must not make the policy too long for all.
 const MAX_AUDIENCES: usize = 16;
-/// A client id or a URL.
+/// Maximum length of an audience, in bytes. Audiences are client ids or URLs.
 const MAX_AUDIENCE_LENGTH: usize = 512;
 
-/// An identity provider of an org.
 #[derive(Debug, Serialize)]
 pub struct Provider {
-    /// Whose it is.
     pub org: String,
-    /// The `iss` of its tokens, letter by letter.
+    /// The `iss` claim of its tokens, exactly as it is in them.
     pub issuer: String,
-    /// Where its keys are.
+    /// The URL of its key set.
     pub jwks_uri: String,
-    /// The `aud` values that mean this gateway; any one will do.
+    /// The `aud` values that mean this gateway. A token needs one of them.
     pub audience: Vec<String>,
     /// The scopes of a token without any `mcp:` scope. Absent: the default of the policy document. Empty: no scopes.
     pub default_scopes: Option<Vec<String>>,
     /// The scopes that clients are told to request from the provider. Absent: the mcp scopes. Empty: no scopes are named.
     pub client_scopes: Option<Vec<String>>,
-    /// When it was configured last.
+    /// The time of the last configuration.
     pub configured_at: String,
 }
 
@@ -50,10 +48,10 @@ impl Provider {
     }
 }
 
-/// Saves one, in the place of that of the same issuer.
+/// Saves a provider. It replaces the provider of the same org and issuer.
 ///
 /// # Errors
-/// Where there is no such org, or a value cannot be.
+/// If the org does not exist, or a value is not allowed.
 pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Result<(), Failure> {
     org::require(change, &provider.org)?;
     if provider.audience.len() > MAX_AUDIENCES || provider.audience.iter().any(|audience| audience.len() > MAX_AUDIENCE_LENGTH) {
@@ -132,19 +130,19 @@ pub fn require_room(connection: &Connection, org: &str, issuer: &str) -> Result<
     ))
 }
 
-/// All of an org, by issuer.
+/// The providers of an org, by issuer.
 ///
 /// # Errors
-/// Where there is no such org.
+/// If the org does not exist.
 pub fn list(connection: &Connection, org: &str) -> Result<Vec<Provider>, Failure> {
     org::require(connection, org)?;
     rows(connection, "SELECT * FROM identity_providers WHERE org = ? ORDER BY issuer", [org], Provider::read)
 }
 
-/// The other orgs that accept tokens of this issuer for one of these audiences: one token is good in all of them.
+/// The other orgs that accept tokens of this issuer for one of these audiences. All of these orgs accept the same token.
 ///
 /// # Errors
-/// What hinders the database.
+/// If the database fails.
 pub fn sharing(connection: &Connection, org: &str, issuer: &str, audiences: &[String]) -> Result<Vec<String>, Failure> {
     let query = "SELECT * FROM identity_providers WHERE issuer = ? AND org <> ? ORDER BY org";
     let others = rows(connection, query, [issuer, org], Provider::read)?;
@@ -152,10 +150,10 @@ pub fn sharing(connection: &Connection, org: &str, issuer: &str, audiences: &[St
     Ok(others.into_iter().filter(is_shared).map(|provider| provider.org).collect())
 }
 
-/// Ends one: its tokens are refused from then on.
+/// Removes a provider. Gateways then refuse its tokens.
 ///
 /// # Errors
-/// Where there is none.
+/// If the org has no provider with this issuer.
 pub fn remove(change: &Change<'_>, actor: &Actor, org: &str, issuer: &str) -> Result<Provider, Failure> {
     let found = list(change, org)?.into_iter().find(|provider| provider.issuer == issuer);
     let unknown = || {

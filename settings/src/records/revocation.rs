@@ -1,4 +1,4 @@
-//! Tokens that are revoked before they expire: those of the gateway and those of identity providers.
+//! Revocations of tokens that have not expired: those of the gateway and those of identity providers.
 
 use std::time::Duration;
 
@@ -12,17 +12,18 @@ use crate::clock::Moment;
 use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
 
-/// No gateway token lives longer: `tokens.ttl` is at most a day, `tokens.clock_skew` ten minutes. Older revocations end nothing.
+/// Maximum lifetime of a gateway token: `tokens.ttl` is at most a day, and `tokens.clock_skew` ten minutes. An older revocation
+/// has no effect any more.
 const LONGEST_LIFE: Duration = Duration::from_secs(25 * 60 * 60);
 
-/// The gateway's own have 32 characters.
+/// Maximum length of a `jti`, in bytes. Those of the gateway have 32 characters.
 const MAX_JTI_LENGTH: usize = 256;
 
 /// Maximum length of a principal. An issuer has at most 2,048 characters, and real subjects have below 256.
 const MAX_PRINCIPAL_LENGTH: usize = 4096;
 
-/// The moment before which no gateway token that still passes was issued. The clock of this machine may be ahead: only the
-/// time that the change before this one noted too has passed for certain.
+/// A moment that is older than every valid gateway token. The clock of this machine may be ahead. So the earlier one counts of
+/// the present time and the time of the last change.
 fn outlived(change: &Change<'_>, actor: &Actor) -> Result<String, Failure> {
     let noted: Option<String> =
         change.query_row("SELECT at FROM audit ORDER BY version DESC LIMIT 1", [], |row| row.get(0)).optional()?;
@@ -30,10 +31,10 @@ fn outlived(change: &Change<'_>, actor: &Actor) -> Result<String, Failure> {
     Ok(noted.min(actor.now).minus(LONGEST_LIFE).to_string())
 }
 
-/// Ends the token with this `jti`.
+/// Revokes the token with this `jti`.
 ///
 /// # Errors
-/// Where there is no such org.
+/// If the org does not exist, or `jti` is not allowed.
 pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Result<(), Failure> {
     org::require(change, org)?;
     if jti.is_empty() || jti.len() > MAX_JTI_LENGTH || !jti.chars().all(is_plain) {
@@ -57,10 +58,10 @@ pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Res
     )
 }
 
-/// Ends all tokens of a client that were issued before this moment.
+/// Revokes all tokens of a client that were issued before this moment.
 ///
 /// # Errors
-/// Where there is no such client in this org, or the moment is yet to come.
+/// If the org has no such client, or the moment is in the future.
 pub fn of_client(change: &Change<'_>, actor: &Actor, org: &str, client_id: &str, issued_before: Moment) -> Result<(), Failure> {
     org::require(change, org)?;
     if client::show(change, client_id)?.org != org {
@@ -112,7 +113,8 @@ pub fn of_principal(
 
 /// The column `client_id` of the table also contains principals. A principal contains a `/`, and a client id never does.
 fn revoke_until(change: &Change<'_>, actor: &Actor, org: &str, whose: &str, issued_before: Moment) -> Result<(), Failure> {
-    // Tokens of this second are meant, too. What is later would refuse those that are yet to be made, and for good.
+    // One second more than now, so that tokens of the present second are revoked too. A later moment would also revoke tokens
+    // that are issued in the future.
     if issued_before > actor.now.plus(Duration::from_secs(1))? {
         return Err(Failure::new(
             Reason::InvalidArgument,
@@ -140,7 +142,7 @@ mod tests {
     use crate::rows::rows;
 
     #[test]
-    fn a_clock_that_is_ahead_ends_no_revocation_that_is_needed() {
+    fn a_clock_that_is_ahead_deletes_no_revocation_that_is_needed() {
         let folder = tempfile::tempdir().unwrap();
         let mut database = Database::create(&folder.path().join("test.db"), |_| Ok(())).unwrap();
         let now = Moment::parse("2026-01-01T00:00:00Z").unwrap();
@@ -160,10 +162,10 @@ mod tests {
                 .value
         };
         assert_eq!(revoked(now, "1"), ["1"]);
-        assert_eq!(revoked(ahead, "2"), ["1", "2"], "no other change was made at such a time");
+        assert_eq!(revoked(ahead, "2"), ["1", "2"], "no earlier change has such a time");
         assert_eq!(revoked(now, "3"), ["1", "2", "3"]);
         assert_eq!(revoked(ahead, "4"), ["1", "2", "3", "4"]);
-        assert_eq!(revoked(ahead, "5"), ["2", "4", "5"], "what is over is forgotten");
+        assert_eq!(revoked(ahead, "5"), ["2", "4", "5"], "old revocations are deleted");
     }
 
     /// A provider decides how long its tokens live.
@@ -205,6 +207,10 @@ mod tests {
             })
             .unwrap()
             .value;
-        assert_eq!(kept, ["with 0", "with 2", "with 4", principal], "of the org without a provider, the old one is forgotten");
+        assert_eq!(
+            kept,
+            ["with 0", "with 2", "with 4", principal],
+            "the old revocation of the org without a provider is deleted"
+        );
     }
 }

@@ -11,17 +11,16 @@ use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::rows::{exists, rows};
 
-/// What RS256 needs at least, and what verifies fast everywhere.
+/// Length of a key in bits. RS256 needs at least 2048 (RFC 7518 §3.3), and longer keys make each verification slower.
 const BITS: usize = 2048;
 
-/// What is shown of a signing key.
+/// A signing key without its private part.
 #[derive(Debug, Serialize)]
 pub struct SigningKey {
-    /// Its id in the headers of tokens.
+    /// The id in the headers of tokens.
     pub kid: String,
-    /// Whether new tokens are signed with it. All are published, and verify.
+    /// Whether this key signs new tokens. All keys are published and verify tokens.
     pub signs: bool,
-    /// When it was made.
     pub created_at: String,
 }
 
@@ -31,10 +30,10 @@ impl SigningKey {
     }
 }
 
-/// A new private key, PKCS#8 PEM. It takes a while, so it is made before the database is held.
+/// A new private key as PKCS#8 PEM. Generate it before the transaction: it takes long, and a transaction blocks other changes.
 ///
 /// # Errors
-/// Where the operating system has no randomness.
+/// If the operating system returns no random numbers.
 pub fn generate() -> Result<String, Failure> {
     let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, BITS)
         .map_err(Failure::during(Reason::SystemFailed, "no signing key could be created"))?;
@@ -44,10 +43,10 @@ pub fn generate() -> Result<String, Failure> {
     Ok(pem.to_string())
 }
 
-/// Adds a key that verifies, and signs where it is the only one. Without a `kid` it is called after the day.
+/// Adds a key that verifies tokens. The only key also signs them. The default `kid` is the current date.
 ///
 /// # Errors
-/// Where the `kid` is taken.
+/// If the `kid` is not allowed, or another key has it.
 pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key_pem: &str) -> Result<SigningKey, Failure> {
     let is_taken = |kid: &str| exists(change, "SELECT 1 FROM signing_keys WHERE kid = ?", [kid]);
     let kid = match kid {
@@ -84,20 +83,20 @@ pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key
     find(change, &kid)
 }
 
-/// All of them, in the order of the policy document: the first signs.
+/// All keys in the order of the policy document. The first one signs.
 ///
 /// # Errors
-/// What hinders the database.
+/// If the database fails.
 pub fn list(connection: &Connection) -> Result<Vec<SigningKey>, Failure> {
     let query = "SELECT kid, created_at, position = (SELECT min(position) FROM signing_keys) AS signs
         FROM signing_keys ORDER BY position";
     rows(connection, query, [], SigningKey::read)
 }
 
-/// Lets one sign from now on. The others go on verifying.
+/// Lets a key sign from now on. The other keys still verify.
 ///
 /// # Errors
-/// Where there is none.
+/// If no key has this `kid`.
 pub fn sign_with(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKey, Failure> {
     if find(change, kid)?.signs {
         return find(change, kid);
@@ -110,10 +109,10 @@ pub fn sign_with(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<Signin
     find(change, kid)
 }
 
-/// Removes one that no longer signs: the tokens that it signed are refused from then on.
+/// Removes a key. Gateways then refuse the tokens that it signed.
 ///
 /// # Errors
-/// Where there is none, or it signs.
+/// If no key has this `kid`, or the key signs new tokens.
 pub fn remove(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKey, Failure> {
     let key = find(change, kid)?;
     if key.signs {

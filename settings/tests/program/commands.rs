@@ -9,7 +9,7 @@ use clap::CommandFactory;
 use serde_json::{Value, json};
 
 #[test]
-fn a_key_from_its_making_to_its_end() {
+fn a_key_is_created_listed_and_revoked() {
     let settings = Settings::new();
     let made =
         settings.json(&["key", "create", "--org", "acme", "--name", "ci agent", "--connector", "github", "--expires", "90d"]);
@@ -30,13 +30,13 @@ fn a_key_from_its_making_to_its_end() {
 
     let revoked = settings.json(&["key", "revoke", id]);
     assert_eq!(revoked["revoked"], true);
-    assert_eq!(settings.json(&["key", "revoke", id]), revoked, "once more changes nothing");
+    assert_eq!(settings.json(&["key", "revoke", id]), revoked, "a second revocation changes nothing");
     assert_eq!(settings.policy()["orgs"]["acme"], json!({}));
     assert!(settings.text(&["key", "create", "--org", "acme", "--name", "second"]).starts_with("apx_live_sk_"));
 }
 
 #[test]
-fn a_client_and_its_secrets() {
+fn a_client_has_two_secrets_during_a_rotation() {
     let settings = Settings::new();
     let made = settings.json(&["client", "create", "--org", "acme", "--name", "billing", "--scope", "mcp:call:github"]);
     let (id, secret) = (made["client_id"].as_str().unwrap(), made["client_secret"].as_str().unwrap());
@@ -59,9 +59,9 @@ fn a_client_and_its_secrets() {
     let since = revoked["issued_before"][id].as_str().unwrap().to_owned();
     settings.json(&["token", "revoke", "--org", "acme", "--client", id, "--issued-before", "2026-01-01T00:00:00Z"]);
     let future = ["token", "revoke", "--org", "acme", "--client", id, "--issued-before", "2999-01-01T00:00:00Z"];
-    assert!(settings.failure(&future).contains("must not be in the future"), "it would refuse what is not made yet, for good");
+    assert!(settings.failure(&future).contains("must not be in the future"), "it would revoke tokens that are issued later");
     let still = settings.policy()["orgs"]["acme"]["revoked_tokens"]["issued_before"][id].clone();
-    assert_eq!(still, since, "an earlier moment gives nothing back");
+    assert_eq!(still, since, "an earlier moment makes no revoked token valid");
     settings.json(&["client", "revoke", id]);
     assert_eq!(settings.policy()["orgs"]["acme"].get("oauth_clients"), None);
     assert_eq!(settings.json(&["client", "list", "--org", "acme"])[0]["revoked"], true);
@@ -70,7 +70,7 @@ fn a_client_and_its_secrets() {
 }
 
 #[test]
-fn a_client_with_keys_of_its_own() {
+fn a_client_authenticates_with_its_own_keys() {
     let settings = Settings::new();
     let jwk = public_jwk();
     let mut published = jwk.clone();
@@ -82,7 +82,7 @@ fn a_client_with_keys_of_its_own() {
     let record = &settings.policy()["orgs"]["acme"]["oauth_clients"][0];
     let kept = ["kty", "kid", "n", "e"].map(|member| (member.to_owned(), jwk[member].clone()));
     let kept = json!({"keys": [serde_json::Map::from_iter(kept)]});
-    assert_eq!((&record["jwks"], record.get("secret_sha256")), (&kept, None), "what the gateway reads, and no more");
+    assert_eq!((&record["jwks"], record.get("secret_sha256")), (&kept, None), "only what the gateway reads is stored");
     let noted = settings.json(&["audit", "list"])[2]["details"].clone();
     assert_eq!(noted, json!({"name": "signs", "scopes": ["mcp:call"], "kids": ["a"]}));
     let id = made["client_id"].as_str().unwrap();
@@ -148,7 +148,7 @@ fn limits_of_an_org_and_of_a_key() {
 }
 
 #[test]
-fn everything_is_on_the_record() {
+fn the_audit_log_records_each_change() {
     let settings = Settings::new();
     let key = settings.json(&["--actor", "alice", "key", "create", "--org", "acme", "--name", "k"]);
     let (id, key) = (key["id"].as_str().unwrap(), key["key"].as_str().unwrap());
@@ -163,11 +163,11 @@ fn everything_is_on_the_record() {
     assert_eq!(settings.json(&["audit", "list", "--org", "acme", "--limit", "1"])[0]["action"], "org.delete");
     for file in std::fs::read_dir(&settings.folder).unwrap() {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
-        assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()), "a key is kept");
+        assert!(!bytes.windows(key.len()).any(|window| window == key.as_bytes()), "a key is stored unhashed");
     }
     let long = "INSERT INTO audit VALUES (99, '2026-01-01T00:00:00Z', ?1, 'key.create', ?1, ?1, '{}')";
     rusqlite::Connection::open(settings.file("test.db")).unwrap().execute(long, ["x".repeat(70_000)]).unwrap();
-    assert_eq!(settings.json(&["audit", "list"]).as_array().map(Vec::len), Some(6), "however long an entry is");
+    assert_eq!(settings.json(&["audit", "list"]).as_array().map(Vec::len), Some(6), "an entry may be long");
     assert!(settings.text(&["audit", "list"]).len() > 6 * 3 * 70_000);
 }
 
@@ -252,7 +252,7 @@ fn the_manual_lists_the_code_of_each_failure() {
 }
 
 #[test]
-fn values_end_where_they_are_said_to() {
+fn values_up_to_the_documented_limits_are_accepted() {
     let settings = Settings::new();
     let sso = |audiences: &[String], path: usize| {
         let url = format!("http://127.0.0.1:1/{}", "x".repeat(path - "http://127.0.0.1:1/".len()));
@@ -330,7 +330,7 @@ fn values_end_where_they_are_said_to() {
 }
 
 #[test]
-fn a_provider_may_negotiate_its_content_and_begin_with_a_byte_order_mark() {
+fn a_provider_may_negotiate_content_and_send_a_byte_order_mark() {
     let settings = Settings::new();
     let keys = json!({"keys": [public_jwk()]}).to_string();
     for path in ["/only/application/jwk-set+json", "/only/application/json", "/only/text/plain"] {
@@ -347,7 +347,7 @@ fn a_provider_may_negotiate_its_content_and_begin_with_a_byte_order_mark() {
 }
 
 #[test]
-fn a_wrong_command_line_is_2_and_help_is_0() {
+fn wrong_usage_exits_with_2_and_help_with_0() {
     let settings = Settings::new();
     for arguments in [
         &["nonsense"][..],
@@ -379,14 +379,14 @@ fn a_wrong_command_line_is_2_and_help_is_0() {
 }
 
 #[test]
-fn other_files_are_left_alone() {
+fn files_of_other_programs_are_not_used() {
     let settings = Settings::empty();
     assert!(settings.failure(&["org", "list"]).contains("apexmcp init"));
     settings.write("test.db", "somebody's notes");
     assert!(settings.failure(&["org", "list"]).contains("not a database of apexmcp"));
     assert!(settings.failure(&["init"]).contains("not a database of apexmcp"));
     std::fs::write(settings.file("test.db"), "").unwrap();
-    assert!(settings.failure(&["org", "list"]).contains("apexmcp init"), "what an interrupted init left");
+    assert!(settings.failure(&["org", "list"]).contains("apexmcp init"), "an interrupted init leaves an empty file");
     settings.json(&["init"]);
     let database = rusqlite::Connection::open(settings.file("test.db")).unwrap();
     assert_eq!(std::fs::metadata(settings.file("test.db")).unwrap().permissions().mode() & 0o777, 0o600);
@@ -397,11 +397,11 @@ fn other_files_are_left_alone() {
 }
 
 #[test]
-fn a_change_after_which_gateways_would_take_no_policy_is_not_made() {
+fn a_change_that_makes_the_policy_too_long_is_refused() {
     let settings = Settings::new();
     let key = settings.json(&["key", "create", "--org", "acme", "--name", "k"]);
     settings.json(&["org", "create", "large"]);
-    // As many as there is room for. Each takes its own length, two quotes and a comma.
+    // As many revocations as there is room for. Each takes its own length, two quotes and a comma.
     let room = (32 << 20) - settings.text(&["policy", "export"]).len() - r#","revoked_tokens":{"jti":[]}"#.len();
     let fill = "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?)
         INSERT INTO revoked_tokens SELECT 'large', format('%0256d', n), '2026-01-01T00:00:00Z' FROM number";
@@ -411,16 +411,16 @@ fn a_change_after_which_gateways_would_take_no_policy_is_not_made() {
     let create = ["key", "create", "--org", "acme", "--name", &name, "--connector", &connector];
     let line = settings.failure(&create);
     assert!(line.contains("gateways accept at most 33554432") && line.contains("no longer needed"), "{line}");
-    assert_eq!(settings.json(&["key", "list", "--org", "acme"]).as_array().map(Vec::len), Some(1), "nothing was made");
+    assert_eq!(settings.json(&["key", "list", "--org", "acme"]).as_array().map(Vec::len), Some(1), "nothing was created");
     let id = key["id"].as_str().unwrap();
     settings.json(&["key", "revoke", id]);
-    assert!(!settings.text(&["policy", "export"]).contains(id), "what ends something is still in force");
+    assert!(!settings.text(&["policy", "export"]).contains(id), "a revocation is still possible");
     settings.json(&["org", "delete", "large", "--yes"]);
     settings.json(&create);
 }
 
 #[test]
-fn one_org_leaves_room_for_others() {
+fn one_org_can_use_half_of_the_policy() {
     let settings = Settings::new();
     let create = |name: &str| settings.run(&["key", "create", "--org", "acme", "--name", name]);
     let length = || settings.text(&["policy", "export"]).trim_end().len();
@@ -428,7 +428,7 @@ fn one_org_leaves_room_for_others() {
     let before = length();
     assert!(create("k").status.success());
     let (now, growth) = (length(), length() - before);
-    // All but as much as a key takes whose name has nine characters more. Each takes its own length, two quotes and a comma.
+    // Leaves room for one key whose name is nine characters longer. Each revocation takes its own length, two quotes and a comma.
     let fill = (16 << 20) - growth - 9 - now - r#","revoked_tokens":{"jti":[]}"#.len();
     let (count, rest) = (fill / 259, fill % 259 + 1 + 259 - 3);
     let insert = "WITH RECURSIVE number(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM number WHERE n < ?1)
@@ -447,7 +447,7 @@ fn one_org_leaves_room_for_others() {
 }
 
 #[test]
-fn an_identity_provider_is_looked_at_before_it_is_trusted() {
+fn an_identity_provider_is_checked_before_it_is_saved() {
     let keys = json!({"keys": [public_jwk()]}).to_string();
     let good = json!({"issuer": "ORIGIN", "jwks_uri": "ORIGIN/keys"}).to_string();
     let discovery = "/.well-known/openid-configuration";
@@ -569,7 +569,7 @@ fn an_identity_provider_is_looked_at_before_it_is_trusted() {
 }
 
 #[test]
-fn what_a_provider_publishes_is_advised_on() {
+fn advice_depends_on_what_a_provider_publishes() {
     let keys = json!({"keys": [public_jwk()]}).to_string();
     let discovery = "/.well-known/openid-configuration";
     let metadata = |more: Value| {
@@ -624,7 +624,7 @@ fn what_a_provider_publishes_is_advised_on() {
 }
 
 #[test]
-fn a_database_of_before_client_scopes_is_brought_to_this_form() {
+fn a_database_without_client_scopes_is_migrated() {
     let settings = Settings::new();
     let url = "https://idp.example";
     let older = "ALTER TABLE identity_providers DROP COLUMN client_scopes; PRAGMA user_version = 1;
@@ -635,7 +635,7 @@ fn a_database_of_before_client_scopes_is_brought_to_this_form() {
     assert_eq!(settings.policy()["orgs"]["acme"]["identity_providers"][0]["default_scopes"], json!([]));
 }
 
-/// RFC 7519 §4.1.1: an issuer is a StringOrURI. There is nothing to discover where it is no URL.
+/// RFC 7519 §4.1.1: an issuer is a StringOrURI. Without a URL, there is no metadata to check.
 #[test]
 fn an_issuer_need_not_be_a_url() {
     let keys = json!({"keys": [public_jwk()]}).to_string();
@@ -666,7 +666,7 @@ fn an_issuer_need_not_be_a_url() {
 }
 
 #[test]
-fn key_sets_of_a_policy_are_fetched_where_that_is_asked_for() {
+fn fetch_keys_fetches_the_key_sets_of_a_policy() {
     let settings = Settings::new();
     let elliptic = json!({"keys": [{"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "a"}]}).to_string();
     let with = |name: &str, value: &str| {
@@ -705,7 +705,7 @@ fn key_sets_of_a_policy_are_fetched_where_that_is_asked_for() {
 }
 
 #[test]
-fn a_provider_without_an_address_is_saved_by_force_alone() {
+fn only_force_saves_a_provider_without_an_address() {
     let settings = Settings::new();
     // RFC 6761 §6.4: no such name has an address.
     let url = "https://idp.invalid";
@@ -742,7 +742,7 @@ fn an_org_has_at_most_32_identity_providers() {
 }
 
 #[test]
-fn nobody_is_led_into_the_operators_network() {
+fn urls_into_the_network_of_the_operator_are_refused() {
     let settings = Settings::new();
     for host in ["kubernetes.default.svc", "metadata.google.internal", "localhost.", "intranet", "[fe80::1%25eth0]"] {
         let url = format!("https://{host}/");
@@ -759,7 +759,7 @@ fn nobody_is_led_into_the_operators_network() {
     }
     let plain = "http://idp.example.com/";
     let arguments = ["sso", "configure", "--org", "acme", "--issuer", plain, "--jwks-uri", plain, "--audience", "a", "--force"];
-    assert!(settings.failure(&arguments).contains("must be https"), "whoever is on the way could put keys of his own in");
+    assert!(settings.failure(&arguments).contains("must be https"), "an attacker on the network could replace the keys");
     assert_eq!(settings.json(&["sso", "list", "--org", "acme"]), json!([]));
     for host in
         ["127.0.0.1", "localhost", "[::1]", "[::ffff:10.0.0.1]", "10.0.0.1:8443", "169.254.169.254", "2130706433", "0x7f.1"]
@@ -817,7 +817,7 @@ fn connectors_that_cannot_be_told_apart_are_refused() {
 }
 
 #[test]
-fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
+fn policy_check_finds_errors_and_unwise_settings() {
     let settings = Settings::new();
     let hash = "ab".repeat(32);
     let idp = json!({"issuer": "https://idp", "jwks_uri": "https://idp/keys", "audience": "apexmcp"});
@@ -938,7 +938,7 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
         let report: Value = serde_json::from_slice(&settings.run(&["--json", "policy", "check", &file]).stdout).unwrap();
         assert_eq!(report["errors"], json!([{"path": "colour", "message": "unknown field"}]), "{text}");
     }
-    // Longest, and one byte more. What is in them is no JSON from the second byte on.
+    // The longest file, and one byte more. From the second byte on, the content is not JSON.
     for (length, part) in [(32_u64 << 20, "32.json"), ((32 << 20) + 1, "longer than 33554432 bytes")] {
         let long = settings.write("32.json", "{");
         std::fs::File::options().write(true).open(&long).unwrap().set_len(length).unwrap();
@@ -957,7 +957,7 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
         assert_eq!(settings.text(&["policy", "check", &file]).contains(&format!("note: {path}: is absent")), is_noted);
     }
     let twice = settings.write("twice.json", r#"{"orgs": {"a": {}, "a": {}}}"#);
-    assert_eq!(settings.run(&["policy", "check", &twice]).status.code(), Some(1), "a name that stands twice");
+    assert_eq!(settings.run(&["policy", "check", &twice]).status.code(), Some(1), "a repeated name");
     let broken = settings.write("broken.json", "{\"orgs\": ");
     assert_eq!(settings.run(&["policy", "check", &broken]).status.code(), Some(1));
     let nothing = settings.write("nothing.yaml", "colour: red\n");
@@ -973,7 +973,7 @@ fn the_linter_finds_what_is_wrong_and_what_is_unwise() {
 }
 
 #[test]
-fn what_is_wrong_in_a_file_is_told_without_its_secrets() {
+fn errors_in_a_file_do_not_contain_its_secrets() {
     let settings = Settings::new();
     let pem = "-----BEGIN PRIVATE KEY-----\nMIIEvQSECRET\n-----END PRIVATE KEY-----\n".replace('\n', "\n        ");
     for text in [
@@ -999,7 +999,7 @@ fn what_is_wrong_in_a_file_is_told_without_its_secrets() {
 }
 
 #[test]
-fn a_key_for_what_nothing_can_mean_is_told() {
+fn a_key_for_a_connector_that_no_tool_can_name_is_a_warning() {
     let settings = Settings::new();
     let made = settings.run(&["key", "create", "--org", "acme", "--name", "k", "--connector", "a__b", "--json"]);
     assert!(serde_json::from_slice::<Value>(&made.stdout).unwrap()["key"].is_string());
@@ -1010,7 +1010,7 @@ fn a_key_for_what_nothing_can_mean_is_told() {
 }
 
 #[test]
-fn what_the_template_cannot_carry_is_not_made_and_what_ends_something_is() {
+fn a_change_that_the_template_does_not_allow_is_refused_but_a_revocation_is_made() {
     let settings = Settings::new();
     let template = concat!(env!("CARGO_MANIFEST_DIR"), "/../envoy/ecds/filter.yaml");
     let file = settings.file("filter.json");
@@ -1019,7 +1019,7 @@ fn what_the_template_cannot_carry_is_not_made_and_what_ends_something_is() {
     let keys = ["1", "2"].map(|name| settings.json(&["key", "create", "--org", "acme", "--name", name])["id"].clone());
     let [first, second] = keys.each_ref().map(|id| id.as_str().unwrap());
     let before = (written(), settings.policy());
-    // There is no jwks.http_cluster in it.
+    // The template has no jwks.http_cluster.
     let url = "http://127.0.0.1:1/";
     let configure = ["sso", "configure", "--org", "acme", "--issuer", url, "--jwks-uri", url, "--audience", "a"];
     let line = settings.failure(&[&configure[..], &["--force", "--allow-private-address"]].concat());
@@ -1033,13 +1033,13 @@ fn what_the_template_cannot_carry_is_not_made_and_what_ends_something_is() {
     let output = settings.run(&["key", "revoke", second]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && said.contains("the change is made"), "{said}");
-    assert!(!settings.policy().to_string().contains(second), "what was wrong before holds up no revocation");
+    assert!(!settings.policy().to_string().contains(second), "an older error does not block a revocation");
     settings.json(&["sso", "remove", "--org", "acme", "--issuer", url]);
     assert!(!written().contains(second));
 }
 
 #[test]
-fn configurations_for_each_mesh_are_what_the_filter_reads() {
+fn the_filter_accepts_the_configuration_for_each_mesh() {
     let settings = Settings::empty();
     for format in ["envoy", "istio", "envoy-gateway"] {
         let arguments = ["plugin-config", "--format", format, "--origin", "https://gateway.example"];
@@ -1052,7 +1052,7 @@ fn configurations_for_each_mesh_are_what_the_filter_reads() {
 }
 
 #[test]
-fn the_file_that_envoy_watches_follows_every_change() {
+fn the_file_for_envoy_follows_each_change() {
     let settings = Settings::new();
     let template = concat!(env!("CARGO_MANIFEST_DIR"), "/../envoy/ecds/filter.yaml");
     let file = settings.file("filter.json");
@@ -1060,7 +1060,7 @@ fn the_file_that_envoy_watches_follows_every_change() {
     settings.json(&enable);
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
-    settings.write(".filter.json.new", "what a command left that was killed");
+    settings.write(".filter.json.new", "left by a killed command");
     let written = || -> Value {
         let response: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         let plugin = response["resources"][0]["typed_config"]["config"]["configuration"]["value"].as_str().unwrap().to_owned();
@@ -1071,7 +1071,7 @@ fn the_file_that_envoy_watches_follows_every_change() {
     let names = std::fs::read_dir(&settings.folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let others: Vec<String> = names.filter(|name| !name.starts_with("test.db") && name != "filter.json").collect();
     assert!(others.is_empty(), "beside it: {others:?}");
-    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640, "its mode is the operator's");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640, "the mode stays as the operator set it");
 
     let copy = settings.write("template.yaml", &std::fs::read_to_string(template).unwrap());
     settings.json(&["ecds", "enable", "--template", &copy, "--file", file.to_str().unwrap()]);
@@ -1081,9 +1081,9 @@ fn the_file_that_envoy_watches_follows_every_change() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("ecds write"));
     let key: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(key["key"].is_string(), "the key is shown all the same");
+    assert!(key["key"].is_string(), "the key is still shown");
     assert_eq!(key["code"], "ecds_not_written", "the code stands beside the members of the answer");
-    assert_eq!(std::fs::read(&file).unwrap(), before, "what the gateway would refuse is not written");
+    assert_eq!(std::fs::read(&file).unwrap(), before, "a policy that the gateway would refuse is not written");
     std::fs::copy(template, &copy).unwrap();
     settings.json(&["ecds", "write"]);
     assert_eq!(written(), settings.policy());
@@ -1103,7 +1103,7 @@ fn the_file_that_envoy_watches_follows_every_change() {
     let link = settings.file("link.json");
     std::os::unix::fs::symlink(&file, &link).unwrap();
     settings.json(&["ecds", "enable", "--template", template, "--file", link.to_str().unwrap()]);
-    assert!(link.is_symlink() && written() == settings.policy(), "a link stays one");
+    assert!(link.is_symlink() && written() == settings.policy(), "a link stays a link");
     settings.json(&["ecds", "disable"]);
     let before = written();
     settings.json(&["org", "create", "other"]);

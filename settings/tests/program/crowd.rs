@@ -1,4 +1,4 @@
-//! As many gateways as `serve` has places for, and one more.
+//! As many gateways as `serve` accepts connections, and one more.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -10,25 +10,25 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use crate::support::Settings;
 
 const PLACES: usize = 4_096;
-/// What else the tests of this process have open.
+/// File descriptors of the other tests in this process.
 const OTHERS: usize = 512;
 
-/// Who is not served by then never is.
+/// A client without an answer after this time is considered not served.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// This process, and a server that it starts then, may have so many descriptors.
+/// Sets the limit of open files for this process and for servers that it starts later.
 fn allow_descriptors(count: usize) {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     let allowed = setrlimit(Resource::RLIMIT_NOFILE, count as rlim_t, hard);
     allowed.unwrap_or_else(|error| panic!("{count} open files, of {hard} at most: {error}"));
 }
 
-/// Asks on a connection, which stays.
+/// Sends a request on a connection that stays open.
 fn ask(stream: &mut TcpStream, path: &str) {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).unwrap();
 }
 
-/// Asks, and returns the whole answer.
+/// Sends a request, and returns the whole answer.
 fn asked(stream: &mut TcpStream, path: &str) -> String {
     ask(stream, path);
     answer(stream)
@@ -41,7 +41,7 @@ fn answer(stream: &mut TcpStream) -> String {
     while !is_whole(&answer) {
         let mut bytes = [0; 4096];
         let length = stream.read(&mut bytes).unwrap();
-        assert_ne!(length, 0, "hung up on after {answer:?}");
+        assert_ne!(length, 0, "disconnected after {answer:?}");
         answer.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
     }
     answer
@@ -54,9 +54,9 @@ fn is_whole(answer: &str) -> bool {
 }
 
 #[test]
-fn so_many_gateways_are_served_and_the_next_one_waits_for_a_place() {
+fn connections_beyond_the_limit_wait_until_one_ends() {
     let settings = Settings::new();
-    // As many are usual, and too few: the server takes more for itself.
+    // The usual soft limit, which is too low. The server raises it.
     allow_descriptors(1_024);
     let server = settings.serve();
     allow_descriptors(PLACES + OTHERS);
@@ -65,12 +65,12 @@ fn so_many_gateways_are_served_and_the_next_one_waits_for_a_place() {
     let began = Instant::now();
     let mut gateways = Vec::new();
     while gateways.len() < PLACES - 1 {
-        // No more at once than the operating system lets wait: who finds its queue full tries again a second later.
+        // Not more at a time than fit into the queue of the operating system. A client that finds it full retries a second later.
         let more = 100.min(PLACES - 1 - gateways.len());
         gateways.extend((0..more).map(|_| server.waiting(&etag)));
         let all_wait = format!("\napexmcp_settings_waiting_requests {}\n", gateways.len());
         while !asked(&mut first, "/metrics").contains(&all_wait) {
-            assert!(began.elapsed() < PATIENCE, "not all of {} are served", gateways.len());
+            assert!(began.elapsed() < PATIENCE, "not all of {} connections are served", gateways.len());
             thread::yield_now();
         }
     }
@@ -78,15 +78,15 @@ fn so_many_gateways_are_served_and_the_next_one_waits_for_a_place() {
     let mut next = TcpStream::connect(server.address()).unwrap();
     ask(&mut next, "/healthz");
     next.set_nonblocking(true).unwrap();
-    // Were it served, it would be answered within as many answers to another one.
+    // A served request would be answered within this number of answers on another connection.
     for _ in 0..100 {
         assert!(asked(&mut first, "/healthz").ends_with("ok\n"));
         let answered = next.read(&mut [0]).map_err(|error| error.kind());
-        assert_eq!(answered, Err(ErrorKind::WouldBlock), "one more is served");
+        assert_eq!(answered, Err(ErrorKind::WouldBlock), "one connection too many is served");
     }
     gateways.pop();
     next.set_nonblocking(false).unwrap();
-    assert!(answer(&mut next).ends_with("ok\n"), "the place that was left is its own");
+    assert!(answer(&mut next).ends_with("ok\n"), "it gets the place of the connection that ended");
 
     settings.json(&["org", "create", "other"]);
     for gateway in &mut gateways {

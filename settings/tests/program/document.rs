@@ -1,4 +1,4 @@
-//! Whatever was made, the filter reads it.
+//! Gateways accept the policy after any series of changes.
 
 use apexmcp_core::jwks::Clusters;
 use apexmcp_core::limits::document::Limits;
@@ -31,7 +31,7 @@ enum Step {
     DeleteOrg(String),
 }
 
-/// Mostly as it should be, sometimes anything.
+/// Mostly a valid value, sometimes any text.
 fn text(good: &'static str) -> impl Strategy<Value = String> {
     prop_oneof![8 => good, 1 => any::<String>()]
 }
@@ -73,7 +73,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Whether it was done.
+/// Makes the change of a step. Returns whether it was accepted.
 fn take(database: &mut Database, actor: &Actor, step: &Step) -> bool {
     let done = database.change(|change| {
         match step {
@@ -117,7 +117,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn whatever_was_made_the_filter_reads_it(steps in vec(step(), 1..40)) {
+    fn gateways_accept_the_policy_after_any_series_of_changes(steps in vec(step(), 1..40)) {
         let folder = tempfile::tempdir().unwrap();
         let actor = Actor { name: "test".to_owned(), now: Moment::now() };
         let mut database = Database::create(&folder.path().join("test.db"), |_| Ok(())).unwrap();
@@ -126,6 +126,6 @@ proptest! {
         let clusters = Clusters { https: Some("a".to_owned()), http: Some("b".to_owned()) };
         let read = Publication::of(document.as_bytes(), &clusters, "__");
         prop_assert!(read.is_ok(), "{done} steps done: {:?}\n{document}", read.err());
-        prop_assert!(document == database.read(document::render).unwrap(), "the same state is the same text");
+        prop_assert!(document == database.read(document::render).unwrap(), "the same state has the same text");
     }
 }

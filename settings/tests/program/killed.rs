@@ -1,4 +1,4 @@
-//! A process that is killed in the middle of a change: what it had acknowledged is kept, and the database opens.
+//! Processes that are killed in the middle of a change. The acknowledged changes stay, and the database opens.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -9,7 +9,7 @@ use crate::support::Settings;
 use serde_json::Value;
 
 const KILLS: usize = 100;
-/// Processes that write at once, so that the killed one may be waiting, writing, or about to answer.
+/// Processes that write at the same time, so that a killed one may be waiting, writing, or about to answer.
 const WRITERS: usize = 3;
 
 #[test]
@@ -24,7 +24,7 @@ fn no_acknowledged_change_is_lost() {
     for round in 0..KILLS {
         let mut writers: Vec<_> =
             (0..WRITERS).map(|_| settings.command(&create).stdout(Stdio::piped()).spawn().unwrap()).collect();
-        // Spread over the whole of a change and beyond, from round to round.
+        // The kills are spread over three times the usual duration of a change.
         let until = Instant::now() + usual.mul_f64(3.0 * round as f64 / KILLS as f64);
         while Instant::now() < until {
             std::hint::spin_loop();
@@ -45,7 +45,7 @@ fn no_acknowledged_change_is_lost() {
         let kept: HashSet<String> = listed.as_array().unwrap().iter().map(|key| key["id"].as_str().unwrap().to_owned()).collect();
         assert!(acknowledged.is_subset(&kept), "lost: {:?}", acknowledged.difference(&kept));
         let noted = settings.json(&["audit", "list", "--limit", "1000000"]).as_array().unwrap().len();
-        assert_eq!(noted, kept.len() + 2, "every key that is kept is on the record, and no other");
+        assert_eq!(noted, kept.len() + 2, "the audit log has exactly the keys that exist");
     }
     let database = rusqlite::Connection::open(settings.file("test.db")).unwrap();
     let verdict: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
@@ -54,5 +54,5 @@ fn no_acknowledged_change_is_lost() {
         "{KILLS} kills of {WRITERS}: {} changes acknowledged, {unanswered} not; usual duration {usual:?}",
         acknowledged.len()
     );
-    assert!(acknowledged.len() > KILLS / 10 && unanswered > KILLS / 10, "the kills did not fall in the middle");
+    assert!(acknowledged.len() > KILLS / 10 && unanswered > KILLS / 10, "too few kills happened in the middle of a change");
 }

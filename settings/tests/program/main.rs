@@ -1,4 +1,4 @@
-//! Tests of the program as its users have it.
+//! Tests that run the built program.
 #![allow(
     unreachable_pub,
     clippy::arithmetic_side_effects,

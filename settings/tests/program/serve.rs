@@ -1,4 +1,4 @@
-//! The policy over HTTP, from the program itself.
+//! `apexmcp serve`, through the program itself.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use crate::support::{Server, Settings, TOKEN};
 use serde_json::Value;
 
 #[test]
-fn a_change_is_sent_and_what_is_known_is_not() {
+fn a_waiting_gateway_gets_a_change_and_a_known_policy_is_not_sent_again() {
     let settings = Settings::new();
     let server = settings.serve();
     let first = server.policy("", "0s");
@@ -23,7 +23,7 @@ fn a_change_is_sent_and_what_is_known_is_not() {
         let known = server.policy(etag, "0s");
         assert_eq!((known.status, known.body.as_str(), &known.etag), (304, "", &first.etag), "{etag}");
     }
-    assert_eq!(server.policy("\"other\"", "30s").status, 200, "who knows another waits for nothing");
+    assert_eq!(server.policy("\"other\"", "30s").status, 200, "a gateway with another policy does not wait");
 
     let second = thread::scope(|scope| {
         let waiting = scope.spawn(|| server.policy(&first.etag, "300s"));
@@ -36,13 +36,13 @@ fn a_change_is_sent_and_what_is_known_is_not() {
     assert_eq!(second.status, 200);
     assert_eq!(serde_json::from_str::<Value>(&second.body).unwrap(), settings.policy());
     assert_ne!(second.etag, first.etag);
-    assert_eq!(server.policy(&second.etag, "10ms").status, 304, "after the wait");
+    assert_eq!(server.policy(&second.etag, "10ms").status, 304, "nothing changed during the wait");
     assert_eq!(server.metric("waiting_requests"), 0);
     assert_eq!(server.metric("policy_version").to_string(), settings.policy()["version"].as_str().unwrap());
 }
 
 #[test]
-fn a_restored_copy_is_served_and_a_lost_database_is_told() {
+fn a_restored_copy_is_served_and_a_missing_database_is_reported() {
     let settings = Settings::new();
     let server = settings.serve();
     let first = server.policy("", "0s");
@@ -58,7 +58,7 @@ fn a_restored_copy_is_served_and_a_lost_database_is_told() {
     while server.get("/healthz", &[]).status == 200 {
         thread::yield_now();
     }
-    assert_eq!(server.policy("", "0s").body, second.body, "the last policy is served on");
+    assert_eq!(server.policy("", "0s").body, second.body, "the last policy is still served");
     std::fs::rename(settings.file("copy.db"), settings.file("test.db")).unwrap();
     settings.json(&["org", "create", "restored"]);
     let third = server.policy(&second.etag, "300s");
@@ -69,7 +69,7 @@ fn a_restored_copy_is_served_and_a_lost_database_is_told() {
     }
 }
 
-/// Makes a change, of which a gateway must hear.
+/// Makes a change, and checks that a waiting gateway gets it.
 fn assert_follows(settings: &Settings, server: &Server, org: &str) {
     let etag = server.policy("", "0s").etag;
     settings.json(&["org", "create", org]);
@@ -77,9 +77,9 @@ fn assert_follows(settings: &Settings, server: &Server, org: &str) {
     assert!(reply.body.contains(org), "{reply:?}");
 }
 
-/// Python has the machine's SQLite, which is another one than ours: of the program `sqlite3`, this is `.backup`.
+/// Python uses the SQLite of the machine, which is another build than ours. The code does the same as `.backup` of `sqlite3`.
 #[test]
-fn a_copy_by_another_sqlite_does_not_cut_serve_off() {
+fn a_backup_by_another_sqlite_does_not_disconnect_serve() {
     let settings = Settings::new();
     let server = settings.serve();
     assert_follows(&settings, &server, "before");
@@ -95,12 +95,12 @@ source.close()";
         .status()
         .unwrap();
     assert!(copied.success());
-    assert!(settings.file("test.db-wal").exists(), "its locks kept it from being deleted");
+    assert!(settings.file("test.db-wal").exists(), "the locks of serve kept the file from being deleted");
     assert_follows(&settings, &server, "after");
 }
 
 #[test]
-fn what_is_beside_the_database_may_be_made_anew() {
+fn serve_follows_changes_after_wal_and_shm_were_created_anew() {
     let settings = Settings::new();
     let server = settings.serve();
     assert_follows(&settings, &server, "before");
@@ -114,7 +114,7 @@ fn what_is_beside_the_database_may_be_made_anew() {
 }
 
 #[test]
-fn who_cannot_log_serves_on() {
+fn serve_continues_when_it_cannot_log() {
     let settings = Settings::new();
     let server = settings.serve_with_log(File::options().write(true).open("/dev/full").unwrap());
     assert_follows(&settings, &server, "first");
@@ -122,7 +122,7 @@ fn who_cannot_log_serves_on() {
 }
 
 #[test]
-fn a_database_that_others_can_read_is_told() {
+fn a_database_that_other_users_can_read_is_a_warning() {
     let settings = Settings::new();
     let mode = |mode| std::fs::set_permissions(settings.file("test.db"), std::fs::Permissions::from_mode(mode)).unwrap();
     let told = || String::from_utf8(settings.run(&["org", "list", "--json"]).stderr).unwrap();
@@ -140,7 +140,7 @@ fn a_database_that_others_can_read_is_told() {
 }
 
 #[test]
-fn only_those_with_the_token_are_told_anything() {
+fn the_policy_needs_the_token() {
     let settings = Settings::new();
     let server = settings.serve();
     let right = format!("Bearer {TOKEN}");
@@ -163,7 +163,7 @@ fn only_those_with_the_token_are_told_anything() {
 }
 
 #[test]
-fn without_a_good_token_it_does_not_start() {
+fn serve_does_not_start_without_a_good_token() {
     let settings = Settings::new();
     for token in ["", "fifteen-letters", "with a space in the middle"] {
         let output =
@@ -174,7 +174,7 @@ fn without_a_good_token_it_does_not_start() {
 }
 
 #[test]
-fn hundreds_wait_at_once_and_all_are_told() {
+fn hundreds_of_gateways_wait_and_all_get_the_change() {
     const GATEWAYS: usize = 300;
     let settings = Settings::new();
     let server = settings.serve();
@@ -187,7 +187,7 @@ fn hundreds_wait_at_once_and_all_are_told() {
         let started = Instant::now();
         settings.json(&["org", "create", "other"]);
         let replies = waiting.into_iter().map(|waiting| waiting.join().unwrap()).collect();
-        println!("{GATEWAYS} were told after {:?}", started.elapsed());
+        println!("{GATEWAYS} gateways had the change after {:?}", started.elapsed());
         replies
     });
     assert!(replies.iter().all(|reply| reply.status == 200 && reply.body == replies[0].body));
@@ -195,7 +195,7 @@ fn hundreds_wait_at_once_and_all_are_told() {
 }
 
 #[test]
-fn a_stop_lets_nobody_wait() {
+fn a_stop_answers_waiting_gateways() {
     let settings = Settings::new();
     let mut server = settings.serve();
     let etag = server.policy("", "0s").etag;
@@ -213,7 +213,7 @@ fn a_stop_lets_nobody_wait() {
 }
 
 #[test]
-fn who_hangs_up_is_no_longer_waited_for() {
+fn a_client_that_disconnects_is_no_longer_counted_as_waiting() {
     let settings = Settings::new();
     let server = settings.serve();
     let etag = server.policy("", "0s").etag;

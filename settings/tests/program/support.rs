@@ -1,4 +1,4 @@
-//! The program in a folder of its own.
+//! Runs the program, each test in its own folder.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,16 +10,16 @@ use std::thread;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The token with which `serve` is asked.
+/// The token of gateways for `serve`.
 pub const TOKEN: &str = "a-token-of-gateways";
 
-/// A database, and the program that works on it.
+/// A folder with a database, and the program that uses it.
 pub struct Settings {
     pub folder: TempDir,
 }
 
 impl Settings {
-    /// Without a database yet.
+    /// Without a database.
     pub fn empty() -> Self {
         Self { folder: tempfile::tempdir().unwrap() }
     }
@@ -51,14 +51,14 @@ impl Settings {
         self.command(arguments).output().unwrap()
     }
 
-    /// What a command that succeeds prints for people.
+    /// The text that a successful command prints.
     pub fn text(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What a command that succeeds prints with `--json`.
+    /// The document that a successful command prints with `--json`.
     pub fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.text(&[arguments, &["--json"]].concat())).unwrap()
     }
@@ -84,12 +84,12 @@ impl Settings {
         self.json(&["policy", "export"])
     }
 
-    /// Starts `serve` on a port of its choice.
+    /// Starts `serve` on a free port.
     pub fn serve(&self) -> Server {
         self.serve_with_log(File::create(self.file("serve.log")).unwrap())
     }
 
-    /// The same with this standard error.
+    /// As [`Self::serve`], with this standard error.
     pub fn serve_with_log(&self, log: File) -> Server {
         let mut command = self.command(&["serve", "--listen", "127.0.0.1:0"]);
         let mut process = command.env("APEXMCP_SETTINGS_TOKEN", TOKEN).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
@@ -106,7 +106,7 @@ pub struct Server {
     origin: String,
 }
 
-/// An answer of it.
+/// An answer of the server.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -130,13 +130,13 @@ impl Server {
         Reply { status: response.status().as_u16(), etag, body: response.body_mut().read_to_string().unwrap() }
     }
 
-    /// Asks for the policy, as a gateway that knows this one.
+    /// Requests the policy as a gateway that has the policy with this ETag.
     pub fn policy(&self, etag: &str, wait: &str) -> Reply {
         let authorization = format!("Bearer {TOKEN}");
         self.get(&format!("/v1/policy?wait={wait}"), &[("authorization", &authorization), ("if-none-match", etag)])
     }
 
-    /// A connection on which a gateway that knows this policy waits for another.
+    /// A connection on which a gateway that has the policy with this ETag waits for a change.
     pub fn waiting(&self, etag: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address()).unwrap();
         let head = format!("host: x\r\nauthorization: Bearer {TOKEN}\r\nif-none-match: {etag}");
@@ -150,7 +150,7 @@ impl Server {
         line.unwrap_or_else(|| panic!("{name} in {text}")).parse().unwrap()
     }
 
-    /// Asks the process to stop, as a supervisor does.
+    /// Sends SIGTERM, as a supervisor does.
     pub fn terminate(&self) {
         let id = i32::try_from(self.process.id()).unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM).unwrap();
@@ -164,7 +164,7 @@ impl Drop for Server {
     }
 }
 
-/// Something that answers each path with a status and a body, for as long as the test runs.
+/// Starts a web server that runs as long as the test. Each page is a path with its status and its body.
 pub fn website(pages: Vec<(&'static str, u16, String)>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
