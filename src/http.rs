@@ -9,6 +9,7 @@ use proxy_wasm::types::Action;
 use crate::envoy::Envoy;
 use crate::hostcalls;
 use crate::metrics::Metrics;
+use apexmcp_core::denial::Denial;
 use apexmcp_core::exchange::{
     self, ACCEPT_ENCODING, BodyProgress, Edits, Event, Flow, Held, HeldRequests, Pending, Question, Record, RequestReader,
     Response, Step,
