@@ -102,7 +102,7 @@ def run(options: argparse.Namespace, every: list[Row], parties: Parties, upstrea
 def run_against(options: argparse.Namespace, every: list[Row], parties: Parties, upstream: Upstream) -> list[dict]:
     wanted = set(options.only or names(every))
     compared = compare.pairs((row for row in every if row.name in wanted), options.against)
-    taken: compare.Taken = {}
+    starts: list[dict[str, list[compare.Costs]]] = []
     summary: list[dict] = []
     for start in range(options.starts):
         print(f"==> start {start + 1} of {options.starts}: creating credentials and starting Envoy", flush=True)
@@ -111,8 +111,8 @@ def run_against(options: argparse.Namespace, every: list[Row], parties: Parties,
         folder.mkdir(mode=0o700)
         with Bench(served, parties, upstream, folder) as bench:
             prepare(bench)
-            compare.measure(bench, compared, options.rounds, options.seconds, taken)
-        summary = compare.summarize(compared, taken)
+            starts.append(compare.measure(bench, compared, options.rounds, options.seconds))
+        summary = compare.summarize(compared, starts)
         print(compare.table(summary), flush=True)
     return summary
 

@@ -81,6 +81,13 @@ class Wrk:
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
+    def stop(self) -> None:
+        """Ends the load, also if it is stopped. After `result`, there is nothing left to end."""
+        if self.runs():
+            self.process.terminate()
+            self.resume()
+            self.process.wait()
+
     def result(self) -> Load:
         try:
             output, _ = self.process.communicate()

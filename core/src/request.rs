@@ -27,7 +27,7 @@ impl NameFilter {
     }
 
     /// One of 64 bits, by the length, the middle and the last byte of the name. With these factors, no two headers that the
-    /// filter asks for share a bit, and none shares one with the usual headers of proxies and clients.
+    /// filter asks for share a bit, and few share one with the usual headers of proxies and clients.
     fn bit(name: &[u8]) -> u64 {
         let at = |index: usize| name.get(index).map_or(0, |byte| u32::from(*byte));
         let length = u32::try_from(name.len()).unwrap_or_default();

@@ -69,9 +69,10 @@ pub fn take_one(subject: &Subject, now: UnixTime, host: &dyn Host) -> Result<Sta
         }
     });
     match (update, outcome) {
-        (Update::Contended, Some(Ok(standing))) => Err(Exceeded { kind: Kind::Rate, retry_after: CONTENDED, standing }),
-        (_, Some(outcome)) => outcome,
-        (_, None) => {
+        (_, Some(Err(exceeded))) => Err(exceeded),
+        (Update::Changed | Update::Unchanged, Some(Ok(standing))) => Ok(standing),
+        // The request was not counted, so the standing that it would have does not hold.
+        (Update::Contended, Some(Ok(_))) | (_, None) => {
             let standing = Standing::refused_for(std::iter::once(subject), CONTENDED);
             Err(Exceeded { kind: Kind::Rate, retry_after: CONTENDED, standing })
         }
@@ -301,7 +302,7 @@ mod tests {
 
     #[test]
     fn too_many_writers_are_told_to_come_again() {
-        let (host, subject) = (MemoryHost::contended(), subject("a", Some((1, Unit::Second, 1)), None));
+        let (host, subject) = (MemoryHost::contended(), subject("a", Some((600, Unit::Minute, 60)), None));
         let exceeded = take_one(&subject, NOW, &host).unwrap_err();
         assert_eq!((exceeded.kind, exceeded.retry_after), (Kind::Rate, CONTENDED));
         assert_eq!(exceeded.standing.state(), r#""rate";r=0;t=1"#);
