@@ -138,7 +138,7 @@ impl OneOrMany {
 pub struct Members<V>(pub Vec<(String, V)>);
 
 impl<V> Members<V> {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }

@@ -8,7 +8,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::rc::Rc;
 
@@ -100,27 +99,34 @@ pub struct Publication {
     conflicts: Vec<Problem>,
 }
 
-#[derive(Deserialize)]
+/// A document whose records stay as they are in its text. The parts are written with the same types.
+#[derive(Default, Serialize, Deserialize)]
 struct Document<'a> {
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     version: Option<String>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     signing_keys: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    orgs: Members<&'a RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Members::is_empty")]
+    orgs: Members<DocumentOrg<'a>>,
 }
 
-#[derive(Deserialize)]
+impl<'a> Document<'a> {
+    fn of_org(name: &str, org: DocumentOrg<'a>) -> Self {
+        Self { orgs: Members(vec![(name.to_owned(), org)]), ..Self::default() }
+    }
+}
+
+#[derive(Default, Serialize, Deserialize)]
 struct DocumentOrg<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
     api_keys: Vec<&'a RawValue>,
-    #[serde(borrow, default)]
-    oauth_clients: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    identity_providers: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    oauth_clients: Vec<&'a RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    identity_providers: Vec<&'a RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     revoked_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     limits: Option<&'a RawValue>,
 }
 
@@ -238,60 +244,41 @@ fn without<'a>(connectors: &HashSet<String>, records: Vec<&'a RawValue>) -> Resu
     Ok(kept)
 }
 
-/// The same for the JSON text of a list.
-fn list_without(connectors: &HashSet<String>, list: &RawValue) -> Result<Box<RawValue>, serde_json::Error> {
-    let kept: Vec<&str> = without(connectors, serde_json::from_str(list.get())?)?.into_iter().map(RawValue::get).collect();
-    RawValue::from_string(format!("[{}]", kept.join(",")))
-}
-
 /// Splits a document into parts. `indistinct` contains, by organization, the connectors that no record may name.
 fn cut(document: &[u8], indistinct: &HashMap<String, HashSet<String>>) -> Result<Cut, serde_json::Error> {
     let document: Document<'_> = serde_json::from_slice(document)?;
-    let member = |name: &str, value: Option<&RawValue>| value.map(|value| format!("\"{name}\":{}", value.get()));
     let (mut keys, mut orgs, mut clients) = (Vec::new(), Vec::new(), Vec::new());
-    for (name, text) in &document.orgs.0 {
-        let mut org: DocumentOrg<'_> = serde_json::from_str(text.get())?;
-        let (clients_kept, providers_kept);
-        if let Some(connectors) = indistinct.get(name) {
+    for (name, mut org) in document.orgs.0 {
+        if let Some(connectors) = indistinct.get(&name) {
             org.api_keys = without(connectors, org.api_keys)?;
-            clients_kept = org.oauth_clients.map(|list| list_without(connectors, list)).transpose()?;
-            providers_kept = org.identity_providers.map(|list| list_without(connectors, list)).transpose()?;
-            (org.oauth_clients, org.identity_providers) = (clients_kept.as_deref(), providers_kept.as_deref());
+            org.oauth_clients = without(connectors, org.oauth_clients)?;
+            org.identity_providers = without(connectors, org.identity_providers)?;
         }
-        let quoted = serde_json::to_string(name)?;
-        let parts = org.api_keys.len().div_ceil(KEYS_IN_PART);
+        let api_keys = std::mem::take(&mut org.api_keys);
+        let parts = api_keys.len().div_ceil(KEYS_IN_PART);
         let mut by_part = vec![Vec::new(); parts];
-        for key in &org.api_keys {
+        for key in api_keys {
             let DocumentKey { sha256 } = serde_json::from_str(key.get())?;
             let digest = sha256.and_then(|hex| KeyDigest::from_hex(&hex));
             let index = digest.and_then(|digest| usize::try_from(digest.first_bytes()).ok()?.checked_rem(parts));
             if let Some(part) = index.and_then(|index| by_part.get_mut(index)) {
-                part.push(key.get());
+                part.push(key);
             }
         }
-        for (index, part) in by_part.iter().enumerate() {
-            let members = [member("limits", org.limits), Some(format!("\"api_keys\":[{}]", part.join(",")))];
-            let members: Vec<String> = members.into_iter().flatten().collect();
-            keys.push((format!("keys/{name}/{parts}/{index}"), format!("{{\"orgs\":{{{quoted}:{{{}}}}}}}", members.join(","))));
+        for (index, api_keys) in by_part.into_iter().enumerate() {
+            let part = DocumentOrg { api_keys, limits: org.limits, ..DocumentOrg::default() };
+            let text = serde_json::to_string(&Document::of_org(&name, part))?;
+            keys.push((format!("keys/{name}/{parts}/{index}"), text));
         }
-        let members = [
-            member("oauth_clients", org.oauth_clients),
-            member("identity_providers", org.identity_providers),
-            member("revoked_tokens", org.revoked_tokens),
-            member("limits", org.limits),
-        ];
-        let members: Vec<String> = members.into_iter().flatten().collect();
-        orgs.push((org_part(name), format!("{parts}\n{{\"orgs\":{{{quoted}:{{{}}}}}}}", members.join(","))));
-        let of_org: Vec<DocumentClient> = org.oauth_clients.map_or(Ok(Vec::new()), |list| serde_json::from_str(list.get()))?;
-        // A revoked record is the same as none, and its id was not checked.
-        let ids = of_org.into_iter().filter(|client| !client.revoked).filter_map(|client| client.client_id);
-        clients.extend(ids.map(|id| (client_part(&id), name.clone())));
+        for client in &org.oauth_clients {
+            let DocumentClient { client_id, revoked } = serde_json::from_str(client.get())?;
+            // A revoked record is the same as none, and its id was not checked.
+            clients.extend(client_id.filter(|_| !revoked).map(|id| (client_part(&id), name.clone())));
+        }
+        let text = serde_json::to_string(&Document::of_org(&name, org))?;
+        orgs.push((org_part(&name), format!("{parts}\n{text}")));
     }
-    let mut signing = String::from("{");
-    if let Some(list) = document.signing_keys {
-        let _ = write!(signing, "\"signing_keys\":{}", list.get());
-    }
-    signing.push('}');
+    let signing = serde_json::to_string(&Document { signing_keys: document.signing_keys, ..Document::default() })?;
     let parts = keys.into_iter().chain(orgs).chain(clients).chain([(SIGNING.to_owned(), signing)]).collect();
     Ok((document.version.unwrap_or_default(), parts))
 }
