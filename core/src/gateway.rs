@@ -1,4 +1,4 @@
-//! What one thread knows, and its judgement of a credential: authentication first, then the scope.
+//! The state of one thread, and its decision about a credential: authentication first, then the scope.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -39,11 +39,11 @@ use crate::token_cache::{Basis, Entry, TokenCache};
 /// Configuration, policy, key sets and verified tokens of one thread.
 #[derive(Debug)]
 pub struct Gateway {
-    /// What the operator decided.
+    /// The plugin configuration.
     pub config: Config,
     /// This thread's copies of the issuers' keys.
     pub key_sets: KeySets,
-    /// Who may do what.
+    /// The policy in force.
     pub policy: PolicySource,
     tokens: TokenCache,
     attempts: Attempts,
@@ -57,12 +57,12 @@ pub struct Gateway {
     pub bodies: BodyHolding,
 }
 
-/// Why a request is not admitted.
+/// The result for a request that is not admitted, or not yet.
 #[derive(Debug)]
 pub enum NotAdmitted {
-    /// It is refused.
+    /// The request is refused.
     Denied(Denial),
-    /// It cannot be decided before this key set was fetched.
+    /// The request cannot be decided before this key set is fetched.
     AwaitKeySet(KeySetId),
 }
 
@@ -78,50 +78,50 @@ impl From<Reason> for NotAdmitted {
     }
 }
 
-/// How far a request is admitted.
+/// The extent to which a request is admitted.
 #[derive(Debug)]
 pub enum Admission {
-    /// Whatever it asks for.
+    /// The request is admitted, whatever its message is.
     Whole(Rc<Principal>),
-    /// As far as its message asks for what the principal's scopes cover. The message is still to be read.
+    /// The request is admitted if the scopes of the principal cover its message. The message must still be read.
     ByMessage(Rc<Principal>),
 }
 
-/// How a request counts.
+/// How a request is counted.
 #[derive(Debug)]
 pub enum Count {
-    /// Not at all.
+    /// No limit applies.
     Free,
-    /// It is counted, or exceeds a limit.
+    /// The request is counted, or exceeds a limit.
     Done(Result<Standing, Exceeded>),
-    /// By the answer to this question to the rate limit service.
+    /// The rate limit service counts it. This is the question.
     Ask(Vec<u8>),
 }
 
-/// What is counted and logged of a judgement, whatever its end.
+/// What metrics and logs are told about a decision, for an admitted and for a refused request.
 #[derive(Clone, Debug, Default)]
 pub struct Findings {
-    /// How the request tried to prove itself.
+    /// The method of authentication that the request tried.
     pub method: Option<Method>,
-    /// Whom it proved to be, even where that was not enough.
+    /// The proven principal. It may lack the scope that the request needs.
     pub principal: Option<Rc<Principal>>,
-    /// Whether a token was found among those verified before.
+    /// Whether the cache of verified tokens had the token.
     pub token_cache: Option<CacheOutcome>,
     /// A line for the log, if the operator should know something.
     pub note: Option<String>,
 }
 
-/// Whether a token had been verified before.
+/// The result of a look-up in the cache of verified tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CacheOutcome {
-    /// It had.
+    /// The token was verified before.
     Hit,
-    /// It has to be verified.
+    /// The token must be verified.
     Miss,
 }
 
 impl Gateway {
-    /// A gateway that has seen no token and no key yet.
+    /// A gateway with empty caches.
     pub fn new(config: Config, policy: Policy) -> Self {
         let key_sets = KeySets::new(&policy.key_sets);
         let policy = match &config.remote {
@@ -148,14 +148,14 @@ impl Gateway {
     /// Checks a document of the Settings service, and publishes it to all threads.
     ///
     /// # Errors
-    /// Everything that is wrong with it; then nothing changes.
+    /// All problems of the document. The policy in force then stays.
     pub fn publish(&self, document: &[u8], settings: &RemoteSettings, host: &dyn Host) -> Result<Publication, Vec<Problem>> {
         let publication = Publication::of(document, &self.config.clusters, &self.config.gateway.connector_separator)?;
         publication.publish(&settings.place(), host);
         Ok(publication)
     }
 
-    /// Judges whether the request of `head` may use `resource`.
+    /// Decides whether the request with this `head` may use `resource`.
     ///
     /// # Errors
     /// See [`NotAdmitted`].
@@ -226,8 +226,8 @@ impl Gateway {
         Ok(principal)
     }
 
-    /// A token of one of the org's identity providers. RFC 7519 §7.2, cheapest first: no token costs a signature that
-    /// could have been refused without.
+    /// Checks a token of an identity provider of the organization (RFC 7519 §7.2). The cheapest checks come first, so that no
+    /// signature is verified for a token that another check refuses.
     fn provider_token(
         &mut self,
         jws: CompactJws<'_>,
@@ -264,7 +264,7 @@ impl Gateway {
             Lookup::Unavailable(retry_after) => return Err(Denial::JwksUnavailable { retry_after }.into()),
         };
         let candidates: Vec<&RsaPublicKey> = keys.candidates(jws.key_hint()).collect();
-        // A rotated key shows as an unknown `kid`, or, where tokens have none, as a signature that fits no key.
+        // After a rotation, tokens have an unknown `kid`. If they have no `kid`, their signature fits no known key.
         let unknown = (!keys.has_named(&jws.key_hint())).then(|| KeyName::in_token(&jws));
         let refusal = if unknown.is_some() && jws.kid().is_some() { Reason::KeyUnknown } else { Reason::SignatureInvalid };
         let verified = match signature::verify(jws, candidates, host) {
@@ -309,7 +309,7 @@ impl Gateway {
         Ok(Entry { principal, validity, only_for: None, key_set: Some((key_set_id, version)), basis })
     }
 
-    /// A token of the gateway itself, RFC 9068 §4. What was granted then holds only as far as the policy grants it now.
+    /// Checks a token of the gateway itself (RFC 9068 §4). Its scopes are cut to those that the policy grants now.
     fn gateway_token(
         &self,
         jws: CompactJws<'_>,
@@ -352,7 +352,7 @@ impl Gateway {
         Ok(Entry { principal, validity, only_for, key_set: None, basis })
     }
 
-    /// Counts a request of `principal`, or says how that is done.
+    /// Counts a request of `principal`, or returns the question for the rate limit service.
     pub fn count(&self, principal: &Principal, now: UnixTime, host: &dyn Host) -> Count {
         let subjects = principal.limits();
         match &self.config.limits {
@@ -362,12 +362,12 @@ impl Gateway {
         }
     }
 
-    /// Answers a request for a discovery document, and says with which word it counts.
+    /// Answers a request for a discovery document. Also returns the word for the metrics.
     pub fn document(&self, document: &Document, head: &RequestHead, host: &dyn Host) -> (LocalReply, &'static str) {
         document.answer(head, &self.config, &self.policy, host)
     }
 
-    /// Whether tokens are issued here at all.
+    /// Whether the gateway issues tokens: it needs a signing key.
     pub fn issues_tokens(&self, host: &dyn Host) -> bool {
         !self.policy.signing_keys(host).is_empty()
     }
@@ -387,7 +387,7 @@ impl Gateway {
         TokenEndpoint { config, policy, attempts, host, now }.issue(head, body)
     }
 
-    /// The answer to a request for `resource` that was denied.
+    /// The reply to a refused request for `resource`.
     pub fn reply(&self, denial: &Denial, resource: Option<&Resource>, host: &dyn Host) -> LocalReply {
         let Some(resource) = resource else { return denial.reply(None) };
         let org = self.policy.org(&resource.org, host);

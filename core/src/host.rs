@@ -1,45 +1,45 @@
-//! What the core asks of whoever runs it, answered at once: cryptography, randomness, and one shared memory.
+//! The services that the core needs from its shell: cryptography, randomness and shared data. Each call returns at once.
 
 use crate::access_token::AccessTokenClaims;
 use crate::jose::compact::CompactJws;
 use crate::jose::jwk::RsaPublicKey;
 use crate::signing_key::SigningKey;
 
-/// The host. What it cannot do is answered as no.
+/// The host. A call that it cannot do returns `false` or `None`.
 pub trait Host {
-    /// Whether the signature of `jws` is one of `key`: RSASSA-PKCS1-v1_5 with SHA-256, RFC 7518 §3.3.
+    /// Whether `key` made the signature of `jws`: RSASSA-PKCS1-v1_5 with SHA-256, RFC 7518 §3.3.
     fn verify(&self, key: &RsaPublicKey, jws: &CompactJws<'_>) -> bool;
 
-    /// `claims` as an access token signed with `key`.
+    /// Signs `claims` with `key`, and returns the access token.
     fn sign(&self, key: &SigningKey, claims: &AccessTokenClaims<'_>) -> Option<String>;
 
-    /// Bytes that nobody can foresee.
+    /// Bytes that nobody can predict.
     fn random(&self) -> Option<[u8; 16]>;
 
-    /// A value that all threads share; `None` where there is none yet.
+    /// A value in shared data. `None` if no thread has written it.
     fn shared(&self, name: &str) -> Option<Shared>;
 
-    /// Changes a value that all threads share, empty where there is none yet, to what `change` makes of it; where that is
-    /// nothing, it stays. `change` is called again where another thread was faster.
+    /// Changes a value in shared data by compare-and-swap. `change` gets the present bytes (empty if there is no value) and
+    /// returns the new ones, or `None` to change nothing. If another thread was faster, `change` is called again.
     fn update(&self, name: &str, change: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>) -> Update;
 }
 
-/// A value that all threads share.
+/// A value in shared data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shared {
-    /// It.
+    /// The value.
     pub bytes: Vec<u8>,
-    /// Another number after each change.
+    /// A number that each change replaces by another one.
     pub revision: u32,
 }
 
-/// What became of a shared value.
+/// The result of [`Host::update`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Update {
-    /// It is changed.
+    /// The value is changed.
     Changed,
-    /// It was to stay.
+    /// `change` returned `None`.
     Unchanged,
-    /// Other threads were faster, again and again.
+    /// Other threads were faster in every attempt, so the value is not changed.
     Contended,
 }

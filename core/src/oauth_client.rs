@@ -1,4 +1,4 @@
-//! OAuth clients of an org, and the ways in which they prove themselves.
+//! OAuth clients of an organization, and the check of their secrets.
 
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
@@ -10,19 +10,19 @@ use crate::scope::ScopeSet;
 /// A registered client.
 #[derive(Debug)]
 pub struct OauthClient {
-    /// Its id, unique among all orgs: the token endpoint knows no org before it.
+    /// The id. It is unique among all organizations, because the token endpoint finds the organization by it.
     pub id: Box<str>,
-    /// The org to which it belongs.
+    /// The organization of the client.
     pub org: OrgName,
-    /// What it may be granted.
+    /// The scopes that its tokens may have.
     pub scopes: ScopeSet,
-    /// SHA-256 of its live secrets; two while it rotates.
+    /// The SHA-256 of each valid secret. There are two during a rotation.
     pub secrets: Vec<[u8; 32]>,
-    /// The keys of its assertions (RFC 7523), where it uses these.
+    /// The keys of its assertions (RFC 7523). `None` if it uses secrets only.
     pub jwks: Option<JwkSet>,
 }
 
-/// Whether `secret` is one of `digests`. The time it takes is the same for each wrong secret.
+/// Whether the digest of `secret` is one of `digests`. The comparison takes the same time for every wrong secret.
 pub fn is_secret(digests: &[[u8; 32]], secret: &str) -> bool {
     let digest: [u8; 32] = Sha256::digest(secret).into();
     digests.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&digest)).into()

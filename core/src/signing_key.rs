@@ -1,4 +1,4 @@
-//! The keys with which the gateway signs its own tokens.
+//! The keys that sign the tokens of the gateway.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::access_token::{AccessTokenClaims, TYPE};
 use crate::jose::jwk::{Jwk, RsaPublicKey};
 
-/// An RSA key pair of 2048 to 4096 bits. Its `Debug` shows the public half.
+/// An RSA key pair of 2048 to 4096 bits. Its `Debug` shows only the public key.
 pub struct SigningKey {
     jwk: Jwk,
     pem: Box<str>,
@@ -22,7 +22,7 @@ impl SigningKey {
     /// Reads a private key in PKCS#8 PEM.
     ///
     /// # Errors
-    /// What is wrong with it, without a letter of it.
+    /// The reason why the key is refused. The text contains nothing of the key.
     pub fn from_pem(kid: &str, pem: &str) -> Result<Self, &'static str> {
         let pem = pem.trim();
         if !pem.starts_with("-----BEGIN PRIVATE KEY-----") {
@@ -34,22 +34,22 @@ impl SigningKey {
         Ok(Self { jwk: Jwk::new(kid, key), pem: pem.into(), pair })
     }
 
-    /// The key's id.
+    /// The `kid` in the header of tokens.
     pub fn kid(&self) -> &str {
         self.jwk.kid().unwrap_or_default()
     }
 
-    /// The public half.
+    /// The public key.
     pub fn jwk(&self) -> &Jwk {
         &self.jwk
     }
 
-    /// The private key, for a host that signs.
+    /// The private key in PKCS#8 PEM, for a host that signs.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// Signs in pure Rust, for hosts that can't.
+    /// Signs in pure Rust, for hosts that cannot sign.
     pub fn sign_in_rust(&self, claims: &AccessTokenClaims<'_>) -> Option<String> {
         #[derive(Serialize)]
         struct OwnClaims<'c> {

@@ -19,7 +19,7 @@ pub(super) const MAX_ORGS: usize = MAX_FETCHES / MAX_FETCHES_PER_ORG;
 /// Maximum number of key names that a thread remembers until the next fetch.
 const MAX_ASKED: usize = 16;
 
-/// Which of the key sets. None gets the id of one that was forgotten.
+/// The id of a key set in this thread. The id of a removed set is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeySetId(pub(super) usize);
 
@@ -39,13 +39,13 @@ pub(super) enum Wanted {
     New,
 }
 
-/// What a token's `kid` finds in a [`KeySet`].
+/// The keys of a [`KeySet`] that can verify a token now.
 pub enum Lookup<'set> {
-    /// The keys of the set, which are fresh enough to judge by, and their version.
+    /// The keys, which are fresh enough, and their version.
     Keys(&'set JwkSet, u64),
-    /// None yet, but they are being fetched.
+    /// There are no keys yet, but a fetch is running or due.
     Pending,
-    /// None, and none to be expected before this time has passed.
+    /// There are no keys, and the next fetch is due after this time.
     Unavailable(Duration),
 }
 
@@ -59,13 +59,13 @@ impl Waiters {
     }
 }
 
-/// One of the requests that wait for a key set.
+/// A request that waits for a key set.
 #[derive(Debug)]
 pub struct Waiter {
     _counted: Rc<()>,
 }
 
-/// One thread's copy of a record.
+/// One thread's copy of a key set and its record.
 #[derive(Debug)]
 pub struct KeySet {
     pub(super) uri: JwksUri,
@@ -77,11 +77,11 @@ pub struct KeySet {
     pub(super) version: u64,
     pub(super) revision: u64,
     pub(super) synced_at: UnixTime,
-    /// Since it was last synced.
+    /// Whether a token was checked with it since the last sync.
     pub(super) is_used: Cell<bool>,
-    /// When it was last synced as one that is in use.
+    /// The time of the last sync before which the set was used.
     pub(super) used_at: UnixTime,
-    /// Whether it is kept fresh also while nobody uses it.
+    /// Whether the set is kept fresh although no token uses it: an inline policy names it.
     pub(super) is_permanent: bool,
     pub(super) wanted: Option<Wanted>,
     /// The keys for which requests wait, until a fetch succeeds.
@@ -89,12 +89,12 @@ pub struct KeySet {
     pub(super) absent: AbsentNames,
     /// The reason why the shared document could not be read, until it is logged.
     pub(super) unread: Option<JwkSetError>,
-    /// Of those who wait for this set: one issuer's outage takes no place from another's.
+    /// The requests that wait for this set.
     pub(super) waiters: Waiters,
 }
 
 impl KeySet {
-    /// A set of which nothing is known yet.
+    /// A set that was not compared with shared data yet.
     pub fn new(uri: JwksUri) -> Self {
         Self {
             uri,
@@ -131,33 +131,33 @@ impl KeySet {
         }
     }
 
-    /// Where it is published.
+    /// The URL of the set.
     pub fn uri(&self) -> &JwksUri {
         &self.uri
     }
 
-    /// A number that grows whenever the keys change; `None` where they are too old to judge by at `now`.
+    /// A number that grows whenever the keys change. `None` if the keys are missing or too old.
     pub fn version(&self, now: UnixTime, timing: &Timing) -> Option<u64> {
         self.is_used.set(true);
         self.usable(now, timing).map(|_| self.version)
     }
 
-    /// Grows whenever anything of it changes, a failed fetch too.
+    /// A number that grows whenever the record changes, for example by a failed fetch.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// How many keys it has.
+    /// The number of keys.
     pub fn len(&self) -> usize {
         self.keys.as_ref().map_or(0, JwkSet::len)
     }
 
-    /// Whether it has no keys yet.
+    /// Whether there are no keys yet.
     pub fn is_empty(&self) -> bool {
         self.keys.is_none()
     }
 
-    /// The keys to judge a token by at `now`.
+    /// The keys for the verification of a token at `now`.
     pub fn lookup(&self, now: UnixTime, timing: &Timing) -> Lookup<'_> {
         self.is_used.set(true);
         match self.usable(now, timing) {
@@ -171,7 +171,7 @@ impl KeySet {
         self.keys.as_ref().filter(|_| !self.record.is_stale(now, timing))
     }
 
-    /// Whether the copy has a key that a token's header names.
+    /// Whether the copy has the key that the header of a token names.
     pub fn has_named(&self, hint: &KeyHint<'_>) -> bool {
         self.keys.as_ref().is_some_and(|keys| keys.has_named(hint))
     }
@@ -233,7 +233,7 @@ impl KeySet {
         self.record.is_claimed(now, timing) || self.is_due(now, timing)
     }
 
-    /// How long until the next fetch, where the last one failed: what is not in the set may be missing for that.
+    /// Time until the next fetch, if the last one failed. A key may be missing in the set only because of that failure.
     pub fn retry_after_failure(&self, now: UnixTime) -> Option<Duration> {
         (self.record.failures > 0).then(|| self.record.next_fetch_at.since(now).min(BACKOFF.longest))
     }
@@ -243,7 +243,7 @@ impl KeySet {
         Waiter { _counted: Rc::clone(&self.waiters.0) }
     }
 
-    /// Whether the copy must be compared with the shared record: somebody waits, a fetch is due, or it is in use and old.
+    /// Whether the copy must be compared with the shared record: a request waits, a fetch is due, or it is in use and old.
     pub fn is_sync_due(&self, now: UnixTime, timing: &Timing) -> bool {
         self.waiters.are_any()
             || self.wanted.is_some()
@@ -252,7 +252,8 @@ impl KeySet {
             || (self.is_used.get() && self.is_older_than(SYNC_INTERVAL, now))
     }
 
-    /// Whether it is to be fetched again in time. The policy may have dropped its provider since anybody used it.
+    /// Whether the set is fetched before its keys are too old. A set that no token uses is not: the policy may no longer have
+    /// its provider.
     pub(super) fn is_kept(&self, now: UnixTime, timing: &Timing) -> bool {
         self.is_permanent || self.is_used.get() || now < self.used_at.plus(timing.max_stale)
     }

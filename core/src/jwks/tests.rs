@@ -1,4 +1,5 @@
-//! Threads that share key sets, and everything that can happen to a fetch.
+//! Threads that share key sets, and everything that can happen to a fetch. The file is long because all tests use the same
+//! model of threads.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! Counting in the memory that an Envoy's threads share: one small record for each subject.
+//! Counting in the shared data of one Envoy: one small record for each subject.
 //!
-//! The bucket is kept as in the generic cell rate algorithm (ITU-T I.371): not a level that somebody would have to fill,
-//! but the moment at which it will be full again. A record that another thread changed meanwhile is read again by the host.
+//! The bucket is kept as in the generic cell rate algorithm (ITU-T I.371). The record has no level that a timer would have to
+//! raise, but the moment at which the bucket will be full again.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -12,29 +12,29 @@ use crate::host::{Host, Update};
 use crate::time::UnixTime;
 
 const RECORD_LENGTH: usize = 24;
-/// As far may a thread's look at the clock lie behind what others have written meanwhile: it judged a message or verified a
-/// signature, or decides all who waited for the same.
+/// Maximum clock staleness of a worker. A worker reads the clock before it decides, and writes afterwards. In between, it may
+/// read a message, verify a signature, or decide many requests that waited for the same event.
 const LATENESS: Duration = Duration::from_secs(10);
-/// No calendar month is longer. One that seems to be was written while the clock was wrong.
+/// Maximum length of a calendar month. The end of a longer one was written while the clock was wrong.
 const LONGEST_MONTH: Duration = Duration::from_secs(31 * 86_400).saturating_add(LATENESS);
-/// When to try again where too many threads write at the same moment.
+/// `Retry-After` if too many threads write at the same moment.
 const CONTENDED: Duration = Duration::from_secs(1);
 
-/// A limit is reached.
+/// A limit that a request exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exceeded {
-    /// Which.
+    /// Rate or quota.
     pub kind: Kind,
-    /// When there is room again.
+    /// Time until the limit has room again.
     pub retry_after: Duration,
-    /// Where the client stands at what has this limit.
+    /// The standing at the subject with this limit.
     pub standing: Standing,
 }
 
 /// Counts one request at each of `subjects`, or at none of them.
 ///
 /// # Errors
-/// The first limit that is reached.
+/// The first limit that is exceeded.
 pub fn take(subjects: &Subjects, now: UnixTime, host: &dyn Host) -> Result<Standing, Exceeded> {
     let mut standing = Standing::default();
     for (index, subject) in subjects.iter().enumerate() {
@@ -55,7 +55,7 @@ pub fn take(subjects: &Subjects, now: UnixTime, host: &dyn Host) -> Result<Stand
 /// Counts one request at `subject`.
 ///
 /// # Errors
-/// The limit that is reached.
+/// The limit that is exceeded.
 pub fn take_one(subject: &Subject, now: UnixTime, host: &dyn Host) -> Result<Standing, Exceeded> {
     let mut outcome = None;
     let update = host.update(&shared_name(subject), &mut |bytes| match Record::read(bytes).take(subject, now) {
@@ -79,8 +79,8 @@ pub fn take_one(subject: &Subject, now: UnixTime, host: &dyn Host) -> Result<Sta
     }
 }
 
-/// A subject's name in shared data, which has no delete: bounded by what operators configure, and versioned by the
-/// record's form.
+/// The name of a subject's record in shared data, where nothing can be deleted. The number of names is bounded by what
+/// operators configure. The name has the version of the record's form.
 fn shared_name(subject: &Subject) -> String {
     format!("apexmcp/limit/1/{}", subject.name)
 }
@@ -94,7 +94,7 @@ struct Record {
 }
 
 impl Record {
-    /// A record in another form counts as none.
+    /// Reads a record. Bytes in another form count as no record.
     fn read(bytes: &[u8]) -> Self {
         let number = |index: usize| {
             let bytes = bytes.chunks_exact(8).nth(index).and_then(|bytes| bytes.try_into().ok());
@@ -158,12 +158,12 @@ impl Record {
     }
 }
 
-/// A rate as times, in nanoseconds.
+/// A rate as durations in nanoseconds.
 #[derive(Clone, Copy)]
 struct Bucket {
-    /// In which one request flows in.
+    /// Time in which one request flows in.
     interval: u64,
-    /// In which an empty bucket fills.
+    /// Time in which an empty bucket fills.
     capacity: u64,
 }
 
@@ -176,14 +176,15 @@ impl Bucket {
         Self { interval, capacity: narrow(u128::from(interval).saturating_mul(burst)) }
     }
 
-    /// A bucket is never fuller than full. One that seems far emptier than empty was written under another rate, or while
-    /// the clock was ahead: it begins anew. Were it to begin anew for less, who comes late would fill it for all.
+    /// Corrects the moment at which the bucket is full. A moment in the past means that the bucket is full now. A moment that
+    /// is too far ahead was written under another rate, or while the clock was ahead, so the bucket is full again. The
+    /// tolerance is [`LATENESS`]: a smaller one would let a worker with a stale clock refill the bucket for everyone.
     fn repaired(self, full_at: u64, now: UnixTime) -> u64 {
         let latest = nanos(now.plus(LATENESS)).saturating_add(self.capacity);
         if full_at > latest { nanos(now) } else { full_at.max(nanos(now)) }
     }
 
-    /// How long a bucket that will be full at this moment has to be waited for, where it has been drawn from too often.
+    /// Time until the bucket has room again. `None` if it has room now.
     fn overflow(self, full_at: u64, now: UnixTime) -> Option<Duration> {
         let overflow = full_at.checked_sub(nanos(now).saturating_add(self.capacity)).filter(|overflow| *overflow > 0);
         overflow.map(Duration::from_nanos)
@@ -263,7 +264,7 @@ mod tests {
         assert!(take_one(&subject, NOW, &host).is_err());
     }
 
-    /// Else it would find the bucket emptier than empty, and take that for a wrong clock.
+    /// Otherwise such a worker would take the record for that of a wrong clock, and refill the bucket.
     #[test]
     fn who_comes_late_fills_nothing() {
         let (host, subject) = (MemoryHost::default(), subject("a", Some((100, Unit::Second, 5)), Some(10)));

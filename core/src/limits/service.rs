@@ -1,5 +1,5 @@
-//! Counting by a fleet's rate limit service: `ShouldRateLimit` of `envoy.service.ratelimit.v3.RateLimitService`, one call
-//! a request, with every limit as an override, so that the service needs to know no org.
+//! Counting by the rate limit service of a fleet: `ShouldRateLimit` of `envoy.service.ratelimit.v3.RateLimitService`. The
+//! filter sends one call for each request, with every limit as an override. So the service need not know any organization.
 
 use std::num::NonZeroU32;
 use std::rc::Rc;
@@ -14,12 +14,13 @@ use super::subject::{Kind, Subject, Subjects, Unit};
 use crate::budget::Hold;
 use crate::time::UnixTime;
 
-/// The service's full name.
+/// The full name of the gRPC service.
 pub const SERVICE: &str = "envoy.service.ratelimit.v3.RateLimitService";
-/// Its method.
+/// The gRPC method.
 pub const METHOD: &str = "ShouldRateLimit";
 
-/// A longer answer is none: it tells the state of a handful of limits, in less than 1 KiB, and would be read in the worker.
+/// Maximum length of an answer, in bytes. A longer one counts as no answer. The state of a handful of limits takes less than
+/// 1 KiB, and the worker has to read it.
 pub const MAX_ANSWER_LENGTH: usize = 64 * 1024;
 
 const OK: i32 = 1;

@@ -1,4 +1,5 @@
-//! Where a client stands, as draft-ietf-httpapi-ratelimit-headers tells it: `RateLimit-Policy` and `RateLimit`.
+//! The standing of a client at its limits, for the response headers `RateLimit-Policy` and `RateLimit`
+//! (draft-ietf-httpapi-ratelimit-headers).
 
 use std::fmt::Write;
 use std::num::NonZeroU32;
@@ -6,30 +7,30 @@ use std::time::Duration;
 
 use super::subject::Subject;
 
-/// The field that tells the limits.
+/// The header with the limits.
 pub const RATE_LIMIT_POLICY: &str = "ratelimit-policy";
-/// The field that tells what is left of them.
+/// The header with the remaining requests.
 pub const RATE_LIMIT: &str = "ratelimit";
 
-/// One limit as the client sees it.
+/// One limit, as the headers tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// How many requests it has.
+    /// Maximum number of requests in the window.
     pub quota: u64,
-    /// Its length; `None` where months differ in it.
+    /// The length of the window. `None` for a calendar month.
     pub length: Option<Duration>,
-    /// How many are left.
+    /// Remaining requests.
     pub remaining: u64,
-    /// When it is whole again.
+    /// Time until all requests are available again.
     pub resets_in: Duration,
 }
 
 /// The tightest limit of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// The rate.
+    /// The tightest rate.
     pub rate: Option<Window>,
-    /// The month's quota.
+    /// The tightest monthly quota.
     pub month: Option<Window>,
 }
 
@@ -44,7 +45,7 @@ impl Standing {
         Self { rate, month: quota.map(|quota| window(quota, None)) }
     }
 
-    /// The tighter of both, for each kind.
+    /// Combines two standings: the tighter window of each kind.
     pub fn and(self, other: Self) -> Self {
         let tighter = |one: Option<Window>, other: Option<Window>| match (one, other) {
             (Some(one), Some(other)) => Some(if other.remaining < one.remaining { other } else { one }),
@@ -53,12 +54,12 @@ impl Standing {
         Self { rate: tighter(self.rate, other.rate), month: tighter(self.month, other.month) }
     }
 
-    /// The standing where there is one to tell: an empty list is no field (RFC 9651 §3.1).
+    /// `None` if no limit applies, because an empty list is not sent (RFC 9651 §3.1).
     pub fn told(self) -> Option<Self> {
         Some(self).filter(|standing| *standing != Self::default())
     }
 
-    /// The field `RateLimit-Policy`.
+    /// The value of `RateLimit-Policy`.
     pub fn policy(&self) -> String {
         self.list(|text, window| {
             let _ = write!(text, ";q={}", window.quota);
@@ -68,14 +69,14 @@ impl Standing {
         })
     }
 
-    /// The field `RateLimit`.
+    /// The value of `RateLimit`.
     pub fn state(&self) -> String {
         self.list(|text, window| {
             let _ = write!(text, ";r={};t={}", window.remaining, window.resets_in.as_millis().div_ceil(1000));
         })
     }
 
-    /// A structured field (RFC 9651 §3.1). Writing to a String cannot fail.
+    /// A list as a structured field (RFC 9651 §3.1). Writing to a String cannot fail.
     fn list(&self, parameters: impl Fn(&mut String, &Window)) -> String {
         let mut text = String::new();
         for (name, window) in [("rate", &self.rate), ("month", &self.month)] {

@@ -20,26 +20,26 @@ use crate::scope::{Scope, ScopeSet, is_scope_token};
 use crate::signing_key::SigningKey;
 use crate::time::UnixTime;
 
-/// The variables of the VM's environment, by name.
+/// Looks up a variable of the VM's environment by its name.
 pub type Environment<'e> = dyn Fn(&str) -> Option<String> + 'e;
 
-/// What a document refers to outside itself.
+/// What the check needs besides the document.
 pub(crate) struct Surroundings<'a> {
     /// The clusters through which key sets can be fetched.
     pub(crate) clusters: &'a Clusters,
-    /// Where private keys may stand.
+    /// The environment, which may contain private keys.
     pub(crate) environment: &'a Environment<'a>,
     /// `gateway.connector_separator`
     pub(crate) separator: &'a str,
-    /// `gateway.origin`, where it is known.
+    /// `gateway.origin`. `None` if it is not known.
     pub(crate) origin: Option<&'a str>,
-    /// Whether the document is for many gateways: a provider whose keys this one cannot fetch is left out, for it must not
-    /// hold up the policy of all.
+    /// Whether the document is for many gateways. A provider whose keys this gateway cannot fetch is then left out, because an
+    /// error of one organization must not block the policy of all.
     pub(crate) is_for_many: bool,
 }
 
 impl Policy {
-    /// Checks a document that stands at `path`, noting what is wrong with it.
+    /// Checks a document, and adds its problems. `path` is its JSON path in the configuration.
     pub(crate) fn check(raw: RawPolicy, path: &str, surroundings: &Surroundings<'_>, problems: &mut Problems) -> Self {
         let are_keys_needed = raw.orgs.0.iter().any(|(_, org)| org.oauth_clients.iter().any(|client| !client.revoked));
         if are_keys_needed && raw.signing_keys.is_empty() {
@@ -48,7 +48,7 @@ impl Policy {
         Self::check_part(raw, path, surroundings, problems)
     }
 
-    /// The same for a part of a document.
+    /// Checks a part of a document.
     pub(crate) fn check_part(raw: RawPolicy, path: &str, surroundings: &Surroundings<'_>, problems: &mut Problems) -> Self {
         let policy = Self { version: raw.version.unwrap_or_default(), ..Self::default() };
         let mut checker = Checker { policy, surroundings, problems, key_sets: HashMap::new(), named: Vec::new() };
@@ -211,7 +211,7 @@ impl Checker<'_> {
             self.problems.add(format_args!("{path}.kid"), "must not be empty, nor stand twice");
         }
         if kid.len() > MAX_HEADER_VALUE_LENGTH || !kid.chars().all(is_plain) {
-            // A longer one would be refused in the gateway's own tokens.
+            // The gateway would refuse its own tokens with a longer one.
             let wrong = format!(
                 "must be at most {MAX_HEADER_VALUE_LENGTH} bytes, without control characters and marks that are not seen"
             );
@@ -223,7 +223,7 @@ impl Checker<'_> {
                 let path = format!("{path}.private_key_env");
                 let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
                 if name.is_empty() || !is_name {
-                    // Whoever writes the key itself here must not find it in the log.
+                    // The message does not repeat the value: an operator may have written the key itself here.
                     self.problems.add(path, "must be the name of an environment variable, such as APEXMCP_SIGNING_KEY");
                     return None;
                 }
@@ -318,7 +318,7 @@ impl Checker<'_> {
         let issuer = self.problems.required(format_args!("{path}.issuer"), raw.issuer);
         let issuer = issuer.and_then(|issuer| self.problems.checked(format_args!("{path}.issuer"), issuer::check(issuer)));
         if issuer.is_some() && issuer.as_deref() == self.surroundings.origin {
-            // No error: one org's provider must not hold up the policy of all, and this one never matches.
+            // A warning: an error of one organization must not block the policy of all, and this provider never matches.
             let useless =
                 "is gateway.origin: whatever names this issuer is judged as the gateway's own token, never as this provider's";
             self.problems.warn(format_args!("{path}.issuer"), useless);
@@ -404,8 +404,8 @@ impl Checker<'_> {
         }
     }
 
-    /// What people call a record. It is for those who read the document, of whom some read it in a terminal; nothing else
-    /// depends on it, so it is no reason to refuse all of them.
+    /// Checks the display name of a record. Nothing depends on it, so a bad name is a warning. But people may read the document
+    /// in a terminal.
     fn name(&mut self, path: &str, name: Option<&str>) {
         if !name.unwrap_or_default().chars().all(is_plain) {
             self.problems

@@ -1,4 +1,5 @@
-//! Who may do what: orgs, their API keys and identity providers, indexed for look-up and otherwise inert.
+//! The checked policy: organizations with their API keys, clients and identity providers, indexed for look-ups. It decides
+//! nothing by itself.
 
 pub mod check;
 pub mod issuer;
@@ -34,9 +35,9 @@ pub const MAX_CLIENT_SCOPE_LENGTH: usize = 256;
 /// A checked policy document.
 #[derive(Debug, Default)]
 pub struct Policy {
-    /// Opaque; shown in the log, and as a metric where it is a number.
+    /// An opaque text for the log. If it is a decimal number, it is also a metric.
     pub version: String,
-    /// The key sets that the identity providers name, each once, with the organizations that name them.
+    /// The key sets of the identity providers, each once, with the organizations that use it.
     pub key_sets: Vec<(JwksUri, Vec<OrgName>)>,
     /// In a document for many gateways: by organization, the connectors that cannot be told apart, and a problem for each
     /// place that names one of them.
@@ -48,12 +49,12 @@ pub struct Policy {
     oauth_clients: HashMap<Box<str>, Rc<OauthClient>>,
 }
 
-/// A document's version as a number, where it is a decimal one, for a gauge.
+/// The version of a document as the value of a gauge. `None` if the version is not a decimal number.
 pub fn version_number(version: &str) -> Option<u64> {
     version.bytes().all(|byte| byte.is_ascii_digit()).then(|| version.parse().ok())?
 }
 
-/// What an org has besides keys.
+/// An organization without its API keys.
 #[derive(Debug, Default)]
 pub struct Org {
     identity_providers: Vec<IdentityProvider>,
@@ -70,17 +71,17 @@ impl Org {
         self.identity_providers.iter().find(|provider| &*provider.issuer == issuer)
     }
 
-    /// Whether OAuth discovery leads anywhere for this org.
+    /// Whether OAuth discovery finds an authorization server for this organization.
     pub fn offers_oauth(&self) -> bool {
         self.has_clients || !self.identity_providers.is_empty()
     }
 
-    /// What the requests of all its credentials are counted at.
+    /// The subjects at which the requests of all its credentials are counted.
     pub fn limits(&self) -> &Subjects {
         &self.limits
     }
 
-    /// Whether it has OAuth clients.
+    /// Whether the organization has OAuth clients.
     pub fn has_clients(&self) -> bool {
         self.has_clients
     }
@@ -122,14 +123,14 @@ impl Org {
     }
 }
 
-/// The customer's own identity provider.
+/// An identity provider of an organization.
 #[derive(Debug)]
 pub struct IdentityProvider {
     /// The `iss` of its tokens.
     pub issuer: Box<str>,
-    /// Where its keys are.
+    /// The URL of its key set.
     pub jwks_uri: JwksUri,
-    /// The `aud` values that mean this gateway; any one will do.
+    /// The accepted values of `aud`. A token needs one of them.
     pub audiences: Vec<Box<str>>,
     /// The scopes of a token without any `mcp:` scope, if the policy names them. If it does not, the default is `mcp:call`,
     /// except for some tokens: see [`crate::scope::unread_grant`].
@@ -153,25 +154,26 @@ struct ApiKey {
 }
 
 impl Policy {
-    /// The org of this name.
+    /// The organization with this name.
     pub fn org(&self, name: &OrgName) -> Option<Rc<Org>> {
         self.orgs.get(name).cloned()
     }
 
-    /// The keys of gateway tokens: the first signs, all verify.
+    /// The signing keys of the gateway. The first one signs, and all of them verify.
     pub fn signing_keys(&self) -> Rc<[SigningKey]> {
         Rc::clone(&self.signing_keys)
     }
 
-    /// The client of this id.
+    /// The OAuth client with this id.
     pub fn oauth_client(&self, id: &str) -> Option<Rc<OauthClient>> {
         self.oauth_clients.get(id).cloned()
     }
 
-    /// Whom the key with this digest stands for in `org`.
+    /// The principal of the API key with this digest in `org`.
     ///
     /// # Errors
-    /// [`Reason::ApiKeyUnknown`], which an unknown, a revoked and another org's key share, and [`Reason::ApiKeyExpired`].
+    /// [`Reason::ApiKeyUnknown`] for an unknown or revoked key and for a key of another organization, and
+    /// [`Reason::ApiKeyExpired`].
     pub fn api_key(&self, digest: &KeyDigest, org: &OrgName, now: UnixTime) -> Result<Rc<Principal>, Reason> {
         let key = self.api_keys.get(digest).filter(|key| key.principal.org() == org).ok_or(Reason::ApiKeyUnknown)?;
         if key.expires_at.is_some_and(|expires_at| now >= expires_at) {

@@ -1,10 +1,10 @@
-//! The policy of a Settings service: fetched and checked whole by one thread, and kept in shared data in small parts, of
-//! which each thread reads those that it needs.
+//! The policy of a Settings service. One thread fetches and checks the whole document, and writes it to shared data in small
+//! parts. The other threads read the parts that they need.
 //!
-//! A document of 20 MB parsed by a worker would hold up its requests for half a second, whenever one key changes. So it
-//! is parsed by one thread, by preference Envoy's main thread, that serves no requests. It cuts the document into small
-//! ones of the same form: an org without its keys, a few dozen keys. What did not change is not written, and what a
-//! worker has read it reads again only where it was written since. A change costs workers nothing but that.
+//! A worker that parsed a document of 20 MB would delay its requests by half a second, whenever one key changes. So one thread
+//! parses it, preferably Envoy's main thread, which serves no requests. It cuts the document into small documents of the same
+//! form: an organization without its keys, or a few dozen keys. It writes only the parts that changed. A worker reads a part
+//! again only if it was written since.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -31,41 +31,43 @@ use crate::scope::Scope;
 use crate::signing_key::SigningKey;
 use crate::time::UnixTime;
 
-/// Keys in one part: it is parsed in a fraction of a millisecond.
+/// Number of keys in one part. Such a part is parsed in a fraction of a millisecond.
 const KEYS_IN_PART: usize = 64;
-/// Parts that a thread remembers. What is forgotten is read again.
+/// Maximum number of parts in the cache of a thread. A part that was evicted is read again.
 const MAX_PARTS: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
 
-/// Longer documents are refused: Envoy takes no longer answer to a callout. One with 10,000 orgs and 100,000 keys has 20 MB.
+/// Maximum length of a document, in bytes: that of Envoy for the answer to a callout. A document with 10,000 organizations and
+/// 100,000 keys has 20 MB.
 pub const MAX_DOCUMENT_LENGTH: usize = 32 << 20;
 
 const HEAD: &str = "head";
 const MANIFEST: &str = "manifest";
 const SIGNING: &str = "signing";
-/// In the manifest, before the names of parts that are cleared with the next publication.
+/// Prefix of names in the manifest: the next publication clears these parts.
 const LEAVING: char = '~';
 
-/// What somebody else writes reads nothing of this Envoy's environment: `private_key_env` is for policies within.
+/// A remote policy cannot read environment variables of this Envoy. `private_key_env` is for inline policies only.
 const NO_ENVIRONMENT: fn(&str) -> Option<String> = |_| None;
 
-/// Where the parts of one source are in shared data. Its form has a version: old and new modules may run side by side.
+/// The prefix of the names of one policy in shared data. It has a version, because an old and a new module may run side by
+/// side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place(Box<str>);
 
 impl Place {
-    /// That of the source with these coordinates.
+    /// The place of the policy that is fetched with these settings.
     pub fn of(cluster: &str, authority: &str, path: &str) -> Self {
         let source = hex::encode(Sha256::digest(format!("{cluster}\n{authority}\n{path}")));
         Self(format!("apexmcp/policy/1/{}/", source.get(..16).unwrap_or(&source)).into())
     }
 
-    /// The name of one of its values.
+    /// The name of the value `part` in shared data.
     pub fn name(&self, part: &str) -> String {
         format!("{}{part}", self.0)
     }
 }
 
-/// What all threads know of the policy in force.
+/// The head of the policy in force, which all threads read.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Head {
     /// Grows with each publication. Zero before the first.
@@ -82,8 +84,8 @@ fn client_part(id: &str) -> String {
     format!("client/{id}")
 }
 
-/// The part with a key, of an org whose keys are in so many parts. Their number is in the name: while it changes, the
-/// old ones stay for those who have not heard of it.
+/// The name of the part that has a key, for an organization with this number of key parts. The name contains the number: when
+/// it changes, the old parts stay for threads that have not read the new number.
 fn keys_part(org: &str, parts: usize, first_bytes: u32) -> String {
     let index = usize::try_from(first_bytes).unwrap_or(0).checked_rem(parts).unwrap_or(0);
     format!("keys/{org}/{parts}/{index}")
@@ -93,7 +95,7 @@ fn keys_part(org: &str, parts: usize, first_bytes: u32) -> String {
 #[derive(Debug)]
 pub struct Publication {
     version: String,
-    /// In the order in which they are written: what others refer to comes first.
+    /// The parts in the order in which they are written. A part comes before the parts that refer to it.
     parts: Vec<(String, String)>,
     warnings: Vec<Problem>,
     conflicts: Vec<Problem>,
@@ -151,10 +153,10 @@ struct DocumentNames {
 }
 
 impl Publication {
-    /// Checks `document` whole, and cuts it.
+    /// Checks the whole `document`, and cuts it into parts.
     ///
     /// # Errors
-    /// Everything that is wrong with it, each with its JSON path.
+    /// All problems, each with its JSON path.
     pub fn of(document: &[u8], clusters: &Clusters, separator: &str) -> Result<Self, Vec<Problem>> {
         let surroundings = &Surroundings { clusters, environment: &NO_ENVIRONMENT, separator, origin: None, is_for_many: true };
         let mut problems = Problems::default();
@@ -173,7 +175,7 @@ impl Publication {
         &self.version
     }
 
-    /// What the operator should know.
+    /// Warnings about a document that is nevertheless accepted.
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings
     }
@@ -183,20 +185,20 @@ impl Publication {
         &self.conflicts
     }
 
-    /// Writes what changed for all threads, and tells them.
+    /// Writes the parts that changed, then a new generation, which the other threads notice.
     pub fn publish(&self, place: &Place, host: &dyn Host) {
         let manifest = place.name(MANIFEST);
         let before = host.shared(&manifest).map(|shared| String::from_utf8(shared.bytes).unwrap_or_default()).unwrap_or_default();
         let names: HashSet<&str> = self.parts.iter().map(|(name, _)| name.as_str()).collect();
         let gone = before.lines().filter(|line| !names.contains(line.trim_start_matches(LEAVING)));
-        // Keys in parts of an old number are still read by those who have not heard of the new one.
+        // Threads that have not read the new number of key parts still read the old parts.
         let (leaving, gone): (Vec<&str>, Vec<&str>) = gone.partition(|name| {
             let org = name.strip_prefix("keys/").and_then(|rest| rest.split('/').next());
             org.is_some_and(|org| names.contains(org_part(org).as_str()))
         });
         let mut lines: Vec<String> = self.parts.iter().map(|(name, _)| name.clone()).collect();
         lines.extend(leaving.iter().map(|name| format!("{LEAVING}{name}")));
-        // Who takes over in the middle must know of all that may be there.
+        // If this thread dies now, the next one must know the name of every part that may exist.
         let all = [lines.join("\n"), gone.join("\n")].join("\n");
         put(&manifest, all.as_bytes(), host);
         for (name, text) in &self.parts {
@@ -272,7 +274,7 @@ fn cut(document: &[u8], indistinct: &HashMap<String, HashSet<String>>) -> Result
         }
         for client in &org.oauth_clients {
             let DocumentClient { client_id, revoked } = serde_json::from_str(client.get())?;
-            // A revoked record is the same as none, and its id was not checked.
+            // A revoked record counts as no record, and its id was not checked.
             clients.extend(client_id.filter(|_| !revoked).map(|id| (client_part(&id), name.clone())));
         }
         let text = serde_json::to_string(&Document::of_org(&name, org))?;
@@ -296,7 +298,7 @@ pub struct RemotePolicy {
 
 #[derive(Debug)]
 struct Part {
-    /// The generation in which it was last compared with what is shared.
+    /// The generation in which the part was last compared with shared data.
     generation: u64,
     revision: Option<u32>,
     content: Content,
@@ -305,17 +307,17 @@ struct Part {
 #[derive(Clone, Debug)]
 enum Content {
     Nothing,
-    /// The org of a client.
+    /// The organization of a client.
     Name(Rc<str>),
     Document {
         policy: Rc<Policy>,
-        /// In how many parts its keys are, where it is an org.
+        /// The number of its key parts, if the part is an organization.
         key_parts: usize,
     },
 }
 
 impl RemotePolicy {
-    /// Nothing is known yet.
+    /// A view that has read nothing yet.
     pub fn new(place: Place, clusters: Clusters, separator: Box<str>) -> Self {
         let mut parts = LruCache::unbounded();
         parts.resize(MAX_PARTS);
@@ -323,7 +325,7 @@ impl RemotePolicy {
         Self { place, clusters, separator, generation, head_revision, parts: RefCell::new(parts) }
     }
 
-    /// Looks whether something was published. Returns the version where that is so.
+    /// Looks for a new publication. Returns its version if there is one.
     pub fn sync(&self, host: &dyn Host) -> Option<String> {
         let shared = host.shared(&self.place.name(HEAD)).filter(|shared| shared.revision != self.head_revision.get())?;
         self.head_revision.set(shared.revision);
@@ -332,7 +334,7 @@ impl RemotePolicy {
         Some(head.version)
     }
 
-    /// Grows with each publication; zero before the first.
+    /// A number that grows with each publication. Zero: nothing was published.
     pub fn generation(&self) -> u64 {
         self.generation.get()
     }
@@ -393,7 +395,7 @@ impl RemotePolicy {
         content
     }
 
-    /// A part as it was checked when it was published. One that can't be read all the same lets nobody in.
+    /// Parses a part. It was checked before it was published. If it still cannot be read, it is empty, and admits nobody.
     fn read(&self, name: &str, bytes: &[u8]) -> Content {
         let Some(text) = std::str::from_utf8(bytes).ok().filter(|text| !text.is_empty()) else { return Content::Nothing };
         if name.starts_with("client/") {

@@ -1,4 +1,4 @@
-//! Where the policy comes from: the configuration itself, or a Settings service. Who looks something up need not know.
+//! The source of the policy: the configuration itself, or a Settings service. Look-ups are the same for both.
 
 use std::rc::Rc;
 
@@ -23,7 +23,7 @@ pub enum PolicySource {
 }
 
 impl PolicySource {
-    /// Grows with each change; zero where there is no policy yet.
+    /// A number that grows with each change. Zero: there is no policy yet.
     pub fn generation(&self) -> u64 {
         match self {
             Self::Inline(_) => 1,
@@ -31,7 +31,7 @@ impl PolicySource {
         }
     }
 
-    /// The org of this name.
+    /// The organization with this name.
     pub fn org(&self, name: &OrgName, host: &dyn Host) -> Option<Rc<Org>> {
         match self {
             Self::Inline(policy) => policy.org(name),
@@ -39,7 +39,7 @@ impl PolicySource {
         }
     }
 
-    /// The keys of gateway tokens: the first signs, all verify.
+    /// The signing keys of the gateway. The first one signs, and all of them verify.
     pub fn signing_keys(&self, host: &dyn Host) -> Rc<[SigningKey]> {
         match self {
             Self::Inline(policy) => policy.signing_keys(),
@@ -47,7 +47,7 @@ impl PolicySource {
         }
     }
 
-    /// The client of this id.
+    /// The OAuth client with this id.
     pub fn oauth_client(&self, id: &str, host: &dyn Host) -> Option<Rc<OauthClient>> {
         match self {
             Self::Inline(policy) => policy.oauth_client(id),
@@ -55,7 +55,7 @@ impl PolicySource {
         }
     }
 
-    /// Whom the key with this digest stands for in `org`.
+    /// The principal of the API key with this digest in `org`.
     ///
     /// # Errors
     /// As [`Policy::api_key`].
