@@ -7,7 +7,7 @@ use wasm_test::http::{Client, Request};
 use wasm_test::issuer::{Behaviour, Issuer};
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::token::{Key, now};
-use wasm_test::upstream;
+use wasm_test::{eventually, upstream};
 
 /// The expected `WWW-Authenticate` of a refusal.
 enum Challenge {
@@ -241,4 +241,23 @@ async fn a_refusal_keeps_the_connection_for_the_next_request() {
         .collect();
     let replies = clients.join_all().await;
     assert!(replies.iter().all(|replies| replies == &["401", "401"]), "{replies:?}");
+}
+
+#[tokio::test]
+async fn the_log_quotes_what_did_not_match_but_not_the_token() {
+    let key = Key::first("first");
+    let issuer = Issuer::start(&[&key]).await;
+    let upstream = upstream::start().await;
+    let policy = json!({"acme": {"identity_providers": [issuer.record()]}});
+    let gateway = Setup::new(plugin(&policy)).start(&upstream).await;
+    for (changes, expected) in [
+        (json!({"iss": "https://other.example"}), r#"the issuer "https://other.example", which is no identity provider"#),
+        (json!({"aud": "elsewhere"}), r#"the audience "elsewhere""#),
+    ] {
+        let token = key.token(&issuer.claims_with(&changes));
+        let reply = gateway.send(&Request::tools_list("/mcp/acme").bearer(&token)).await;
+        assert_eq!(reply.status, 401);
+        let log = eventually("a line at level debug", async || Some(gateway.log()).filter(|log| log.contains(expected))).await;
+        assert!(!log.contains(&token));
+    }
 }
