@@ -8,6 +8,8 @@ multiple of the good one than SECURITY.md explains.
 After that, clients send requests and leave them waiting (held.py). The program measures the memory that these requests
 occupy for each byte on the wire, over HTTP/2 and HTTP/1.1. It fails if Envoy's memory grows too much, or if a held
 request costs too much CPU time.
+
+The file is long because it lists every hostile request beside the good one that it is compared with.
 """
 
 import argparse

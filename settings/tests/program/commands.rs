@@ -1,4 +1,5 @@
-//! Every command, through the program itself.
+//! Every command, through the program itself. The file is long because each test is one story through several commands,
+//! and stories about different nouns share their steps.
 
 use std::os::unix::fs::PermissionsExt;
 
