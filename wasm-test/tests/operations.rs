@@ -71,6 +71,7 @@ async fn a_hot_restart_under_load_causes_no_wrong_decision() {
     let mut parent = Setup::new(configuration(&issuer, 0)).workers(2).restartable().start(&upstream).await;
     let loads = start_loads(&parent, &key, &issuer);
     loads.until_answered(500).await;
+    let parent_failures = parent.fetched("failure").await;
     let child = parent.restart(&upstream).await;
     assert_eq!(child.client().authority(), parent.client().authority());
     eventually("the first Envoy ends", async || parent.has_ended().then_some(())).await;
@@ -85,7 +86,9 @@ async fn a_hot_restart_under_load_causes_no_wrong_decision() {
     }
     let lost = loads.stop("hot restart").await;
     assert!(lost <= 2 * CLIENTS, "{lost} requests were lost, but each client had only one connection to the first Envoy");
-    assert_eq!(issuer.requests(), 2, "each Envoy fetched the keys once");
+    // On a busy machine, a fetch may take longer than its timeout. Then it is retried.
+    let failures = parent_failures + child.fetched("failure").await;
+    assert_eq!(issuer.requests() as u64, 2 + failures, "each Envoy fetched the keys once, and once more after a failed fetch");
 }
 
 /// `RECONFIGURATIONS=300` changes the configuration 300 times, once a second. The default is 20 times, without pauses.
