@@ -109,7 +109,7 @@ fn a_token_whose_kid_no_key_has_is_tried_with_the_keys_without_kid() {
     let Gateway { key_sets, config, .. } = &mut world.gateway;
     let fetch = key_sets.sync(KeySetId::at(0), NOW, &config.jwks, &world.host).unwrap().unwrap();
     let document = testing::jwk_set(&["a"]).to_document().replace(r#""kid":"a","#, "");
-    assert!(!document.contains("kid"));
+    assert!(!document.contains("\"kid\""));
     let keys = crate::jose::jwk::JwkSet::parse(document.as_bytes()).unwrap();
     key_sets.finish(&fetch, Some(&keys), NOW, &config.jwks, &world.host).unwrap();
     let token = testing::sign(&json!({"alg": "RS256", "kid": "anything"}), &claims());
