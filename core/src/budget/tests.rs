@@ -14,6 +14,17 @@ fn held(budget: &Budget, account: &Account, waits: Waits, count: usize) -> Vec<H
 }
 
 #[test]
+fn holds_that_ended_do_not_accumulate_behind_an_old_one() {
+    let budget = Budget::default();
+    let _oldest = budget.hold(org("slow"), Waits::ForOthers, 0).unwrap();
+    for _ in 0..10_000 {
+        assert!(budget.hold(org("busy"), Waits::ForOthers, 0).is_some());
+        let ledger = budget.0.borrow();
+        assert!(ledger.holds.len() <= 2, "{} holds, {} of them ended", ledger.holds.len(), ledger.ended);
+    }
+}
+
+#[test]
 fn an_account_cannot_exceed_its_share_of_places() {
     let budget = Budget::default();
     for (account, share) in [
