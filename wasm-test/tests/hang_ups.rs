@@ -252,7 +252,8 @@ async fn hang_ups_while_waiting_for_the_rate_limit_service_affect_nobody_else() 
     let service = RateLimitService::start().await;
     let limited = json!({"api_keys": [api_key_record("key_limited")], "limits": {"monthly_quota": 1_000_000_000}});
     let orgs = json!({"acme": {"api_keys": [api_key_record("key_all")]}, "limited": limited});
-    let asked = json!({"cluster": "ratelimit", "timeout": "60s", "on_error": "deny"});
+    // All clients must come and leave in this time, and afterwards the test waits for it.
+    let asked = json!({"cluster": "ratelimit", "timeout": "30s", "on_error": "deny"});
     let limits = json!({"limits": {"store": "rate_limit_service", "rate_limit_service": asked}});
     let upstream = upstream::start().await;
     let setup = Setup::new(merged(plugin(&orgs), &limits)).workers(WORKERS).rate_limit_service(service.port());
@@ -265,15 +266,16 @@ async fn hang_ups_while_waiting_for_the_rate_limit_service_affect_nobody_else() 
 
     service.signal_service("STOP").await;
     let staying = send(&gateway, of_limited("key_limited"));
-    // An org has at most 128 open requests to the service in each worker. They stay open when their clients leave.
+    // An org has at most 128 open requests to the service in each worker. They stay open when their clients leave, until their
+    // timeout is over: the SDK does not tell the filter about the end of a call if the stream that began it has ended.
     let leaving = whole("limited", &format!("x-api-key: {}\r\n", api_key("key_limited")));
     let lines = hang_up(&gateway, &leaving, 5).await;
     let of_status = |status: u16| lines.iter().filter(|line| line["status"] == status).count();
     assert_eq!(of_status(0) + of_status(429), lines.len());
     assert!(of_status(0) < WORKERS * 128 && of_status(429) > 0, "{} requests were undecided", of_status(0));
-    // Now the service answers all requests, including those of clients that have left.
     service.signal_service("CONT").await;
     assert_eq!(staying.await.expect("a reply").status, 200);
+    // The places of the clients that have left are free again.
     gateway.until_everywhere(&of_limited("key_limited"), 200).await;
     end(&gateway, loads, "hung up while they waited for the rate limit service").await;
 }

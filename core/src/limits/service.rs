@@ -72,7 +72,7 @@ impl OpenQuestions {
     }
 
     /// Updates the clock. An answer since the last call counts as an answer at this moment. Questions end when their timeout
-    /// is over: if the stream of a question has ended, Envoy does not report the end of the question.
+    /// is over: if the stream of a question has ended, the SDK does not report the end of the question.
     pub fn look(&mut self, now: UnixTime) {
         self.looked_at = now;
         if std::mem::take(&mut self.has_answered) {
