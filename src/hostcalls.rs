@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use prost::Message;
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 
@@ -176,25 +175,9 @@ fn call_http<'h>(cluster: &str, mut headers: Vec<(&'h str, &'h str)>, accept: &'
     hostcalls::dispatch_http_call(cluster, headers, None, Vec::new(), timeout)
 }
 
-/// The part of `envoy.config.core.v3.GrpcService` that names a cluster. Envoy also accepts a plain name, but it tries to read
-/// the name as this message, and a name that happens to be one could end Envoy.
-#[derive(Clone, PartialEq, Message)]
-struct GrpcService {
-    #[prost(message, optional, tag = "1")]
-    envoy_grpc: Option<EnvoyGrpc>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct EnvoyGrpc {
-    #[prost(string, tag = "1")]
-    cluster_name: String,
-}
-
-/// Begins a gRPC call. Returns the number of the call, or `None` if Envoy does not begin it.
-pub(crate) fn call_grpc(cluster: &str, service: &str, method: &str, message: &[u8], timeout: Duration) -> Option<u32> {
-    let upstream = GrpcService { envoy_grpc: Some(EnvoyGrpc { cluster_name: cluster.to_owned() }) }.encode_to_vec();
-    let upstream = String::from_utf8(upstream).ok()?;
-    hostcalls::dispatch_grpc_call(&upstream, service, method, Vec::new(), Some(message), timeout).ok()
+/// Begins a gRPC call to `upstream`, a serialized `GrpcService`. Returns the number of the call, or `None` if Envoy does not begin it.
+pub(crate) fn call_grpc(upstream: &str, service: &str, method: &str, message: &[u8], timeout: Duration) -> Option<u32> {
+    hostcalls::dispatch_grpc_call(upstream, service, method, Vec::new(), Some(message), timeout).ok()
 }
 
 /// The message in the answer to a gRPC call.

@@ -269,9 +269,9 @@ impl Plugin {
     /// Sends a question to the rate limit service, and returns the number of the call. The root context sends it: Envoy drops
     /// the call of a stream when the stream ends.
     fn ask(&self, question: &Question, id: u32) -> Option<u32> {
-        let Question { cluster, timeout, message } = question;
+        let Question { upstream, timeout, message } = question;
         hostcalls::enter(self.root_id.get());
-        let call = hostcalls::call_grpc(cluster, service::SERVICE, service::METHOD, message, *timeout);
+        let call = hostcalls::call_grpc(upstream, service::SERVICE, service::METHOD, message, *timeout);
         hostcalls::enter(id);
         call
     }

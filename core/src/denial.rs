@@ -4,7 +4,7 @@
 //! not an attacker: it never tells whether an organization exists, or which part of a credential was right. The line for the
 //! log is for the operator of the gateway. It quotes what did not match, but never a credential.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -369,8 +369,8 @@ impl Denial {
         challenge.push_str("Bearer");
         let mut separator = " ";
         let mut parameter = |name: &str, value: &str| {
-            // Writing to a String cannot fail.
-            let _ = write!(challenge, "{separator}{name}=\"{value}\"");
+            // `write!` would take several times as long.
+            [separator, name, "=\"", value, "\""].into_iter().for_each(|part| challenge.push_str(part));
             separator = ", ";
         };
         match self {

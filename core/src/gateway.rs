@@ -267,9 +267,9 @@ impl Gateway {
         // After a rotation, tokens have an unknown `kid`. If they have no `kid`, their signature fits no known key.
         let unknown = (!keys.has_named(&jws.key_hint())).then(|| KeyName::in_token(&jws));
         let refusal = if unknown.is_some() && jws.kid().is_some() { Reason::KeyUnknown } else { Reason::SignatureInvalid };
-        let verified = match signature::verify(jws, candidates, host) {
-            Ok(verified) => verified,
-            Err(jws) => {
+        let verified = match signature::verify(&jws, candidates, host) {
+            Some(verified) => verified,
+            None => {
                 if unknown.is_some_and(|name| key_set.request_key(name, now, timing)) {
                     return Err(NotAdmitted::AwaitKeySet(key_set_id));
                 }
@@ -331,7 +331,9 @@ impl Gateway {
         if keys.is_empty() {
             return Err(Denial::key_mismatch(Reason::KeyUnknown, jws).into());
         }
-        let verified = signature::verify(jws, keys, host).map_err(|jws| Denial::key_mismatch(Reason::SignatureInvalid, jws))?;
+        let Some(verified) = signature::verify(&jws, keys, host) else {
+            return Err(Denial::key_mismatch(Reason::SignatureInvalid, jws).into());
+        };
 
         let claims = verified.claims();
         let id = claims::subject(claims)?;

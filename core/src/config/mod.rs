@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::Uri;
 
 use crate::jwks::{Clusters, MAX_TIMEOUT, Timing};
+use crate::limits::service;
 use crate::origin::AllowedOrigins;
 use crate::path::McpPath;
 use crate::policy::Policy;
@@ -252,24 +253,20 @@ fn check_tokens(raw: &RawTokens, problems: &mut Problems) -> Option<TokenSetting
     Some(TokenSettings { ttl, clock_skew, cache_size: usize::try_from(cache_size).unwrap_or(usize::MAX) })
 }
 
-/// Maximum length of the cluster's name, in bytes. The module passes a protobuf message as text to Envoy, so no byte may have
-/// its highest bit set. The length byte of a longer name would.
-const MAX_GRPC_CLUSTER_LENGTH: usize = 125;
-
 fn check_limits(raw: Limits, problems: &mut Problems) -> Option<LimitStore> {
     let service = raw.rate_limit_service.map(|raw| {
         let path = "limits.rate_limit_service.cluster";
-        let cluster = problems.required(path, raw.cluster);
-        if cluster.as_ref().is_some_and(|cluster| cluster.len() > MAX_GRPC_CLUSTER_LENGTH) {
-            problems.add(path, "must be at most 125 bytes: a module cannot tell Envoy a longer one");
-        }
+        let upstream = problems.required(path, raw.cluster).and_then(|cluster| {
+            let too_long = || "must be at most 125 bytes: a module cannot tell Envoy a longer one".to_owned();
+            problems.checked(path, service::upstream(&cluster).ok_or_else(too_long))
+        });
         let path = "limits.rate_limit_service.timeout";
         let timeout = duration(path, &raw.timeout, Duration::from_millis(100), problems);
         if timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
             problems.add(path, "must be at least 1ms");
         }
         let domain = raw.domain.unwrap_or_else(|| "apexmcp".to_owned());
-        Some(RateLimitService { cluster: cluster?, domain, timeout: timeout?, on_error: raw.on_error })
+        Some(RateLimitService { upstream: upstream?, domain, timeout: timeout?, on_error: raw.on_error })
     });
     match raw.store {
         RawLimitStore::Local => Some(LimitStore::Local),

@@ -1,5 +1,6 @@
 //! The sections of a checked configuration.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -86,8 +87,8 @@ pub enum LimitStore {
 /// Section `limits.rate_limit_service`.
 #[derive(Debug)]
 pub struct RateLimitService {
-    /// The Envoy cluster of the service.
-    pub cluster: String,
+    /// The Envoy cluster of the service, as [`crate::limits::service::upstream`] returns it.
+    pub upstream: Rc<str>,
     /// The domain under which the service knows this gateway.
     pub domain: String,
     /// How long an answer may take.

@@ -45,8 +45,8 @@ pub struct AwaitingCount {
 /// A question to the rate limit service.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Question {
-    /// The cluster of the service.
-    pub cluster: String,
+    /// The service, as Envoy wants it.
+    pub upstream: Rc<str>,
     /// The timeout of the call.
     pub timeout: Duration,
     /// The serialized `RateLimitRequest`.
@@ -88,7 +88,7 @@ impl Admitted {
         match gateway.budget.hold(account, Waits::ForOthers, self.size.head()) {
             Some(hold) => {
                 let edits: Edits = std::mem::take(&mut self.forward.edits);
-                let question = Question { cluster: service.cluster.clone(), timeout: service.timeout, message };
+                let question = Question { upstream: Rc::clone(&service.upstream), timeout: service.timeout, message };
                 let awaiting = AwaitingCount { admitted: self, hold: Rc::new(hold), call: None };
                 Step::Ask(edits, question, Pending::Count(awaiting))
             }

@@ -40,7 +40,7 @@ impl<'token> CompactJws<'token> {
     pub fn parse(token: &'token str) -> Result<Self, Reason> {
         let (signing_input, signature) = token.rsplit_once('.').ok_or(Reason::TokenMalformed)?;
         let (header, claims) = signing_input.split_once('.').ok_or(Reason::TokenMalformed)?;
-        let header = check_header(&object(header)?)?;
+        let header = check_header(object(header)?)?;
         let claims = object(claims)?;
         let signature = decode(signature)?;
         Ok(Self { token, signing_input, signature, header, claims })
@@ -121,7 +121,7 @@ fn object(part: &str) -> Result<Map<String, Value>, Reason> {
 }
 
 /// Checks the JOSE header and returns the members that are used.
-fn check_header(header: &Map<String, Value>) -> Result<JoseHeader, Reason> {
+fn check_header(mut header: Map<String, Value>) -> Result<JoseHeader, Reason> {
     if header.get("alg").and_then(Value::as_str) != Some("RS256") {
         return Err(Reason::AlgorithmNotAllowed);
     }
@@ -131,15 +131,15 @@ fn check_header(header: &Map<String, Value>) -> Result<JoseHeader, Reason> {
     if ["crit", "b64"].into_iter().any(|name| header.contains_key(name)) {
         return Err(Reason::TokenMalformed);
     }
-    let text = |name| match header.get(name) {
+    let mut text = |name| match header.remove(name) {
         None => Ok(None),
-        Some(Value::String(text)) if text.len() <= MAX_HEADER_VALUE_LENGTH => Ok(Some(text.clone())),
+        Some(Value::String(text)) if text.len() <= MAX_HEADER_VALUE_LENGTH => Ok(Some(text)),
         Some(_) => Err(Reason::TokenMalformed),
     };
-    let kid = text("kid")?;
+    let (kid, typ) = (text("kid")?, text("typ")?);
     let hint = |name| header.get(name).filter(|_| kid.is_none()).and_then(thumbprint);
     let (x5t, x5t_s256) = (hint("x5t"), hint("x5t#S256"));
-    Ok(JoseHeader { kid, typ: text("typ")?, x5t, x5t_s256 })
+    Ok(JoseHeader { kid, typ, x5t, x5t_s256 })
 }
 
 #[cfg(test)]

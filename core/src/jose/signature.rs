@@ -12,7 +12,7 @@ use crate::host::Host;
 
 /// A token with a valid signature by one of its issuer's keys. Only [`verify`] creates one.
 #[derive(Debug)]
-pub struct VerifiedToken<'token>(CompactJws<'token>);
+pub struct VerifiedToken<'jws>(&'jws CompactJws<'jws>);
 
 impl VerifiedToken<'_> {
     /// The claims that the issuer signed.
@@ -21,17 +21,13 @@ impl VerifiedToken<'_> {
     }
 }
 
-/// Verifies the signature of `jws` with each of `keys`.
-///
-/// # Errors
-/// The unproven token, if no key fits.
-#[allow(clippy::result_large_err, reason = "the token is moved, and boxing it would cost an allocation")]
-pub fn verify<'token, 'key>(
-    jws: CompactJws<'token>,
+/// Verifies the signature of `jws` with each of `keys`. The result is `None` if no key fits.
+pub fn verify<'jws, 'key>(
+    jws: &'jws CompactJws<'jws>,
     keys: impl IntoIterator<Item = &'key RsaPublicKey>,
     host: &dyn Host,
-) -> Result<VerifiedToken<'token>, CompactJws<'token>> {
-    if keys.into_iter().any(|key| host.verify(key, &jws)) { Ok(VerifiedToken(jws)) } else { Err(jws) }
+) -> Option<VerifiedToken<'jws>> {
+    keys.into_iter().any(|key| host.verify(key, jws)).then_some(VerifiedToken(jws))
 }
 
 /// Verifies in pure Rust, for hosts without a verifier of their own. It is about twenty times slower than Envoy's

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 use rustc_hash::FxHashMap;
 
 use super::local::Exceeded;
@@ -22,6 +23,12 @@ pub const METHOD: &str = "ShouldRateLimit";
 /// Maximum length of an answer, in bytes. A longer one counts as no answer. The state of a handful of limits takes less than
 /// 1 KiB, and the worker has to read it.
 pub const MAX_ANSWER_LENGTH: usize = 64 * 1024;
+
+/// Maximum length of a cluster's name in bytes, so that the length of the message around it has one byte without the highest
+/// bit.
+const MAX_CLUSTER_LENGTH: usize = 125;
+/// Maximum length of the tag and the length of a field, in bytes.
+const MAX_KEY_LENGTH: usize = 11;
 
 const OK: i32 = 1;
 const OVER_LIMIT: i32 = 2;
@@ -95,6 +102,28 @@ impl OpenQuestions {
         let is_recent = |answered_at: UnixTime| answered_at.plus(PRESENCE).is_ahead(self.looked_at, PRESENCE);
         !self.open.is_empty() || self.has_answered || self.answered_at.is_some_and(is_recent)
     }
+}
+
+/// The part of `envoy.config.core.v3.GrpcService` that names a cluster. Envoy also accepts a plain name, but it tries to read
+/// the name as this message, and a name that happens to be one could end Envoy.
+#[derive(Clone, PartialEq, Message)]
+struct GrpcService {
+    #[prost(message, optional, tag = "1")]
+    envoy_grpc: Option<EnvoyGrpc>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct EnvoyGrpc {
+    #[prost(string, tag = "1")]
+    cluster_name: String,
+}
+
+/// A serialized `GrpcService` for this cluster. `None` if the name has more than 125 bytes: a module passes the message as
+/// text to Envoy, so no byte may have its highest bit set, and the length of a longer name would.
+pub fn upstream(cluster: &str) -> Option<Rc<str>> {
+    let service = GrpcService { envoy_grpc: Some(EnvoyGrpc { cluster_name: cluster.to_owned() }) };
+    let is_short = cluster.len() <= MAX_CLUSTER_LENGTH;
+    is_short.then(|| String::from_utf8(service.encode_to_vec()).ok().map(Rc::from)).flatten()
 }
 
 /// `envoy.service.ratelimit.v3.RateLimitRequest`
@@ -199,8 +228,17 @@ pub fn request(domain: &str, subjects: &Subjects) -> Vec<u8> {
             limit: Some(Override { requests_per_unit: limit.requests.get(), unit: limit.unit }),
         }
     };
-    let descriptors = limits(subjects).map(descriptor).collect();
-    RateLimitRequest { domain: domain.to_owned(), descriptors, hits_addend: 1 }.encode_to_vec()
+    let descriptors = subjects.descriptors(|| {
+        let descriptors = limits(subjects).map(descriptor).collect();
+        RateLimitRequest { domain: String::new(), descriptors, hits_addend: 1 }.encode_to_vec()
+    });
+    // Serialized messages that follow one another are one message with the fields of all of them.
+    let mut message = Vec::with_capacity(descriptors.len().saturating_add(domain.len()).saturating_add(MAX_KEY_LENGTH));
+    encode_key(1, WireType::LengthDelimited, &mut message);
+    encode_varint(domain.len().try_into().unwrap_or(u64::MAX), &mut message);
+    message.extend_from_slice(domain.as_bytes());
+    message.extend_from_slice(descriptors);
+    message
 }
 
 /// What the service answers to [`request`]; `None` where that is no answer to it.

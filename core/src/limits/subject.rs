@@ -1,5 +1,6 @@
 //! What is counted, and how much of it is allowed.
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::rc::Rc;
@@ -74,28 +75,48 @@ pub struct Subject {
 
 /// The subjects at which a request is counted: none, its organization, its key, or both. A request passes only if all of
 /// them have room.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Subjects(Rc<[Rc<Subject>]>);
+#[derive(Clone, Debug, Default)]
+pub struct Subjects(Rc<Listed>);
+
+#[derive(Debug, Default)]
+struct Listed {
+    subjects: Box<[Rc<Subject>]>,
+    /// How the rate limit service is asked about them. Serialized once, because each request asks.
+    descriptors: OnceCell<Box<[u8]>>,
+}
+
+impl PartialEq for Subjects {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.subjects == other.0.subjects
+    }
+}
+
+impl Eq for Subjects {}
 
 impl Subjects {
     /// Collects limited subjects, the narrower first.
     pub fn new(subjects: impl IntoIterator<Item = Rc<Subject>>) -> Self {
-        Self(subjects.into_iter().collect())
+        Self(Rc::new(Listed { subjects: subjects.into_iter().collect(), descriptors: OnceCell::new() }))
     }
 
     /// Adds a narrower subject.
     pub fn within(&self, narrower: Rc<Subject>) -> Self {
-        Self::new([narrower].into_iter().chain(self.0.iter().cloned()))
+        Self::new([narrower].into_iter().chain(self.0.subjects.iter().cloned()))
     }
 
     /// Whether nothing is limited.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.subjects.is_empty()
     }
 
     /// The subjects, the narrower first.
     pub fn iter(&self) -> impl Iterator<Item = &Subject> + Clone {
-        self.0.iter().map(Rc::as_ref)
+        self.0.subjects.iter().map(Rc::as_ref)
+    }
+
+    /// The serialized descriptors, which `serialize` makes at the first call.
+    pub(super) fn descriptors(&self, serialize: impl FnOnce() -> Vec<u8>) -> &[u8] {
+        self.0.descriptors.get_or_init(|| serialize().into_boxed_slice())
     }
 }
 

@@ -258,7 +258,7 @@ impl TokenEndpoint<'_> {
             return false;
         }
         let keys: Vec<_> = jwks.candidates(jws.key_hint()).collect();
-        let Ok(verified) = signature::verify(jws, keys, self.host) else { return false };
+        let Some(verified) = signature::verify(&jws, keys, self.host) else { return false };
         let Ok(jti) = claims::id(verified.claims()) else { return false };
         !jti.is_empty() && Use::new(&client.id, jti, self.now, expires_at, self.longest_assertion()).is_first(self.host)
     }
