@@ -42,7 +42,7 @@ hostile: setup build $(RATELIMIT) ## check the cost of the most expensive reques
 	$(WRK)
 	@.tools/bin/python bench/hostile.py
 
-soak: setup build ## check that 10 million different requests do not grow memory; write target/soak.json, docs/memory.svg
+soak: setup build ## check that 10 million different requests do not grow memory; write target/soak.json, docs/security/memory.svg
 	$(WRK)
 	@.tools/bin/python bench/soak.py
 

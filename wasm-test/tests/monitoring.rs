@@ -73,7 +73,7 @@ async fn every_metric_of_the_alerts_and_the_dashboard_exists() {
         eventually(&expression, async || prometheus.finds(&expression).await.then_some(())).await;
     }
     let selectors: BTreeSet<&str> = alerts.iter().flat_map(|expression| selectors(expression)).collect();
-    assert_eq!(selectors.len(), 9, "{selectors:?}");
+    assert_eq!(selectors.len(), 8, "{selectors:?}");
     let undecided = selectors.iter().find_map(|selector| selector.split_once("reason=~\"")).expect("the reasons of 503");
     let readme = text("README.md");
     for reason in undecided.1.trim_end_matches("\"}").split('|') {
