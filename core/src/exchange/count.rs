@@ -22,7 +22,6 @@ use crate::reason::Reason;
 use crate::time::UnixTime;
 
 /// A request that passed all checks except the limits.
-#[derive(Debug)]
 pub(super) struct Admitted {
     pub(super) size: Size,
     pub(super) resource: Resource,
@@ -33,7 +32,6 @@ pub(super) struct Admitted {
 }
 
 /// A request that waits for the rate limit service.
-#[derive(Debug)]
 struct AwaitingCount {
     admitted: Admitted,
     /// The open questions have a clone: a question stays open when the stream of its request ends.

@@ -22,7 +22,6 @@ const FORM_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const MAX_FORM_READ: usize = MAX_BODY_LENGTH + 1;
 
 /// A request to the token endpoint whose form is incomplete.
-#[derive(Debug)]
 struct AwaitingForm {
     deadline: Deadline,
     hold: Hold,

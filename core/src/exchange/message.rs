@@ -45,7 +45,6 @@ pub(super) fn check_head(head: &RequestHead) -> Result<Content, Reason> {
 }
 
 /// A request with a known principal whose message is incomplete.
-#[derive(Debug)]
 pub(super) struct AwaitingMessage {
     pub(super) resource: Resource,
     pub(super) mode: Mode,

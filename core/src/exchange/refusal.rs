@@ -25,7 +25,6 @@ const MAX_REST_LENGTH: usize = 16 * 1024;
 const REST_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// A request that is refused, and whose body is incomplete.
-#[derive(Debug)]
 struct AwaitingRest {
     reply: LocalReply,
     record: Record,

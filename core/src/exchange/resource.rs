@@ -25,7 +25,6 @@ use crate::request::RequestHead;
 use crate::time::UnixTime;
 
 /// A request to a known resource whose credential is not judged yet.
-#[derive(Debug)]
 pub(super) struct Request {
     pub(super) head: RequestHead,
     pub(super) resource: Resource,
@@ -103,7 +102,6 @@ impl Request {
 }
 
 /// A request that waits for a key set.
-#[derive(Debug)]
 struct AwaitingKeySet {
     resource: Resource,
     mode: Mode,

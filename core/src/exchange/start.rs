@@ -92,7 +92,6 @@ fn unmatched(gateway: &Gateway, head: &RequestHead, mode: Mode, host: &dyn Host)
 }
 
 /// A request that waits for the first policy.
-#[derive(Debug)]
 struct AwaitingPolicy {
     route: RouteSettings,
     mode: Mode,

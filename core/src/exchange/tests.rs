@@ -179,19 +179,15 @@ fn token(claims: &Value) -> String {
 fn reason(step: &Step) -> &'static str {
     match step {
         Step::Pass => "pass",
-        Step::Wait(pending) | Step::EditAndWait(_, pending) | Step::Ask(_, _, pending) => {
-            let state = format!("{pending:?}");
-            let is = |name| state.starts_with(&format!("Pending({name} "));
-            let words = [
-                ("AwaitingPolicy", "await policy"),
-                ("AwaitingKeySet", "await"),
-                ("AwaitingForm", "read body"),
-                ("AwaitingMessage", "inspect"),
-                ("AwaitingCount", "count"),
-                ("AwaitingRest", "await rest"),
-            ];
-            words.into_iter().find_map(|(name, word)| is(name).then_some(word)).expect("a state of the list")
-        }
+        Step::Wait(pending) | Step::EditAndWait(_, pending) | Step::Ask(_, _, pending) => match pending.name() {
+            "AwaitingPolicy" => "await policy",
+            "AwaitingKeySet" => "await",
+            "AwaitingForm" => "read body",
+            "AwaitingMessage" => "inspect",
+            "AwaitingCount" => "count",
+            "AwaitingRest" => "await rest",
+            other => panic!("an unknown state {other}"),
+        },
         Step::Forward(_, record) | Step::Reply(_, record) | Step::EarlyResponse(_, record) => record.reason(),
     }
 }
