@@ -9,9 +9,9 @@ FUNC_E := .tools/bin/func-e
 WEB_SERVERS := .tools/bin/php-cgi
 WRK = @command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
 # npm writes this file last, so it shows that the installation is complete.
-NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard demo/*/package-lock.json wasm-test/*/package-lock.json))
+NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard book/*/package-lock.json demo/*/package-lock.json wasm-test/*/package-lock.json))
 
-.PHONY: help run test build image bench hostile soak versions fuzz reproducible lint setup prerequisites clean
+.PHONY: help run test build docs image bench hostile soak versions fuzz reproducible lint setup prerequisites clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -28,6 +28,9 @@ build: prerequisites ## build the module, dist/apexmcp_auth.wasm, and the Settin
 	cargo build --profile native --locked --package apexmcp-settings
 	@install -m 755 target/native/apexmcp dist/.apexmcp.new && mv dist/.apexmcp.new dist/apexmcp
 
+docs: setup ## build the book, dist/docs/index.html
+	cargo run --quiet --locked --package apexmcp-book -- dist/docs
+
 image: build ## build the OCI image for Istio and Envoy Gateway, its bill of materials and checksums in dist/
 	scripts/image
 
@@ -39,7 +42,7 @@ hostile: setup build $(RATELIMIT) ## check the cost of the most expensive reques
 	$(WRK)
 	@.tools/bin/python bench/hostile.py
 
-soak: setup build ## check that 10 million different requests do not grow memory; write target/soak.json, docs/memory.svg
+soak: setup build ## check that 10 million different requests do not grow memory; write target/soak.json, docs/security/memory.svg
 	$(WRK)
 	@.tools/bin/python bench/soak.py
 

@@ -3,7 +3,7 @@
 Each hostile request is compared with two others. One has the same bytes and goes through no filter, because Envoy has
 to read these bytes in any case. The other is a good request of the same kind. A figure is the worker's CPU time for
 each request, with the Envoy and the load of `make bench`. The program fails if a hostile request costs a larger
-multiple of the good one than SECURITY.md explains.
+multiple of the good one than docs/security/cost.md explains.
 
 After that, clients send requests and leave them waiting (held.py). The program measures the memory that these requests
 occupy for each byte on the wire, over HTTP/2 and HTTP/1.1. It fails if Envoy's memory grows too much, or if a held

@@ -43,7 +43,7 @@ from wire import LONG_NUMBER, SHORT_NUMBER, Numbered, Request, mcp_call, send, t
 
 OUT = ROOT / "target" / "soak"
 RESULT = ROOT / "target" / "soak.json"
-PLOT = ROOT / "docs" / "memory.svg"
+PLOT = ROOT / "docs" / "security" / "memory.svg"
 LISTENER = "gateway"
 READY_TIMEOUT_S = 60
 TOKEN_LIFE_S = 7 * 86_400
@@ -301,7 +301,7 @@ def arguments() -> argparse.Namespace:
         help="total number of requests (default: 10,000,000, which takes half an hour)",
     )
     parser.add_argument(
-        "--plot", type=Path, default=PLOT, metavar="FILE", help="file for the chart (default: docs/memory.svg)"
+        "--plot", type=Path, default=PLOT, metavar="FILE", help="file for the chart (default: docs/security/memory.svg)"
     )
     return parser.parse_args()
 

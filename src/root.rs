@@ -13,8 +13,8 @@ use crate::log_level::FollowedLevel;
 use apexmcp_core::callout;
 use apexmcp_core::config::Config;
 use apexmcp_core::gateway::Gateway;
-use apexmcp_core::jose::jwk::{self, JwkSet, JwkSetError};
-use apexmcp_core::jwks::{Fetch, JwksUri, KeySet, KeySetId};
+use apexmcp_core::jose::jwk::{JwkSet, JwkSetError};
+use apexmcp_core::jwks::{self, Fetch, JwksUri, KeySet, KeySetId};
 use apexmcp_core::policy::poll::{self, LogLine, Next, Outcome, Poller};
 use apexmcp_core::policy::service::RemoteSettings;
 use apexmcp_core::policy::source::PolicySource;
@@ -52,7 +52,9 @@ impl Context for Root {
         }
         let Some(fetch) = self.fetches.remove(&token) else { return };
         let now = hostcalls::now();
-        self.finish(&fetch, read_key_set(num_headers, body_size), now);
+        let status = hostcalls::response_status(num_headers);
+        let fetched = jwks::read_answer(status, body_size, || hostcalls::response_body(body_size));
+        self.finish(&fetch, fetched, now);
         self.wake(now);
     }
 
@@ -258,15 +260,4 @@ fn log_unreadable(uri: &JwksUri, error: &JwkSetError) {
 
 fn remote_settings(gateway: Option<&Gateway>) -> Option<&RemoteSettings> {
     gateway.and_then(|gateway| gateway.config.remote.as_ref())
-}
-
-/// Reads a key set from the answer to a fetch.
-fn read_key_set(num_headers: usize, body_size: usize) -> Result<JwkSet, String> {
-    match hostcalls::response_status(num_headers) {
-        None => Err("the connection failed".to_owned()),
-        // The filter does not follow redirects: only the policy names the location of keys.
-        Some(status) if status != 200 => Err(callout::unexpected(status)),
-        Some(_) if body_size > jwk::MAX_DOCUMENT_LENGTH => Err(JwkSetError::TooLong.to_string()),
-        Some(_) => JwkSet::parse(&hostcalls::response_body(body_size)).map_err(|error| error.to_string()),
-    }
 }

@@ -5,6 +5,7 @@
 //! (`fetch_slots.rs`). Each thread works with its own copy of the record and of the keys, a [`KeySet`].
 
 mod absent;
+mod answer;
 mod fetch_slots;
 mod record;
 mod set;
@@ -15,6 +16,7 @@ mod timing;
 mod uri;
 
 pub use absent::KeyName;
+pub use answer::read_answer;
 pub use set::{KeySet, KeySetId, Lookup, Waiter};
 pub use sets::{Fetch, KeySets};
 pub use timing::{MAX_TIMEOUT, SYNC_INTERVAL, Timing};

@@ -73,7 +73,7 @@ async fn every_metric_of_the_alerts_and_the_dashboard_exists() {
         eventually(&expression, async || prometheus.finds(&expression).await.then_some(())).await;
     }
     let selectors: BTreeSet<&str> = alerts.iter().flat_map(|expression| selectors(expression)).collect();
-    assert_eq!(selectors.len(), 9, "{selectors:?}");
+    assert_eq!(selectors.len(), 8, "{selectors:?}");
     for selector in selectors {
         eventually(selector, async || prometheus.finds(selector).await.then_some(())).await;
     }

@@ -4,9 +4,9 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::pending::{Context, Event, Pending, State};
+use super::forward::{Edits, Forward, Record};
+use super::pending::{Context, Event, Pending, Question, ServiceOutcome, State, Step};
 use super::refusal::{self, Size};
-use super::{Edits, Forward, Record, Step};
 use crate::budget::{Account, Hold, Waits};
 use crate::config::{LimitStore, Mode, OnError};
 use crate::denial::Denial;
@@ -34,36 +34,12 @@ pub(super) struct Admitted {
 
 /// A request that waits for the rate limit service.
 #[derive(Debug)]
-pub struct AwaitingCount {
+struct AwaitingCount {
     admitted: Admitted,
     /// The open questions have a clone: a question stays open when the stream of its request ends.
     hold: Rc<Hold>,
     /// The number of the call. `None` until the question is sent.
     call: Option<u32>,
-}
-
-/// A question to the rate limit service.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Question {
-    /// The service, as Envoy wants it.
-    pub upstream: Rc<str>,
-    /// The timeout of the call.
-    pub timeout: Duration,
-    /// The serialized `RateLimitRequest`.
-    pub message: Vec<u8>,
-}
-
-/// The result of a question to the rate limit service, for the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ServiceOutcome {
-    /// The request is within all limits.
-    Ok,
-    /// The request exceeds a limit.
-    OverLimit,
-    /// There was no answer, or an unreadable one.
-    Error,
-    /// The service was not asked, or its answer was not awaited, because too many questions are open.
-    Overloaded,
 }
 
 /// Whether the filter reads the answer to a call with this gRPC status and this many bytes.
@@ -90,7 +66,7 @@ impl Admitted {
                 let edits: Edits = std::mem::take(&mut self.forward.edits);
                 let question = Question { upstream: Rc::clone(&service.upstream), timeout: service.timeout, message };
                 let awaiting = AwaitingCount { admitted: self, hold: Rc::new(hold), call: None };
-                Step::Ask(edits, question, Pending::Count(awaiting))
+                Step::Ask(edits, question, Pending::new(awaiting))
             }
             None => {
                 let denial = too_many_questions(&self.principal);
@@ -152,12 +128,12 @@ enum Answer<'a> {
 
 impl AwaitingCount {
     /// The question was sent, and is open from now on.
-    fn asked(mut self, stream: u32, call: u32, gateway: &mut Gateway) -> Step {
+    fn asked(mut self: Box<Self>, stream: u32, call: u32, gateway: &mut Gateway) -> Step {
         if let LimitStore::RateLimitService(service) = &gateway.config.limits {
             gateway.questions.ask(call, stream, Rc::clone(&self.hold), service.timeout);
         }
         self.call = Some(call);
-        Step::Wait(Pending::Count(self))
+        Step::Wait(Pending::again(self))
     }
 
     /// Decides by the service's `RateLimitResponse`. If the service did not answer, the operator's `on_error` decides. If
@@ -207,7 +183,7 @@ impl State for AwaitingCount {
         }
     }
 
-    fn handle(self, event: Event<'_>, context: &mut Context<'_>) -> Step {
+    fn handle(self: Box<Self>, event: Event<'_>, context: &mut Context<'_>) -> Step {
         let answer = match event {
             Event::Asked { stream, call: Some(call) } => return self.asked(stream, call, context.gateway),
             Event::AnsweredEarly { status } => return self.admitted.answered_early(status, context.gateway, context.host),

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::pending::{Context, Event, Pending, State};
-use super::{Record, Step, unreadable};
+use super::forward::Record;
+use super::pending::{Context, Event, Pending, State, Step};
+use super::refusal::unreadable;
 use crate::budget::{Account, Hold, Waits};
 use crate::deadline::Deadline;
 use crate::denial::LocalReply;
@@ -22,14 +23,14 @@ pub(super) const MAX_FORM_READ: usize = MAX_BODY_LENGTH + 1;
 
 /// A request to the token endpoint whose form is incomplete.
 #[derive(Debug)]
-pub struct AwaitingForm {
+struct AwaitingForm {
     deadline: Deadline,
     hold: Hold,
 }
 
 pub(super) fn wait(gateway: &Gateway, head: &RequestHead, now: UnixTime) -> Step {
     match gateway.budget.hold(Account::TokenEndpoint, Waits::ForClient, head.length()) {
-        Some(hold) => Step::Wait(Pending::Form(AwaitingForm { deadline: Deadline::after(FORM_TIMEOUT, now), hold })),
+        Some(hold) => Step::Wait(Pending::new(AwaitingForm { deadline: Deadline::after(FORM_TIMEOUT, now), hold })),
         None => reply(Err(TokenError::Overloaded)),
     }
 }
@@ -49,7 +50,7 @@ impl State for AwaitingForm {
         }
     }
 
-    fn handle(self, event: Event<'_>, context: &mut Context<'_>) -> Step {
+    fn handle(self: Box<Self>, event: Event<'_>, context: &mut Context<'_>) -> Step {
         let request = context.request;
         match event {
             Event::BodyArrived(_) => match request.head() {

@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use super::count::Admitted;
-use super::pending::{Context, Event, Pending, State};
+use super::forward::Forward;
+use super::pending::{Context, Event, State, Step};
 use super::refusal::Size;
-use super::{Edits, Forward, Request, Step};
 use crate::budget::Hold;
 use crate::config::Mode;
 use crate::denial::Denial;
@@ -46,25 +46,17 @@ pub(super) fn check_head(head: &RequestHead) -> Result<Content, Reason> {
 
 /// A request with a known principal whose message is incomplete.
 #[derive(Debug)]
-pub struct AwaitingMessage {
-    resource: Resource,
-    mode: Mode,
-    mirror: MirrorHeaders,
-    principal: Rc<Principal>,
-    findings: Findings,
-    hold: Hold,
+pub(super) struct AwaitingMessage {
+    pub(super) resource: Resource,
+    pub(super) mode: Mode,
+    pub(super) mirror: MirrorHeaders,
+    pub(super) principal: Rc<Principal>,
+    /// Without the principal: the shell tells it to access logs when it edits the head.
+    pub(super) findings: Findings,
+    pub(super) hold: Hold,
 }
 
 impl AwaitingMessage {
-    /// Waits for the message of `request`. `edits` are made to the head, which may go on before the message is decided.
-    pub(super) fn wait(request: Request, principal: Rc<Principal>, findings: Findings, hold: Hold, edits: Edits) -> Step {
-        let Request { head, resource, mode } = request;
-        // The shell tells access logs the principal when it edits the head, so the record at the end does not repeat it.
-        let findings = Findings { principal: None, ..findings };
-        let awaiting = Self { resource, mode, mirror: MirrorHeaders::of(&head), principal, findings, hold };
-        Step::EditAndWait(edits, Pending::Message(awaiting))
-    }
-
     /// The request after its headers were edited. The next state may hold it again.
     fn into_admitted(self, lists: Option<ListRequest>) -> Admitted {
         let Self { resource, mode, principal, findings, hold, .. } = self;
@@ -112,7 +104,7 @@ impl State for AwaitingMessage {
         }
     }
 
-    fn handle(self, event: Event<'_>, context: &mut Context<'_>) -> Step {
+    fn handle(self: Box<Self>, event: Event<'_>, context: &mut Context<'_>) -> Step {
         let Context { gateway, host, request, .. } = context;
         match event {
             Event::BodyArrived(_) => {

@@ -1,7 +1,8 @@
 //! Requests that a browser sends for a web page. The filter checks the origin before anything else, without a policy.
 
-use super::refusal::{self, Size};
-use super::{Record, Step, refuse};
+use super::forward::Record;
+use super::pending::Step;
+use super::refusal::{self, Size, refuse};
 use crate::config::Mode;
 use crate::denial::Denial;
 use crate::gateway::{Findings, Gateway};

@@ -1,12 +1,61 @@
-//! The states of a request that waits. This file has the only list of them: a new state needs its own file with an
-//! implementation of [`State`], and a line in [`Pending`] and in the macro `each`.
+//! What may happen to a request that waits, and what the shell does next. A new state needs only its own file with an
+//! implementation of [`State`].
 
-use super::{AwaitingCount, AwaitingForm, AwaitingKeySet, AwaitingMessage, AwaitingPolicy, AwaitingRest, ServiceOutcome, Step};
+use std::fmt;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::forward::{Edits, Forward, Record};
 use crate::budget::Hold;
+use crate::denial::LocalReply;
 use crate::gateway::Gateway;
 use crate::host::Host;
 use crate::request::RequestHead;
 use crate::time::UnixTime;
+
+/// What the shell does next.
+#[derive(Debug)]
+pub enum Step {
+    /// Let the request pass unchanged. It is not for this filter.
+    Pass,
+    /// Edit the headers, then let the request pass.
+    Forward(Forward, Record),
+    /// Answer the request.
+    Reply(LocalReply, Record),
+    /// Hold the request until an event ends its wait.
+    Wait(Pending),
+    /// Edit the headers, then hold the request.
+    EditAndWait(Edits, Pending),
+    /// Edit the headers, send the question, then report the result as [`Event::Asked`].
+    Ask(Edits, Question, Pending),
+    /// The response began before the request was decided. Replace it, or let it pass if there is no reply. What has arrived
+    /// of the request goes no further.
+    EarlyResponse(Option<LocalReply>, Record),
+}
+
+/// A question to the rate limit service.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The service, as Envoy wants it.
+    pub upstream: Rc<str>,
+    /// The timeout of the call.
+    pub timeout: Duration,
+    /// The serialized `RateLimitRequest`.
+    pub message: Vec<u8>,
+}
+
+/// The result of a question to the rate limit service, for the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ServiceOutcome {
+    /// The request is within all limits.
+    Ok,
+    /// The request exceeds a limit.
+    OverLimit,
+    /// There was no answer, or an unreadable one.
+    Error,
+    /// The service was not asked, or its answer was not awaited, because too many questions are open.
+    Overloaded,
+}
 
 /// Something that may end the wait of a request.
 #[derive(Clone, Copy, Debug)]
@@ -97,8 +146,8 @@ impl<'a> Context<'a> {
     }
 }
 
-/// One state. A state consumes itself.
-pub(super) trait State {
+/// One state in which a request waits. A state consumes itself.
+pub(super) trait State: fmt::Debug {
     /// The place of the request in the worker's budget.
     fn hold(&self) -> &Hold;
 
@@ -108,7 +157,7 @@ pub(super) trait State {
     fn is_ended_by(&mut self, event: &Event<'_>, gateway: &Gateway) -> bool;
 
     /// Decides on the request after an event that ended the wait.
-    fn handle(self, event: Event<'_>, context: &mut Context<'_>) -> Step;
+    fn handle(self: Box<Self>, event: Event<'_>, context: &mut Context<'_>) -> Step;
 
     /// Whether the hold of this state is charged for the part of the body that arrived earlier.
     fn charges_earlier_body(&self) -> bool {
@@ -121,39 +170,20 @@ pub(super) trait State {
     }
 }
 
-/// A request that waits.
+/// A request that waits, in one of the states of this module's files.
 #[derive(Debug)]
-pub enum Pending {
-    /// The first policy has not arrived.
-    Policy(AwaitingPolicy),
-    /// A key set is being fetched.
-    KeySet(AwaitingKeySet),
-    /// The form for the token endpoint is incomplete.
-    Form(AwaitingForm),
-    /// The MCP message is incomplete.
-    Message(AwaitingMessage),
-    /// The rate limit service has not answered.
-    Count(AwaitingCount),
-    /// The request is refused, and the rest of it has not arrived.
-    Rest(AwaitingRest),
-}
-
-macro_rules! each {
-    ($pending:expr, $state:ident => $result:expr) => {
-        match $pending {
-            Self::Policy($state) => $result,
-            Self::KeySet($state) => $result,
-            Self::Form($state) => $result,
-            Self::Message($state) => $result,
-            Self::Count($state) => $result,
-            Self::Rest($state) => $result,
-        }
-    };
-}
+pub struct Pending(Box<dyn State>);
 
 impl Pending {
+    pub(super) fn new(state: impl State + 'static) -> Self {
+        Self(Box::new(state))
+    }
+
+    pub(super) fn again(state: Box<impl State + 'static>) -> Self {
+        Self(state)
+    }
+
     /// Handles an event. An event that does not end the wait returns the unchanged state as [`Step::Wait`].
-    #[inline(never)] // Otherwise each callback of the module has a copy of all states.
     pub fn handle(mut self, event: Event<'_>, context: &mut Context<'_>) -> Step {
         let event = match event {
             Event::Tick { .. } if self.hold().is_given_up() => Event::GivenUp,
@@ -162,29 +192,29 @@ impl Pending {
         if !self.is_ended_by(&event, context.gateway) {
             return Step::Wait(self);
         }
-        each!(self, state => state.handle(event, context))
+        self.0.handle(event, context)
     }
 
     /// Whether `event` ends the wait.
     pub fn is_ended_by(&mut self, event: &Event<'_>, gateway: &Gateway) -> bool {
         match event {
             Event::GivenUp => self.hold().is_given_up(),
-            event => each!(self, state => state.is_ended_by(event, gateway)),
+            event => self.0.is_ended_by(event, gateway),
         }
     }
 
     /// The place of the request in the worker's budget.
     pub fn hold(&self) -> &Hold {
-        each!(self, state => state.hold())
+        self.0.hold()
     }
 
     /// See [`State::charges_earlier_body`].
     pub(super) fn charges_earlier_body(&self) -> bool {
-        each!(self, state => state.charges_earlier_body())
+        self.0.charges_earlier_body()
     }
 
     /// See [`State::lets_head_go`].
     pub(super) fn lets_head_go(&self) -> bool {
-        each!(self, state => state.lets_head_go())
+        self.0.lets_head_go()
     }
 }

@@ -1,16 +1,20 @@
-//! A refusal waits for the rest of a short request, so that the client can keep its connection.
+//! Refuses requests. A refusal waits for the rest of a short request, so that the client can keep its connection.
 //!
 //! If an HTTP/1.1 request is answered before it is whole, the connection cannot serve another request, and Envoy closes it
 //! (RFC 9112 §9.3). An agent that has to authenticate then sends its next request on the same connection.
 
 use std::time::Duration;
 
-use super::pending::{Context, Event, Pending, State};
-use super::{Record, Step};
+use super::forward::{Forward, Record, edits};
+use super::pending::{Context, Event, Pending, State, Step};
 use crate::budget::{Account, Hold, Waits};
+use crate::config::Mode;
 use crate::deadline::Deadline;
-use crate::denial::LocalReply;
-use crate::gateway::Gateway;
+use crate::denial::{Denial, LocalReply};
+use crate::gateway::{Findings, Gateway};
+use crate::host::Host;
+use crate::path::Resource;
+use crate::reason::Reason;
 use crate::request::RequestHead;
 
 /// Maximum length of a body that a refusal waits for. Messages are shorter. The buffer of a listener must be longer (Envoy
@@ -22,7 +26,7 @@ const REST_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// A request that is refused, and whose body is incomplete.
 #[derive(Debug)]
-pub struct AwaitingRest {
+struct AwaitingRest {
     reply: LocalReply,
     record: Record,
     /// The first tick sets the deadline, because a refusal does not read the clock.
@@ -56,11 +60,45 @@ impl Size {
     }
 }
 
+/// Refuses a request. In shadow mode it passes.
+pub(super) fn refuse(
+    gateway: &Gateway,
+    head: &RequestHead,
+    resource: Option<&Resource>,
+    mode: Mode,
+    denial: Denial,
+    findings: Findings,
+    host: &dyn Host,
+) -> Step {
+    match mode {
+        Mode::Enforce => {
+            let reply = gateway.reply(&denial, resource, host);
+            step(gateway, Size::of(head), reply, Record::Resource { refused: Some(denial), findings })
+        }
+        Mode::Shadow => {
+            // The request asserts the proven principal, if there is one. The edits remove every other assertion.
+            let edits = edits(gateway, head, findings.principal.clone());
+            Step::Forward(Forward { edits, ..Forward::default() }, Record::Resource { refused: Some(denial), findings })
+        }
+    }
+}
+
+/// The refusal of a request whose head cannot be read, or that arrived before a configuration.
+pub fn unreadable() -> Step {
+    let record = Record::Resource { refused: Some(Reason::PolicyUnavailable.into()), findings: Findings::default() };
+    Step::Reply(not_edited(), record)
+}
+
+/// The answer if the host did not edit the headers of a request. Without the edits, the request could assert an identity.
+pub fn not_edited() -> LocalReply {
+    Denial::from(Reason::PolicyUnavailable).reply(None)
+}
+
 /// Refuses a request of this size with `reply`.
 pub(super) fn step(gateway: &Gateway, size: Size, reply: LocalReply, record: Record) -> Step {
     let hold = (size.rest > 0).then(|| gateway.budget.hold(Account::Refused, Waits::ForClient, size.head)).flatten();
     match hold {
-        Some(hold) => Step::Wait(Pending::Rest(AwaitingRest { reply, record, deadline: None, hold })),
+        Some(hold) => Step::Wait(Pending::new(AwaitingRest { reply, record, deadline: None, hold })),
         None => Step::Reply(reply, record),
     }
 }
@@ -83,7 +121,7 @@ impl State for AwaitingRest {
         }
     }
 
-    fn handle(self, _event: Event<'_>, _context: &mut Context<'_>) -> Step {
+    fn handle(self: Box<Self>, _event: Event<'_>, _context: &mut Context<'_>) -> Step {
         Step::Reply(self.reply, self.record)
     }
 }

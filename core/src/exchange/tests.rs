@@ -1,14 +1,21 @@
 //! The worlds in which the tests of the exchange run. The tests are in one file for each subject.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::Config;
+use crate::config::{Config, Mode};
+use crate::denial::LocalReply;
+use crate::gateway::Gateway;
+use crate::jwks::KeySetId;
 use crate::names::{ConnectorId, OrgName};
 use crate::policy::source::PolicySource;
+use crate::request::RequestHead;
+use crate::route::{RouteMode, RouteSettings};
 use crate::testing::{self, MemoryHost};
+use crate::time::UnixTime;
 
 mod documents;
 mod gateway_tokens;
@@ -172,14 +179,19 @@ fn token(claims: &Value) -> String {
 fn reason(step: &Step) -> &'static str {
     match step {
         Step::Pass => "pass",
-        Step::Wait(pending) | Step::EditAndWait(_, pending) | Step::Ask(_, _, pending) => match pending {
-            Pending::Policy(_) => "await policy",
-            Pending::KeySet(_) => "await",
-            Pending::Form(_) => "read body",
-            Pending::Message(_) => "inspect",
-            Pending::Count(_) => "count",
-            Pending::Rest(_) => "await rest",
-        },
+        Step::Wait(pending) | Step::EditAndWait(_, pending) | Step::Ask(_, _, pending) => {
+            let state = format!("{pending:?}");
+            let is = |name| state.starts_with(&format!("Pending({name} "));
+            let words = [
+                ("AwaitingPolicy", "await policy"),
+                ("AwaitingKeySet", "await"),
+                ("AwaitingForm", "read body"),
+                ("AwaitingMessage", "inspect"),
+                ("AwaitingCount", "count"),
+                ("AwaitingRest", "await rest"),
+            ];
+            words.into_iter().find_map(|(name, word)| is(name).then_some(word)).expect("a state of the list")
+        }
         Step::Forward(_, record) | Step::Reply(_, record) | Step::EarlyResponse(_, record) => record.reason(),
     }
 }

@@ -16,13 +16,12 @@
 //! All readers agree about an escape anywhere else, so it is accepted. PHP's `json_encode` escapes each `/`, so real
 //! clients send `tools\/call`.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use serde::de::DeserializeSeed;
 use serde_json::Value;
 
-use self::reader::BodySeed;
+use self::reader::{AMBIGUITIES, BodySeed, ESCAPED, Params, Parts};
 use super::address;
 use super::method::{self, Mirrored, Reach};
 use crate::names::ConnectorId;
@@ -54,14 +53,6 @@ impl MessageError {
         }
     }
 }
-
-const DUPLICATE: &str = "The message has a duplicate member.";
-const UNNAMED: &str = "The message has a member with an empty name.";
-const LOOKALIKE: &str = "The message has a member whose name can be mistaken for a member that names the target.";
-const ESCAPED: &str = "The message has an escape in a name, a URI or the id of a response. Send these without escapes.";
-const TOO_DEEP: &str = "The message is nested deeper than 64 levels.";
-
-const AMBIGUITIES: [&str; 5] = [DUPLICATE, UNNAMED, LOOKALIKE, ESCAPED, TOO_DEEP];
 
 /// What one message addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,44 +141,6 @@ fn explain(error: &serde_json::Error) -> MessageError {
     let text = error.to_string();
     let ambiguity = AMBIGUITIES.into_iter().find(|words| text.starts_with(words));
     ambiguity.map_or(MessageError::NotJsonRpc, MessageError::Ambiguous)
-}
-
-/// The members of one message that select its target, borrowed from its text.
-#[derive(Default)]
-struct Parts<'a> {
-    is_version_2: bool,
-    method: Option<Cow<'a, str>>,
-    id: Id,
-    is_response: bool,
-    params: Params<'a>,
-}
-
-#[derive(Default)]
-struct Params<'a> {
-    name: Option<&'a str>,
-    uri: Option<&'a str>,
-    task_id: Option<Cow<'a, str>>,
-    reference: Option<Reference<'a>>,
-}
-
-#[derive(Default)]
-struct Reference<'a> {
-    kind: Option<Cow<'a, str>>,
-    name: Option<&'a str>,
-    uri: Option<&'a str>,
-}
-
-/// The `id` of a message, JSON-RPC 2.0 §4.
-#[derive(Default)]
-struct Id {
-    value: Value,
-    is_escaped: bool,
-}
-
-impl Id {
-    fn plain(value: impl Into<Value>) -> Self {
-        Self { value: value.into(), is_escaped: false }
-    }
 }
 
 impl Parts<'_> {

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use apexmcp_core::exchange::{self, BodyProgress, Context, Edits, Event, Pending, RequestReader, Step};
+use apexmcp_core::exchange::{self, BodyProgress, Context, Edits, Event, RequestReader, Step};
 use apexmcp_core::gateway::Gateway;
 use apexmcp_core::jose::jwk::RsaPublicKey;
 use apexmcp_core::jwks::JwksUri;
@@ -92,9 +92,7 @@ fn judge(worker: &mut Worker, token: &Token, request: &[u8]) -> bool {
             }
             passes
         }
-        Step::Pass | Step::Ask(..) | Step::EarlyResponse(..) | Step::Wait(Pending::Policy(_)) => {
-            panic!("no input of this target leads to this step: {step:?}")
-        }
+        Step::Pass | Step::Ask(..) | Step::EarlyResponse(..) => panic!("no input of this target leads to this step: {step:?}"),
         Step::Reply(..) | Step::Wait(_) => false,
     }
 }

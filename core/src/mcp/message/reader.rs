@@ -6,8 +6,55 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
-use super::{DUPLICATE, ESCAPED, Id, LOOKALIKE, Params, Parts, Reference, TOO_DEEP, UNNAMED};
+pub(super) const DUPLICATE: &str = "The message has a duplicate member.";
+pub(super) const UNNAMED: &str = "The message has a member with an empty name.";
+pub(super) const LOOKALIKE: &str = "The message has a member whose name can be mistaken for a member that names the target.";
+pub(super) const ESCAPED: &str =
+    "The message has an escape in a name, a URI or the id of a response. Send these without escapes.";
+pub(super) const TOO_DEEP: &str = "The message is nested deeper than 64 levels.";
+
+/// The texts of all refusals of ambiguous messages.
+pub(super) const AMBIGUITIES: [&str; 5] = [DUPLICATE, UNNAMED, LOOKALIKE, ESCAPED, TOO_DEEP];
+
+/// The members of one message that select its target, borrowed from its text.
+#[derive(Default)]
+pub(super) struct Parts<'a> {
+    pub(super) is_version_2: bool,
+    pub(super) method: Option<Cow<'a, str>>,
+    pub(super) id: Id,
+    pub(super) is_response: bool,
+    pub(super) params: Params<'a>,
+}
+
+#[derive(Default)]
+pub(super) struct Params<'a> {
+    pub(super) name: Option<&'a str>,
+    pub(super) uri: Option<&'a str>,
+    pub(super) task_id: Option<Cow<'a, str>>,
+    pub(super) reference: Option<Reference<'a>>,
+}
+
+#[derive(Default)]
+pub(super) struct Reference<'a> {
+    pub(super) kind: Option<Cow<'a, str>>,
+    pub(super) name: Option<&'a str>,
+    pub(super) uri: Option<&'a str>,
+}
+
+/// The `id` of a message, JSON-RPC 2.0 §4.
+#[derive(Default)]
+pub(super) struct Id {
+    pub(super) value: Value,
+    pub(super) is_escaped: bool,
+}
+
+impl Id {
+    fn plain(value: impl Into<Value>) -> Self {
+        Self { value: value.into(), is_escaped: false }
+    }
+}
 
 /// Maximum nesting. Arguments of real tools stay below 20. serde_json itself stops at 128.
 const MAX_DEPTH: usize = 64;

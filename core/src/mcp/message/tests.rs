@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::reader::{DUPLICATE, LOOKALIKE, TOO_DEEP, UNNAMED};
 use super::*;
 
 fn read(text: &str) -> Result<Body, MessageError> {
