@@ -49,5 +49,7 @@ pub mod token_cache;
 pub mod unproven;
 pub mod url;
 
+#[cfg(test)]
+mod documents;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

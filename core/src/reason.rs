@@ -1,117 +1,92 @@
 //! The closed list of reasons to refuse a request. `denial.rs` says what a client and the log are told for each.
 
-/// Why a request is refused. README.md explains each word to operators.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
+/// Defines [`Reason`] with its words, so that no reason can lack one.
+macro_rules! reasons {
+    ($($(#[$meta:meta])* $name:ident = $word:literal,)*) => {
+        /// Why a request is refused. docs/reference/reasons.md explains each word to operators, and a test compares the two.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[$meta])* $name,)* }
+
+        impl Reason {
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The word in replies, access logs and metrics. It is part of the interface and never changes.
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+        }
+    };
+}
+
+reasons! {
     /// `alg` is not RS256 (RFC 8725 §3.1).
-    AlgorithmNotAllowed,
+    AlgorithmNotAllowed = "algorithm_not_allowed",
     /// The API key is past its `expires_at`.
-    ApiKeyExpired,
+    ApiKeyExpired = "api_key_expired",
     /// The API key is unknown, revoked, or of another organization.
-    ApiKeyUnknown,
+    ApiKeyUnknown = "api_key_unknown",
     /// `aud` names none of the configured audiences.
-    AudienceMismatch,
+    AudienceMismatch = "audience_mismatch",
     /// A required claim is absent.
-    ClaimMissing,
+    ClaimMissing = "claim_missing",
     /// The client of a gateway token no longer exists, or is revoked.
-    ClientUnknown,
+    ClientUnknown = "client_unknown",
     /// A credential header does not have the form of a credential.
-    CredentialMalformed,
+    CredentialMalformed = "credential_malformed",
     /// The request has no credential.
-    CredentialMissing,
+    CredentialMissing = "credential_missing",
     /// The request has two credentials, or the same one twice.
-    CredentialRepeated,
+    CredentialRepeated = "credential_repeated",
     /// `Mcp-Method` or `Mcp-Name` contradicts the body.
-    HeaderMismatch,
+    HeaderMismatch = "header_mismatch",
     /// `iss` is not an issuer of this organization.
-    IssuerUnknown,
+    IssuerUnknown = "issuer_unknown",
     /// The issuer's key set could not be fetched yet.
-    JwksUnavailable,
+    JwksUnavailable = "jwks_unavailable",
     /// The issuer publishes no key with this `kid`.
-    KeyUnknown,
+    KeyUnknown = "key_unknown",
     /// The body is not `application/json`, or it is compressed.
-    MediaTypeUnsupported,
+    MediaTypeUnsupported = "media_type_unsupported",
     /// The body is no JSON-RPC message, or one that two readers could read differently.
-    MessageMalformed,
+    MessageMalformed = "message_malformed",
     /// The body is longer than the read limit.
-    MessageTooLong,
+    MessageTooLong = "message_too_long",
     /// An upstream answered before the filter had read the message, so nothing was called.
-    MessageUnread,
+    MessageUnread = "message_unread",
     /// The method is neither POST nor DELETE. The stream with the messages of all connectors is not for a credential
     /// that covers only some of them.
-    MethodNotAllowed,
+    MethodNotAllowed = "method_not_allowed",
     /// The organization, the key or the client has used its quota of this month.
-    MonthlyQuota,
+    MonthlyQuota = "monthly_quota",
     /// The request comes from a web page whose origin is not allowed.
-    OriginNotAllowed,
+    OriginNotAllowed = "origin_not_allowed",
     /// The worker has no room for another request that waits.
-    Overloaded,
+    Overloaded = "overloaded",
     /// Nothing is served at this path.
-    PathUnmatched,
+    PathUnmatched = "path_unmatched",
     /// The module has no policy yet.
-    PolicyUnavailable,
+    PolicyUnavailable = "policy_unavailable",
     /// `MCP-Protocol-Version` is a date before the first version of MCP.
-    ProtocolVersionUnsupported,
+    ProtocolVersionUnsupported = "protocol_version_unsupported",
     /// The organization, the key or the client exceeds its rate.
-    RateLimit,
+    RateLimit = "rate_limit",
     /// The rate limit service does not answer, and the operator denies requests without it.
-    RateLimitUnavailable,
+    RateLimitUnavailable = "rate_limit_unavailable",
     /// The route's metadata cannot be read.
-    RouteInvalid,
+    RouteInvalid = "route_invalid",
     /// The credential is valid, but lacks the scope that the operation needs.
-    ScopeInsufficient,
+    ScopeInsufficient = "scope_insufficient",
     /// No key of the issuer made this signature.
-    SignatureInvalid,
+    SignatureInvalid = "signature_invalid",
     /// The token is past its `exp`.
-    TokenExpired,
+    TokenExpired = "token_expired",
     /// The bearer token is no JWS of the accepted profile.
-    TokenMalformed,
+    TokenMalformed = "token_malformed",
     /// The token is before its `nbf`, or its `iat` lies in the future.
-    TokenNotYetValid,
+    TokenNotYetValid = "token_not_yet_valid",
     /// The token was revoked, alone or together with all tokens of its client or principal.
-    TokenRevoked,
+    TokenRevoked = "token_revoked",
 }
 
 /// The word for a request that is not refused.
 pub const OK: &str = "ok";
-
-impl Reason {
-    /// The word in replies, access logs and metrics. It is part of the interface and never changes.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::AlgorithmNotAllowed => "algorithm_not_allowed",
-            Self::ApiKeyExpired => "api_key_expired",
-            Self::ApiKeyUnknown => "api_key_unknown",
-            Self::AudienceMismatch => "audience_mismatch",
-            Self::ClaimMissing => "claim_missing",
-            Self::ClientUnknown => "client_unknown",
-            Self::CredentialMalformed => "credential_malformed",
-            Self::CredentialMissing => "credential_missing",
-            Self::CredentialRepeated => "credential_repeated",
-            Self::HeaderMismatch => "header_mismatch",
-            Self::IssuerUnknown => "issuer_unknown",
-            Self::JwksUnavailable => "jwks_unavailable",
-            Self::KeyUnknown => "key_unknown",
-            Self::MediaTypeUnsupported => "media_type_unsupported",
-            Self::MessageMalformed => "message_malformed",
-            Self::MessageTooLong => "message_too_long",
-            Self::MessageUnread => "message_unread",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::MonthlyQuota => "monthly_quota",
-            Self::OriginNotAllowed => "origin_not_allowed",
-            Self::Overloaded => "overloaded",
-            Self::PathUnmatched => "path_unmatched",
-            Self::PolicyUnavailable => "policy_unavailable",
-            Self::ProtocolVersionUnsupported => "protocol_version_unsupported",
-            Self::RateLimit => "rate_limit",
-            Self::RateLimitUnavailable => "rate_limit_unavailable",
-            Self::RouteInvalid => "route_invalid",
-            Self::ScopeInsufficient => "scope_insufficient",
-            Self::SignatureInvalid => "signature_invalid",
-            Self::TokenExpired => "token_expired",
-            Self::TokenMalformed => "token_malformed",
-            Self::TokenNotYetValid => "token_not_yet_valid",
-            Self::TokenRevoked => "token_revoked",
-        }
-    }
-}

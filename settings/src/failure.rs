@@ -5,7 +5,8 @@ use std::fmt;
 /// Defines [`Reason`] with its codes, so that no reason can lack one.
 macro_rules! reasons {
     ($($(#[$meta:meta])* $name:ident = $code:literal,)*) => {
-        /// The kind of a failure. The codes are part of the interface: README.md lists them, and a test compares the two.
+        /// The kind of a failure. The codes are part of the interface: docs/reference/command-line.md lists
+        /// them, and a test compares the two.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Reason { $($(#[$meta])* $name,)* }
 

@@ -60,6 +60,7 @@ async fn a_wrong_configuration_is_refused_while_the_old_one_stays_in_force() {
         (with(json!({"tokens": {"cache_size": -1}})), vec!["tokens.cache_size"]),
         (with(json!({"tokens": {"clock_skew": "1d"}})), vec!["tokens.clock_skew"]),
         (with(json!({"forward": {"header_prefix": "X Y"}})), vec!["forward.header_prefix"]),
+        (with(json!({"forward": {"header_prefix": "x-"}})), vec!["forward.header_prefix"]),
         (with_key(&json!({"id": null})), vec!["policy.inline.orgs.acme.api_keys[0].id"]),
         (with_key(&json!({"sha256": "abc"})), vec!["policy.inline.orgs.acme.api_keys[0].sha256"]),
         (with_key(&json!({"expires_at": "tomorrow"})), vec!["policy.inline.orgs.acme.api_keys[0].expires_at"]),

@@ -1,5 +1,6 @@
 //! The plugin configuration. It is parsed once at load, into types that need no later validation.
 
+mod header_prefix;
 mod raw;
 mod settings;
 #[cfg(test)]
@@ -278,11 +279,7 @@ fn check_limits(raw: Limits, problems: &mut Problems) -> Option<LimitStore> {
 
 fn check_forward(raw: RawForward, problems: &mut Problems) -> Option<ForwardSettings> {
     let header_prefix = raw.header_prefix.unwrap_or_else(|| RESERVED_PREFIX.to_owned());
-    let is_name_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if header_prefix.len() < 2 || !header_prefix.ends_with('-') || !header_prefix.bytes().all(is_name_part) {
-        problems.add("forward.header_prefix", "must be of a-z 0-9 - and end with -, such as x-apexmcp-");
-        return None;
-    }
+    problems.checked("forward.header_prefix", header_prefix::check(&header_prefix))?;
     let identity_headers = ATTRIBUTES.map(|attribute| format!("{header_prefix}{attribute}"));
     Some(ForwardSettings { strip_credentials: raw.strip_credentials.unwrap_or(true), header_prefix, identity_headers })
 }

@@ -1,4 +1,5 @@
-//! The plugin configuration as operators write it, before any check. README.md describes each field.
+//! The plugin configuration as operators write it, before any check. docs/reference/configuration.md describes
+//! each field, and a test compares the two.
 
 use serde::Deserialize;
 

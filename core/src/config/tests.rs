@@ -1,6 +1,9 @@
 //! Every documented field, default, range and error of a plugin configuration.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::*;
+use crate::documents::{Page, codes, schema};
 use serde_json::{Value, json};
 
 fn minimal() -> Value {
@@ -254,48 +257,75 @@ fn limits_are_checked() {
     }
 }
 
+/// The paths of all settings. The members of an inline policy have a page of their own.
+fn settings() -> schema::Schema {
+    let schema::Schema { members, values } = schema::of::<RawConfig>();
+    let is_setting = |path: &String| !path.starts_with("policy.inline.");
+    let members = members.into_iter().filter(is_setting).chain(["policy.inline".to_owned()]).collect();
+    schema::Schema { members, values: values.into_iter().filter(|(path, _)| is_setting(path)).collect() }
+}
+
+/// The sections of the page, by the path of their setting.
+fn documented() -> BTreeMap<String, Page> {
+    let page = Page::read("configuration");
+    let sections = page.sections("### ").map(|(heading, text)| (codes(heading)[0].to_owned(), text));
+    sections.collect()
+}
+
 #[test]
-fn every_documented_field_is_known() {
-    let hash = "0".repeat(64);
-    let config = json!({
-        "gateway": {
-            "origin": "https://gateway.apexmcp.ai", "mcp_path": "/mcp/{org}", "token_path": "/oauth/token",
-            "connector_separator": "__", "unmatched_paths": "deny", "route_metadata": false, "host_holds_bodies": false,
-        },
-        "policy": {"inline": {
-            "version": "17",
-            "signing_keys": [{"kid": "2026-11", "private_key_env": "APEXMCP_SIGNING_KEY"}],
-            "orgs": {"acme-corp": {
-                "api_keys": [{
-                    "id": "key_1f9c", "name": "ci agent", "sha256": hash, "connectors": ["github"],
-                    "expires_at": "2027-01-01T00:00:00Z", "limits": {"monthly_quota": 1000},
-                }],
-                "oauth_clients": [{
-                    "client_id": "apx_client_4b7d9e21", "name": "billing agent", "secret_sha256": [hash, hash], "scopes": ["mcp:call"],
-                }],
-                "identity_providers": [{
-                    "issuer": "https://your-company.okta.com/oauth2/default",
-                    "jwks_uri": "https://your-company.okta.com/oauth2/default/v1/keys",
-                    "audience": "apexmcp", "default_scopes": ["mcp:call"], "client_scopes": ["api://apexmcp/.default"],
-                }],
-                "limits": {"rate": {"requests": 600, "per": "minute", "burst": 1}, "monthly_quota": 4_294_967_295_u32},
-                "revoked_tokens": {"jti": ["j"], "issued_before": {"apx_client_4b7d9e21": "2026-11-23T00:00:00Z"}},
-            }},
-        }},
-        "jwks": {
-            "https_cluster": "jwks_https", "http_cluster": "jwks_http", "timeout": "5s", "refresh_interval": "5m",
-            "refetch_cooldown": "10s", "max_stale": "24h",
-        },
-        "tokens": {"ttl": "1h", "clock_skew": "60s", "cache_size": 4096},
-        "forward": {"strip_credentials": true, "header_prefix": "x-apexmcp-"},
-        "limits": {
-            "store": "local",
-            "rate_limit_service": {"cluster": "ratelimit", "domain": "apexmcp", "timeout": "100ms", "on_error": "allow"},
-        },
-        "mode": "enforce",
-    });
-    let environment = |_: &str| Some(crate::testing::signing_key_pem().to_owned());
+fn every_setting_is_documented_with_its_values() {
+    let (schema, documented) = (settings(), documented());
+    assert_eq!(documented.keys().cloned().collect::<BTreeSet<_>>(), schema.members);
+    for (path, page) in documented {
+        let facts = page.paragraphs()[0].clone();
+        let values = facts.split_once("Values: ").map(|(_, rest)| codes(rest.split_once('.').unwrap().0)).unwrap_or_default();
+        let expected = schema.values.get(&path).cloned().unwrap_or_default();
+        assert_eq!(values, expected, "{path}");
+    }
+}
+
+#[test]
+fn documented_defaults_are_the_defaults() {
+    let mut without = Vec::new();
+    for (path, page) in documented() {
+        let facts = page.paragraphs()[0].clone();
+        let Some(default) = facts.strip_prefix("Default: `").and_then(|rest| rest.split('`').next()) else {
+            without.push(path);
+            continue;
+        };
+        let mut config = json!({"gateway": {"origin": "https://gw.example"}, "policy": {"remote": {"cluster": "settings"}}});
+        if path.starts_with("limits.rate_limit_service.") {
+            config["limits"] = json!({"store": "rate_limit_service", "rate_limit_service": {"cluster": "c"}});
+        }
+        let read = |config: &Value| format!("{:?}", Config::parse(config.to_string().as_bytes(), &|_| None).unwrap().0);
+        let expected = read(&config);
+        let member = path.split('.').fold(&mut config, |object, name| &mut object[name]);
+        *member = serde_json::from_str(default).unwrap_or_else(|_| json!(default));
+        assert_eq!(read(&config), expected, "{path}");
+    }
+    let expected = [
+        "gateway.host_holds_bodies",
+        "gateway.origin",
+        "jwks.http_cluster",
+        "jwks.https_cluster",
+        "limits.rate_limit_service.cluster",
+        "policy.inline",
+        "policy.remote.authority",
+        "policy.remote.cluster",
+        "policy.remote.token_env",
+    ];
+    assert_eq!(without, expected);
+}
+
+#[test]
+fn the_documented_configuration_is_valid_and_has_every_setting() {
+    let blocks = Page::read("configuration").blocks("json,configuration");
+    let config: Value = serde_json::from_str(&blocks[0]).unwrap();
+    let environment = |name: &str| (name == "APEXMCP_SETTINGS_TOKEN").then(|| "token".to_owned());
     assert_eq!(Config::parse(config.to_string().as_bytes(), &environment).err(), None);
+    let mut shown = schema::leaves(&config, |_| false);
+    shown.insert("policy.inline".to_owned());
+    assert_eq!(shown, settings().members);
 }
 
 #[test]
@@ -394,6 +424,7 @@ fn wrong_types_and_missing_parts_are_located() {
         ("tokens", "clock_skew", json!("1h")),
         ("tokens", "cache_size", json!(-1)),
         ("forward", "header_prefix", json!("X-")),
+        ("forward", "header_prefix", json!("x-")),
         ("gateway", "connector_separator", json!("")),
         ("gateway", "connector_separator", json!("a b")),
     ] {
@@ -423,6 +454,7 @@ fn problems_with(section: &str, key: &str, value: &Value) -> Vec<String> {
 
 #[test]
 fn ranges_end_where_they_are_said_to() {
+    let documented = documented();
     for (section, key, good, bad) in [
         ("jwks", "timeout", json!("1ms"), json!("999us")),
         ("jwks", "timeout", json!("60s"), json!("60s 1ms")),
@@ -441,6 +473,9 @@ fn ranges_end_where_they_are_said_to() {
         assert_eq!(problems_with(section, key, &good), Vec::<String>::new(), "{section}.{key} {good}");
         let problems = problems_with(section, key, &bad);
         assert!(matches!(&problems[..], [only] if only.starts_with(&format!("{section}.{key}: "))), "{bad}: {problems:?}");
+        let facts = documented[&format!("{section}.{key}")].paragraphs()[0].clone();
+        let end = good.as_str().map_or_else(|| good.to_string(), str::to_owned);
+        assert!(key == "connector_separator" || codes(&facts).contains(&end.as_str()), "{section}.{key} {end}: {facts}");
     }
 }
 

@@ -282,7 +282,7 @@ fn a_key_that_a_fetch_did_not_bring_starts_one_cooldown_and_is_found_later() {
     };
     assert_eq!(ask("early", 20, &["current"]), (true, 1), "it is new");
     assert_eq!(ask("early", 25, &["current"]), (false, 0));
-    assert_eq!(ask("next", 25, &["current"]), (false, 0), "README: one cool-down");
+    assert_eq!(ask("next", 25, &["current"]), (false, 0), "configuration.md: one cool-down");
     assert_eq!(ask("early", 30, &["current"]), (true, 1), "once in each cool-down");
     assert_eq!(ask("next", 31, &["current", "next"]), (true, 1), "no second one");
     assert_eq!(ask("early", 41, &["current", "next", "early"]), (true, 1), "a key that is published late");

@@ -1,4 +1,5 @@
-//! Maps each method of MCP to what it reaches. README.md has the same table for operators.
+//! Maps each method of MCP to what it reaches. docs/reference/tokens.md has the same table for operators,
+//! and a test compares the two.
 
 /// What a method reaches at the endpoint of all connectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

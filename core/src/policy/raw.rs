@@ -1,8 +1,8 @@
 //! The schema of the policy document. Gateways read it with these types, and Settings writes it with them.
 //!
-//! README.md documents each member. Every member that can be left out is optional here, so that the check
-//! ([`super::Policy`]) can name all problems of a document at once. The order of the fields is the order in which they are
-//! written.
+//! docs/reference/policy-document.md documents each member, and a test compares the two. Every member that can be left out is
+//! optional here, so that the check ([`super::Policy`]) can name all problems of a document at once. The order of the fields is
+//! the order in which they are written.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;

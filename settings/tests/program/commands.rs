@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 
 use crate::support::{Settings, website};
 use apexmcp_settings::cli::Cli;
-use apexmcp_settings::failure::Reason;
 use clap::CommandFactory;
 use serde_json::{Value, json};
 
@@ -241,15 +240,6 @@ fn a_refusal_has_one_line_and_a_stable_code() {
         assert_eq!(found, code, "{arguments:?}: {line}");
     }
     assert_eq!(settings.json(&["audit", "list"]).as_array().unwrap().len(), 4, "a refused command changes nothing");
-}
-
-#[test]
-fn the_manual_lists_the_code_of_each_failure() {
-    let manual = include_str!("../../../README.md");
-    let table = manual.split_once("| `code` | meaning |\n| --- | --- |\n").unwrap().1;
-    let listed: Vec<&str> = table.lines().map_while(|row| row.strip_prefix("| `")?.split('`').next()).collect();
-    let codes: Vec<&str> = Reason::ALL.iter().map(|reason| reason.code()).collect();
-    assert_eq!(listed, codes);
 }
 
 #[test]

@@ -14,6 +14,7 @@
 mod commands;
 mod crowd;
 mod document;
+mod documents;
 mod killed;
 mod serve;
 mod support;
