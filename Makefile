@@ -6,6 +6,7 @@ KUBERNETES := .tools/bin/kubernetes
 PROMETHEUS := .tools/bin/prometheus
 CHROMIUM := .tools/bin/chromium
 FUNC_E := .tools/bin/func-e
+SQLITE := .tools/bin/sqlite3
 WEB_SERVERS := .tools/bin/php-cgi
 WRK = @command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update -q && apt-get install -qy wrk; } >/dev/null; }
 # npm writes this file last, so it shows that the installation is complete.
@@ -19,7 +20,7 @@ help: ## print this list
 run: setup build ## start the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C
 	@exec .tools/bin/python demo/run.py
 
-test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) $(WEB_SERVERS) $(CHROMIUM) ## run all tests: unit, property, and end to end in real Envoy
+test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) $(WEB_SERVERS) $(CHROMIUM) $(SQLITE) ## run all tests: unit, property, and end to end in real Envoy
 	@scripts/prerequisites test
 	cargo test --workspace --locked
 
@@ -88,6 +89,9 @@ $(WEB_SERVERS): scripts/web-servers $(TOOLS)
 
 $(CHROMIUM): scripts/chromium $(TOOLS)
 	scripts/chromium
+
+$(SQLITE): scripts/sqlite3 $(TOOLS)
+	scripts/sqlite3
 
 $(FUNC_E): scripts/func-e scripts/go scripts/go.txt $(TOOLS)
 	scripts/func-e

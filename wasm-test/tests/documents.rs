@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -14,8 +14,8 @@ use http_body_util::Full;
 use hyper::Response;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use wasm_test::process::{Folder, Process, argument, free_port, run, try_run};
+use tokio::task::{JoinSet, LocalSet};
+use wasm_test::process::{Folder, Process, argument, free_port, try_run};
 use wasm_test::server::Server;
 use wasm_test::{eventually, repository};
 
@@ -25,24 +25,27 @@ const PAGES_AT_ONCE: usize = 2;
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_of_every_page_run_and_print_what_the_page_shows() {
     let turns = Arc::new(Semaphore::new(PAGES_AT_ONCE));
-    let mut pages = JoinSet::new();
-    for document in Document::all().expect("the documents") {
-        let blocks = document.blocks();
-        if blocks.iter().any(|block| block.kind.starts_with("sh") && block.not_run.is_none()) {
-            let turns = Arc::clone(&turns);
-            pages.spawn(async move {
-                let _turn = turns.acquire_owned().await.expect("a turn");
-                Reader::new(document).follow(&blocks).await
-            });
+    let follow_all = async {
+        let mut pages = JoinSet::new();
+        for document in Document::all().expect("the documents") {
+            let blocks = document.blocks();
+            if blocks.iter().any(|block| block.kind.starts_with("sh") && block.not_run.is_none()) {
+                let turns = Arc::clone(&turns);
+                pages.spawn_local(async move {
+                    let _turn = turns.acquire_owned().await.expect("a turn");
+                    Reader::new(document).follow(&blocks).await
+                });
+            }
         }
-    }
-    let found: Vec<Result<(), String>> = pages.join_all().await;
+        pages.join_all().await
+    };
+    let found: Vec<Result<(), String>> = LocalSet::new().run_until(follow_all).await;
     let problems: Vec<String> = found.iter().filter_map(|found| found.clone().err()).collect();
     assert!(!found.is_empty() && problems.is_empty(), "{}", problems.join("\n\n"));
 }
 
-/// Where a port stands in commands and files.
-const BEFORE_PORTS: [&str; 6] = ["127.0.0.1:", "0.0.0.0:", "localhost:", "port_value: ", "--port ", "\"port_value\": "];
+/// The ports that the pages and their files use. The test uses free ports instead.
+const PORTS: [&str; 12] = ["10000", "10001", "10101", "10102", "6070", "6379", "8080", "8081", "9901", "9902", "9903", "9911"];
 
 /// A reader who types the commands of a page into a shell, in a folder like the root of the repository after
 /// `make setup build`.
@@ -58,6 +61,7 @@ struct Reader {
 /// waits then, and so does `curl` here. `make setup build` did its work before.
 const PRELUDE: &str = r#"
 set -e
+PATH="$PWD/.tools/bin:$PATH"
 make() {
   case "$*" in
     "setup build"|setup|build) ;;
@@ -83,11 +87,27 @@ impl Reader {
         let folder = Folder::new().expect("a folder");
         let root = repository().canonicalize().expect("the root");
         let here = |name: &str| folder.file(&format!("root/{name}"));
-        fs::create_dir_all(here("dist")).expect("a folder");
-        fs::create_dir_all(here("demo")).expect("a folder");
-        for name in ["dist/apexmcp", "dist/apexmcp_auth.wasm", "demo/connectors", "demo/idp", ".tools"] {
-            symlink(root.join(name), here(name)).expect("a link");
+        for name in ["dist", "demo", ".tools/bin"] {
+            fs::create_dir_all(here(name)).expect("a folder");
         }
+        let tools = fs::read_dir(root.join(".tools/bin"))
+            .expect("the tools")
+            .filter_map(|tool| tool.ok()?.file_name().into_string().ok());
+        let tools = tools.filter(|tool| tool != "envoy").map(|tool| format!(".tools/bin/{tool}"));
+        let others = ["dist/apexmcp", "dist/apexmcp_auth.wasm", "demo/connectors", "demo/idp"].map(str::to_owned);
+        for name in tools.chain(others) {
+            symlink(root.join(&name), here(&name)).expect("a link");
+        }
+        for entry in fs::read_dir(root.join(".tools")).expect("the tools").filter_map(Result::ok) {
+            let name = format!(".tools/{}", entry.file_name().display());
+            if name != ".tools/bin" {
+                symlink(entry.path(), here(&name)).expect("a link");
+            }
+        }
+        // Other tests run Envoys, too, and two of them cannot have the same number.
+        let envoy = format!("#!/bin/sh\nexec {} --use-dynamic-base-id \"$@\"\n", root.join(".tools/bin/envoy").display());
+        fs::write(here(".tools/bin/envoy"), envoy).expect("a script");
+        fs::set_permissions(here(".tools/bin/envoy"), fs::Permissions::from_mode(0o755)).expect("it can be run");
         let output = || fs::File::options().create(true).append(true).open(folder.file("output")).expect("its output");
         let shell = Command::new("bash")
             .current_dir(here(""))
@@ -97,11 +117,11 @@ impl Reader {
             .process_group(0)
             .spawn()
             .expect("bash starts");
+        let copy_of_program = here("demo/run.py");
         let mut reader = Self { document, folder, shell, ports: BTreeMap::new() };
         reader.copy(&root.join("envoy"), "envoy");
         let program = fs::read_to_string(root.join("demo/run.py")).expect("the program of `make run`");
-        let program = ["10000", "9901"].iter().fold(program, |program, port| program.replace(port, &reader.free(port)));
-        fs::write(here("demo/run.py"), program).expect("a copy");
+        fs::write(copy_of_program, reader.with_free_ports(&program)).expect("a copy");
         reader
     }
 
@@ -125,21 +145,15 @@ impl Reader {
         }
     }
 
-    /// Replaces the ports of 127.0.0.1 by free ones. Nothing listens on other addresses.
+    /// Replaces the ports of the pages by free ones. Nothing listens on other addresses than 127.0.0.1.
     fn with_free_ports(&mut self, text: &str) -> String {
-        let mut replaced = text.replace("address: 0.0.0.0", "address: 127.0.0.1");
-        for before in BEFORE_PORTS {
-            let mut parts = replaced.split(before);
-            let mut whole = parts.next().unwrap_or_default().to_owned();
-            for part in parts {
-                let port: String = part.chars().take_while(char::is_ascii_digit).collect();
-                let rest = &part[port.len()..];
-                let is_port = port.len() >= 4;
-                whole += before;
-                whole += &if is_port { self.free(&port) } else { port };
-                whole += rest;
-            }
-            replaced = whole;
+        let text = text.replace("address: 0.0.0.0", "address: 127.0.0.1");
+        let mut replaced = String::new();
+        for part in text.split_inclusive(|character: char| !character.is_ascii_digit()) {
+            let number = part.trim_end_matches(|character: char| !character.is_ascii_digit());
+            let rest = part.strip_prefix(number).unwrap_or_default();
+            replaced += &if PORTS.contains(&number) { self.free(number) } else { number.to_owned() };
+            replaced += rest;
         }
         replaced
     }
@@ -169,7 +183,8 @@ impl Reader {
         while let Some((before, after)) = rest.split_once('…') {
             let start = before.rfind(|character| !is_in_word(character)).map_or(0, |index| index + 1);
             let prefix = &before[start..];
-            let found = output.rmatch_indices(prefix).find_map(|(index, _)| {
+            let begins_word = |index: usize| !output[..index].ends_with(is_in_word);
+            let found = output.rmatch_indices(prefix).filter(|(index, _)| begins_word(*index)).find_map(|(index, _)| {
                 let word: String = output[index..].chars().take_while(|character| is_in_word(*character)).collect();
                 (word.len() > prefix.len()).then_some(word)
             });
@@ -233,29 +248,23 @@ impl Drop for Reader {
     }
 }
 
-/// Whether `printed` has these lines, in this order. In each line, … stands for any text.
+/// Whether `printed` has lines that contain these lines, in this order. In each line, … stands for any text.
 fn shows(printed: &str, expected: &str) -> Result<(), String> {
     let mut lines = printed.lines();
     for wanted in expected.lines().filter(|line| !line.trim().is_empty()) {
-        if !lines.any(|line| fits(line.trim(), wanted.trim())) {
+        if !lines.any(|line| contains(line, wanted.trim())) {
             return Err(format!("the page shows this line, but it was not printed: {wanted}"));
         }
     }
     Ok(())
 }
 
-fn fits(line: &str, pattern: &str) -> bool {
-    let mut parts = pattern.split('…');
-    let Some(mut rest) = line.strip_prefix(parts.next().unwrap_or_default()) else { return false };
-    let parts: Vec<&str> = parts.collect();
-    let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };
-    for part in middle {
-        match rest.split_once(part) {
-            Some((_, after)) => rest = after,
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
+fn contains(mut line: &str, pattern: &str) -> bool {
+    pattern.split('…').all(|part| {
+        let rest = line.split_once(part).map(|(_, rest)| rest);
+        line = rest.unwrap_or_default();
+        rest.is_some()
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -302,9 +311,12 @@ for (const width of widths) {
     if (shown.querySelector("pre.mermaid .error-icon, pre.mermaid svg[aria-roledescription=error]")) say("a picture has an error");
     const root = shown.documentElement;
     if (root.scrollWidth > root.clientWidth) say(`the page is ${root.scrollWidth} wide`);
+    // On a phone, a wide table scrolls by itself.
     for (const table of shown.querySelectorAll(".content table")) {
-      const wrapper = table.closest(".table-wrapper") ?? table;
-      if (wrapper.scrollWidth > wrapper.clientWidth + 1) say(`the table after "${table.closest("main").innerText.slice(0, 0)}${table.innerText.slice(0, 40)}" is ${wrapper.scrollWidth} wide in ${wrapper.clientWidth}`);
+      const frame = table.closest(".table-wrapper");
+      if (frame.scrollWidth > frame.clientWidth + 1 && (width > 1000 || getComputedStyle(frame).overflowX !== "auto")) {
+        say(`the table with "${table.innerText.slice(0, 40)}" is ${frame.scrollWidth} wide in ${frame.clientWidth}`);
+      }
     }
     if (!shown.querySelector("main h1")) say("the page has no title");
   }
@@ -354,6 +366,14 @@ async fn the_pages_of_the_book_fit_on_a_screen_and_on_a_phone() {
     let page = format!("http://{}/look.html", server.authority());
     let flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", &profile, &page];
     let _chromium = Process::start("chromium", &flags, &folder).expect("Chromium starts");
-    let found = eventually("Chromium has shown all pages", async || found.lock().expect("the report").clone()).await;
+    let mut requests = 0;
+    let found = loop {
+        let report = || found.lock().expect("the report").clone();
+        let more = async || (report().is_some() || server.requests() > requests).then(|| server.requests());
+        requests = eventually("Chromium shows the next page", more).await;
+        if let Some(found) = report() {
+            break found;
+        }
+    };
     assert_eq!(found, json!([]));
 }
