@@ -1,5 +1,5 @@
 //! Compares pages in `docs/reference/` with sources that no other crate can compare: the metrics of the module, the alerts,
-//! and the limits of all crates.
+//! and the limits of all crates. The file is long because it lists every limit with its test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Every documented field, default, range and error of a plugin configuration.
+//! Every documented field, default, range and error of a plugin configuration. The file is long because the tests share one
+//! list of settings.
 
 use std::collections::{BTreeMap, BTreeSet};
 
