@@ -1,17 +1,28 @@
-//! Envoy as the core's [`Host`]. RSA runs in Envoy's BoringSSL through foreign functions. If Envoy lacks a function, the
+//! Envoy as the core's [`Host`] and the shell's [`Envoy`](apexmcp_shell::Envoy). RSA runs in Envoy's BoringSSL through foreign functions. If Envoy lacks a function, the
 //! module computes the result itself.
+
+use std::cell::RefCell;
 
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use proxy_wasm::types::Status;
 
 use crate::hostcalls::{self, CAS_ATTEMPTS};
+use crate::metrics::Numbers;
 use apexmcp_core::access_token::{self, AccessTokenClaims};
+use apexmcp_core::denial::LocalReply;
+use apexmcp_core::exchange::Question;
 use apexmcp_core::host::{Host, Shared, Update};
 use apexmcp_core::jose::compact::CompactJws;
 use apexmcp_core::jose::jwk::RsaPublicKey;
 use apexmcp_core::jose::signature::verify_in_rust;
+use apexmcp_core::limits::service;
+use apexmcp_core::request::{RequestHead, RequestTrailers};
+use apexmcp_core::route::{RouteInvalid, RouteSettings};
+use apexmcp_core::serialized_map::SerializedMap;
 use apexmcp_core::signing_key::SigningKey;
+use apexmcp_core::time::UnixTime;
+use apexmcp_shell::{Call, Metric};
 
 const VERIFY: &str = "verify_signature";
 const SIGN: &str = "sign";
@@ -57,23 +68,29 @@ struct SignResult {
     signature: Vec<u8>,
 }
 
-/// The foreign functions that this Envoy has. The module asks once, when it starts.
-#[derive(Clone, Copy)]
-pub(crate) struct Envoy {
-    verifies: bool,
-    signs: bool,
-}
+/// The namespace of this filter in a route's `filter_metadata`.
+const METADATA_NAMESPACE: &str = "apexmcp";
 
-impl Default for Envoy {
-    fn default() -> Self {
-        let has = |function| !matches!(hostcalls::call(function, &[]), Err(Status::NotFound));
-        Self { verifies: has(VERIFY), signs: has(SIGN) }
-    }
+/// Envoy, as one VM sees it.
+pub(crate) struct Envoy {
+    /// The id of the root context.
+    root: u32,
+    /// Whether this Envoy has the foreign function [`VERIFY`].
+    verifies: bool,
+    /// Whether this Envoy has the foreign function [`SIGN`].
+    signs: bool,
+    numbers: RefCell<Numbers>,
 }
 
 impl Envoy {
+    /// Asks Envoy for its foreign functions, once for the VM.
+    pub(crate) fn new(root: u32) -> Self {
+        let has = |function| !matches!(hostcalls::call(function, &[]), Err(Status::NotFound));
+        Self { root, verifies: has(VERIFY), signs: has(SIGN), numbers: RefCell::default() }
+    }
+
     /// A log line that says where signatures are verified and made.
-    pub(crate) fn describe(self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let by = |host| if host { "Envoy" } else { "the module itself, slowly: this Envoy can't" };
         format!("signatures are verified by {} and made by {}", by(self.verifies), by(self.signs))
     }
@@ -124,5 +141,114 @@ impl Host for Envoy {
             }
         }
         Update::Contended
+    }
+}
+
+impl apexmcp_shell::Envoy for Envoy {
+    const SEES_OWN_REPLIES: bool = true;
+
+    fn now(&self) -> UnixTime {
+        hostcalls::now()
+    }
+
+    fn enter(&self, stream: u32) -> bool {
+        hostcalls::enter(stream)
+    }
+
+    fn request_head(&self) -> Option<RequestHead> {
+        hostcalls::request_head()
+    }
+
+    fn remove_request_header(&self, name: &str) -> bool {
+        hostcalls::remove_request_header(name)
+    }
+
+    fn add_request_header(&self, name: &str, value: &str) -> bool {
+        hostcalls::add_request_header(name, value)
+    }
+
+    fn request_body(&self, max: usize) -> Vec<u8> {
+        hostcalls::request_body(max)
+    }
+
+    fn request_trailers(&self) -> Option<RequestTrailers> {
+        hostcalls::request_trailers()
+    }
+
+    fn remove_request_trailer(&self, name: &str) -> bool {
+        hostcalls::remove_request_trailer(name)
+    }
+
+    fn route_settings(&self) -> Result<RouteSettings, RouteInvalid> {
+        match hostcalls::route_metadata(METADATA_NAMESPACE) {
+            Ok(None) => Ok(RouteSettings::default()),
+            Ok(Some(map)) => RouteSettings::from_members(SerializedMap::parse(map).ok_or(RouteInvalid)?.iter()),
+            Err(_) => Err(RouteInvalid),
+        }
+    }
+
+    fn resume_request(&self) {
+        hostcalls::resume_request();
+    }
+
+    fn send_local_reply(&self, reply: &LocalReply) {
+        hostcalls::send_local_reply(reply);
+    }
+
+    fn response_headers(&self) -> Option<SerializedMap> {
+        hostcalls::response_headers()
+    }
+
+    fn response_header(&self, name: &str) -> Vec<u8> {
+        hostcalls::response_header(name)
+    }
+
+    fn add_response_header(&self, name: &str, value: &str) {
+        hostcalls::add_response_header(name, value);
+    }
+
+    fn set_response_header(&self, name: &str, value: &str) {
+        hostcalls::set_response_header(name, value);
+    }
+
+    fn remove_response_header(&self, name: &str) {
+        hostcalls::remove_response_header(name);
+    }
+
+    fn response_chunk(&self, size: usize) -> Vec<u8> {
+        hostcalls::response_chunk(size)
+    }
+
+    fn replace_response_chunk(&self, size: usize, passed: &[u8]) -> bool {
+        hostcalls::replace_response_chunk(size, passed)
+    }
+
+    fn set_filter_state(&self, name: &str, value: &str) {
+        hostcalls::set_filter_state(name, value);
+    }
+
+    /// The root context asks: Envoy drops the call of a stream when the stream ends.
+    fn ask(&self, question: &Question, stream: u32) -> Option<u32> {
+        let Question { upstream, timeout, message } = question;
+        hostcalls::enter(self.root);
+        let call = hostcalls::call_grpc(upstream, service::SERVICE, service::METHOD, message, *timeout);
+        hostcalls::enter(stream);
+        call
+    }
+
+    fn call(&self, call: Call<'_>) -> Result<u32, String> {
+        hostcalls::call_http(call).map_err(|status| format!("{status:?}"))
+    }
+
+    fn count(&self, metric: Metric) {
+        if let Some(number) = self.numbers.borrow_mut().of(metric) {
+            hostcalls::increment(number);
+        }
+    }
+
+    fn record(&self, metric: Metric, value: u64) {
+        if let Some(number) = self.numbers.borrow_mut().of(metric) {
+            hostcalls::record(number, value);
+        }
     }
 }

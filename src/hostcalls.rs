@@ -8,11 +8,10 @@ use proxy_wasm::types::{BufferType, MapType, MetricType, Status};
 
 use crate::direct;
 use apexmcp_core::denial::LocalReply;
-use apexmcp_core::jwks::{self, JwksUri};
-use apexmcp_core::policy::service::{RemoteSettings, Secret};
 use apexmcp_core::request::{RequestHead, RequestTrailers};
 use apexmcp_core::serialized_map::SerializedMap;
 use apexmcp_core::time::UnixTime;
+use apexmcp_shell::Call;
 
 /// The time of Envoy's real-time clock. If Envoy has none, the time is the epoch, at which no token is valid yet.
 pub(crate) fn now() -> UnixTime {
@@ -104,9 +103,9 @@ pub(crate) fn replace_response_chunk(size: usize, passed: &[u8]) -> bool {
 }
 
 /// Answers the current stream's request without the upstream.
-pub(crate) fn send_local_reply(reply: &LocalReply) -> bool {
+pub(crate) fn send_local_reply(reply: &LocalReply) {
     let headers = reply.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    hostcalls::send_http_response(reply.status, headers, Some(reply.body.as_bytes())).is_ok()
+    let _ = hostcalls::send_http_response(reply.status, headers, Some(reply.body.as_bytes()));
 }
 
 /// Resumes the paused request of the current stream.
@@ -147,32 +146,11 @@ pub(crate) fn set_shared_data(key: &str, value: &[u8], cas: Cas) -> bool {
     hostcalls::set_shared_data(key, Some(value), Some(cas.0)).is_ok()
 }
 
-/// Begins to fetch a document. Returns the number of the call.
+/// Begins an HTTP call without a body. Returns the number of the call.
 ///
 /// This needs the root context, because Envoy drops the call of a stream when the stream ends.
-pub(crate) fn get(cluster: &str, uri: &JwksUri, timeout: Duration) -> Result<u32, Status> {
-    let headers = [(":scheme", uri.scheme()), (":authority", uri.authority()), (":path", uri.path())];
-    call_http(cluster, headers.into(), jwks::ACCEPT, timeout)
-}
-
-/// Begins to ask the Settings service for a policy other than that of `etag`. Like [`get`], this needs the root context.
-pub(crate) fn get_policy(settings: &RemoteSettings, etag: Option<&str>) -> Result<u32, Status> {
-    let bearer = settings.token.as_ref().map(|Secret(token)| format!("Bearer {token}"));
-    let is_waiting = etag.is_some() && !settings.long_poll.is_zero();
-    let wait = format!("{}wait={}s", if settings.path.contains('?') { '&' } else { '?' }, settings.long_poll.as_secs());
-    let path = format!("{}{}", settings.path, if is_waiting { wait.as_str() } else { "" });
-    let mut headers = vec![(":scheme", "http"), (":authority", settings.authority.as_str()), (":path", path.as_str())];
-    headers.extend(bearer.as_deref().map(|bearer| ("authorization", bearer)));
-    headers.extend(etag.map(|etag| ("if-none-match", etag)));
-    let patience = if is_waiting { settings.long_poll } else { Duration::ZERO };
-    call_http(&settings.cluster, headers, "application/json, */*;q=0.1", settings.timeout.saturating_add(patience))
-}
-
-fn call_http<'h>(cluster: &str, mut headers: Vec<(&'h str, &'h str)>, accept: &'h str, timeout: Duration) -> Result<u32, Status> {
-    let agent = concat!("apexmcp-auth/", env!("CARGO_PKG_VERSION"));
-    // RFC 9110 §12.5.3: without Accept-Encoding, a server may compress its answer, and the filter could not read it.
-    headers.extend([(":method", "GET"), ("accept", accept), ("accept-encoding", "identity"), ("user-agent", agent)]);
-    hostcalls::dispatch_http_call(cluster, headers, None, Vec::new(), timeout)
+pub(crate) fn call_http(call: Call<'_>) -> Result<u32, Status> {
+    hostcalls::dispatch_http_call(call.cluster, call.headers, None, Vec::new(), call.timeout)
 }
 
 /// Begins a gRPC call to `upstream`, a serialized `GrpcService`. Returns the number of the call, or `None` if Envoy does not begin it.

@@ -1,10 +1,10 @@
 //! Error texts for calls to other services.
 
-use std::fmt::Debug;
+use std::fmt::Display;
 
 /// Envoy did not begin the call to `cluster`, and gave this `status`.
-pub fn refused(cluster: &str, status: impl Debug) -> String {
-    format!("Envoy refused the callout to cluster {cluster:?} ({status:?}): does it exist, and is the host's name found?")
+pub fn refused(cluster: &str, status: impl Display) -> String {
+    format!("Envoy refused the callout to cluster {cluster:?} ({status}): does it exist, and is the host's name found?")
 }
 
 /// The answer has a status that the filter does not expect. Envoy itself gives two of them.

@@ -22,7 +22,7 @@ use crate::oauth::token_endpoint::TokenError;
 use crate::origin::Sharing;
 use crate::path::McpPath;
 use crate::policy::raw::RawPolicy;
-use crate::principal::{ATTRIBUTES, Method};
+use crate::principal::{Attribute, Method};
 use crate::reason::Reason;
 use crate::request::RESERVED_PREFIX;
 use crate::serialized_map::SerializedMap;
@@ -157,8 +157,9 @@ fn every_endpoint_is_documented() {
 fn every_identity_header_and_every_filter_state_is_documented() {
     let page = Page::read("headers");
     let first = |heading: &str| page.section(heading).rows().iter().map(|row| codes(&row[0])[0].to_owned()).collect::<Vec<_>>();
-    assert_eq!(first("## Identity headers"), ATTRIBUTES.map(|name| format!("{RESERVED_PREFIX}{name}")));
-    let state = ATTRIBUTES.into_iter().chain(["reason"]).map(|name| format!("wasm.apexmcp_{name}"));
+    assert_eq!(first("## Identity headers"), Attribute::ALL.map(|attribute| format!("{RESERVED_PREFIX}{}", attribute.word())));
+    let state =
+        Attribute::ALL.map(Attribute::filter_state).into_iter().chain(["apexmcp_reason"]).map(|name| format!("wasm.{name}"));
     assert_eq!(first("## Filter state"), state.collect::<Vec<_>>());
     let methods = [Method::ApiKey, Method::Oauth, Method::Byoidp].map(Method::word);
     let row = &page.section("## Identity headers").rows()[3];

@@ -28,7 +28,7 @@ use crate::policy::Policy;
 use crate::policy::remote::{Publication, RemotePolicy};
 use crate::policy::service::RemoteSettings;
 use crate::policy::source::PolicySource;
-use crate::principal::{Method, Principal};
+use crate::principal::{Attribute, Method, Principal};
 use crate::problem::Problem;
 use crate::reason::Reason;
 use crate::request::RequestHead;
@@ -301,7 +301,7 @@ impl Gateway {
             findings.note = Some(unread_grant_note(&resource.org, &provider.issuer, unread));
         }
         // Checked after the signature: a forged token must not reveal which tokens are revoked.
-        let [_, name, ..] = principal.attributes();
+        let name = principal.attribute(Attribute::Principal);
         if org.has_revoked(claims::id(verified.claims())?, name, claims::issued_at(verified.claims()).ok()) {
             return Err(Reason::TokenRevoked.into());
         }
@@ -343,7 +343,7 @@ impl Gateway {
         };
         let granted = scope::granted_by(claims).map_err(|_| Reason::TokenMalformed)?.unwrap_or_default();
         let principal = Principal::of_client(&resource.org, id, client.scopes.cut_to(&granted), org.limits().clone());
-        let [_, name, ..] = principal.attributes();
+        let name = principal.attribute(Attribute::Principal);
         if org.has_revoked(claims::id(claims)?, name, Some(claims::issued_at(claims)?)) {
             return Err(Reason::TokenRevoked.into());
         }

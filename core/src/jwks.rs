@@ -18,6 +18,6 @@ mod uri;
 pub use absent::KeyName;
 pub use answer::read_answer;
 pub use set::{KeySet, KeySetId, Lookup, Waiter};
-pub use sets::{Fetch, KeySets};
+pub use sets::{Fetch, KeySets, Wish};
 pub use timing::{MAX_TIMEOUT, SYNC_INTERVAL, Timing};
 pub use uri::{ACCEPT, Clusters, JwksUri};

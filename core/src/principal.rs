@@ -3,6 +3,8 @@
 use std::fmt;
 use std::rc::Rc;
 
+use serde::Deserialize;
+
 use crate::limits::Subjects;
 use crate::names::OrgName;
 use crate::scope::ScopeSet;
@@ -28,8 +30,46 @@ impl Method {
     }
 }
 
-/// The names of a principal's attributes in the forwarded request and in the access log.
-pub const ATTRIBUTES: [&str; 5] = ["org", "principal", "subject", "method", "scope"];
+/// A part of an identity, for the headers of the forwarded request and for the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attribute {
+    Org,
+    /// The name of the principal.
+    Principal,
+    /// The id of the key or of the client, or the `sub` of the token.
+    Subject,
+    Method,
+    /// All scopes, separated by spaces.
+    Scope,
+}
+
+impl Attribute {
+    /// All attributes, in the order in which headers and filter state are written.
+    pub const ALL: [Self; 5] = [Self::Org, Self::Principal, Self::Subject, Self::Method, Self::Scope];
+
+    /// The name of the identity header after its prefix.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Org => "org",
+            Self::Principal => "principal",
+            Self::Subject => "subject",
+            Self::Method => "method",
+            Self::Scope => "scope",
+        }
+    }
+
+    /// The name of the filter state. Envoy has it below `wasm.`.
+    pub const fn filter_state(self) -> &'static str {
+        match self {
+            Self::Org => "apexmcp_org",
+            Self::Principal => "apexmcp_principal",
+            Self::Subject => "apexmcp_subject",
+            Self::Method => "apexmcp_method",
+            Self::Scope => "apexmcp_scope",
+        }
+    }
+}
 
 /// A proven identity. Only the checks of this crate create one: of API keys in [`crate::policy`], of tokens in
 /// [`crate::gateway`].
@@ -125,11 +165,16 @@ impl Principal {
         &self.limits
     }
 
-    /// The values of [`ATTRIBUTES`], in the same order. They consist of visible ASCII and single spaces.
-    pub fn attributes(&self) -> [&str; ATTRIBUTES.len()] {
+    /// The value of an attribute. It consists of visible ASCII and single spaces.
+    pub fn attribute(&self, attribute: Attribute) -> &str {
         let (name, scope) = self.text.split_at_checked(self.name_end).unwrap_or_default();
-        let subject = name.get(self.subject_at..).unwrap_or_default();
-        [self.org.as_str(), name, subject, self.method.word(), scope]
+        match attribute {
+            Attribute::Org => self.org.as_str(),
+            Attribute::Principal => name,
+            Attribute::Subject => name.get(self.subject_at..).unwrap_or_default(),
+            Attribute::Method => self.method.word(),
+            Attribute::Scope => scope,
+        }
     }
 }
 
@@ -157,7 +202,8 @@ mod tests {
 
     fn subject(sub: &str) -> String {
         let org = OrgName::parse("acme").unwrap();
-        Principal::of_identity_provider(&org, "https://idp", sub, ScopeSet::default(), Subjects::default()).attributes()[2]
+        Principal::of_identity_provider(&org, "https://idp", sub, ScopeSet::default(), Subjects::default())
+            .attribute(Attribute::Subject)
             .to_owned()
     }
 
@@ -171,7 +217,9 @@ mod tests {
 
     fn name(issuer: &str, sub: &str) -> String {
         let org = OrgName::parse("acme").unwrap();
-        Principal::of_identity_provider(&org, issuer, sub, ScopeSet::default(), Subjects::default()).attributes()[1].to_owned()
+        Principal::of_identity_provider(&org, issuer, sub, ScopeSet::default(), Subjects::default())
+            .attribute(Attribute::Principal)
+            .to_owned()
     }
 
     #[test]

@@ -300,3 +300,21 @@ async fn forwarding_can_be_configured() {
     let arrived = gateway.admits("by token", &by_token).await;
     assert!(arrived.has("authorization"));
 }
+
+#[tokio::test]
+async fn identity_headers_and_filter_state_can_be_chosen() {
+    let upstream = upstream::start().await;
+    let orgs = json!({"acme": {"api_keys": [api_key_record("key_all")]}});
+    let forward = json!({"forward": {"headers": ["subject", "org"], "filter_state": ["method"]}});
+    let gateway = Setup::new(merged(plugin(&orgs), &forward)).start(&upstream).await;
+
+    let request = Request::tools_list("/mcp/acme").api_key(&api_key("key_all")).header("x-apexmcp-scope", "forged");
+    let arrived = gateway.admits("by key", &request).await;
+    let expected = [("org", "acme"), ("subject", "key_all")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(arrived.headers_below(PREFIX), expected.into_iter().collect());
+    let reply = gateway.send(&request).await;
+    let logged = gateway.logged(&reply).await;
+    let [method, reason, org, principal] = ["method", "reason", "org", "principal"].map(|name| logged[name].clone());
+    assert_eq!((method, reason), (json!("api_key"), json!("ok")));
+    assert_eq!((org, principal), (Value::Null, Value::Null));
+}

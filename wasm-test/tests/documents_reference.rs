@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use apexmcp_shell::Family;
 use serde_json::Value;
 use wasm_test::repository;
 
@@ -37,15 +38,9 @@ fn literals(source: &str) -> impl Iterator<Item = &str> {
 fn every_metric_is_documented_with_its_labels() {
     let page = page("metrics");
     let documented = sections(&page, "Metrics of the filter");
-    let source = text("src/metrics.rs");
-    let mut metrics = BTreeMap::new();
-    for name in literals(&source).filter(|literal| literal.contains("apexmcp_")) {
-        let mut parts: Vec<&str> = name.split(";.;").collect();
-        let metric = parts.pop().expect("a name").to_owned();
-        let labels: Vec<String> =
-            parts.iter().filter_map(|part| part.split_once("=.=")).map(|(label, _)| label.to_owned()).collect();
-        metrics.insert(metric, labels);
-    }
+    let owned = |labels: &[&str]| labels.iter().map(|label| (*label).to_owned()).collect::<Vec<_>>();
+    let metrics: BTreeMap<String, Vec<String>> =
+        Family::ALL.iter().map(|family| (family.name.to_owned(), owned(family.labels))).collect();
     let labels =
         |text: &str| text.lines().filter_map(|line| line.strip_prefix("- ")).map(|line| codes(line)[0].to_owned()).collect();
     let found: BTreeMap<String, Vec<String>> = documented.iter().map(|(name, text)| (name.clone(), labels(text))).collect();
@@ -56,8 +51,9 @@ fn every_metric_is_documented_with_its_labels() {
         codes(line).into_iter().skip(1).map(str::to_owned).collect::<Vec<_>>()
     };
     let is_word = |literal: &&str| !literal.is_empty() && literal.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-    let words: BTreeSet<String> =
-        literals(&source).filter(is_word).filter(|word| !word.starts_with("apexmcp_")).map(str::to_owned).collect();
+    let source = text("shell/src/metrics.rs");
+    let (_, of_values) = source.split_once("pub fn values(").expect("the values");
+    let words: BTreeSet<String> = literals(of_values).filter(is_word).map(str::to_owned).collect();
     let mut documented_words = BTreeSet::from(["none".to_owned()]);
     documented_words.extend(values("apexmcp_requests", "result"));
     for metric in ["apexmcp_token_cache", "apexmcp_rate_limit_service", "apexmcp_jwks_fetches"] {

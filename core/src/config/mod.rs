@@ -18,7 +18,7 @@ use crate::path::McpPath;
 use crate::policy::Policy;
 use crate::policy::check::{Environment, Surroundings};
 use crate::policy::service::{RemoteSettings, Secret};
-use crate::principal::ATTRIBUTES;
+use crate::principal::Attribute;
 use crate::problem::{self, Problem, Problems};
 use crate::request::RESERVED_PREFIX;
 use raw::{Limits, RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawOrigins, RawRemote, RawTokens};
@@ -280,8 +280,21 @@ fn check_limits(raw: Limits, problems: &mut Problems) -> Option<LimitStore> {
 fn check_forward(raw: RawForward, problems: &mut Problems) -> Option<ForwardSettings> {
     let header_prefix = raw.header_prefix.unwrap_or_else(|| RESERVED_PREFIX.to_owned());
     problems.checked("forward.header_prefix", header_prefix::check(&header_prefix))?;
-    let identity_headers = ATTRIBUTES.map(|attribute| format!("{header_prefix}{attribute}"));
-    Some(ForwardSettings { strip_credentials: raw.strip_credentials.unwrap_or(true), header_prefix, identity_headers })
+    let headers = attributes("forward.headers", raw.headers, problems).into_iter();
+    let headers = headers.map(|attribute| (attribute, format!("{header_prefix}{}", attribute.word()))).collect();
+    let filter_state = attributes("forward.filter_state", raw.filter_state, problems);
+    Some(ForwardSettings { strip_credentials: raw.strip_credentials.unwrap_or(true), header_prefix, headers, filter_state })
+}
+
+/// A list of different attributes. All of them if there is no list.
+fn attributes(path: &str, raw: Option<Vec<Attribute>>, problems: &mut Problems) -> Vec<Attribute> {
+    let Some(list) = raw else { return Attribute::ALL.to_vec() };
+    for (index, attribute) in list.iter().enumerate() {
+        if list.iter().take(index).any(|earlier| earlier == attribute) {
+            problems.add(format_args!("{path}[{index}]"), format_args!("repeats \"{}\": remove it", attribute.word()));
+        }
+    }
+    list
 }
 
 /// A duration such as `500ms`, `5s`, `10m`, `1h`, `90d`.

@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::settings;
 use crate::policy::raw::RawPolicy;
+use crate::principal::Attribute;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct RawConfig {
@@ -82,6 +83,8 @@ pub(super) struct RawTokens {
 pub(super) struct RawForward {
     pub(super) strip_credentials: Option<bool>,
     pub(super) header_prefix: Option<String>,
+    pub(super) headers: Option<Vec<Attribute>>,
+    pub(super) filter_state: Option<Vec<Attribute>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

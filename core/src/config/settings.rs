@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::origin::AllowedOrigins;
 use crate::path::{McpPath, Resource};
-use crate::principal::ATTRIBUTES;
+use crate::principal::Attribute;
 use crate::url;
 
 /// Prefix of the path of a resource's metadata. The path of the resource follows (RFC 9728 §3.1).
@@ -71,8 +71,10 @@ pub struct ForwardSettings {
     pub strip_credentials: bool,
     /// The prefix of the identity headers, in lower case.
     pub header_prefix: String,
-    /// The names of the identity headers, in the order of [`Principal::attributes`](crate::principal::Principal::attributes).
-    pub identity_headers: [String; ATTRIBUTES.len()],
+    /// The identity headers to add, with their whole names.
+    pub headers: Vec<(Attribute, String)>,
+    /// The attributes to write as filter state.
+    pub filter_state: Vec<Attribute>,
 }
 
 /// Section `limits`.

@@ -24,6 +24,10 @@ fn the_smallest_configuration_has_the_documented_defaults() {
     assert_eq!(config.tokens.cache_size, 4096);
     assert_eq!(config.jwks.max_stale, Duration::from_secs(86_400));
     assert_eq!(config.forward.header_prefix, "x-apexmcp-");
+    let headers: Vec<_> = config.forward.headers.iter().map(|(_, name)| name.as_str()).collect();
+    let names = ["x-apexmcp-org", "x-apexmcp-principal", "x-apexmcp-subject", "x-apexmcp-method", "x-apexmcp-scope"];
+    assert_eq!(headers, names);
+    assert_eq!(config.forward.filter_state, Attribute::ALL);
     assert!(config.forward.strip_credentials && !config.gateway.route_metadata);
     assert_eq!(config.gateway.host_holds_bodies, None);
     assert_eq!(config.mode, Mode::Enforce);
@@ -477,6 +481,31 @@ fn ranges_end_where_they_are_said_to() {
         let facts = documented[&format!("{section}.{key}")].paragraphs()[0].clone();
         let end = good.as_str().map_or_else(|| good.to_string(), str::to_owned);
         assert!(key == "connector_separator" || codes(&facts).contains(&end.as_str()), "{section}.{key} {end}: {facts}");
+    }
+}
+
+#[test]
+fn identity_headers_and_filter_state_can_be_chosen() {
+    let with = |forward: Value| {
+        let mut config = minimal();
+        config["forward"] = forward;
+        config
+    };
+    let chosen = with(json!({"header_prefix": "x-tenant-", "headers": ["subject", "org"], "filter_state": []}));
+    let (config, _) = Config::parse(chosen.to_string().as_bytes(), &|_| None).unwrap();
+    let headers = [(Attribute::Subject, "x-tenant-subject".to_owned()), (Attribute::Org, "x-tenant-org".to_owned())];
+    assert_eq!(config.forward.headers, headers);
+    assert_eq!(config.forward.filter_state, []);
+
+    let wrong = "has a wrong type or value, expected one of `org`, `principal`, `subject`, `method`, `scope`";
+    for (forward, problem) in [
+        (json!({"headers": ["org", "scope", "org"]}), "forward.headers[2]: repeats \"org\": remove it".to_owned()),
+        (json!({"filter_state": ["method", "method"]}), "forward.filter_state[1]: repeats \"method\": remove it".to_owned()),
+        (json!({"filter_state": ["reason"]}), format!("forward.filter_state[0]: {wrong}")),
+        (json!({"headers": ["Org"]}), format!("forward.headers[0]: {wrong}")),
+    ] {
+        let problems = problems_of(&with(forward));
+        assert!(problems.len() == 1 && problems[0].starts_with(&problem), "{problem}: {problems:?}");
     }
 }
 

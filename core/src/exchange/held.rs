@@ -54,6 +54,11 @@ impl HeldRequests {
         None
     }
 
+    /// Whether the request of this stream is held.
+    pub fn contains(&self, stream: u32) -> bool {
+        self.0.contains_key(&stream)
+    }
+
     /// Drops the request of a stream that ended.
     pub fn remove(&mut self, stream: u32) {
         // When most streams end, no request is held. Then the map need not compute a hash.

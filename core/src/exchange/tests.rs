@@ -12,6 +12,7 @@ use crate::gateway::Gateway;
 use crate::jwks::KeySetId;
 use crate::names::{ConnectorId, OrgName};
 use crate::policy::source::PolicySource;
+use crate::principal::Attribute;
 use crate::request::RequestHead;
 use crate::route::{RouteMode, RouteSettings};
 use crate::testing::{self, MemoryHost};
@@ -202,7 +203,7 @@ fn status(step: &Step) -> u32 {
 fn attributes(step: Step) -> Vec<String> {
     match step {
         Step::Forward(Forward { edits: Edits { principal: Some(principal), .. }, .. }, _) => {
-            principal.attributes().map(str::to_owned).to_vec()
+            Attribute::ALL.map(|attribute| principal.attribute(attribute).to_owned()).to_vec()
         }
         other => panic!("not admitted: {other:?}"),
     }

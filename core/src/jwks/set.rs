@@ -188,11 +188,19 @@ impl KeySet {
         let is_awaited = may_fetch || self.is_pending(now, timing);
         // The answer to a fetch that is under way may be older than the key, and says nothing about it.
         let is_under_way = self.record.is_claimed(now, timing);
-        let is_asked = is_awaited && wanted == Wanted::New && !is_under_way;
-        if is_asked && self.asked.len() < MAX_ASKED && !self.asked.contains(&name) {
-            self.asked.push(name);
+        if is_awaited && wanted == Wanted::New && !is_under_way {
+            self.ask_for(&[name]);
         }
         is_awaited
+    }
+
+    /// Remembers the names of keys for which requests wait.
+    pub(super) fn ask_for(&mut self, names: &[KeyName]) {
+        for name in names {
+            if self.asked.len() < MAX_ASKED && !self.asked.contains(name) {
+                self.asked.push(*name);
+            }
+        }
     }
 
     pub(super) fn may_fetch_for(&self, wanted: Wanted, now: UnixTime, timing: &Timing) -> bool {

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::absent::AbsentNames;
+use super::absent::{AbsentNames, KeyName};
 use super::fetch_slots::{self, FetchSlot};
 use super::record::Record;
-use super::set::{KeySet, KeySetId};
+use super::set::{KeySet, KeySetId, Wanted};
 use super::timing::Timing;
 use super::uri::JwksUri;
 use crate::host::{Host, Update};
@@ -34,6 +34,16 @@ impl Fetch {
     pub fn abandon(&self, now: UnixTime, host: &dyn Host) {
         fetch_slots::release(&self.slot, now, host);
     }
+}
+
+/// A fetch that this thread leaves to another thread.
+#[derive(Debug)]
+pub struct Wish {
+    uri: JwksUri,
+    /// The organizations to which the fetch may be charged, the most recent user first.
+    orgs: Vec<OrgName>,
+    wanted: Option<Wanted>,
+    asked: Vec<KeyName>,
 }
 
 /// The names of a key set's values in shared data, where nothing can be deleted. Their number is bounded by the URIs that
@@ -148,6 +158,39 @@ impl KeySets {
             set.unread = read.err().or(set.unread.take());
         }
         Some(set)
+    }
+
+    /// Like [`Self::sync`], for a thread that fetches nothing itself. Returns what another thread should fetch.
+    ///
+    /// # Errors
+    /// The reason why the shared document cannot be read.
+    pub fn follow(&mut self, id: KeySetId, now: UnixTime, timing: &Timing, host: &dyn Host) -> Result<Option<Wish>, JwkSetError> {
+        let Some(set) = self.sets.get_mut(&id) else { return Ok(None) };
+        set.read_shared(&Names::of(&set.uri), now, timing, host)?;
+        if let Some(error) = set.unread.take() {
+            return Err(error);
+        }
+        let is_due = set.claim(now, timing).is_some();
+        Ok(is_due.then(|| Wish {
+            uri: set.uri.clone(),
+            orgs: set.orgs.iter().map(|(org, _)| org.clone()).collect(),
+            wanted: set.wanted,
+            asked: set.asked.clone(),
+        }))
+    }
+
+    /// Takes over a wish of another thread: the set is due at the next [`Self::sync`], unless it was fetched since. It counts as
+    /// used, so this thread keeps it fresh from now on.
+    pub fn take_over(&mut self, wish: Wish) {
+        // The last organization becomes the most recent user.
+        for org in wish.orgs.iter().rev() {
+            let id = self.at(&wish.uri, org);
+            if let Some(set) = self.sets.get_mut(&id) {
+                set.is_used.set(true);
+                set.wanted = set.wanted.max(wish.wanted);
+                set.ask_for(&wish.asked);
+            }
+        }
     }
 
     /// Compares this thread's copy of a key set with what all threads share. Returns a fetch if one is due, a slot is free,

@@ -115,6 +115,37 @@ fn one_thread_fetches_for_all_before_the_first_request() {
     assert_eq!(threads.tick(at(302)), 1, "the refresh interval is over");
 }
 
+/// A worker that fetches nothing itself, and a thread that fetches for it and has no key sets of its own.
+#[test]
+fn a_thread_fetches_what_another_thread_wishes() {
+    let mut threads = Threads::new(1);
+    let mut fetcher = KeySets::default();
+    let mut fetch = |threads: &mut Threads, now: UnixTime| {
+        let wish = threads.sets[0].follow(SET, now, &TIMING, &threads.host).unwrap()?;
+        fetcher.take_over(wish);
+        let due = fetcher.sync_due(now, &TIMING);
+        let fetch = due.into_iter().find_map(|id| fetcher.sync(id, now, &TIMING, &threads.host).unwrap());
+        Some(fetch.map(|fetch| {
+            assert_eq!(fetcher.get(fetch.key_set).unwrap().uri().as_str(), "https://idp/keys");
+            let keys = testing::jwk_set(&["a"]);
+            assert!(threads.sets[0].follow(SET, now, &TIMING, &threads.host).unwrap().is_none(), "it is claimed");
+            fetcher.finish(&fetch, Some(&keys), now, &TIMING, &threads.host).unwrap();
+        }))
+    };
+    assert!(matches!(threads.set(0).lookup(START, &TIMING), Lookup::Pending));
+    assert_eq!(fetch(&mut threads, START), Some(Some(())), "the first fetch");
+    assert_eq!(fetch(&mut threads, at(1)), None, "nothing is due");
+    assert!(threads.serves(0, at(1)));
+
+    // A token names an unknown key. The name goes along, so that it is known to be absent afterwards.
+    let unknown = KeyName::new("unknown");
+    assert!(threads.set(0).request_key(unknown, at(2), &TIMING));
+    assert_eq!(fetch(&mut threads, at(2)), Some(Some(())), "the fetch for the unknown key");
+    assert_eq!(fetch(&mut threads, at(3)), None);
+    assert!(threads.set(0).absent.contains(unknown));
+    assert!(!threads.set(0).request_key(unknown, at(3), &TIMING), "the key is known to be absent");
+}
+
 #[test]
 fn a_claim_whose_thread_died_expires() {
     let mut threads = Threads::new(2);

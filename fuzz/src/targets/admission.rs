@@ -8,7 +8,7 @@ use apexmcp_core::gateway::Gateway;
 use apexmcp_core::jose::jwk::RsaPublicKey;
 use apexmcp_core::jwks::JwksUri;
 use apexmcp_core::names::OrgName;
-use apexmcp_core::principal::{Method, Principal};
+use apexmcp_core::principal::{Attribute, Method, Principal};
 use apexmcp_core::request::RequestHead;
 use apexmcp_core::route::RouteSettings;
 use apexmcp_core::time::UnixTime;
@@ -121,7 +121,7 @@ fn path_of(headers: &[(String, Vec<u8>)]) -> String {
 }
 
 fn words(principal: &Principal) -> Vec<String> {
-    principal.attributes()[4].split(' ').map(str::to_owned).collect()
+    principal.attribute(Attribute::Scope).split(' ').map(str::to_owned).collect()
 }
 
 fn reaches(principal: &Principal, connector: Option<&str>) -> bool {
@@ -157,9 +157,10 @@ fn check_admitted(token: &Token, written: &str, headers: &[(String, Vec<u8>)], e
             .filter(could_be_identity)
             .all(|name| edits.remove.iter().any(|removed| removed == name))
     );
-    assert!(principal.attributes().iter().all(|value| value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')));
+    let values = Attribute::ALL.map(|attribute| principal.attribute(attribute));
+    assert!(values.iter().all(|value| value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')));
 
-    let subject = String::from_utf8(reader::percent_decoded(principal.attributes()[2].as_bytes())).expect("text");
+    let subject = String::from_utf8(reader::percent_decoded(principal.attribute(Attribute::Subject).as_bytes())).expect("text");
     if principal.method() == Method::ApiKey {
         assert_eq!((name.as_str(), value.as_slice(), org.as_str()), ("x-api-key", API_KEY.as_bytes(), "acme"));
         assert_eq!((subject.as_str(), words(principal)), ("k1", vec!["mcp:call:files".to_owned(), "mcp:call:notes".to_owned()]));

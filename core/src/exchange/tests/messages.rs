@@ -11,7 +11,7 @@ fn only_the_joined_endpoint_reads_messages_and_only_for_keys_of_some_connectors(
     let Step::EditAndWait(edits, _) = step else { panic!("not read") };
     assert_eq!(edits.remove, ["x-api-key", "accept-encoding"]);
     assert!(edits.accept_identity);
-    assert_eq!(edits.principal.unwrap().attributes()[1], "acme/key/k1");
+    assert_eq!(edits.principal.unwrap().attribute(Attribute::Principal), "acme/key/k1");
     assert_eq!(reason(&world.start("/mcp/acme/notes", &POST)), "ok");
     assert_eq!(reason(&world.start("/mcp/acme/clock", &POST)), "scope_insufficient");
     let route = RouteSettings { connector: ConnectorId::parse("notes"), ..RouteSettings::default() };

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::principal::Attribute;
 use crate::testing::MemoryHost;
 
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
@@ -59,7 +60,7 @@ impl World {
     fn principal(&self, org: &str, number: usize) -> Option<String> {
         let digest = KeyDigest::from_hex(&digest_of(number)).unwrap();
         let principal = self.thread.api_key(&digest, &OrgName::parse(org).unwrap(), NOW, &self.host);
-        principal.ok().map(|principal| principal.attributes()[1].to_owned())
+        principal.ok().map(|principal| principal.attribute(Attribute::Principal).to_owned())
     }
 
     fn org(&self, name: &str) -> Option<Rc<Org>> {
