@@ -24,8 +24,10 @@ test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) $(WEB_SERVE
 	@scripts/prerequisites test
 	cargo test --workspace --locked
 
-build: prerequisites ## build the module, dist/apexmcp_auth.wasm, and the Settings program, dist/apexmcp
+build: prerequisites ## build the modules, dist/apexmcp_auth.wasm and dist/libapexmcp_auth.so, and the Settings program, dist/apexmcp
 	scripts/wasm build
+	cargo build --profile module --locked --package apexmcp-dynamic-module
+	@install -m 755 target/module/libapexmcp_auth.so dist/.module.new && mv dist/.module.new dist/libapexmcp_auth.so
 	cargo build --profile native --locked --package apexmcp-settings
 	@install -m 755 target/native/apexmcp dist/.apexmcp.new && mv dist/.apexmcp.new dist/apexmcp
 

@@ -13,6 +13,9 @@ use apexmcp_core::time::UnixTime;
 
 use crate::metrics::Metric;
 
+/// Prefix of the names of all filter state. Envoy gives it to those that a wasm module writes.
+pub const FILTER_STATE: &str = "wasm.";
+
 /// A call to another service by HTTP, without a body.
 #[derive(Debug)]
 pub struct Call<'c> {
@@ -85,7 +88,7 @@ pub trait Envoy: Host {
     /// Replaces the chunk of the response body by `passed`. False if Envoy did not replace it.
     fn replace_response_chunk(&self, size: usize, passed: &[u8]) -> bool;
 
-    /// Sets the filter state `wasm.<name>`.
+    /// Sets a filter state. Every name begins with [`FILTER_STATE`].
     fn set_filter_state(&self, name: &str, value: &str);
 
     /// Writes these attributes as filter state.

@@ -171,6 +171,11 @@ impl<E: Envoy> Plugin<E> {
         }
     }
 
+    /// Whether the request of any stream is held.
+    pub fn holds_any(&self) -> bool {
+        !self.held.borrow().is_empty()
+    }
+
     /// Whether the stream's request is held.
     pub fn holds(&self, id: u32) -> bool {
         self.held.borrow().contains(id)
@@ -246,7 +251,7 @@ impl<E: Envoy> Plugin<E> {
     /// Counts a decided request, and gives access logs the reason and the principal.
     fn note(&self, record: &Record) {
         metrics::decided(record, &self.envoy);
-        self.envoy.set_filter_state("apexmcp_reason", record.reason());
+        self.envoy.set_filter_state("wasm.apexmcp_reason", record.reason());
         let Record::Resource { refused, findings } = record else { return };
         if let Some(details) = refused.as_ref().and_then(Denial::details) {
             log::debug!("refused a request with {}: {details}", record.reason());
