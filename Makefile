@@ -17,8 +17,8 @@ NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
-run: setup build ## start the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C
-	@exec .tools/bin/python demo/run.py
+run: setup build ## start the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C (MODULE=native: with the native module)
+	@MODULE='$(MODULE)' exec .tools/bin/python demo/run.py
 
 test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) $(WEB_SERVERS) $(CHROMIUM) $(SQLITE) ## run all tests: unit, property, and end to end in real Envoy
 	@scripts/prerequisites test

@@ -146,6 +146,7 @@ impl Host for Envoy {
 
 impl apexmcp_shell::Envoy for Envoy {
     const SEES_OWN_REPLIES: bool = true;
+    const HOLDS_BODIES: Option<bool> = None;
 
     fn now(&self) -> UnixTime {
         hostcalls::now()

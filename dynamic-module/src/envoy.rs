@@ -125,6 +125,7 @@ impl Host for Envoy {
 
 impl apexmcp_shell::Envoy for Envoy {
     const SEES_OWN_REPLIES: bool = false;
+    const HOLDS_BODIES: Option<bool> = Some(false);
 
     #[allow(clippy::disallowed_methods)] // This is the border: the core gets the time as an argument.
     fn now(&self) -> UnixTime {

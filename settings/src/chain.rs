@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 use crate::json::{each_object, list, plugins_in};
 use crate::report::Report;
 
+/// The filters of Envoy that load a module.
+const MODULES: [&str; 2] = [".filters.http.wasm.v3.Wasm", ".filters.http.dynamic_modules.v3.DynamicModuleFilter"];
+
 type Judge = fn(&Value) -> bool;
 
 /// The settings that leave only one spelling for each path and header, each with the check of its value.
@@ -55,13 +58,13 @@ struct Chain<'a> {
 }
 
 impl Chain<'_> {
-    /// Whether `filter` is ours. A filter whose configuration comes by ECDS counts as ours if it is a wasm module.
+    /// Whether `filter` is ours. A filter whose configuration comes by ECDS counts as ours if it loads a module.
     fn has_our(&self, filter: &Value, report: &mut Report) -> bool {
         if !plugins_in(filter).is_empty() {
             return true;
         }
         let discovery = filter.get("config_discovery");
-        let is_module = |url: &Value| url.as_str().is_some_and(|url| url.ends_with(".filters.http.wasm.v3.Wasm"));
+        let is_module = |url: &Value| url.as_str().is_some_and(|url| MODULES.iter().any(|module| url.ends_with(module)));
         let by_discovery = discovery.is_some_and(|discovery| list(discovery, "type_urls").any(|(_, url)| is_module(url)));
         if by_discovery {
             let file = discovery.and_then(|discovery| discovery.pointer("/config_source/path_config_source/path"));

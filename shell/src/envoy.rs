@@ -31,6 +31,9 @@ pub trait Envoy: Host {
     /// Whether Envoy gives the filter's own replies to its response callbacks.
     const SEES_OWN_REPLIES: bool;
 
+    /// Whether Envoy holds the body of a request while the filter holds its head. `None`: it depends on Envoy's configuration.
+    const HOLDS_BODIES: Option<bool>;
+
     /// The time of the real-time clock.
     fn now(&self) -> UnixTime;
 

@@ -59,7 +59,8 @@ impl<E: Envoy> Plugin<E> {
     /// Puts a configuration into force. If it has problems, logs them, and returns false: the earlier one stays.
     pub fn configure(&self, configuration: &[u8]) -> bool {
         match Config::parse(configuration, &|name| std::env::var(name).ok()) {
-            Ok((config, policy)) => {
+            Ok((mut config, policy)) => {
+                config.gateway.host_holds_bodies = E::HOLDS_BODIES.or(config.gateway.host_holds_bodies);
                 match &config.remote {
                     None => self.note_version(&policy.version),
                     Some(remote) => log::info!("the policy comes from cluster {:?}", remote.cluster),

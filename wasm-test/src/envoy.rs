@@ -68,6 +68,7 @@ impl Envoy {
         workers: usize,
         folder: Folder,
     ) -> Self {
+        let of_vm = Module::under_test().environment(bootstrap);
         let bootstrap = Module::under_test().configuration(bootstrap);
         folder.write("envoy.json", &bootstrap.to_string()).expect("the configuration is written");
         let (configuration, admin_address) = (folder.file("envoy.json"), folder.file("admin"));
@@ -86,7 +87,8 @@ impl Envoy {
         ];
         let arguments = [words, &arguments].concat();
         let modules = repository().join("dist");
-        let environment = [environment, &[("ENVOY_DYNAMIC_MODULES_SEARCH_PATH", argument(&modules))]].concat();
+        let mut environment = [environment, &[("ENVOY_DYNAMIC_MODULES_SEARCH_PATH", argument(&modules))]].concat();
+        environment.extend(of_vm.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         let mut process = Process::start_with(tool, &arguments, &environment, &folder).expect("Envoy starts");
         let admin = eventually("Envoy is ready", async || {
             assert!(!process.has_ended(), "Envoy ended:\n{}", folder.read("stderr"));

@@ -26,6 +26,24 @@ impl Module {
         }
     }
 
+    /// Whether the tests run the dynamic module, so that a test about a property of wasm is left out.
+    pub fn is_native(why_left_out: &str) -> bool {
+        let is_native = Self::under_test() == Self::Native;
+        if is_native {
+            println!("left out for the dynamic module: {why_left_out}");
+        }
+        is_native
+    }
+
+    /// The variables that the environment of Envoy needs for this configuration. A VM has variables of its own.
+    pub fn environment(self, written: &Value) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        if self == Self::Native {
+            find_environment(written, &mut found);
+        }
+        found
+    }
+
     /// The configuration of Envoy, or a part of it, for this module. It is written for the wasm module.
     pub fn configuration(self, written: &Value) -> Value {
         let mut configuration = written.clone();
@@ -42,16 +60,31 @@ impl Module {
     }
 }
 
+fn find_environment(value: &Value, found: &mut Vec<(String, String)>) {
+    match value {
+        Value::Array(values) => values.iter().for_each(|value| find_environment(value, found)),
+        Value::Object(members) => {
+            for (name, value) in members {
+                if name == "key_values" {
+                    let variables = value.as_object().into_iter().flatten();
+                    found.extend(variables.map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned())));
+                }
+                find_environment(value, found);
+            }
+        }
+        _ => {}
+    }
+}
+
 fn make_native(value: &mut Value) {
     match value {
         Value::Array(values) => values.iter_mut().for_each(make_native),
         Value::Object(members) if members.get("@type").is_some_and(|kind| kind == WASM) => {
-            let filter = &members["config"];
-            let configuration = &filter["configuration"];
+            let configuration = &members["config"]["configuration"];
             *value = json!({
                 "@type": NATIVE,
                 "dynamic_module_config": {"name": "apexmcp_auth", "do_not_close": true},
-                "filter_name": filter["name"],
+                "filter_name": "apexmcp_auth",
                 "filter_config": configuration,
             });
         }

@@ -161,8 +161,8 @@ async fn a_configuration_change_under_load_refuses_no_valid_request() {
 /// The filter's file names another module, and then the first one again: an operator upgrades, and goes back.
 #[tokio::test]
 async fn a_module_change_under_load_refuses_no_valid_request() {
-    if Module::under_test() == Module::Native {
-        return; // Envoy loads a native module once. An upgrade of it is a restart of Envoy.
+    if Module::is_native("Envoy loads it once, so an upgrade is a restart of Envoy") {
+        return;
     }
     let upstream = upstream::start().await;
     let setup = Setup::new(plugin(&orgs(&["key_all"]))).workers(2);

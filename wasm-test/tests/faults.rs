@@ -20,6 +20,7 @@ use wasm_test::gateway::{Gateway, ORIGIN, Setup, plugin};
 use wasm_test::http::{Client, Request};
 use wasm_test::issuer::{Behaviour, Issuer};
 use wasm_test::load::{Load, Loads, Stranger, strangers};
+use wasm_test::module::Module;
 use wasm_test::oauth::{PrivateKey, SECRET, WITH_KEY, WITH_SECRET, assertion_request, token_request};
 use wasm_test::policy::{api_key, api_key_record, merged, sha256};
 use wasm_test::process::{Folder, argument, run};
@@ -304,6 +305,9 @@ async fn until_back(gateway: &Gateway, request: &Request) {
 
 #[tokio::test]
 async fn a_module_that_traps_refuses_requests_and_recovers() {
+    if Module::is_native("it has no VM that can trap") {
+        return;
+    }
     const TRAPS: usize = 5;
     let key = Key::first("a");
     let issuer = Issuer::start(&[&key]).await;
@@ -363,6 +367,9 @@ async fn a_module_that_traps_refuses_requests_and_recovers() {
 
 #[tokio::test]
 async fn envoys_timeout_ends_a_request_that_waits_in_a_trapped_module() {
+    if Module::is_native("it has no VM that can trap") {
+        return;
+    }
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let issuer = Issuer::start(&[&key]).await;
     issuer.behave(Behaviour::Hang);
@@ -388,6 +395,9 @@ async fn envoys_timeout_ends_a_request_that_waits_in_a_trapped_module() {
 
 #[tokio::test]
 async fn a_module_that_traps_while_it_filters_a_list_reveals_nothing() {
+    if Module::is_native("it has no VM that can trap") {
+        return;
+    }
     let tools: Vec<Value> =
         (0..3_000).map(|number| json!({"name": format!("{}__{number}", ["notes", "clock"][number % 2])})).collect();
     let list = json!({"jsonrpc": "2.0", "id": 1, "result": {"tools": tools}}).to_string();
@@ -427,6 +437,9 @@ async fn a_module_that_traps_while_it_filters_a_list_reveals_nothing() {
 
 #[tokio::test]
 async fn a_module_that_always_traps_admits_nobody() {
+    if Module::is_native("it has no VM that can trap") {
+        return;
+    }
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin(&json!({"acme": {"api_keys": [api_key_record("key_all")]}}))).start(&upstream).await;
     let good = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
@@ -445,6 +458,9 @@ async fn a_module_that_always_traps_admits_nobody() {
 /// After a trap, the counts in the memory of a worker start again. Data that all workers share survives.
 #[tokio::test]
 async fn a_trap_resets_wrong_secrets_and_keeps_used_assertions_and_quotas() {
+    if Module::is_native("it has no VM that can trap") {
+        return;
+    }
     const LONGEST: i32 = 20_000;
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let clients = json!([
