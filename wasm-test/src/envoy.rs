@@ -195,13 +195,12 @@ impl Envoy {
         self.metric_told(name, labels).await
     }
 
-    /// Sends a request that is counted, and waits until Envoy has been told of it.
+    /// Sends a request that is counted, and waits until Envoy has been told of one.
     async fn until_told(&self) {
-        let mark = [("endpoint", "jwks")];
-        let before = self.metric_told("apexmcp_endpoints", &mark).await;
+        let counted = async || self.metric_told("apexmcp_endpoints", &[]).await + self.metric_told("apexmcp_requests", &[]).await;
+        let before = counted().await;
         self.client.send(&Request::get("/.well-known/jwks.json")).await;
-        let told = async || (self.metric_told("apexmcp_endpoints", &mark).await > before).then_some(());
-        eventually("a counted request", told).await;
+        eventually("a counted request", async || (counted().await > before).then_some(())).await;
     }
 
     /// The sum of all series with these labels.

@@ -197,7 +197,8 @@ fn check_remote(raw: RawRemote, environment: &Environment<'_>, problems: &mut Pr
             let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
             let token = environment(&name).filter(|token| is_name && token.bytes().all(|byte| byte.is_ascii_graphic()));
             // The message does not repeat the value: an operator may have written the token itself here.
-            let wrong = "must name an environment variable that is set for this VM, see vm_config.environment_variables";
+            let wrong = "must name an environment variable that is set for the module: in vm_config.environment_variables, or for the \
+                         native module in Envoy's environment";
             problems.checked("policy.remote.token_env", token.ok_or(wrong)).map(Some)
         }
     };
