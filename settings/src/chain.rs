@@ -94,8 +94,11 @@ impl Chain<'_> {
                 is_switched_on |= setting.get("disabled") != Some(&Value::Bool(true));
             }
         }
-        if filter.get("disabled") == Some(&Value::Bool(true)) && !is_switched_on {
+        let is_disabled = filter.get("disabled") == Some(&Value::Bool(true));
+        if is_disabled && !is_switched_on {
             self.report_disabled(&strangers, filter, report);
+        } else if let Some(routes) = self.manager.get("route_config") {
+            crate::routes::check(routes, self.name, is_disabled, &self.known(), report);
         }
         for (setting, is_right) in SPELLING {
             let value = match setting.split_once('.') {
@@ -107,6 +110,11 @@ impl Chain<'_> {
                 report.warnings.push(Problem { path: setting.to_owned(), message: message.to_owned() });
             }
         }
+    }
+
+    /// The names of all filters of the chain.
+    fn known(&self) -> Vec<&str> {
+        self.manager.get("http_filters").into_iter().flat_map(filters).map(|(_, filter)| text(filter, "name")).collect()
     }
 
     /// The settings of filters in routes and virtual hosts, each with the name of its filter.
@@ -123,8 +131,7 @@ impl Chain<'_> {
             report.warnings.push(Problem { path, message: message.to_owned() });
             return;
         }
-        let known: Vec<&str> =
-            self.manager.get("http_filters").into_iter().flat_map(filters).map(|(_, it)| text(it, "name")).collect();
+        let known = self.known();
         let typo = strangers.iter().find(|name| !known.contains(name));
         let hint = typo.map(|name| format!("; {name:?} is not a filter of this chain")).unwrap_or_default();
         let message = format!(
