@@ -20,7 +20,6 @@ use wasm_test::gateway::{Gateway, ORIGIN, Setup, plugin};
 use wasm_test::http::{Client, Request};
 use wasm_test::issuer::{Behaviour, Issuer};
 use wasm_test::load::{Load, Loads, Stranger, strangers};
-use wasm_test::module::Module;
 use wasm_test::oauth::{PrivateKey, SECRET, WITH_KEY, WITH_SECRET, assertion_request, token_request};
 use wasm_test::policy::{api_key, api_key_record, merged, sha256};
 use wasm_test::process::{Folder, argument, run};
@@ -305,7 +304,7 @@ async fn until_back(gateway: &Gateway, request: &Request) {
 
 #[tokio::test]
 async fn a_module_that_traps_refuses_requests_and_recovers() {
-    if Module::is_native("it has no VM that can trap") {
+    if wasm_test::module::Module::is_native("it has no VM that can trap") {
         return;
     }
     const TRAPS: usize = 5;
@@ -367,7 +366,7 @@ async fn a_module_that_traps_refuses_requests_and_recovers() {
 
 #[tokio::test]
 async fn envoys_timeout_ends_a_request_that_waits_in_a_trapped_module() {
-    if Module::is_native("it has no VM that can trap") {
+    if wasm_test::module::Module::is_native("it has no VM that can trap") {
         return;
     }
     let (key, upstream) = (Key::first("a"), upstream::start().await);
@@ -395,7 +394,7 @@ async fn envoys_timeout_ends_a_request_that_waits_in_a_trapped_module() {
 
 #[tokio::test]
 async fn a_module_that_traps_while_it_filters_a_list_reveals_nothing() {
-    if Module::is_native("it has no VM that can trap") {
+    if wasm_test::module::Module::is_native("it has no VM that can trap") {
         return;
     }
     let tools: Vec<Value> =
@@ -437,7 +436,7 @@ async fn a_module_that_traps_while_it_filters_a_list_reveals_nothing() {
 
 #[tokio::test]
 async fn a_module_that_always_traps_admits_nobody() {
-    if Module::is_native("it has no VM that can trap") {
+    if wasm_test::module::Module::is_native("it has no VM that can trap") {
         return;
     }
     let upstream = upstream::start().await;
@@ -458,7 +457,7 @@ async fn a_module_that_always_traps_admits_nobody() {
 /// After a trap, the counts in the memory of a worker start again. Data that all workers share survives.
 #[tokio::test]
 async fn a_trap_resets_wrong_secrets_and_keeps_used_assertions_and_quotas() {
-    if Module::is_native("it has no VM that can trap") {
+    if wasm_test::module::Module::is_native("it has no VM that can trap") {
         return;
     }
     const LONGEST: i32 = 20_000;
