@@ -364,9 +364,9 @@ def with_get(rows: list[Row]) -> list[Row]:
 
     def get(row: Row) -> Row:
         requests, native = row.requests, row.native and f"{row.native}{GET}"
-        return replace(
-            row, name=f"{row.name}{GET}", requests=lambda: [each.get() for each in requests()], native=native
-        )
+        # The row itself has checked what is forwarded.
+        name, gets = f"{row.name}{GET}", lambda: [each.get() for each in requests()]
+        return replace(row, name=name, requests=gets, native=native, forwards={})
 
     return [*rows, *map(get, rows)]
 

@@ -21,7 +21,7 @@ impl Module {
     pub fn under_test() -> Self {
         match std::env::var("MODULE").as_deref() {
             Ok("native") => Self::Native,
-            Ok("wasm") | Err(_) => Self::Wasm,
+            Ok("wasm" | "") | Err(_) => Self::Wasm,
             Ok(other) => panic!("MODULE is native or wasm, not {other:?}"),
         }
     }
