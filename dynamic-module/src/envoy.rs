@@ -26,6 +26,16 @@ use crate::shared;
 /// The namespace of this filter in a route's `filter_metadata`.
 const METADATA_NAMESPACE: &str = "apexmcp";
 
+/// What is known of the time. A callback of a stream reads the clock once.
+#[derive(Clone, Copy, Default)]
+enum Clock {
+    /// No callback of a stream runs.
+    #[default]
+    Outside,
+    Unread,
+    Read(UnixTime),
+}
+
 /// Envoy, as one thread sees it.
 pub(crate) struct Envoy {
     /// The configuration, in the main thread. Workers begin no calls.
@@ -35,6 +45,7 @@ pub(crate) struct Envoy {
     /// The streams of this thread that Envoy has not destroyed.
     streams: RefCell<FxHashMap<u32, Filter>>,
     current: Cell<Option<(u32, Filter)>>,
+    clock: Cell<Clock>,
     pub(crate) questions: RefCell<Questions>,
 }
 
@@ -46,6 +57,7 @@ impl Envoy {
             counters,
             streams: RefCell::default(),
             current: Cell::default(),
+            clock: Cell::default(),
             questions: RefCell::default(),
         }
     }
@@ -64,12 +76,12 @@ impl Envoy {
     }
 
     /// Runs `callback` with this stream as the current one. Callbacks may be nested.
-    pub(crate) fn within<T>(&self, stream: u32, callback: impl FnOnce() -> T) -> T {
-        let before = self.current.take();
-        apexmcp_shell::Envoy::enter(self, stream);
+    pub(crate) fn within<T>(&self, stream: u32, filter: Filter, callback: impl FnOnce() -> T) -> T {
+        let (before, clock) = (self.current.replace(Some((stream, filter))), self.clock.replace(Clock::Unread));
         let result = callback();
         // The outer stream may have ended within this callback.
         self.current.set(before.filter(|(outer, _)| self.streams.borrow().contains_key(outer)));
+        self.clock.set(clock);
         result
     }
 
@@ -129,8 +141,15 @@ impl apexmcp_shell::Envoy for Envoy {
 
     #[allow(clippy::disallowed_methods)] // This is the border: the core gets the time as an argument.
     fn now(&self) -> UnixTime {
+        if let Clock::Read(now) = self.clock.get() {
+            return now;
+        }
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        UnixTime::default().plus(since_epoch.unwrap_or_default())
+        let now = UnixTime::default().plus(since_epoch.unwrap_or_default());
+        if matches!(self.clock.get(), Clock::Unread) {
+            self.clock.set(Clock::Read(now));
+        }
+        now
     }
 
     fn enter(&self, stream: u32) -> bool {

@@ -40,7 +40,7 @@ fn guarded<T>(callback: impl FnOnce() -> T) -> Option<T> {
 ///
 /// # Safety
 /// `module` is a stream of this module that Envoy has not destroyed, or null.
-unsafe fn of_stream(module: *const c_void, callback: impl FnOnce(&OwnStream) -> u32) -> u32 {
+unsafe fn of_stream(filter: *mut c_void, module: *const c_void, callback: impl FnOnce(&OwnStream) -> u32) -> u32 {
     if module.is_null() {
         // The creation of the stream panicked, and the callback for its head has refused the request.
         return STOP;
@@ -51,14 +51,14 @@ unsafe fn of_stream(module: *const c_void, callback: impl FnOnce(&OwnStream) -> 
         Rc::increment_strong_count(stream);
         Rc::from_raw(stream)
     };
-    let worker = Rc::clone(&stream.worker);
-    let result = guarded(|| worker.within(stream.id, || callback(&stream)));
-    result.unwrap_or_else(|| guarded(|| refuse(&worker, stream.id)).map_or(STOP, |()| STOP))
+    let (worker, filter) = (&stream.worker, Filter(filter));
+    let result = guarded(|| worker.within(stream.id, filter, || callback(&stream)));
+    result.unwrap_or_else(|| guarded(|| refuse(worker, stream.id, filter)).map_or(STOP, |()| STOP))
 }
 
-fn refuse(worker: &Worker, stream: u32) {
+fn refuse(worker: &Worker, stream: u32, filter: Filter) {
     worker.envoy().count(Metric::Panics);
-    worker.within(stream, || worker.envoy().send_local_reply(&exchange::not_edited()));
+    worker.within(stream, filter, || worker.envoy().send_local_reply(&exchange::not_edited()));
 }
 
 /// # Safety
@@ -201,35 +201,42 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
         Filter(filter).send_response(reply.status, headers, reply.body.as_bytes(), "");
     }
     // SAFETY: Envoy has not destroyed the stream.
-    unsafe { of_stream(module, |own| status(own.stream.request_headers(end_of_stream))) }
+    unsafe {
+        of_stream(filter, module, |own| {
+            own.worker.catch_up();
+            status(own.stream.request_headers(end_of_stream))
+        })
+    }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_body(
-    _: *mut c_void,
+    filter: *mut c_void,
     module: *const c_void,
     end_of_stream: bool,
 ) -> u32 {
     // SAFETY: Envoy has not destroyed the stream.
-    unsafe { of_stream(module, |own| status(own.stream.request_body(own.worker.envoy().request_body_size(), end_of_stream))) }
+    unsafe {
+        of_stream(filter, module, |own| status(own.stream.request_body(own.worker.envoy().request_body_size(), end_of_stream)))
+    }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_trailers(filter: *mut c_void, module: *const c_void) -> u32 {
     let count = Filter(filter).header_count(Map::RequestTrailers);
     // SAFETY: Envoy has not destroyed the stream.
-    unsafe { of_stream(module, |own| status(own.stream.request_trailers(count))) }
+    unsafe { of_stream(filter, module, |own| status(own.stream.request_trailers(count))) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_headers(
-    _: *mut c_void,
+    filter: *mut c_void,
     module: *const c_void,
     _end_of_stream: bool,
 ) -> u32 {
     // SAFETY: Envoy has not destroyed the stream.
     unsafe {
-        of_stream(module, |own| {
+        of_stream(filter, module, |own| {
             own.stream.response_headers();
             CONTINUE
         })
@@ -242,9 +249,9 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_body(
     module: *const c_void,
     end_of_stream: bool,
 ) -> u32 {
-    let size = Filter(filter).body_size(Body::ReceivedResponse);
+    let size = || Filter(filter).body_size(Body::ReceivedResponse);
     // SAFETY: Envoy has not destroyed the stream.
-    unsafe { of_stream(module, |own| status(own.stream.response_body(size, end_of_stream))) }
+    unsafe { of_stream(filter, module, |own| status(own.stream.response_body(size, end_of_stream))) }
 }
 
 #[unsafe(no_mangle)]
@@ -253,10 +260,13 @@ extern "C" fn envoy_dynamic_module_on_http_filter_response_trailers(_: *mut c_vo
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(_: *mut c_void, module: *const c_void) {
+unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(filter: *mut c_void, module: *const c_void) {
+    if FilterConfig::tells_metrics() {
+        return;
+    }
     // SAFETY: Envoy has not destroyed the stream.
     unsafe {
-        of_stream(module, |own| {
+        of_stream(filter, module, |own| {
             own.worker.tell_metrics();
             CONTINUE
         });
@@ -264,10 +274,10 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(_: *mut
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(_: *mut c_void, module: *const c_void, _event: u64) {
+unsafe extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(filter: *mut c_void, module: *const c_void, _event: u64) {
     // SAFETY: Envoy has not destroyed the stream.
     unsafe {
-        of_stream(module, |own| {
+        of_stream(filter, module, |own| {
             own.worker.tick();
             CONTINUE
         });
@@ -290,7 +300,7 @@ extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_headers(
-    _: *mut c_void,
+    filter: *mut c_void,
     module: *const c_void,
     request: u64,
     headers: *const Header,
@@ -298,27 +308,27 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_headers(
     _end_of_stream: bool,
 ) {
     // SAFETY: Envoy has not destroyed the stream, and keeps the headers during this call.
-    unsafe { answer_headers(module, request, headers, count) }
+    unsafe { answer_headers(filter, module, request, headers, count) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_trailers(
-    _: *mut c_void,
+    filter: *mut c_void,
     module: *const c_void,
     request: u64,
     trailers: *const Header,
     count: usize,
 ) {
     // SAFETY: Envoy has not destroyed the stream, and keeps the trailers during this call.
-    unsafe { answer_headers(module, request, trailers, count) }
+    unsafe { answer_headers(filter, module, request, trailers, count) }
 }
 
 /// # Safety
 /// As for [`of_stream`] and [`array`].
-unsafe fn answer_headers(module: *const c_void, request: u64, headers: *const Header, count: usize) {
+unsafe fn answer_headers(filter: *mut c_void, module: *const c_void, request: u64, headers: *const Header, count: usize) {
     // SAFETY: the caller promises it.
     unsafe {
-        of_stream(module, |own| {
+        of_stream(filter, module, |own| {
             own.worker.envoy().questions.borrow_mut().headers(own.id, request, Headers::of(array(headers, count)));
             CONTINUE
         });
@@ -336,7 +346,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_data(
 ) {
     // SAFETY: Envoy has not destroyed the stream, and keeps the chunks during this call.
     unsafe {
-        of_stream(module, |own| {
+        of_stream(filter, module, |own| {
             let chunks = array(chunks, count).iter().map(|chunk| chunk.bytes());
             let is_short = own.worker.envoy().questions.borrow_mut().data(own.id, request, chunks);
             if !is_short {
@@ -349,13 +359,13 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_data(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_complete(
-    _: *mut c_void,
+    filter: *mut c_void,
     module: *const c_void,
     request: u64,
 ) {
     // SAFETY: Envoy has not destroyed the stream.
     unsafe {
-        of_stream(module, |own| {
+        of_stream(filter, module, |own| {
             let ended = own.worker.envoy().questions.borrow_mut().complete(own.id, request);
             ended.iter().for_each(|ended| own.worker.answered(ended));
             CONTINUE
@@ -365,14 +375,14 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_complete(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_reset(
-    _: *mut c_void,
+    filter: *mut c_void,
     module: *const c_void,
     request: u64,
     _reason: u32,
 ) {
     // SAFETY: Envoy has not destroyed the stream.
     unsafe {
-        of_stream(module, |own| {
+        of_stream(filter, module, |own| {
             let ended = own.worker.envoy().questions.borrow_mut().reset(own.id, request);
             ended.iter().for_each(|ended| own.worker.answered(ended));
             CONTINUE

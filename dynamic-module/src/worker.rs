@@ -1,14 +1,13 @@
 //! The part of a filter configuration that one worker of Envoy runs.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use apexmcp_core::time::UnixTime;
 use apexmcp_shell::{Envoy as _, Plugin, Stream};
 
-use crate::abi::{Filter, FilterConfig};
+use crate::abi::Filter;
 use crate::config::{Config, Wakeup};
 use crate::counters::ThreadCounters;
 use crate::envoy::Envoy;
@@ -16,8 +15,8 @@ use crate::grpc::Ended;
 use crate::ticker::TICK;
 
 thread_local! {
-    /// The workers of this thread, by the address of their `Config`.
-    static WORKERS: RefCell<HashMap<usize, Rc<Worker>>> = RefCell::default();
+    /// The workers of this thread. There is one for each configuration in force, and few of those.
+    static WORKERS: RefCell<Vec<Rc<Worker>>> = RefCell::default();
 }
 
 /// One configuration in one thread.
@@ -41,8 +40,8 @@ pub(crate) struct OwnStream {
 impl Worker {
     /// The worker of this thread. Its first request parses the configuration.
     fn of(config: &Arc<Config>) -> Rc<Self> {
-        let key = Arc::as_ptr(config).addr();
-        if let Some(known) = WORKERS.with_borrow(|all| all.get(&key).cloned()) {
+        let is_its = |worker: &&Rc<Self>| Arc::ptr_eq(&worker.config, config);
+        if let Some(known) = WORKERS.with_borrow(|all| all.iter().find(is_its).cloned()) {
             return known;
         }
         let plugin = Rc::new(Plugin::new(Envoy::new(None, ThreadCounters::new(Arc::clone(&config.counters)))));
@@ -57,8 +56,8 @@ impl Worker {
             ticked_at: Cell::default(),
         });
         WORKERS.with_borrow_mut(|all| {
-            all.retain(|_, worker| !worker.config.has_ended());
-            all.insert(key, Rc::clone(&worker));
+            all.retain(|worker| !worker.config.has_ended());
+            all.push(Rc::clone(&worker));
         });
         worker
     }
@@ -68,6 +67,15 @@ impl Worker {
         let id = self.last_stream.get().wrapping_add(1);
         self.last_stream.set(id);
         id
+    }
+
+    /// Takes over what changed since the last tick. Without waiting requests, nothing wakes a worker, so each new request
+    /// does this.
+    pub(crate) fn catch_up(&self) {
+        let now = self.plugin.envoy.now();
+        if !self.ticked_at.get().plus(TICK).is_ahead(now, TICK) {
+            self.follow(now);
+        }
     }
 
     fn follow(&self, now: UnixTime) {
@@ -83,8 +91,8 @@ impl Worker {
     }
 
     /// Runs a callback of a stream. Afterwards the clock wakes this worker as long as a request waits.
-    pub(crate) fn within<T>(&self, stream: u32, callback: impl FnOnce() -> T) -> T {
-        let result = self.plugin.envoy.within(stream, callback);
+    pub(crate) fn within<T>(&self, stream: u32, filter: Filter, callback: impl FnOnce() -> T) -> T {
+        let result = self.plugin.envoy.within(stream, filter, callback);
         self.keep_awake();
         result
     }
@@ -102,9 +110,7 @@ impl Worker {
 
     /// For Envoy 1.38, which can be told metrics only by a stream.
     pub(crate) fn tell_metrics(&self) {
-        if !FilterConfig::tells_metrics()
-            && let Some(filter) = self.plugin.envoy.filter()
-        {
+        if let Some(filter) = self.plugin.envoy.filter() {
             self.config.counters.tell_by(filter);
         }
     }
@@ -139,11 +145,6 @@ impl OwnStream {
         let worker = Worker::of(config);
         let id = worker.next_id();
         worker.envoy().add(id, filter);
-        let now = worker.envoy().now();
-        // Without waiting requests, nothing wakes a worker. So a new request takes over what changed meanwhile.
-        if !worker.ticked_at.get().plus(TICK).is_ahead(now, TICK) {
-            worker.follow(now);
-        }
         Self { id, stream: Stream::new(id, Rc::clone(&worker.plugin)), worker }
     }
 
