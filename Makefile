@@ -17,15 +17,21 @@ NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
-run: setup build ## start the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C
-	@exec .tools/bin/python demo/run.py
+# The tests that run again with the native module. The others are about files, documents and the wasm module.
+OF_ONE_MODULE := cost documents documents_reference image kubernetes operations web_servers
+OF_BOTH_MODULES := $(filter-out $(OF_ONE_MODULE),$(basename $(notdir $(wildcard wasm-test/tests/*.rs))))
+
+run: setup build ## start the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C (MODULE=native: with the native module)
+	@MODULE='$(MODULE)' exec .tools/bin/python demo/run.py
 
 test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) $(WEB_SERVERS) $(CHROMIUM) $(SQLITE) ## run all tests: unit, property, and end to end in real Envoy
 	@scripts/prerequisites test
 	cargo test --workspace --locked
+	MODULE=native cargo test --locked --package wasm-test $(addprefix --test ,$(OF_BOTH_MODULES))
 
-build: prerequisites ## build the module, dist/apexmcp_auth.wasm, and the Settings program, dist/apexmcp
+build: prerequisites ## build the modules, dist/apexmcp_auth.wasm and dist/libapexmcp_auth.so, and the Settings program, dist/apexmcp
 	scripts/wasm build
+	scripts/native
 	cargo build --profile native --locked --package apexmcp-settings
 	@install -m 755 target/native/apexmcp dist/.apexmcp.new && mv dist/.apexmcp.new dist/apexmcp
 

@@ -25,6 +25,8 @@ class Listener:
     # Returns the body of every answer.
     answer: Callable[[], str] = str
     answer_type: str = "application/json"
+    # Whether the filter is ours. Then there is a second listener, with the dynamic module.
+    is_ours: bool = False
 
 
 @cache
@@ -90,6 +92,22 @@ def module(vm_id: str, plugin: dict) -> dict:
         "value": json.dumps(plugin),
     }
     return config
+
+
+def dynamic(http_filter: dict) -> dict:
+    """The dynamic module with the configuration of our wasm filter. Returns any other filter unchanged."""
+    if not is_module(http_filter):
+        return http_filter
+    config = http_filter["typed_config"]["config"]
+    return {
+        "name": http_filter["name"],
+        "typed_config": {
+            "@type": f"{TYPES}.dynamic_modules.v3.DynamicModuleFilter",
+            "dynamic_module_config": {"name": "apexmcp_auth", "do_not_close": True},
+            "filter_name": "apexmcp_auth",
+            "filter_config": config["configuration"],
+        },
+    }
 
 
 def is_module(http_filter: dict) -> bool:

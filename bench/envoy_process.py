@@ -46,7 +46,7 @@ class Envoy:
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,
-                env=os.environ | environment,
+                env=os.environ | {"ENVOY_DYNAMIC_MODULES_SEARCH_PATH": str(ROOT / "dist")} | environment,
             )
         try:
             self._await(lambda: admin.exists() and admin.read_text())

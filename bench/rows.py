@@ -6,11 +6,11 @@ compares it with its twin.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from credentials import Issuer, base62, garbage_token, new_api_key, sha256
-from envoy_config import RATE_LIMIT_CLUSTER, Listener, api_key_auth, jwt_authn, module
+from envoy_config import RATE_LIMIT_CLUSTER, Listener, api_key_auth, dynamic, jwt_authn, module
 from wire import Request, list_request, mcp_call, token_request, tool_call
 
 ORG = "acme-corp"
@@ -28,6 +28,10 @@ GARBAGE = 256
 CLIENTS = 128
 CALL_BYTES = 1024
 TOOLS = 1000
+# Suffix of the rows with the dynamic module. The other rows of ours have the wasm module.
+DYNAMIC = "_dynamic"
+# Suffix of the rows whose requests are GET, without a body.
+GET = "_get"
 # These limits are never reached: the rows measure counting, not refusals.
 LIMITS = {"rate": {"requests": 4_000_000_000, "per": "day"}, "monthly_quota": 4_000_000_000}
 
@@ -133,7 +137,7 @@ def token_checks(issuer: Issuer) -> Callable[[], list[Check]]:
 
 
 def ours(name: str, orgs: Callable[[], dict], tokens: dict | None = None, **sections) -> Listener:
-    return Listener(name, lambda: [module(name, plugin(orgs(), tokens) | sections)])
+    return Listener(name, lambda: [module(name, plugin(orgs(), tokens) | sections)], is_ours=True)
 
 
 def native_jwt(name: str, issuer: Issuer, cached: bool) -> Listener:
@@ -168,6 +172,20 @@ def key_rows(parties: Parties, gateway: Listener) -> list[Row]:
             checks=key_checks,
         ),
     ]
+
+
+def same_job_row(parties: Parties) -> Row:
+    """An API key with what `api_key_auth` does: one header for the upstream, and no filter state."""
+    forward = {"headers": ["subject"], "filter_state": []}
+    listener = ours("same_job", lambda: {ORG: parties.org(parties.keys(1))}, forward=forward)
+    return Row(
+        "api_key_same_job",
+        listener,
+        lambda: [with_key(*parties.keys(1))],
+        native="native_api_key",
+        forwards={"x-apexmcp-subject": "key_0", "x-apexmcp-principal": None, "x-api-key": None},
+        checks=key_checks,
+    )
 
 
 def token_rows(
@@ -242,8 +260,8 @@ def scope_rows(parties: Parties) -> list[Row]:
     def filters(name: str) -> Callable[[], list[dict]]:
         return lambda: [module(name, plugin(orgs()))]
 
-    calls = Listener("calls", filters("calls"))
-    lists = Listener("lists", filters("lists"), answer=tool_list)
+    calls = Listener("calls", filters("calls"), is_ours=True)
+    lists = Listener("lists", filters("lists"), answer=tool_list, is_ours=True)
 
     def with_whole(request: Request) -> Callable[[], list[Request]]:
         return lambda: [request.with_header("X-API-Key", whole)]
@@ -325,14 +343,50 @@ def rows(parties: Parties) -> list[Row]:
     cold = ours("gateway_cold", one_org, {"cache_size": COLD_CACHE})
     of_client = f"{ORG}/client/{parties.client_id}"
     of_idp = f"{ORG}/idp/{parties.idp.url}#{parties.idp.claims['sub']}"
-    return [
-        *no_filter_rows(parties),
-        *key_rows(parties, gateway),
-        *token_rows("idp_token", "native_jwt", parties.idp, of_idp, gateway, cold),
-        *token_rows("gateway_token", "native_gateway_jwt", parties.gateway, of_client, gateway, cold),
-        *garbage_rows(parties, gateway),
-        *scope_rows(parties),
-        *limit_rows(parties),
-        *issuing_rows(parties, gateway),
-        *chain.from_iterable(zip(*(size_rows(parties, label, size) for label, size in SIZES.items()), strict=True)),
-    ]
+    return with_dynamic(
+        [
+            *no_filter_rows(parties),
+            *with_get(key_rows(parties, gateway)),
+            same_job_row(parties),
+            *with_get(token_rows("idp_token", "native_jwt", parties.idp, of_idp, gateway, cold)),
+            *token_rows("gateway_token", "native_gateway_jwt", parties.gateway, of_client, gateway, cold),
+            *with_get(garbage_rows(parties, gateway)),
+            *scope_rows(parties),
+            *limit_rows(parties),
+            *issuing_rows(parties, gateway),
+            *chain.from_iterable(zip(*(size_rows(parties, label, size) for label, size in SIZES.items()), strict=True)),
+        ]
+    )
+
+
+def with_get(rows: list[Row]) -> list[Row]:
+    """The rows, and the same with GET requests, which have no body."""
+
+    def get(row: Row) -> Row:
+        requests, native = row.requests, row.native and f"{row.native}{GET}"
+        # The row itself has checked what is forwarded.
+        name, gets = f"{row.name}{GET}", lambda: [each.get() for each in requests()]
+        return replace(row, name=name, requests=gets, native=native, forwards={})
+
+    return [*rows, *map(get, rows)]
+
+
+def with_dynamic(rows: list[Row]) -> list[Row]:
+    """The rows. After each row of ours comes the same with the dynamic module."""
+    listeners: dict[Listener, Listener] = {}
+    ours = {row.name for row in rows if row.listener.is_ours}
+
+    def listener(of: Listener) -> Listener:
+        if of not in listeners:
+            filters = of.filters
+            listeners[of] = replace(
+                of, name=f"{of.name}{DYNAMIC}", filters=lambda: [dynamic(each) for each in filters()]
+            )
+        return listeners[of]
+
+    def other(row: Row) -> Row:
+        native = f"{row.native}{DYNAMIC}" if row.native in ours else row.native
+        beside = row.beside and other(row.beside)
+        return replace(row, name=f"{row.name}{DYNAMIC}", listener=listener(row.listener), native=native, beside=beside)
+
+    return [each for row in rows for each in ([row, other(row)] if row.listener.is_ours else [row])]

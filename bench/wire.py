@@ -16,6 +16,12 @@ class Request:
     path: str
     headers: tuple[tuple[str, str], ...] = ()
     body: str = ""
+    method: str = "POST"
+
+    def get(self) -> "Request":
+        """The same path and credential without a body."""
+        headers = tuple(header for header in self.headers if header[0] != "Content-Type")
+        return replace(self, headers=headers, body="", method="GET")
 
     def at(self, path: str) -> "Request":
         return replace(self, path=path)
@@ -24,8 +30,9 @@ class Request:
         return replace(self, headers=(*self.headers, (name, value)))
 
     def encode(self) -> bytes:
-        headers = (("Host", HOST), *self.headers, ("Content-Length", str(len(self.body))))
-        lines = [f"POST {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", self.body]
+        length = () if self.method == "GET" else (("Content-Length", str(len(self.body))),)
+        headers = (("Host", HOST), *self.headers, *length)
+        lines = [f"{self.method} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", self.body]
         return "\r\n".join(lines).encode()
 
 
@@ -45,7 +52,7 @@ class Numbered(Request):
 
     @staticmethod
     def of(request: Request) -> "Numbered":
-        return Numbered(request.path, request.headers, request.body)
+        return Numbered(request.path, request.headers, request.body, request.method)
 
     def encode(self) -> bytes:
         text = super().encode()

@@ -1,5 +1,7 @@
 """`make run`: starts the gateway of envoy/envoy.yaml, a new Settings service, two connectors and an identity provider.
 
+With MODULE=native, the gateway is that of envoy/native.yaml.
+
 All programs listen on 127.0.0.1, and Ctrl-C stops them. Each run creates new secrets and prints them once.
 """
 
@@ -25,6 +27,8 @@ RUN = ROOT / "target" / "run"
 GATEWAY, ADMIN = 10000, 9901
 ORIGIN = f"http://127.0.0.1:{GATEWAY}"
 ORG = "acme-corp"
+# The file of Envoy for each module. `make run MODULE=native` selects the second one.
+FILES = {"wasm": "envoy.yaml", "native": "native.yaml"}
 SETTINGS_DB = RUN / "settings.db"
 START_TIMEOUT_S = 30
 
@@ -46,6 +50,14 @@ def require_free(port: int) -> None:
             raise Refused(
                 f"port {port} of 127.0.0.1 is in use: stop the program that listens there, then run again"
             ) from error
+
+
+def module() -> str:
+    """The module that the environment variable MODULE selects."""
+    name = os.environ.get("MODULE") or "wasm"
+    if name not in FILES:
+        raise Refused(f"MODULE is {name!r}: use one of {', '.join(FILES)}")
+    return name
 
 
 def free_port() -> int:
@@ -145,8 +157,8 @@ def settings(*words: str) -> dict:
 
 
 def render(ports: dict[str, int]) -> Path:
-    """Writes envoy/envoy.yaml with the policy from Settings. `ports` has the port of each cluster."""
-    config = yaml.safe_load((ROOT / "envoy" / "envoy.yaml").read_text())
+    """Writes the file of Envoy with the policy from Settings. `ports` has the port of each cluster."""
+    config = yaml.safe_load((ROOT / "envoy" / FILES[module()]).read_text())
     manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     manager["access_log"][0] = {
         "name": "envoy.access_loggers.file",
@@ -156,7 +168,8 @@ def render(ports: dict[str, int]) -> Path:
             "path": str(RUN / "access.log"),
         },
     }
-    plugin = manager["http_filters"][0]["typed_config"]["config"]["configuration"]["value"]
+    ours = manager["http_filters"][0]["typed_config"]
+    plugin = (ours["filter_config"] if "filter_config" in ours else ours["config"]["configuration"])["value"]
     plugin["policy"] = {"remote": {"cluster": "settings", "token_env": "APEXMCP_SETTINGS_TOKEN"}}
     # The identity provider of the demo has no certificate.
     plugin["jwks"]["http_cluster"] = "jwks_http"
@@ -231,6 +244,7 @@ dist/apexmcp audit list
 
 
 def start_all(processes: Processes) -> str:
+    module()
     require_free(GATEWAY)
     require_free(ADMIN)
     RUN.mkdir(parents=True, exist_ok=True)
@@ -257,6 +271,7 @@ def start_all(processes: Processes) -> str:
 
     ports = connectors | {"settings": free_port()}
     environment = os.environ | {"APEXMCP_SETTINGS_TOKEN": secrets.token_urlsafe(32)}
+    environment["ENVOY_DYNAMIC_MODULES_SEARCH_PATH"] = str(ROOT / "dist")
     serve = [ROOT / "dist" / "apexmcp", "--db", SETTINGS_DB, "serve", "--listen", f"127.0.0.1:{ports['settings']}"]
     processes.start("settings", serve, env=environment)
     config = render(ports)

@@ -22,7 +22,7 @@ use apexmcp_core::route::{RouteInvalid, RouteSettings};
 use apexmcp_core::serialized_map::SerializedMap;
 use apexmcp_core::signing_key::SigningKey;
 use apexmcp_core::time::UnixTime;
-use apexmcp_shell::{Call, Metric};
+use apexmcp_shell::{Call, FILTER_STATE, Metric};
 
 const VERIFY: &str = "verify_signature";
 const SIGN: &str = "sign";
@@ -146,6 +146,7 @@ impl Host for Envoy {
 
 impl apexmcp_shell::Envoy for Envoy {
     const SEES_OWN_REPLIES: bool = true;
+    const HOLDS_BODIES: Option<bool> = None;
 
     fn now(&self) -> UnixTime {
         hostcalls::now()
@@ -224,12 +225,12 @@ impl apexmcp_shell::Envoy for Envoy {
     }
 
     fn set_filter_state(&self, name: &str, value: &str) {
-        hostcalls::set_filter_state(name, value);
+        hostcalls::set_filter_state(name.strip_prefix(FILTER_STATE).unwrap_or(name), value);
     }
 
     /// The root context asks: Envoy drops the call of a stream when the stream ends.
     fn ask(&self, question: &Question, stream: u32) -> Option<u32> {
-        let Question { upstream, timeout, message } = question;
+        let Question { upstream, timeout, message, .. } = question;
         hostcalls::enter(self.root);
         let call = hostcalls::call_grpc(upstream, service::SERVICE, service::METHOD, message, *timeout);
         hostcalls::enter(stream);

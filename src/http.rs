@@ -35,7 +35,7 @@ impl HttpContext for Stream {
     }
 
     fn on_http_response_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        action(self.0.response_body(size, end_of_stream))
+        action(self.0.response_body(|| size, end_of_stream))
     }
 }
 

@@ -158,8 +158,7 @@ fn every_identity_header_and_every_filter_state_is_documented() {
     let page = Page::read("headers");
     let first = |heading: &str| page.section(heading).rows().iter().map(|row| codes(&row[0])[0].to_owned()).collect::<Vec<_>>();
     assert_eq!(first("## Identity headers"), Attribute::ALL.map(|attribute| format!("{RESERVED_PREFIX}{}", attribute.word())));
-    let state =
-        Attribute::ALL.map(Attribute::filter_state).into_iter().chain(["apexmcp_reason"]).map(|name| format!("wasm.{name}"));
+    let state = Attribute::ALL.map(Attribute::filter_state).into_iter().chain(["wasm.apexmcp_reason"]).map(str::to_owned);
     assert_eq!(first("## Filter state"), state.collect::<Vec<_>>());
     let methods = [Method::ApiKey, Method::Oauth, Method::Byoidp].map(Method::word);
     let row = &page.section("## Identity headers").rows()[3];

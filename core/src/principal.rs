@@ -59,14 +59,14 @@ impl Attribute {
         }
     }
 
-    /// The name of the filter state. Envoy has it below `wasm.`.
+    /// The name of the filter state, which is the same with both modules.
     pub const fn filter_state(self) -> &'static str {
         match self {
-            Self::Org => "apexmcp_org",
-            Self::Principal => "apexmcp_principal",
-            Self::Subject => "apexmcp_subject",
-            Self::Method => "apexmcp_method",
-            Self::Scope => "apexmcp_scope",
+            Self::Org => "wasm.apexmcp_org",
+            Self::Principal => "wasm.apexmcp_principal",
+            Self::Subject => "wasm.apexmcp_subject",
+            Self::Method => "wasm.apexmcp_method",
+            Self::Scope => "wasm.apexmcp_scope",
         }
     }
 }

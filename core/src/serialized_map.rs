@@ -15,15 +15,26 @@ impl SerializedMap {
 
     /// Builds the map of these members. Returns `None` if a length does not fit in 32 bits.
     pub fn of<N: AsRef<[u8]>, V: AsRef<[u8]>>(members: &[(N, V)]) -> Option<Self> {
-        let mut bytes = u32::try_from(members.len()).ok()?.to_le_bytes().to_vec();
-        for (name, value) in members {
-            for text in [name.as_ref(), value.as_ref()] {
-                bytes.extend(u32::try_from(text.len()).ok()?.to_le_bytes());
+        Self::from_members(members.iter().map(|(name, value)| (name.as_ref(), value.as_ref())))
+    }
+
+    /// Builds the map of these members, with one allocation. Returns `None` if a length does not fit in 32 bits.
+    pub fn from_members<'m>(members: impl Iterator<Item = (&'m [u8], &'m [u8])> + Clone) -> Option<Self> {
+        let (mut count, mut length) = (0_u32, 0_usize);
+        for (name, value) in members.clone() {
+            count = count.checked_add(1)?;
+            length = length.checked_add(name.len())?.checked_add(value.len())?.checked_add(10)?;
+        }
+        let mut bytes = Vec::with_capacity(length.checked_add(4)?);
+        bytes.extend_from_slice(&count.to_le_bytes());
+        for (name, value) in members.clone() {
+            for text in [name, value] {
+                bytes.extend_from_slice(&u32::try_from(text.len()).ok()?.to_le_bytes());
             }
         }
         for (name, value) in members {
-            for text in [name.as_ref(), value.as_ref()] {
-                bytes.extend(text);
+            for text in [name, value] {
+                bytes.extend_from_slice(text);
                 bytes.push(0);
             }
         }

@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 use crate::json::{each_object, list, plugins_in};
 use crate::report::Report;
 
+/// The filters of Envoy that load a module.
+const MODULES: [&str; 2] = [".filters.http.wasm.v3.Wasm", ".filters.http.dynamic_modules.v3.DynamicModuleFilter"];
+
 type Judge = fn(&Value) -> bool;
 
 /// The settings that leave only one spelling for each path and header, each with the check of its value.
@@ -55,13 +58,13 @@ struct Chain<'a> {
 }
 
 impl Chain<'_> {
-    /// Whether `filter` is ours. A filter whose configuration comes by ECDS counts as ours if it is a wasm module.
+    /// Whether `filter` is ours. A filter whose configuration comes by ECDS counts as ours if it loads a module.
     fn has_our(&self, filter: &Value, report: &mut Report) -> bool {
         if !plugins_in(filter).is_empty() {
             return true;
         }
         let discovery = filter.get("config_discovery");
-        let is_module = |url: &Value| url.as_str().is_some_and(|url| url.ends_with(".filters.http.wasm.v3.Wasm"));
+        let is_module = |url: &Value| url.as_str().is_some_and(|url| MODULES.iter().any(|module| url.ends_with(module)));
         let by_discovery = discovery.is_some_and(|discovery| list(discovery, "type_urls").any(|(_, url)| is_module(url)));
         if by_discovery {
             let file = discovery.and_then(|discovery| discovery.pointer("/config_source/path_config_source/path"));
@@ -91,8 +94,11 @@ impl Chain<'_> {
                 is_switched_on |= setting.get("disabled") != Some(&Value::Bool(true));
             }
         }
-        if filter.get("disabled") == Some(&Value::Bool(true)) && !is_switched_on {
+        let is_disabled = filter.get("disabled") == Some(&Value::Bool(true));
+        if is_disabled && !is_switched_on {
             self.report_disabled(&strangers, filter, report);
+        } else if let Some(routes) = self.manager.get("route_config") {
+            crate::routes::check(routes, self.name, is_disabled, &self.known(), report);
         }
         for (setting, is_right) in SPELLING {
             let value = match setting.split_once('.') {
@@ -104,6 +110,11 @@ impl Chain<'_> {
                 report.warnings.push(Problem { path: setting.to_owned(), message: message.to_owned() });
             }
         }
+    }
+
+    /// The names of all filters of the chain.
+    fn known(&self) -> Vec<&str> {
+        self.manager.get("http_filters").into_iter().flat_map(filters).map(|(_, filter)| text(filter, "name")).collect()
     }
 
     /// The settings of filters in routes and virtual hosts, each with the name of its filter.
@@ -120,8 +131,7 @@ impl Chain<'_> {
             report.warnings.push(Problem { path, message: message.to_owned() });
             return;
         }
-        let known: Vec<&str> =
-            self.manager.get("http_filters").into_iter().flat_map(filters).map(|(_, it)| text(it, "name")).collect();
+        let known = self.known();
         let typo = strangers.iter().find(|name| !known.contains(name));
         let hint = typo.map(|name| format!("; {name:?} is not a filter of this chain")).unwrap_or_default();
         let message = format!(

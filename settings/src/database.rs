@@ -18,7 +18,8 @@ use crate::document;
 use crate::failure::{Failure, Reason};
 
 /// The migrations in their order. `user_version` counts the ones that were applied. A released migration never changes.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001.sql"), include_str!("../migrations/0002.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("../migrations/0001.sql"), include_str!("../migrations/0002.sql"), include_str!("../migrations/0003.sql")];
 
 /// "apex" in the header of the file. It tells our database from those of other programs.
 const APPLICATION_ID: i64 = 0x6170_6578;
@@ -80,7 +81,7 @@ impl Database {
         match database.stage(path)? {
             Stage::Empty => Err(Failure::new(
                 Reason::DatabaseMissing,
-                format!("the database {} is empty: run 'apexmcp init' first", path.display()),
+                format!("the database {} is empty: run 'apexmcp init', or restore a copy if it was lost", path.display()),
             )),
             Stage::Migrated(applied) => {
                 if applied < MIGRATIONS.len() {
@@ -120,7 +121,8 @@ impl Database {
             ErrorKind::NotFound => Failure::new(
                 Reason::DatabaseMissing,
                 format!(
-                    "there is no database {}: run 'apexmcp init' first, or name another file with --db or APEXMCP_DB",
+                    "there is no database {}: run 'apexmcp init' to create one, restore a copy if it was lost, or name another file \
+                     with --db or APEXMCP_DB",
                     path.display()
                 ),
             ),

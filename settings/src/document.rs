@@ -24,6 +24,14 @@ pub fn version(connection: &Connection) -> Result<i64, Failure> {
     Ok(connection.query_row("SELECT version FROM policy", [], |row| row.get(0))?)
 }
 
+/// The id of the database. All copies of a database have the same.
+///
+/// # Errors
+/// If the database fails.
+pub fn database_id(connection: &Connection) -> Result<String, Failure> {
+    Ok(connection.query_row("SELECT id FROM identity", [], |row| row.get(0))?)
+}
+
 /// The document with all records that are in force. It contains the private signing keys. The same state of the database
 /// always has the same text.
 ///

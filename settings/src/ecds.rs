@@ -17,8 +17,8 @@ use crate::failure::{Failure, Reason};
 use crate::yaml;
 
 const STRING: &str = "type.googleapis.com/google.protobuf.StringValue";
-/// The JSON pointer of the plugin configuration in the template.
-const CONFIGURATION: &str = "/resources/0/typed_config/config/configuration";
+/// The JSON pointers of the plugin configuration in the template: of the wasm module, and of the native module.
+const CONFIGURATIONS: [&str; 2] = ["/resources/0/typed_config/config/configuration", "/resources/0/typed_config/filter_config"];
 
 /// The file that is written after each change, and its template.
 #[derive(Debug, Serialize)]
@@ -58,7 +58,7 @@ impl Target {
         let target = Self { template: absolute(template)?, file: absolute(file)? };
         let is_ours = |bytes: &[u8]| {
             let response = serde_json::from_slice::<Value>(bytes).ok();
-            bytes.is_empty() || response.is_some_and(|response| response.pointer(CONFIGURATION).is_some())
+            bytes.is_empty() || response.is_some_and(|response| place(&response).is_some())
         };
         if target.template == target.file || fs::read(&target.file).is_ok_and(|bytes| !is_ours(&bytes)) {
             let file = target.file.display();
@@ -147,11 +147,13 @@ pub fn not_enabled() -> Failure {
 fn fill(template: &Path, policy: &str) -> Result<String, Failure> {
     let at = template.display();
     let mut filter = read_template(template)?;
-    let configuration = filter.pointer_mut(CONFIGURATION).ok_or_else(|| {
-        Failure::new(Reason::FileInvalid, format!("the template {at} has nothing at {CONFIGURATION}: see envoy/ecds/filter.yaml"))
+    let [wasm, native] = CONFIGURATIONS;
+    let place = place(&filter).ok_or_else(|| {
+        let problem = format!("the template {at} has nothing at {wasm} or {native}: see envoy/ecds/filter.yaml");
+        Failure::new(Reason::FileInvalid, problem)
     })?;
-    let plugin = plugin(configuration.get("value")).ok_or_else(|| {
-        Failure::new(Reason::FileInvalid, format!("the template {at} has no plugin configuration at {CONFIGURATION}/value"))
+    let plugin = plugin(filter.pointer(place).and_then(|configuration| configuration.get("value"))).ok_or_else(|| {
+        Failure::new(Reason::FileInvalid, format!("the template {at} has no plugin configuration at {place}/value"))
     })?;
     let plugin = with_policy(plugin, policy)?;
     // Environment variables of Envoy are unknown here. The policy in this file needs none.
@@ -160,8 +162,15 @@ fn fill(template: &Path, policy: &str) -> Result<String, Failure> {
         return Err(Failure::new(Reason::PolicyRefused, format!("the gateway would refuse {at} with this policy: {problem}")));
     }
     // As a string, Envoy reads it in one pass. For a Struct with 100,000 keys, Envoy would need seconds.
-    *configuration = json!({"@type": STRING, "value": plugin});
+    if let Some(configuration) = filter.pointer_mut(place) {
+        *configuration = json!({"@type": STRING, "value": plugin});
+    }
     Ok(filter.to_string())
+}
+
+/// The place of the plugin configuration.
+fn place(filter: &Value) -> Option<&'static str> {
+    CONFIGURATIONS.into_iter().find(|place| filter.pointer(place).is_some())
 }
 
 fn read_template(template: &Path) -> Result<Value, Failure> {

@@ -18,6 +18,7 @@ pub mod output;
 pub mod plugin_config;
 pub mod records;
 pub mod report;
+mod routes;
 mod rows;
 pub mod secret;
 pub mod serve;

@@ -22,7 +22,7 @@ impl Report {
     pub(crate) fn take(&mut self, problems: Vec<Problem>) {
         let (of_envoy, errors): (Vec<_>, Vec<_>) = problems
             .into_iter()
-            .partition(|problem| problem.path.ends_with("_env") && problem.message.contains("set for this VM"));
+            .partition(|problem| problem.path.ends_with("_env") && problem.message.contains("set for the module"));
         self.errors.extend(errors);
         let unchecked =
             |Problem { path, .. }| Problem { path, message: "is not set here, so its value was not checked".to_owned() };

@@ -13,6 +13,9 @@ use apexmcp_core::time::UnixTime;
 
 use crate::metrics::Metric;
 
+/// Prefix of the names of all filter state. Envoy gives it to those that a wasm module writes.
+pub const FILTER_STATE: &str = "wasm.";
+
 /// A call to another service by HTTP, without a body.
 #[derive(Debug)]
 pub struct Call<'c> {
@@ -27,6 +30,9 @@ pub struct Call<'c> {
 pub trait Envoy: Host {
     /// Whether Envoy gives the filter's own replies to its response callbacks.
     const SEES_OWN_REPLIES: bool;
+
+    /// Whether Envoy holds the body of a request while the filter holds its head. `None`: it depends on Envoy's configuration.
+    const HOLDS_BODIES: Option<bool>;
 
     /// The time of the real-time clock.
     fn now(&self) -> UnixTime;
@@ -85,7 +91,7 @@ pub trait Envoy: Host {
     /// Replaces the chunk of the response body by `passed`. False if Envoy did not replace it.
     fn replace_response_chunk(&self, size: usize, passed: &[u8]) -> bool;
 
-    /// Sets the filter state `wasm.<name>`.
+    /// Sets a filter state. Every name begins with [`FILTER_STATE`].
     fn set_filter_state(&self, name: &str, value: &str);
 
     /// Writes these attributes as filter state.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use apexmcp_core::callout;
 use apexmcp_core::gateway::Gateway;
 use apexmcp_core::jose::jwk::{JwkSet, JwkSetError};
-use apexmcp_core::jwks::{self, Fetch, JwksUri, KeySet, KeySetId};
+use apexmcp_core::jwks::{self, Fetch, JwksUri, KeySet, KeySetId, Wish};
 use apexmcp_core::policy::poll::{self, LogLine, Next, Outcome, Poller};
 use apexmcp_core::policy::service::{RemoteSettings, Secret};
 use apexmcp_core::policy::source::PolicySource;
@@ -59,6 +59,13 @@ impl<E: Envoy> Fetcher<E> {
             self.sync(id, now);
         }
         self.plugin.forget_unused(now);
+    }
+
+    /// Fetches what a thread wishes that fetches nothing itself. The next tick begins the fetch.
+    pub fn take_over(&self, wish: Wish) {
+        if let Some(gateway) = self.plugin.gateway.borrow_mut().as_mut() {
+            gateway.key_sets.take_over(wish);
+        }
     }
 
     /// A call ended. False if it is none of this thread.
@@ -181,12 +188,32 @@ impl<E: Envoy> Fetcher<E> {
 /// The parts of a tick that begin no call.
 impl<E: Envoy> Plugin<E> {
     /// Switches to the policy that a thread has published since the last call.
-    pub fn sync_policy(&self) {
+    fn sync_policy(&self) {
         let gateway = self.gateway.borrow();
         let Some(PolicySource::Remote(remote)) = gateway.as_ref().map(|gateway| &gateway.policy) else { return };
         if let Some(version) = remote.sync(&self.envoy) {
             self.note_version(&version);
         }
+    }
+
+    /// The part of a tick for a thread that fetches nothing itself: takes over what other threads have published, and returns
+    /// what another thread should fetch.
+    pub fn follow(&self, now: UnixTime) -> Vec<Wish> {
+        self.sync_policy();
+        let mut wishes = Vec::new();
+        for id in self.due_key_sets(now) {
+            let mut gateway = self.gateway.borrow_mut();
+            let Some(Gateway { config, key_sets, .. }) = gateway.as_mut() else { break };
+            match key_sets.follow(id, now, &config.jwks, &self.envoy) {
+                Ok(wish) => wishes.extend(wish),
+                Err(error) => key_sets.get(id).into_iter().for_each(|set| log_unreadable(set.uri(), &error)),
+            }
+        }
+        self.forget_unused(now);
+        if let Some(gateway) = self.gateway.borrow_mut().as_mut() {
+            gateway.questions.look(now);
+        }
+        wishes
     }
 
     /// The key sets that must be compared with what all threads share, the most urgent first.

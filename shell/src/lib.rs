@@ -13,7 +13,7 @@ mod metrics;
 mod plugin;
 mod stream;
 
-pub use envoy::{Call, Envoy};
+pub use envoy::{Call, Envoy, FILTER_STATE};
 pub use fetcher::{Answer, Fetcher};
 pub use metrics::{Family, Metric};
 pub use plugin::Plugin;

@@ -25,6 +25,8 @@ pub enum Metric {
     PolicyConfirmedAt,
     PolicyVersion,
     JwksKeys,
+    /// Faults of the native module that refused a request. A fault of the wasm module ends its VM.
+    Panics,
 }
 
 /// All metrics that differ only by the values of their labels.
@@ -55,8 +57,9 @@ impl Family {
     const POLICY_CONFIRMED_AT: Self = Self::gauge("apexmcp_policy_confirmed_at_seconds");
     const POLICY_VERSION: Self = Self::gauge("apexmcp_policy_version");
     const JWKS_KEYS: Self = Self::gauge("apexmcp_jwks_keys");
+    const PANICS: Self = Self::counter("apexmcp_panics", &[]);
 
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::REQUESTS,
         Self::ENDPOINTS,
         Self::TOKEN_CACHE,
@@ -66,6 +69,7 @@ impl Family {
         Self::POLICY_CONFIRMED_AT,
         Self::POLICY_VERSION,
         Self::JWKS_KEYS,
+        Self::PANICS,
     ];
 }
 
@@ -82,6 +86,7 @@ impl Metric {
             Self::PolicyConfirmedAt => Family::POLICY_CONFIRMED_AT,
             Self::PolicyVersion => Family::POLICY_VERSION,
             Self::JwksKeys => Family::JWKS_KEYS,
+            Self::Panics => Family::PANICS,
         }
     }
 
@@ -103,7 +108,7 @@ impl Metric {
             }],
             Self::JwksFetches(success) => vec![if success { "success" } else { "failure" }],
             Self::PolicyFetches(outcome) => vec![outcome],
-            Self::PolicyConfirmedAt | Self::PolicyVersion | Self::JwksKeys => Vec::new(),
+            Self::PolicyConfirmedAt | Self::PolicyVersion | Self::JwksKeys | Self::Panics => Vec::new(),
         }
     }
 }

@@ -59,7 +59,8 @@ impl<E: Envoy> Plugin<E> {
     /// Puts a configuration into force. If it has problems, logs them, and returns false: the earlier one stays.
     pub fn configure(&self, configuration: &[u8]) -> bool {
         match Config::parse(configuration, &|name| std::env::var(name).ok()) {
-            Ok((config, policy)) => {
+            Ok((mut config, policy)) => {
+                config.gateway.host_holds_bodies = E::HOLDS_BODIES.or(config.gateway.host_holds_bodies);
                 match &config.remote {
                     None => self.note_version(&policy.version),
                     Some(remote) => log::info!("the policy comes from cluster {:?}", remote.cluster),
@@ -171,6 +172,11 @@ impl<E: Envoy> Plugin<E> {
         }
     }
 
+    /// Whether the request of any stream is held.
+    pub fn holds_any(&self) -> bool {
+        !self.held.borrow().is_empty()
+    }
+
     /// Whether the stream's request is held.
     pub fn holds(&self, id: u32) -> bool {
         self.held.borrow().contains(id)
@@ -246,7 +252,7 @@ impl<E: Envoy> Plugin<E> {
     /// Counts a decided request, and gives access logs the reason and the principal.
     fn note(&self, record: &Record) {
         metrics::decided(record, &self.envoy);
-        self.envoy.set_filter_state("apexmcp_reason", record.reason());
+        self.envoy.set_filter_state("wasm.apexmcp_reason", record.reason());
         let Record::Resource { refused, findings } = record else { return };
         if let Some(details) = refused.as_ref().and_then(Denial::details) {
             log::debug!("refused a request with {}: {details}", record.reason());

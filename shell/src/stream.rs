@@ -127,10 +127,10 @@ impl<E: Envoy> Stream<E> {
         self.reply.replace(reply);
     }
 
-    /// A chunk of the response body came.
-    pub fn response_body(&self, size: usize, end_of_stream: bool) -> Action {
+    /// A chunk of the response body came. `size` reads its length. Most bodies pass unread.
+    pub fn response_body(&self, size: impl FnOnce() -> usize, end_of_stream: bool) -> Action {
         if let Some(reply) = self.reply.borrow_mut().as_mut() {
-            let envoy = &self.plugin.envoy;
+            let (envoy, size) = (&self.plugin.envoy, size());
             let passed = reply.pass(&envoy.response_chunk(size), end_of_stream);
             if !envoy.replace_response_chunk(size, &passed) {
                 log::error!("a list could not be cut; it is held back");

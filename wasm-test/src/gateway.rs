@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::dns::NameServer;
 use crate::envoy::{Envoy, GATEWAY_LISTENER, complete_gateway};
 use crate::http::{CASE_HEADER, Client, Reply, Request};
+use crate::module::Module;
 use crate::policy::merged;
 use crate::process::{Folder, free_port};
 use crate::server::Server;
@@ -238,7 +239,9 @@ impl Setup {
     pub async fn start_at(self, upstream: u16) -> Gateway {
         let folder = Folder::new().expect("a folder");
         if self.filter_file.is_none() {
-            folder.write(FILTER, &self.filter(&self.plugin).to_string()).expect("the filter is written");
+            folder
+                .write(FILTER, &Module::under_test().configuration(&self.filter(&self.plugin)).to_string())
+                .expect("the filter is written");
         }
         let bootstrap = self.bootstrap(upstream, &folder);
         let environment: Vec<(&str, &str)> = self.environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -440,7 +443,7 @@ impl Gateway {
 
     async fn take(&self, filter: &Value) -> bool {
         let (taken, refused) = self.reloads().await;
-        self.folder().write(FILTER, &filter.to_string()).expect("the filter is written");
+        self.folder().write(FILTER, &Module::under_test().configuration(filter).to_string()).expect("the filter is written");
         eventually("Envoy's verdict on a configuration", async || match self.reloads().await {
             (now_taken, _) if now_taken > taken => Some(true),
             (_, now_refused) if now_refused > refused => Some(false),

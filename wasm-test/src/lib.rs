@@ -2,6 +2,7 @@
 //!
 //! - [`gateway`] starts [`envoy`] with the filter. [`upstream`] is the server behind it and reports the requests that
 //!   arrive.
+//! - [`module`] selects the module: the wasm module, or with `MODULE=native` the dynamic module.
 //! - [`issuer`] is an identity provider that a test controls. [`provider`] and [`sign_in`] start real OpenID
 //!   providers.
 //! - [`token`] creates valid and broken tokens.
@@ -26,6 +27,7 @@ pub mod http;
 pub mod issuer;
 pub mod load;
 pub mod messages;
+pub mod module;
 pub mod oauth;
 pub mod policy;
 pub mod process;

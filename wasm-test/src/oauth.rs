@@ -12,6 +12,7 @@ use crate::connector::Connector;
 use crate::envoy::{Envoy, complete_gateway};
 use crate::eventually;
 use crate::http::Request;
+use crate::module::Module;
 use crate::policy::{api_key, api_key_record, merged, sha256};
 use crate::process::{Folder, Process, argument, free_port};
 use crate::token::base64url;
@@ -214,12 +215,12 @@ fn with_policy(filter: &Value, origin: &str, policy: &Value) -> String {
     plugin["policy"]["inline"] = policy.clone();
     // The identity providers of the tests have no TLS certificate.
     plugin["jwks"]["http_cluster"] = json!("jwks_http");
-    json!({"resources": [{
+    let resource = json!({
         "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
         "name": filter["name"],
         "typed_config": config,
-    }]})
-    .to_string()
+    });
+    Module::under_test().configuration(&json!({"resources": [resource]})).to_string()
 }
 
 /// A token request with client credentials, for [`WITH_SECRET`].

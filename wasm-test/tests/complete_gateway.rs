@@ -3,9 +3,10 @@
 
 use serde_json::{Value, json};
 use wasm_test::demo::{Demo, in_front_of, on_free_ports};
-use wasm_test::envoy::Envoy;
+use wasm_test::envoy::{Envoy, complete_gateway, configuration};
 use wasm_test::gateway::{http2, local_cluster};
 use wasm_test::http::Request;
+use wasm_test::module::Module;
 use wasm_test::policy::{api_key, api_key_record};
 use wasm_test::process::Folder;
 use wasm_test::rate_limit::RateLimitService;
@@ -26,6 +27,18 @@ async fn the_shipped_configuration_starts_without_a_warning_and_admits_nobody() 
     let warnings: Vec<&str> = log.lines().filter(is_ours).collect();
     assert_eq!(warnings, [""; 0]);
     assert!(log.contains("work-in-progress"), "the log contains Envoy's own warning");
+}
+
+/// So everything that these tests show for the dynamic module holds for `envoy/native.yaml`.
+#[test]
+fn the_file_of_the_native_module_is_the_complete_gateway_with_another_filter() {
+    let mut expected = Module::Native.configuration(&complete_gateway());
+    // The module gives Envoy labels, and it never needs to learn whether Envoy holds bodies.
+    expected.as_object_mut().expect("an object").remove("stats_config");
+    let filter = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0/typed_config";
+    let gateway = expected.pointer_mut(&format!("{filter}/filter_config/value/gateway")).expect("the configuration");
+    gateway.as_object_mut().expect("an object").remove("host_holds_bodies");
+    assert_eq!(configuration("envoy/native.yaml"), expected);
 }
 
 #[tokio::test]

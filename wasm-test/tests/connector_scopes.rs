@@ -13,6 +13,7 @@ use wasm_test::envoy::Envoy;
 use wasm_test::gateway::{Setup, plugin};
 use wasm_test::http::{CASE_HEADER, Request};
 use wasm_test::issuer::{Behaviour, Issuer};
+use wasm_test::module::Module;
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::process::Folder;
 use wasm_test::server::Server;
@@ -233,6 +234,9 @@ async fn a_message_is_inspected_whole_if_the_keys_arrive_in_its_middle() {
 
 #[tokio::test]
 async fn an_answer_before_the_end_of_the_message_passes_only_if_it_is_an_error() {
+    if Module::is_native("it forwards no head before it has read the message") {
+        return;
+    }
     for (status, passes) in [("200 OK", false), ("503 Service Unavailable", true)] {
         let hasty = Server::answering_heads(format!("HTTP/1.1 {status}\r\ncontent-length: 6\r\n\r\nsecret")).await;
         let gateway = Setup::new(plugin(&json!({"acme-corp": {"api_keys": api_keys()}}))).start(&hasty).await;

@@ -94,7 +94,8 @@ impl Reader {
             .expect("the tools")
             .filter_map(|tool| tool.ok()?.file_name().into_string().ok());
         let tools = tools.filter(|tool| tool != "envoy").map(|tool| format!(".tools/bin/{tool}"));
-        let others = ["dist/apexmcp", "dist/apexmcp_auth.wasm", "demo/connectors", "demo/idp"].map(str::to_owned);
+        let others = ["dist/apexmcp", "dist/apexmcp_auth.wasm", "dist/libapexmcp_auth.so", "demo/connectors", "demo/idp"]
+            .map(str::to_owned);
         for name in tools.chain(others) {
             symlink(root.join(&name), here(&name)).expect("a link");
         }

@@ -304,6 +304,9 @@ async fn until_back(gateway: &Gateway, request: &Request) {
 
 #[tokio::test]
 async fn a_module_that_traps_refuses_requests_and_recovers() {
+    if wasm_test::module::Module::is_native("it has no VM that can trap") {
+        return;
+    }
     const TRAPS: usize = 5;
     let key = Key::first("a");
     let issuer = Issuer::start(&[&key]).await;
@@ -363,6 +366,9 @@ async fn a_module_that_traps_refuses_requests_and_recovers() {
 
 #[tokio::test]
 async fn envoys_timeout_ends_a_request_that_waits_in_a_trapped_module() {
+    if wasm_test::module::Module::is_native("it has no VM that can trap") {
+        return;
+    }
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let issuer = Issuer::start(&[&key]).await;
     issuer.behave(Behaviour::Hang);
@@ -388,6 +394,9 @@ async fn envoys_timeout_ends_a_request_that_waits_in_a_trapped_module() {
 
 #[tokio::test]
 async fn a_module_that_traps_while_it_filters_a_list_reveals_nothing() {
+    if wasm_test::module::Module::is_native("it has no VM that can trap") {
+        return;
+    }
     let tools: Vec<Value> =
         (0..3_000).map(|number| json!({"name": format!("{}__{number}", ["notes", "clock"][number % 2])})).collect();
     let list = json!({"jsonrpc": "2.0", "id": 1, "result": {"tools": tools}}).to_string();
@@ -427,6 +436,9 @@ async fn a_module_that_traps_while_it_filters_a_list_reveals_nothing() {
 
 #[tokio::test]
 async fn a_module_that_always_traps_admits_nobody() {
+    if wasm_test::module::Module::is_native("it has no VM that can trap") {
+        return;
+    }
     let upstream = upstream::start().await;
     let gateway = Setup::new(plugin(&json!({"acme": {"api_keys": [api_key_record("key_all")]}}))).start(&upstream).await;
     let good = Request::tools_list("/mcp/acme").api_key(&api_key("key_all"));
@@ -445,6 +457,9 @@ async fn a_module_that_always_traps_admits_nobody() {
 /// After a trap, the counts in the memory of a worker start again. Data that all workers share survives.
 #[tokio::test]
 async fn a_trap_resets_wrong_secrets_and_keeps_used_assertions_and_quotas() {
+    if wasm_test::module::Module::is_native("it has no VM that can trap") {
+        return;
+    }
     const LONGEST: i32 = 20_000;
     let (key, upstream) = (Key::first("a"), upstream::start().await);
     let clients = json!([

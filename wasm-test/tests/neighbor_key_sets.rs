@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use wasm_test::eventually;
 use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::Request;
+use wasm_test::module::Module;
 use wasm_test::policy::merged;
 use wasm_test::token::{Key, now};
 use wasm_test::upstream;
@@ -315,6 +316,9 @@ async fn waiting_for_long_key_sets_does_not_slow_other_organizations() {
     let latencies = latencies(&gateway, &good, async |count| count == 300).await;
     println!("the neighbor's latency: {latencies}");
 
+    if Module::is_native("it copies nothing from shared data in a tick that Envoy could log") {
+        return;
+    }
     let start = gateway.log().len();
     gateway.admin().send(&Request::post("/logging?wasm=trace")).await;
     let ticks = eventually("ticks in the trace", async || {

@@ -5,6 +5,7 @@ use tokio::task::JoinSet;
 use wasm_test::gateway::{ORIGIN, Setup, plugin};
 use wasm_test::http::{Client, Request};
 use wasm_test::issuer::{Behaviour, Issuer};
+use wasm_test::module::Module;
 use wasm_test::policy::{api_key, api_key_record, merged};
 use wasm_test::token::{Key, now};
 use wasm_test::{eventually, upstream};
@@ -229,7 +230,9 @@ async fn a_refusal_keeps_the_connection_for_the_next_request() {
     let mut told = plugin.clone();
     told["gateway"]["host_holds_bodies"] = json!(true);
     let holding = Setup::new(told).holding_bodies().start(&upstream).await;
-    assert_eq!(replies_on_one_connection(holding.client(), &whole).await, ["401"]);
+    // The dynamic module gets every body, whatever the configuration says.
+    let expected: &[&str] = if Module::under_test() == Module::Native { &["401", "401"] } else { &["401"] };
+    assert_eq!(replies_on_one_connection(holding.client(), &whole).await, expected);
     // If the operator does not configure it, a refusal waits for a short time, and the connection is kept.
     let holding = Setup::new(plugin.clone()).holding_bodies().start(&upstream).await;
     assert_eq!(replies_on_one_connection(holding.client(), &whole).await, ["401", "401"]);

@@ -13,6 +13,7 @@ use wasm_test::eventually;
 use wasm_test::gateway::{Gateway, ORIGIN, Setup};
 use wasm_test::http::{Client, Request};
 use wasm_test::issuer::Issuer;
+use wasm_test::module::Module;
 use wasm_test::oauth::{assertion_request, token_request_of};
 use wasm_test::policy::sha256;
 use wasm_test::process::argument;
@@ -134,7 +135,7 @@ async fn no_written_text_contains_a_secret() {
     let plugin = json!({"gateway": {"origin": ORIGIN}, "jwks": jwks, "policy": {"remote": remote}});
     let port = settings.serve().await;
     let gateway = Setup::new(plugin).settings(port, TOKEN).start(&upstream).await;
-    gateway.admin().send(&Request::post("/logging?wasm=trace")).await;
+    gateway.admin().send(&Request::post("/logging?paths=wasm:trace,dynamic_modules:trace")).await;
 
     let call = || Request::tools_list("/mcp/acme");
     eventually("the policy", async || Arrived::of(&gateway.send(&call().api_key(&key)).await)).await;
@@ -165,7 +166,7 @@ async fn no_written_text_contains_a_secret() {
     let inline = json!({"signing_keys": [{"kid": "k", "private_key_env": SIGNING_KEY}], "orgs": {"acme": acme}});
     let plugin = json!({"gateway": {"origin": ORIGIN}, "policy": {"inline": inline}});
     let other = Setup::new(plugin).secret(SIGNING_KEY, &private_key).start(&upstream).await;
-    other.admin().send(&Request::post("/logging?wasm=trace")).await;
+    other.admin().send(&Request::post("/logging?paths=wasm:trace,dynamic_modules:trace")).await;
     let token_of_other = issued(&other, &by_basic(&right_basic), &mut written).await;
     for request in [call().api_key(&key), call().bearer(&token_of_other)] {
         admitted(&other, &request, &mut written).await;
@@ -310,7 +311,7 @@ async fn no_written_text_contains_a_secret() {
         ("an answer", "x-apexmcp-principal"),
         ("an answer with a token", "no-store"),
         ("key list --org acme", "shown"),
-        ("the log", "[vm->host]"),
+        ("the log", if Module::under_test() == Module::Native { "][dynamic_modules] " } else { "[vm->host]" }),
         ("the log", "private_key_pem: "),
         ("the access log", "token_expired"),
         ("the access log", "signature_invalid"),

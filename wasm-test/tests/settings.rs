@@ -10,6 +10,7 @@ use wasm_test::eventually;
 use wasm_test::gateway::{Gateway, Setup, local_cluster, plugin};
 use wasm_test::http::Request;
 use wasm_test::load::Load;
+use wasm_test::module::Module;
 use wasm_test::oauth::token_request_of;
 use wasm_test::process::{Folder, argument};
 use wasm_test::provider::Provider;
@@ -32,7 +33,8 @@ async fn by_server(settings: &mut Apexmcp, upstream: &Server) -> Gateway {
 async fn by_file(settings: &Apexmcp, upstream: &Server) -> Gateway {
     let setup = Setup::new(plugin(&json!({}))).workers(WORKERS);
     let (template, file) = (settings.file("template.json"), settings.file("filter.json"));
-    std::fs::write(&template, setup.filter(&plugin(&json!({}))).to_string()).expect("the template is written");
+    std::fs::write(&template, Module::under_test().configuration(&setup.filter(&plugin(&json!({})))).to_string())
+        .expect("the template is written");
     settings.run(&format!("ecds enable --template {} --file {}", argument(&template), argument(&file)));
     setup.filter_file(file).start(upstream).await
 }
@@ -185,7 +187,12 @@ async fn the_shipped_file_configuration_works() {
         "both configurations must restrict the module in the same way"
     );
     let file = settings.file("filter.json");
-    settings.run(&format!("ecds enable --template envoy/ecds/filter.yaml --file {}", argument(&file)));
+    let module = Module::under_test();
+    let filter_file = if module == Module::Native { settings.file("native.json") } else { "envoy/ecds/filter.yaml".into() };
+    if module == Module::Native {
+        std::fs::write(&filter_file, module.configuration(&template).to_string()).expect("the template is written");
+    }
+    settings.run(&format!("ecds enable --template {} --file {}", argument(&filter_file), argument(&file)));
     *gateway.pointer_mut(&format!("{filter}/config_discovery/config_source/path_config_source")).expect("the file") =
         json!({"path": file, "watched_directory": {"path": file.parent()}});
     for port in ["/admin/address", "/static_resources/listeners/0/address"] {

@@ -7,6 +7,7 @@ mod settings;
 mod tests;
 mod wire;
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use http::Uri;
@@ -196,7 +197,8 @@ fn check_remote(raw: RawRemote, environment: &Environment<'_>, problems: &mut Pr
             let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
             let token = environment(&name).filter(|token| is_name && token.bytes().all(|byte| byte.is_ascii_graphic()));
             // The message does not repeat the value: an operator may have written the token itself here.
-            let wrong = "must name an environment variable that is set for this VM, see vm_config.environment_variables";
+            let wrong = "must name an environment variable that is set for the module: in vm_config.environment_variables, or for the \
+                         native module in Envoy's environment";
             problems.checked("policy.remote.token_env", token.ok_or(wrong)).map(Some)
         }
     };
@@ -257,9 +259,10 @@ fn check_tokens(raw: &RawTokens, problems: &mut Problems) -> Option<TokenSetting
 fn check_limits(raw: Limits, problems: &mut Problems) -> Option<LimitStore> {
     let service = raw.rate_limit_service.map(|raw| {
         let path = "limits.rate_limit_service.cluster";
-        let upstream = problems.required(path, raw.cluster).and_then(|cluster| {
+        let cluster = problems.required(path, raw.cluster).and_then(|cluster| {
             let too_long = || "must be at most 125 bytes: a module cannot tell Envoy a longer one".to_owned();
-            problems.checked(path, service::upstream(&cluster).ok_or_else(too_long))
+            let upstream = problems.checked(path, service::upstream(&cluster).ok_or_else(too_long))?;
+            Some((Rc::from(cluster), upstream))
         });
         let path = "limits.rate_limit_service.timeout";
         let timeout = duration(path, &raw.timeout, Duration::from_millis(100), problems);
@@ -267,7 +270,8 @@ fn check_limits(raw: Limits, problems: &mut Problems) -> Option<LimitStore> {
             problems.add(path, "must be at least 1ms");
         }
         let domain = raw.domain.unwrap_or_else(|| "apexmcp".to_owned());
-        Some(RateLimitService { upstream: upstream?, domain, timeout: timeout?, on_error: raw.on_error })
+        let (cluster, upstream) = cluster?;
+        Some(RateLimitService { cluster, upstream, domain, timeout: timeout?, on_error: raw.on_error })
     });
     match raw.store {
         RawLimitStore::Local => Some(LimitStore::Local),

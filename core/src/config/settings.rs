@@ -89,7 +89,9 @@ pub enum LimitStore {
 /// Section `limits.rate_limit_service`.
 #[derive(Debug)]
 pub struct RateLimitService {
-    /// The Envoy cluster of the service, as [`crate::limits::service::upstream`] returns it.
+    /// The Envoy cluster of the service.
+    pub cluster: Rc<str>,
+    /// The cluster as [`crate::limits::service::upstream`] returns it.
     pub upstream: Rc<str>,
     /// The domain under which the service knows this gateway.
     pub domain: String,

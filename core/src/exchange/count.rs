@@ -62,7 +62,8 @@ impl Admitted {
         match gateway.budget.hold(account, Waits::ForOthers, self.size.head()) {
             Some(hold) => {
                 let edits: Edits = std::mem::take(&mut self.forward.edits);
-                let question = Question { upstream: Rc::clone(&service.upstream), timeout: service.timeout, message };
+                let (cluster, upstream) = (Rc::clone(&service.cluster), Rc::clone(&service.upstream));
+                let question = Question { cluster, upstream, timeout: service.timeout, message };
                 let awaiting = AwaitingCount { admitted: self, hold: Rc::new(hold), call: None };
                 Step::Ask(edits, question, Pending::new(awaiting))
             }

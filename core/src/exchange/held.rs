@@ -54,6 +54,11 @@ impl HeldRequests {
         None
     }
 
+    /// Whether no request is held.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether the request of this stream is held.
     pub fn contains(&self, stream: u32) -> bool {
         self.0.contains_key(&stream)

@@ -36,7 +36,9 @@ pub enum Step {
 /// A question to the rate limit service.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Question {
-    /// The service, as Envoy wants it.
+    /// The Envoy cluster of the service.
+    pub cluster: Rc<str>,
+    /// The cluster as the wasm module tells it to Envoy, see [`crate::limits::service::upstream`].
     pub upstream: Rc<str>,
     /// The timeout of the call.
     pub timeout: Duration,

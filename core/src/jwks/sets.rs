@@ -40,8 +40,8 @@ impl Fetch {
 #[derive(Debug)]
 pub struct Wish {
     uri: JwksUri,
-    /// The organizations to which the fetch may be charged, the most recent user first.
-    orgs: Vec<OrgName>,
+    /// The organizations to which the fetch may be charged, the most recent user first. An [`OrgName`] stays in its thread.
+    orgs: Vec<String>,
     wanted: Option<Wanted>,
     asked: Vec<KeyName>,
 }
@@ -173,7 +173,7 @@ impl KeySets {
         let is_due = set.claim(now, timing).is_some();
         Ok(is_due.then(|| Wish {
             uri: set.uri.clone(),
-            orgs: set.orgs.iter().map(|(org, _)| org.clone()).collect(),
+            orgs: set.orgs.iter().map(|(org, _)| org.to_string()).collect(),
             wanted: set.wanted,
             asked: set.asked.clone(),
         }))
@@ -183,8 +183,8 @@ impl KeySets {
     /// used, so this thread keeps it fresh from now on.
     pub fn take_over(&mut self, wish: Wish) {
         // The last organization becomes the most recent user.
-        for org in wish.orgs.iter().rev() {
-            let id = self.at(&wish.uri, org);
+        for org in wish.orgs.iter().rev().filter_map(|org| OrgName::parse(org)) {
+            let id = self.at(&wish.uri, &org);
             if let Some(set) = self.sets.get_mut(&id) {
                 set.is_used.set(true);
                 set.wanted = set.wanted.max(wish.wanted);

@@ -227,8 +227,9 @@ impl Checker<'_> {
                     self.problems.add(path, "must be the name of an environment variable, such as APEXMCP_SIGNING_KEY");
                     return None;
                 }
-                let missing =
-                    format!("the environment variable {name:?} is not set for this VM, see vm_config.environment_variables");
+                let missing = format!(
+                    "the environment variable {name:?} is not set for the module: set it in vm_config.environment_variables, or for the native module in Envoy's environment"
+                );
                 let pem = self.problems.checked(&path, (self.surroundings.environment)(&name).ok_or(missing))?;
                 (path, pem)
             }

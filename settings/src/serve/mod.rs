@@ -184,7 +184,12 @@ mod tests {
 
     /// A router with a policy of this length, and the senders that could change and stop it.
     fn router(length: usize) -> (Router, watch::Sender<Arc<Published>>, watch::Sender<bool>) {
-        let published = Published { version: 1, etag: HeaderValue::from_static("\"1\""), body: vec![b' '; length].into() };
+        let published = Published {
+            version: 1,
+            database_id: String::new(),
+            etag: HeaderValue::from_static("\"1\""),
+            body: vec![b' '; length].into(),
+        };
         let (publisher, policy) = watch::channel(Arc::new(published));
         let (stop, stopping) = watch::channel(false);
         let service = Service { token: TOKEN.to_owned(), policy, stopping, counts: Arc::default() };

@@ -12,6 +12,8 @@ use crate::secret::sha256;
 #[derive(Debug)]
 pub(super) struct Published {
     pub(super) version: i64,
+    /// See [`document::database_id`].
+    pub(super) database_id: String,
     /// The hash of the document. A strong validator (RFC 9110 §8.8.1): the same text always has the same tag.
     pub(super) etag: HeaderValue,
     pub(super) body: Bytes,
@@ -19,10 +21,11 @@ pub(super) struct Published {
 
 impl Published {
     pub(super) fn read(database: &mut Database) -> Result<Self, Failure> {
-        let (version, document) =
-            database.read(|connection| Ok((document::version(connection)?, document::render(connection)?)))?;
+        let (version, database_id, document) = database.read(|connection| {
+            Ok((document::version(connection)?, document::database_id(connection)?, document::render(connection)?))
+        })?;
         let etag = format!("\"{}\"", sha256(&document));
         let etag = HeaderValue::from_str(&etag).map_err(Failure::during(Reason::SystemFailed, "the ETag"))?;
-        Ok(Self { version, etag, body: document.into() })
+        Ok(Self { version, database_id, etag, body: document.into() })
     }
 }

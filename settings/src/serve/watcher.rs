@@ -14,13 +14,16 @@ use super::counts::{Counts, add};
 use super::log::log;
 use super::published::Published;
 use crate::database::{self, Database};
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 /// Interval between two looks at the database. A look takes a microsecond.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Interval after a failed look. A failure may have taken as long as the database's timeout.
 const INTERVAL_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+const OTHER_DATABASE: &str = "this is another database than the one with which the server began: restore a copy of that one, or \
+                              restart 'apexmcp serve' to serve this one";
 
 /// The device and the inode number of a file. `None`: the file does not exist.
 type Identity = Option<(u64, u64)>;
@@ -90,6 +93,11 @@ impl Watcher {
         let now = Seen { file, beside: self.beside(), data_version: database.data_version()? };
         if seen != Some(now) {
             let published = Published::read(&mut database)?;
+            // Somebody who has lost the database may run `apexmcp init`. Its empty policy would refuse everybody.
+            if published.database_id != self.publisher.borrow().database_id {
+                database.leave();
+                return Err(Failure::new(Reason::DatabaseMissing, OTHER_DATABASE));
+            }
             if published.etag != self.publisher.borrow().etag {
                 let (version, length) = (published.version, published.body.len());
                 self.publisher.send_replace(Arc::new(published));

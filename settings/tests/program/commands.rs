@@ -618,7 +618,7 @@ fn advice_depends_on_what_a_provider_publishes() {
 fn a_database_without_client_scopes_is_migrated() {
     let settings = Settings::new();
     let url = "https://idp.example";
-    let older = "ALTER TABLE identity_providers DROP COLUMN client_scopes; PRAGMA user_version = 1;
+    let older = "ALTER TABLE identity_providers DROP COLUMN client_scopes; DROP TABLE identity; PRAGMA user_version = 1;
         INSERT INTO identity_providers VALUES ('acme', 'https://idp.example', 'https://idp.example/keys', '[\"a\"]', '[]', '2026-01-01T00:00:00Z');";
     rusqlite::Connection::open(settings.file("test.db")).unwrap().execute_batch(older).unwrap();
     let listed = settings.json(&["sso", "list", "--org", "acme"]);

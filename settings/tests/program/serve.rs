@@ -69,6 +69,28 @@ fn a_restored_copy_is_served_and_a_missing_database_is_reported() {
     }
 }
 
+#[test]
+fn a_new_database_at_the_path_of_a_lost_one_does_not_replace_the_policy() {
+    let settings = Settings::new();
+    let server = settings.serve();
+    let first = server.policy("", "0s");
+    let lost = |name: &str| {
+        let _ = std::fs::rename(settings.file(name), settings.file(&format!("lost-{name}")));
+    };
+    ["test.db", "test.db-wal", "test.db-shm"].into_iter().for_each(lost);
+    settings.json(&["init"]);
+    settings.json(&["org", "create", "new"]);
+    let failures = server.metric("database_failures_total");
+    while server.metric("database_failures_total") < failures + 2 {
+        thread::yield_now();
+    }
+    assert_eq!(server.get("/healthz", &[]).status, 503);
+    assert_eq!(server.policy("", "0s").body, first.body, "the last policy is still served");
+    drop(server);
+    let restarted = settings.serve();
+    assert!(restarted.policy("", "0s").body.contains("new"), "a new server serves the new database");
+}
+
 /// Makes a change, and checks that a waiting gateway gets it.
 fn assert_follows(settings: &Settings, server: &Server, org: &str) {
     let etag = server.policy("", "0s").etag;
