@@ -45,15 +45,22 @@ pub fn generate() -> Result<String, Failure> {
 
 /// Adds a key that verifies tokens. The only key also signs them. The default `kid` is the current date.
 ///
+/// The `kid` of a removed key is not used again: a connector that caches the published keys would verify with the removed key.
+///
 /// # Errors
 /// If the `kid` is not allowed, or another key has it.
 pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key_pem: &str) -> Result<SigningKey, Failure> {
-    let is_taken = |kid: &str| exists(change, "SELECT 1 FROM signing_keys WHERE kid = ?", [kid]);
+    let is_taken = |kid: &str| {
+        let was_created = "SELECT 1 FROM audit WHERE action = 'signing-key.create' AND subject = ?";
+        Ok::<_, Failure>(
+            exists(change, "SELECT 1 FROM signing_keys WHERE kid = ?", [kid])? || exists(change, was_created, [kid])?,
+        )
+    };
     let kid = match kid {
         Some(kid) if is_taken(kid)? => {
             return Err(Failure::new(
                 Reason::AlreadyExists,
-                format!("the signing key {kid:?} already exists: choose another --kid"),
+                format!("the signing key {kid:?} already exists, or existed before: choose another --kid"),
             ));
         }
         Some(kid) if !is_record_id(kid) => {
