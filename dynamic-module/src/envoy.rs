@@ -207,7 +207,8 @@ impl apexmcp_shell::Envoy for Envoy {
         let Some(filter) = self.filter() else { return };
         let headers = reply.headers.iter().map(|(name, value)| (*name, value.as_str()));
         // Envoy would tell a gRPC client of success: it takes the status of gRPC from this module alone.
-        let is_grpc = filter.header(Map::RequestHeaders, "content-type").starts_with(b"application/grpc");
+        let content_type = filter.header(Map::RequestHeaders, "content-type");
+        let is_grpc = content_type == b"application/grpc" || content_type.starts_with(b"application/grpc+");
         let grpc_status = is_grpc.then(|| ("grpc-status", grpc_status(reply.status)));
         filter.send_response(reply.status, headers.chain(grpc_status), reply.body.as_bytes(), "");
     }

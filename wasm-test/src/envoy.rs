@@ -46,8 +46,23 @@ impl Envoy {
         workers: usize,
         folder: Folder,
     ) -> Self {
+        Self::start_with_module(Module::under_test(), arguments, environment, bootstrap, workers, folder).await
+    }
+
+    /// Like [`Self::start_with`], with this module.
+    pub async fn start_with_module(
+        module: Module,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        bootstrap: &Value,
+        workers: usize,
+        folder: Folder,
+    ) -> Self {
         let envoy = std::env::var("ENVOY_PATH").unwrap_or_else(|_| "envoy".to_owned());
-        Self::start_by(&envoy, arguments, environment, bootstrap, workers, folder).await
+        let environment: Vec<_> = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let environment = [environment, module.environment(bootstrap)].concat();
+        let environment: Vec<_> = environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        Self::start_by(&envoy, arguments, &environment, &module.configuration(bootstrap), workers, folder).await
     }
 
     /// Like [`Self::start`], through func-e, which is told to use the installed Envoy.
@@ -57,7 +72,8 @@ impl Envoy {
         let homes = ["FUNC_E_CONFIG_HOME", "FUNC_E_DATA_HOME", "FUNC_E_STATE_HOME", "FUNC_E_RUNTIME_DIR"];
         let mut environment = vec![("ENVOY_PATH", argument(&envoy))];
         environment.extend(homes.map(|name| (name, argument(&home))));
-        Self::start_by("func-e", &["run", "--disable-hot-restart"], &environment, bootstrap, 1, folder).await
+        let bootstrap = Module::under_test().configuration(bootstrap);
+        Self::start_by("func-e", &["run", "--disable-hot-restart"], &environment, &bootstrap, 1, folder).await
     }
 
     async fn start_by(
@@ -68,8 +84,6 @@ impl Envoy {
         workers: usize,
         folder: Folder,
     ) -> Self {
-        let of_vm = Module::under_test().environment(bootstrap);
-        let bootstrap = Module::under_test().configuration(bootstrap);
         folder.write("envoy.json", &bootstrap.to_string()).expect("the configuration is written");
         let (configuration, admin_address) = (folder.file("envoy.json"), folder.file("admin"));
         let workers = workers.to_string();
@@ -87,8 +101,7 @@ impl Envoy {
         ];
         let arguments = [words, &arguments].concat();
         let modules = repository().join("dist");
-        let mut environment = [environment, &[("ENVOY_DYNAMIC_MODULES_SEARCH_PATH", argument(&modules))]].concat();
-        environment.extend(of_vm.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let environment = [environment, &[("ENVOY_DYNAMIC_MODULES_SEARCH_PATH", argument(&modules))]].concat();
         let mut process = Process::start_with(tool, &arguments, &environment, &folder).expect("Envoy starts");
         let admin = eventually("Envoy is ready", async || {
             assert!(!process.has_ended(), "Envoy ended:\n{}", folder.read("stderr"));

@@ -43,6 +43,7 @@ pub fn plugin(orgs: &Value) -> Value {
 #[derive(Clone, Debug)]
 pub struct Setup {
     plugin: Value,
+    module: Module,
     workers: usize,
     routes: Option<Value>,
     holds_headers_alone: bool,
@@ -92,6 +93,7 @@ impl Setup {
     pub fn new(plugin: Value) -> Self {
         Self {
             plugin,
+            module: Module::under_test(),
             workers: 1,
             routes: None,
             holds_headers_alone: true,
@@ -108,6 +110,11 @@ impl Setup {
             filter_file: None,
             restart: None,
         }
+    }
+
+    /// Selects the module, whatever the environment selects.
+    pub fn module(self, module: Module) -> Self {
+        Self { module, ..self }
     }
 
     pub fn plugin(&self) -> &Value {
@@ -240,7 +247,7 @@ impl Setup {
         let folder = Folder::new().expect("a folder");
         if self.filter_file.is_none() {
             folder
-                .write(FILTER, &Module::under_test().configuration(&self.filter(&self.plugin)).to_string())
+                .write(FILTER, &self.module.configuration(&self.filter(&self.plugin)).to_string())
                 .expect("the filter is written");
         }
         let bootstrap = self.bootstrap(upstream, &folder);
@@ -254,7 +261,7 @@ impl Setup {
                 .collect(),
         };
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(["--drain-time-s", DRAIN_TIME]).collect();
-        let envoy = Envoy::start_with(&arguments, &environment, &bootstrap, self.workers, folder).await;
+        let envoy = Envoy::start_with_module(self.module, &arguments, &environment, &bootstrap, self.workers, folder).await;
         Gateway { envoy, setup: self }
     }
 
@@ -443,7 +450,7 @@ impl Gateway {
 
     async fn take(&self, filter: &Value) -> bool {
         let (taken, refused) = self.reloads().await;
-        self.folder().write(FILTER, &Module::under_test().configuration(filter).to_string()).expect("the filter is written");
+        self.folder().write(FILTER, &self.setup.module.configuration(filter).to_string()).expect("the filter is written");
         eventually("Envoy's verdict on a configuration", async || match self.reloads().await {
             (now_taken, _) if now_taken > taken => Some(true),
             (_, now_refused) if now_refused > refused => Some(false),

@@ -29,6 +29,11 @@ impl Request {
         Self { method: "GET", path: path.to_owned(), headers: HeaderMap::new(), body: Bytes::new() }
     }
 
+    /// A request of any method without a body.
+    pub fn of(method: &'static str, path: &str) -> Self {
+        Self { method, ..Self::get(path) }
+    }
+
     /// A POST request with an empty body.
     pub fn post(path: &str) -> Self {
         Self { method: "POST", ..Self::get(path) }
