@@ -135,7 +135,7 @@ fn judge_url(option: &str, url: &JwksUri, reach: Reach) -> Result<Option<Finding
 pub fn wrong_with_keys(jwks_uri: &str, reach: Reach) -> Option<String> {
     // If this is not a URL, the check of the document reports the error.
     let url = JwksUri::parse(jwks_uri).ok()?;
-    match judge_url("the key set was not fetched", &url, reach) {
+    match judge_url("the key set was not fetched: its URL", &url, reach) {
         Err(failure) => Some(failure.to_string()),
         Ok(_) => {
             Some(fetch_keys(&agent(reach, Arc::default()), jwks_uri)).filter(|finding| !finding.ok).map(|finding| finding.finding)
