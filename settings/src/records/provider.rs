@@ -10,7 +10,7 @@ use super::checks::check_scopes;
 use super::org;
 use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
-use crate::rows::{json as json_column, rows};
+use crate::rows::{exists, json as json_column, rows};
 
 /// Maximum number of audiences of a provider. One org must not make the policy too long for all.
 const MAX_AUDIENCES: usize = 16;
@@ -65,6 +65,9 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
     let default_scopes = provider.default_scopes.as_ref().map(|scopes| json!(scopes).to_string());
     check_client_scopes(provider.client_scopes.as_deref().unwrap_or_default())?;
     let client_scopes = provider.client_scopes.as_ref().map(|scopes| json!(scopes).to_string());
+    if default_scopes.is_none() {
+        require_no_narrow_default(change, provider)?;
+    }
     let audience = json!(provider.audience).to_string();
     change.execute(
         "INSERT OR REPLACE INTO identity_providers
@@ -89,6 +92,19 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
         actor,
         &Record { action: "sso.configure", org: Some(&provider.org), subject: &provider.issuer, details, check: Check::Addition },
     )
+}
+
+/// The default of the policy document grants every connector. So it does not replace a narrower one without a word.
+fn require_no_narrow_default(change: &Change<'_>, provider: &Provider) -> Result<(), Failure> {
+    let query = "SELECT 1 FROM identity_providers WHERE org = ? AND issuer = ? AND default_scopes != '[\"mcp:call\"]'";
+    if exists(change, query, params![provider.org, provider.issuer])? {
+        return Err(Failure::new(
+            Reason::Conflict,
+            "this provider has --default-scope or --no-default-scope: repeat the option, or pass --default-scope mcp:call to let \
+             tokens without an mcp: scope call every connector",
+        ));
+    }
+    Ok(())
 }
 
 /// Checks the scopes of another authorization server. The gateway puts them into a header.

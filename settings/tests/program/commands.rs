@@ -267,7 +267,7 @@ fn values_up_to_the_documented_limits_are_accepted() {
     };
     let client_scopes = |count, length| {
         let scopes = many(count, length).into_iter().flat_map(|scope| ["--client-scope".to_owned(), scope]);
-        [sso(&many(1, 1), 200), scopes.collect()].concat()
+        [sso(&many(1, 1), 200), words("--default-scope mcp:call"), scopes.collect()].concat()
     };
     let misnamed = [sso(&many(1, 1), 200), words("--default-scope nope")].concat();
     for (good, bad, part) in [
@@ -528,19 +528,24 @@ fn an_identity_provider_is_checked_before_it_is_saved() {
     let record = settings.policy()["orgs"]["acme"]["identity_providers"][0].clone();
     assert_eq!((&record["audience"], &record["default_scopes"]), (&json!(["apexmcp"]), &json!(["mcp:call:a"])));
     assert!(settings.text(&["sso", "list", "--org", "acme"]).contains(record["issuer"].as_str().unwrap()));
-    let again = |options: &[&str]| {
-        let (issuer, jwks_uri) = (record["issuer"].as_str().unwrap(), record["jwks_uri"].as_str().unwrap());
-        let provider =
-            ["--issuer", issuer, "--jwks-uri", jwks_uri, "--audience", "apexmcp", "--force", "--allow-private-address"];
-        settings.json(&[&["sso", "configure", "--org", "acme"][..], &provider, options].concat());
+    let (issuer, jwks_uri) = (record["issuer"].as_str().unwrap(), record["jwks_uri"].as_str().unwrap());
+    let provider = ["--issuer", issuer, "--jwks-uri", jwks_uri, "--audience", "apexmcp", "--force", "--allow-private-address"];
+    let command = |options: &[&'static str]| [&["sso", "configure", "--org", "acme"][..], &provider, options].concat();
+    let again = |options: &[&'static str]| {
+        settings.json(&command(options));
         settings.policy()["orgs"]["acme"]["identity_providers"][0].clone()
     };
     assert_eq!(again(&["--no-default-scope"])["default_scopes"], json!([]));
-    assert_eq!(again(&[]).get("default_scopes"), None);
-    assert_eq!(again(&[]).get("client_scopes"), None);
-    assert_eq!(again(&["--no-client-scope"])["client_scopes"], json!([]));
+    // An option that is left out by mistake grants nothing.
+    assert!(settings.failure(&command(&[])).contains("--default-scope mcp:call"));
+    assert_eq!(settings.policy()["orgs"]["acme"]["identity_providers"][0]["default_scopes"], json!([]));
+    let wide = ["--default-scope", "mcp:call"];
+    assert_eq!(again(&wide)["default_scopes"], json!(["mcp:call"]));
+    assert_eq!(again(&wide).get("client_scopes"), None);
+    let and = |options: &[&'static str]| again(&[&wide[..], options].concat());
+    assert_eq!(and(&["--no-client-scope"])["client_scopes"], json!([]));
     assert_eq!(
-        again(&["--client-scope", "openid", "--client-scope", "api://a/.default"])["client_scopes"],
+        and(&["--client-scope", "openid", "--client-scope", "api://a/.default"])["client_scopes"],
         json!(["openid", "api://a/.default"])
     );
     assert!(settings.text(&["sso", "list", "--org", "acme"]).contains("openid api://a/.default"));
