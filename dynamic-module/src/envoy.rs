@@ -85,9 +85,9 @@ impl Envoy {
         result
     }
 
-    /// One of the streams.
-    pub(crate) fn any_of(&self, is_wanted: impl Fn(u32) -> bool) -> Option<(u32, Filter)> {
-        self.streams.borrow().iter().find(|(id, _)| is_wanted(**id)).map(|(id, filter)| (*id, *filter))
+    /// The filter of a stream that Envoy has not destroyed.
+    pub(crate) fn filter_of(&self, stream: u32) -> Option<Filter> {
+        self.streams.borrow().get(&stream).copied()
     }
 
     /// The current stream's filter. `None` if the stream has ended.
@@ -153,7 +153,7 @@ impl apexmcp_shell::Envoy for Envoy {
     }
 
     fn enter(&self, stream: u32) -> bool {
-        let filter = self.streams.borrow().get(&stream).copied();
+        let filter = self.filter_of(stream);
         self.current.set(filter.map(|filter| (stream, filter)));
         filter.is_some()
     }

@@ -98,13 +98,12 @@ impl Worker {
     }
 
     fn keep_awake(&self) {
-        let is_awake = self.woken_by.get().is_some();
-        if is_awake == self.plugin.holds_any() {
+        let waiting = self.plugin.any_held();
+        if self.woken_by.get().is_some() == waiting.is_some() {
             return;
         }
-        let waiting = if is_awake { None } else { self.plugin.envoy.any_of(|id| self.plugin.holds(id)) };
-        let scheduler = waiting.and_then(|(_, filter)| filter.scheduler());
-        self.woken_by.set(waiting.filter(|_| scheduler.is_some()).map(|(id, _)| id));
+        let scheduler = waiting.and_then(|stream| self.plugin.envoy.filter_of(stream)).and_then(Filter::scheduler);
+        self.woken_by.set(waiting.filter(|_| scheduler.is_some()));
         self.wakeup.set(scheduler);
     }
 
@@ -128,6 +127,7 @@ impl Worker {
     fn end(&self, stream: u32) {
         let ended = self.envoy().questions.borrow_mut().end(stream);
         self.envoy().remove(stream);
+        self.plugin.forget(stream);
         if let Some(ended) = ended {
             self.answered(&ended);
         }

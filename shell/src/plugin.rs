@@ -172,18 +172,13 @@ impl<E: Envoy> Plugin<E> {
         }
     }
 
-    /// Whether the request of any stream is held.
-    pub fn holds_any(&self) -> bool {
-        !self.held.borrow().is_empty()
-    }
-
-    /// Whether the stream's request is held.
-    pub fn holds(&self, id: u32) -> bool {
-        self.held.borrow().contains(id)
+    /// The stream of any held request.
+    pub fn any_held(&self) -> Option<u32> {
+        self.held.borrow().any()
     }
 
     /// Drops the request of a stream that ended.
-    pub(crate) fn forget(&self, id: u32) {
+    pub fn forget(&self, id: u32) {
         self.held.borrow_mut().remove(id);
     }
 

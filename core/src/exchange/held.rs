@@ -54,14 +54,9 @@ impl HeldRequests {
         None
     }
 
-    /// Whether no request is held.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether the request of this stream is held.
-    pub fn contains(&self, stream: u32) -> bool {
-        self.0.contains_key(&stream)
+    /// The stream of any held request.
+    pub fn any(&self) -> Option<u32> {
+        self.0.keys().next().copied()
     }
 
     /// Drops the request of a stream that ended.
