@@ -12,7 +12,7 @@ WRK = @command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update 
 # npm writes this file last, so it shows that the installation is complete.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard book/*/package-lock.json demo/*/package-lock.json wasm-test/*/package-lock.json))
 
-.PHONY: help run test build docs image bench hostile soak versions fuzz reproducible lint setup prerequisites clean
+.PHONY: help run test build docs image bench hostile soak versions fuzz sanitize reproducible lint setup prerequisites clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -58,6 +58,9 @@ versions: setup build $(RATELIMIT) $(FUNC_E) ## run the core scenarios in Envoy 
 
 fuzz: prerequisites ## run one fuzz target: TARGET=jws MINUTES=60
 	@scripts/fuzz "$(TARGET)" "$(MINUTES)"
+
+sanitize: prerequisites ## run the tests of the native module under AddressSanitizer and Miri
+	@scripts/sanitize
 
 reproducible: prerequisites ## build the module in two clean clones and compare them
 	scripts/reproducible

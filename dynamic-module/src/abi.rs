@@ -28,10 +28,15 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    const NULL: Self = Self { pointer: ptr::null(), length: 0 };
+    pub(crate) const NULL: Self = Self { pointer: ptr::null(), length: 0 };
 
-    fn of(bytes: &[u8]) -> Self {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
         Self { pointer: bytes.as_ptr().cast(), length: bytes.len() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_null(self) -> bool {
+        self.pointer.is_null()
     }
 
     /// The bytes.
@@ -51,8 +56,8 @@ impl Buffer {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Header {
-    name: Buffer,
-    value: Buffer,
+    pub(crate) name: Buffer,
+    pub(crate) value: Buffer,
 }
 
 impl Header {

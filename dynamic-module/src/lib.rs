@@ -14,7 +14,11 @@ mod grpc;
 mod hooks;
 mod logger;
 mod main_thread;
+#[cfg(test)]
+mod mock;
 mod pin;
 mod shared;
+#[cfg(test)]
+mod tests;
 mod ticker;
 mod worker;

@@ -91,6 +91,8 @@ impl<E: Envoy> Stream<E> {
     pub fn request_trailers(&self, count: usize) -> Action {
         if self.flow.edits_trailers(count) && !self.plugin.strip_trailers() {
             log::error!("the request's trailers could not be edited");
+            // A held request would be answered again.
+            self.plugin.forget(self.id);
             self.plugin.answer(&self.flow, exchange::not_edited());
             return Action::Pause;
         }
