@@ -1,13 +1,15 @@
 //! The head of a request as the filter received it.
 
 use crate::reason::Reason;
-use crate::serialized_map::{SerializedMap, Values};
+use crate::serialized_map::{Members, SerializedMap, Values};
 
 /// The headers of a request in Envoy's order. Names are in lower case, values are bytes, and repeated headers are separate.
 #[derive(Debug)]
 pub struct RequestHead {
     headers: SerializedMap,
     present: NameFilter,
+    /// Whether a name could be read as a reserved one, or as that of a credential.
+    may_be_forged: bool,
 }
 
 /// A set of header names that may contain more names than were inserted, never fewer.
@@ -40,14 +42,15 @@ impl RequestHead {
     /// A head with these headers, including the pseudo-headers. Returns `None` if a name is not ASCII, because Envoy could
     /// not remove such a header. Names are ASCII (RFC 9110 §5.1).
     pub fn new(headers: SerializedMap) -> Option<Self> {
-        let mut present = NameFilter::default();
+        let (mut present, mut may_be_forged) = (NameFilter::default(), false);
         for (name, _) in headers.iter() {
             if !name.is_ascii() {
                 return None;
             }
             present.insert(name);
+            may_be_forged |= resembles_reserved(name);
         }
-        Some(Self { headers, present })
+        Some(Self { headers, present, may_be_forged })
     }
 
     /// Length of the serialized headers in bytes. Envoy keeps about as much.
@@ -57,7 +60,9 @@ impl RequestHead {
 
     /// `:path` without query and fragment. Empty if there is no path (CONNECT).
     pub fn path(&self) -> &[u8] {
-        self.value(":path").split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default()
+        let path = self.value(":path");
+        let end = path.iter().position(|byte| matches!(byte, b'?' | b'#'));
+        end.and_then(|end| path.get(..end)).unwrap_or(path)
     }
 
     /// The query of `:path`. Empty if there is none.
@@ -127,7 +132,9 @@ impl RequestHead {
     pub fn forged(&self, prefix: &str) -> impl Iterator<Item = &str> {
         // A header with the exact name of a credential was checked, and `forward.strip_credentials` applies to it.
         let is_identity = is_identity(prefix);
-        names(&self.headers, move |name| is_identity(name) || (is_credential(name) && !is_credential_name(name)))
+        let is_searched = self.may_be_forged || prefix != RESERVED_PREFIX;
+        let members = if is_searched { self.headers.iter() } else { Members::default() };
+        names(members, move |name| is_identity(name) || (is_credential(name) && !is_credential_name(name)))
     }
 
     /// Whether the connection header names other headers. A proxy behind the gateway removes each named header
@@ -148,9 +155,9 @@ pub const RESERVED_PREFIX: &str = "x-apexmcp-";
 /// The header that describes the connection (RFC 9110 §7.6.1).
 pub const CONNECTION: &str = "connection";
 
-/// The names in `map` for which `is_wanted` is true. All names are ASCII: see [`RequestHead::new`].
-fn names(map: &SerializedMap, is_wanted: impl Fn(&[u8]) -> bool) -> impl Iterator<Item = &str> {
-    let wanted = map.iter().map(|(name, _)| name).filter(move |name| is_wanted(name));
+/// The names of `members` for which `is_wanted` is true. All names are ASCII: see [`RequestHead::new`].
+fn names<'m>(members: Members<'m>, is_wanted: impl Fn(&[u8]) -> bool) -> impl Iterator<Item = &'m str> {
+    let wanted = members.map(|(name, _)| name).filter(move |name| is_wanted(name));
     wanted.filter_map(|name| std::str::from_utf8(name).ok())
 }
 
@@ -171,6 +178,18 @@ fn names_no_other_charset(parameter: &[u8]) -> bool {
 fn folds_below(prefix: &str, name: &[u8]) -> bool {
     let fold = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' };
     name.len() >= prefix.len() && name.iter().zip(prefix.as_bytes()).all(|(one, other)| fold(*one) == fold(*other))
+}
+
+/// Whether [`is_identity`] with [`RESERVED_PREFIX`] or [`is_credential`] may be true. Few names of real requests pass, so few
+/// requests are searched.
+fn resembles_reserved(name: &[u8]) -> bool {
+    let has_letters = |letters: &[(usize, u8)]| {
+        letters.iter().all(|(at, letter)| name.get(*at).is_some_and(|byte| byte.eq_ignore_ascii_case(letter)))
+    };
+    has_letters(&[(0, b'x'), (2, b'a'), (3, b'p')]) && !is_credential_name(name)
+        || name.len() == CredentialHeader::Authorization.name().len()
+            && has_letters(&[(0, b'a'), (1, b'u')])
+            && !is_credential_name(name)
 }
 
 /// Whether a server could read a name as the name of an identity header with `prefix` or [`RESERVED_PREFIX`].
@@ -203,7 +222,7 @@ impl RequestTrailers {
     /// filter did not check. A trailer must never be a credential (RFC 9110 §6.5.1).
     pub fn forged(&self, prefix: &str) -> impl Iterator<Item = &str> {
         let is_identity = is_identity(prefix);
-        names(&self.0, move |name| is_identity(name) || is_credential(name))
+        names(self.0.iter(), move |name| is_identity(name) || is_credential(name))
     }
 }
 

@@ -6,6 +6,9 @@
 #[derive(Debug)]
 pub struct SerializedMap(Vec<u8>);
 
+/// Most maps of request headers are shorter, in bytes. They are built with one allocation.
+const USUAL_LENGTH: usize = 1024;
+
 impl SerializedMap {
     /// Returns `None` unless `bytes` is exactly one such map.
     pub fn parse(bytes: Vec<u8>) -> Option<Self> {
@@ -18,16 +21,13 @@ impl SerializedMap {
         Self::from_members(members.iter().map(|(name, value)| (name.as_ref(), value.as_ref())))
     }
 
-    /// Builds the map of these members, with one allocation. Returns `None` if a length does not fit in 32 bits.
+    /// Builds the map of these members. Returns `None` if a length does not fit in 32 bits.
     pub fn from_members<'m>(members: impl Iterator<Item = (&'m [u8], &'m [u8])> + Clone) -> Option<Self> {
-        let (mut count, mut length) = (0_u32, 0_usize);
-        for (name, value) in members.clone() {
-            count = count.checked_add(1)?;
-            length = length.checked_add(name.len())?.checked_add(value.len())?.checked_add(10)?;
-        }
-        let mut bytes = Vec::with_capacity(length.checked_add(4)?);
+        let mut count = 0_u32;
+        let mut bytes = Vec::with_capacity(USUAL_LENGTH);
         bytes.extend_from_slice(&count.to_le_bytes());
         for (name, value) in members.clone() {
+            count = count.checked_add(1)?;
             for text in [name, value] {
                 bytes.extend_from_slice(&u32::try_from(text.len()).ok()?.to_le_bytes());
             }
@@ -38,6 +38,7 @@ impl SerializedMap {
                 bytes.push(0);
             }
         }
+        *bytes.first_chunk_mut()? = count.to_le_bytes();
         Some(Self(bytes))
     }
 
@@ -76,8 +77,8 @@ impl SerializedMap {
     }
 }
 
-/// The names and values of a [`SerializedMap`].
-#[derive(Debug)]
+/// The names and values of a [`SerializedMap`]. The default has none.
+#[derive(Debug, Default)]
 pub struct Members<'m> {
     lengths: std::slice::Iter<'m, [u8; 8]>,
     texts: &'m [u8],

@@ -217,7 +217,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_body(
 ) -> u32 {
     // SAFETY: Envoy has not destroyed the stream.
     unsafe {
-        of_stream(filter, module, |own| status(own.stream.request_body(own.worker.envoy().request_body_size(), end_of_stream)))
+        of_stream(filter, module, |own| status(own.stream.request_body(|| own.worker.envoy().request_body_size(), end_of_stream)))
     }
 }
 

@@ -73,7 +73,7 @@ impl<E: Envoy> Stream<E> {
     pub fn request_headers(&self, end_of_stream: bool) -> Action {
         let step = self.plugin.start(&self.flow);
         self.plugin.apply(step, self.id, &self.flow);
-        if end_of_stream {
+        if end_of_stream && !self.flow.lets_body_pass() {
             self.body_arrived(self.flow.ended());
         } else {
             self.plugin.answer_given_up(self.id);
@@ -81,9 +81,11 @@ impl<E: Envoy> Stream<E> {
         self.flow.lets_head_pass().into()
     }
 
-    /// A part of the request body came. With it, `size` bytes are there.
-    pub fn request_body(&self, size: usize, end_of_stream: bool) -> Action {
-        self.body_arrived(BodyProgress { length: size, is_whole: end_of_stream });
+    /// A part of the request body came. `size` reads how many bytes are there with it. Most bodies pass unread.
+    pub fn request_body(&self, size: impl FnOnce() -> usize, end_of_stream: bool) -> Action {
+        if !self.flow.lets_body_pass() {
+            self.body_arrived(BodyProgress { length: size(), is_whole: end_of_stream });
+        }
         self.flow.lets_body_pass().into()
     }
 
@@ -96,7 +98,9 @@ impl<E: Envoy> Stream<E> {
             self.plugin.answer(&self.flow, exchange::not_edited());
             return Action::Pause;
         }
-        self.body_arrived(self.flow.ended());
+        if !self.flow.lets_body_pass() {
+            self.body_arrived(self.flow.ended());
+        }
         self.flow.lets_body_pass().into()
     }
 

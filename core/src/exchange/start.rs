@@ -43,8 +43,9 @@ pub fn start(gateway: &mut Gateway, head: RequestHead, route: RouteSettings, now
         Some(RouteMode::Active(mode)) => mode,
         None => gateway.config.mode,
     };
-    let endpoint = Endpoint::at(head.path(), &gateway.config);
-    let by_path = gateway.config.gateway.mcp_path.resource(head.path());
+    let path = head.path();
+    let endpoint = Endpoint::at(path, &gateway.config);
+    let by_path = gateway.config.gateway.mcp_path.resource(path);
     let is_resource = endpoint.is_none() && (by_path.is_some() || route.org.is_some());
     if let Some(step) = page::judge(gateway, &head, endpoint.as_ref(), is_resource, mode, host) {
         return step;
