@@ -38,7 +38,7 @@ build: prerequisites ## build the modules, dist/apexmcp_auth.wasm and dist/libap
 docs: setup ## build the book, dist/docs/index.html
 	cargo run --quiet --locked --package apexmcp-book -- dist/docs
 
-image: build ## build the OCI image for Istio and Envoy Gateway, its bill of materials and checksums in dist/
+image: build ## build the OCI images of the modules, their bills of materials and checksums in dist/
 	scripts/image
 
 bench: setup build $(RATELIMIT) ## measure the cost of requests; write target/bench.json (AGAINST=OLD.wasm: compare with an earlier module)
