@@ -17,6 +17,7 @@ use apexmcp_core::jose::compact::CompactJws;
 use apexmcp_core::jose::jwk::RsaPublicKey;
 use apexmcp_core::jose::signature::verify_in_rust;
 use apexmcp_core::limits::service;
+use apexmcp_core::policy::service::SdsSecret;
 use apexmcp_core::request::{RequestHead, RequestTrailers};
 use apexmcp_core::route::{RouteInvalid, RouteSettings};
 use apexmcp_core::serialized_map::SerializedMap;
@@ -147,6 +148,14 @@ impl Host for Envoy {
 impl apexmcp_shell::Envoy for Envoy {
     const SEES_OWN_REPLIES: bool = true;
     const HOLDS_BODIES: Option<bool> = None;
+
+    fn follow_secret(&self, _secret: &SdsSecret) -> Result<(), &'static str> {
+        Err("only the native module can read a secret of Envoy: use token_env")
+    }
+
+    fn secret(&self) -> Option<Vec<u8>> {
+        None
+    }
 
     fn now(&self) -> UnixTime {
         hostcalls::now()

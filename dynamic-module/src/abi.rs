@@ -242,24 +242,39 @@ unsafe extern "C" {
     ) -> u32;
 }
 
-/// The functions that Envoy has since 1.39.
+/// Follows a secret: the configuration, the name and the `ConfigSource`. Returns zero on failure.
+type SubscribeFunction = unsafe extern "C" fn(*mut c_void, Buffer, Buffer) -> usize;
+/// Reads a secret: the configuration, the number of the secret and the result.
+type SecretFunction = unsafe extern "C" fn(*mut c_void, usize, *mut Buffer) -> bool;
+
+/// The functions that Envoy has since 1.39 (metrics) and 1.40 (secrets).
 struct Newer {
     increment_counter: Option<MetricFunction>,
     set_gauge: Option<MetricFunction>,
+    subscribe: Option<SubscribeFunction>,
+    secret: Option<SecretFunction>,
 }
 
 fn newer() -> &'static Newer {
     static NEWER: OnceLock<Newer> = OnceLock::new();
     NEWER.get_or_init(|| {
+        // SAFETY: the name ends with a zero byte.
+        let find = |name: &CStr| unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+        let (subscribe, secret) = (
+            find(c"envoy_dynamic_module_callback_http_filter_config_generic_secret_subscribe"),
+            find(c"envoy_dynamic_module_callback_http_filter_config_get_generic_secret"),
+        );
         let metric = |name: &CStr| {
-            // SAFETY: the name ends with a zero byte.
-            let function = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
             // SAFETY: Envoy's functions of these names have this signature. A null pointer becomes `None`.
-            unsafe { std::mem::transmute::<*mut c_void, Option<MetricFunction>>(function) }
+            unsafe { std::mem::transmute::<*mut c_void, Option<MetricFunction>>(find(name)) }
         };
         Newer {
             increment_counter: metric(c"envoy_dynamic_module_callback_http_filter_config_increment_counter"),
             set_gauge: metric(c"envoy_dynamic_module_callback_http_filter_config_set_gauge"),
+            // SAFETY: as above.
+            subscribe: unsafe { std::mem::transmute::<*mut c_void, Option<SubscribeFunction>>(subscribe) },
+            // SAFETY: as above.
+            secret: unsafe { std::mem::transmute::<*mut c_void, Option<SecretFunction>>(secret) },
         }
     })
 }
@@ -492,6 +507,10 @@ pub(crate) struct DefinedMetric {
     is_gauge: bool,
 }
 
+/// The number of a secret that Envoy follows for a configuration.
+#[derive(Clone, Copy)]
+pub(crate) struct SecretId(usize);
+
 /// Envoy's side of a filter configuration.
 #[derive(Clone, Copy)]
 pub(crate) struct FilterConfig(pub(crate) *mut c_void);
@@ -519,10 +538,31 @@ impl FilterConfig {
 
     /// Adds to a counter, or sets a gauge, if [`Self::tells_metrics`].
     pub(crate) fn tell(self, metric: DefinedMetric, labels: &[&str], value: u64) {
-        let Newer { increment_counter, set_gauge } = newer();
+        let Newer { increment_counter, set_gauge, .. } = newer();
         if let Some(function) = if metric.is_gauge { set_gauge } else { increment_counter } {
             tell(*function, self.0, metric, labels, value);
         }
+    }
+
+    /// Lets Envoy follow a generic secret. This works only until Envoy has the configuration. `sds_config` is the JSON of a
+    /// `ConfigSource`, or empty for a secret of the bootstrap.
+    ///
+    /// # Errors
+    /// Why Envoy does not follow it.
+    pub(crate) fn follow_secret(self, name: &str, sds_config: &str) -> Result<SecretId, &'static str> {
+        let subscribe = newer().subscribe.ok_or("needs Envoy 1.40 or newer: use token_env")?;
+        let (name, sds_config) = (Buffer::of(name.as_bytes()), Buffer::of(sds_config.as_bytes()));
+        match unsafe { subscribe(self.0, name, sds_config) } {
+            0 => Err("Envoy knows no such secret, or refuses sds_config: see the lines before"),
+            id => Ok(SecretId(id)),
+        }
+    }
+
+    /// The value of a secret. `None` if Envoy has none yet.
+    pub(crate) fn secret(self, SecretId(id): SecretId) -> Option<Vec<u8>> {
+        let mut value = Buffer::NULL;
+        let is_there = unsafe { newer().secret?(self.0, id, &raw mut value) };
+        is_there.then(|| unsafe { value.bytes() }.to_vec()).filter(|value| !value.is_empty())
     }
 
     /// Begins a request without a body, and returns its number.

@@ -9,6 +9,7 @@ use apexmcp_core::exchange::Question;
 use apexmcp_core::host::{Host, Shared, Update};
 use apexmcp_core::jose::compact::CompactJws;
 use apexmcp_core::jose::jwk::RsaPublicKey;
+use apexmcp_core::policy::service::SdsSecret;
 use apexmcp_core::request::{RequestHead, RequestTrailers};
 use apexmcp_core::route::{RouteInvalid, RouteSettings};
 use apexmcp_core::serialized_map::SerializedMap;
@@ -17,7 +18,7 @@ use apexmcp_core::time::UnixTime;
 use apexmcp_shell::{Call, Metric};
 use rustc_hash::FxHashMap;
 
-use crate::abi::{Body, Filter, FilterConfig, Map};
+use crate::abi::{Body, Filter, FilterConfig, Map, SecretId};
 use crate::counters::ThreadCounters;
 use crate::crypto::Keys;
 use crate::grpc::Questions;
@@ -40,6 +41,8 @@ enum Clock {
 pub(crate) struct Envoy {
     /// The configuration, in the main thread. Workers begin no calls.
     config: Option<FilterConfig>,
+    /// The secret that Envoy holds for the configuration.
+    secret: Cell<Option<SecretId>>,
     keys: Keys,
     counters: ThreadCounters,
     /// The streams of this thread that Envoy has not destroyed.
@@ -53,6 +56,7 @@ impl Envoy {
     pub(crate) fn new(config: Option<FilterConfig>, counters: ThreadCounters) -> Self {
         Self {
             config,
+            secret: Cell::default(),
             keys: Keys::default(),
             counters,
             streams: RefCell::default(),
@@ -138,6 +142,18 @@ impl Host for Envoy {
 impl apexmcp_shell::Envoy for Envoy {
     const SEES_OWN_REPLIES: bool = false;
     const HOLDS_BODIES: Option<bool> = Some(false);
+
+    fn follow_secret(&self, secret: &SdsSecret) -> Result<(), &'static str> {
+        // Only the main thread asks for the policy.
+        if let Some(config) = self.config {
+            self.secret.set(Some(config.follow_secret(&secret.name, &secret.sds_config)?));
+        }
+        Ok(())
+    }
+
+    fn secret(&self) -> Option<Vec<u8>> {
+        self.config?.secret(self.secret.get()?)
+    }
 
     #[allow(clippy::disallowed_methods)] // This is the border: the core gets the time as an argument.
     fn now(&self) -> UnixTime {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use apexmcp_core::denial::LocalReply;
 use apexmcp_core::exchange::Question;
 use apexmcp_core::host::Host;
+use apexmcp_core::policy::service::SdsSecret;
 use apexmcp_core::principal::{Attribute, Principal};
 use apexmcp_core::request::{RequestHead, RequestTrailers};
 use apexmcp_core::route::{RouteInvalid, RouteSettings};
@@ -33,6 +34,15 @@ pub trait Envoy: Host {
 
     /// Whether Envoy holds the body of a request while the filter holds its head. `None`: it depends on Envoy's configuration.
     const HOLDS_BODIES: Option<bool>;
+
+    /// Follows a secret of Envoy from now on. Called while Envoy hands over the configuration.
+    ///
+    /// # Errors
+    /// Why that is not possible.
+    fn follow_secret(&self, secret: &SdsSecret) -> Result<(), &'static str>;
+
+    /// The value of the followed secret. `None` if Envoy has none yet.
+    fn secret(&self) -> Option<Vec<u8>>;
 
     /// The time of the real-time clock.
     fn now(&self) -> UnixTime;

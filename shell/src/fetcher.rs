@@ -9,7 +9,7 @@ use apexmcp_core::gateway::Gateway;
 use apexmcp_core::jose::jwk::{JwkSet, JwkSetError};
 use apexmcp_core::jwks::{self, Fetch, JwksUri, KeySet, KeySetId, Wish};
 use apexmcp_core::policy::poll::{self, LogLine, Next, Outcome, Poller};
-use apexmcp_core::policy::service::{RemoteSettings, Secret};
+use apexmcp_core::policy::service::{RemoteSettings, SdsSecret, Secret, SettingsToken};
 use apexmcp_core::policy::source::PolicySource;
 use apexmcp_core::time::UnixTime;
 
@@ -239,7 +239,7 @@ fn begin_fetch(cluster: &str, uri: &JwksUri, timeout: Duration, envoy: &impl Env
 
 /// Begins to ask the Settings service for a policy other than that of `etag`.
 fn ask_for_policy(settings: &RemoteSettings, etag: Option<&str>, envoy: &impl Envoy) -> Result<u32, String> {
-    let bearer = settings.token.as_ref().map(|Secret(token)| format!("Bearer {token}"));
+    let bearer = settings.token.as_ref().map(|token| bearer(token, envoy)).transpose()?;
     let is_waiting = etag.is_some() && !settings.long_poll.is_zero();
     let wait = format!("{}wait={}s", if settings.path.contains('?') { '&' } else { '?' }, settings.long_poll.as_secs());
     let path = format!("{}{}", settings.path, if is_waiting { wait.as_str() } else { "" });
@@ -249,6 +249,21 @@ fn ask_for_policy(settings: &RemoteSettings, etag: Option<&str>, envoy: &impl En
     let patience = if is_waiting { settings.long_poll } else { Duration::ZERO };
     let timeout = settings.timeout.saturating_add(patience);
     begin(Call { cluster: &settings.cluster, headers, timeout }, "application/json, */*;q=0.1", envoy)
+}
+
+/// The value of `authorization` (RFC 6750 §2.1).
+fn bearer(token: &SettingsToken, envoy: &impl Envoy) -> Result<String, String> {
+    match token {
+        SettingsToken::Known(Secret(token)) => Ok(format!("Bearer {token}")),
+        SettingsToken::Sds(SdsSecret { name, .. }) => {
+            let value = envoy.secret().ok_or_else(|| format!("Envoy does not have the secret {name:?} of token_sds yet"))?;
+            // A file often ends with a line break.
+            let token = std::str::from_utf8(&value).map(str::trim).ok();
+            let token = token.filter(|token| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()));
+            let wrong = || format!("the secret {name:?} of token_sds must be one line of visible ASCII characters");
+            token.map(|token| format!("Bearer {token}")).ok_or_else(wrong)
+        }
+    }
 }
 
 fn begin<'c>(mut call: Call<'c>, accept: &'c str, envoy: &impl Envoy) -> Result<u32, String> {

@@ -11,6 +11,7 @@ use apexmcp_core::exchange::{
 };
 use apexmcp_core::gateway::Gateway;
 use apexmcp_core::mcp::reply::{CACHE_CONTROL, ListReply, ListRequest, ResponseHead, private_cache_control};
+use apexmcp_core::policy::service::SettingsToken;
 use apexmcp_core::principal::Principal;
 use apexmcp_core::request::{CONNECTION, RequestHead};
 use apexmcp_core::serialized_map::SerializedMap;
@@ -60,6 +61,12 @@ impl<E: Envoy> Plugin<E> {
     pub fn configure(&self, configuration: &[u8]) -> bool {
         match Config::parse(configuration, &|name| std::env::var(name).ok()) {
             Ok((mut config, policy)) => {
+                if let Some(SettingsToken::Sds(secret)) = config.remote.as_ref().and_then(|remote| remote.token.as_ref())
+                    && let Err(problem) = self.envoy.follow_secret(secret)
+                {
+                    log::error!("invalid configuration: policy.remote.token_sds: {problem}");
+                    return false;
+                }
                 config.gateway.host_holds_bodies = E::HOLDS_BODIES.or(config.gateway.host_holds_bodies);
                 match &config.remote {
                     None => self.note_version(&policy.version),

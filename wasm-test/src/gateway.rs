@@ -227,7 +227,8 @@ impl Setup {
         self
     }
 
-    fn cluster(mut self, cluster: Value) -> Self {
+    /// Adds a cluster.
+    pub fn cluster(mut self, cluster: Value) -> Self {
         self.clusters.push(cluster);
         self
     }

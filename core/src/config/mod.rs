@@ -18,11 +18,11 @@ use crate::origin::AllowedOrigins;
 use crate::path::McpPath;
 use crate::policy::Policy;
 use crate::policy::check::{Environment, Surroundings};
-use crate::policy::service::{RemoteSettings, Secret};
+use crate::policy::service::{RemoteSettings, SdsSecret, Secret, SettingsToken};
 use crate::principal::Attribute;
 use crate::problem::{self, Problem, Problems};
 use crate::request::RESERVED_PREFIX;
-use raw::{Limits, RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawOrigins, RawRemote, RawTokens};
+use raw::{Limits, RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawOrigins, RawRemote, RawSdsSecret, RawTokens};
 pub use settings::{
     ForwardSettings, GatewaySettings, LimitStore, Mode, OnError, PROTECTED_RESOURCE, RateLimitService, TokenSettings,
     UnmatchedPaths,
@@ -191,15 +191,23 @@ fn check_remote(raw: RawRemote, environment: &Environment<'_>, problems: &mut Pr
     };
     let (timeout, interval, long_poll) =
         (time("timeout", &raw.timeout, 5, 1), time("interval", &raw.interval, 2, 100), time("long_poll", &raw.long_poll, 30, 0));
-    let token = match raw.token_env {
-        None => Some(None),
-        Some(name) => {
+    let token = match (raw.token_env, raw.token_sds) {
+        (None, None) => Some(None),
+        (Some(_), Some(_)) => {
+            problems.add("policy.remote.token_sds", "must not stand beside token_env");
+            None
+        }
+        (None, Some(secret)) => {
+            check_sds("policy.remote.token_sds", secret, problems).map(|secret| Some(SettingsToken::Sds(secret)))
+        }
+        (Some(name), None) => {
             let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
             let token = environment(&name).filter(|token| is_name && token.bytes().all(|byte| byte.is_ascii_graphic()));
             // The message does not repeat the value: an operator may have written the token itself here.
             let wrong = "must name an environment variable that is set for the module: in vm_config.environment_variables, or for the \
                          native module in Envoy's environment";
-            problems.checked("policy.remote.token_env", token.ok_or(wrong)).map(Some)
+            let token = problems.checked("policy.remote.token_env", token.ok_or(wrong));
+            token.map(|token| Some(SettingsToken::Known(Secret(token))))
         }
     };
     Some(RemoteSettings {
@@ -209,8 +217,18 @@ fn check_remote(raw: RawRemote, environment: &Environment<'_>, problems: &mut Pr
         timeout: timeout?,
         interval: interval?,
         long_poll: long_poll?,
-        token: token?.map(Secret),
+        token: token?,
     })
+}
+
+fn check_sds(path: &str, raw: RawSdsSecret, problems: &mut Problems) -> Option<SdsSecret> {
+    let name = problems.required(format_args!("{path}.name"), raw.name)?;
+    if name.is_empty() {
+        problems.add(format_args!("{path}.name"), "must be the name of a secret of Envoy");
+    }
+    // Envoy reads and checks it.
+    let sds_config = raw.sds_config.map(|source| serde_json::Value::Object(source).to_string()).unwrap_or_default();
+    Some(SdsSecret { name, sds_config })
 }
 
 fn check_jwks(raw: &RawJwks, problems: &mut Problems) -> Option<Timing> {

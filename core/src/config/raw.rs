@@ -60,6 +60,14 @@ pub(super) struct RawRemote {
     pub(super) interval: Option<String>,
     pub(super) long_poll: Option<String>,
     pub(super) token_env: Option<String>,
+    pub(super) token_sds: Option<RawSdsSecret>,
+}
+
+/// Envoy's `SdsSecretConfig`.
+#[derive(Debug, Deserialize)]
+pub(super) struct RawSdsSecret {
+    pub(super) name: Option<String>,
+    pub(super) sds_config: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -318,6 +318,8 @@ fn documented_defaults_are_the_defaults() {
         "policy.remote.authority",
         "policy.remote.cluster",
         "policy.remote.token_env",
+        "policy.remote.token_sds.name",
+        "policy.remote.token_sds.sds_config",
     ];
     assert_eq!(without, expected);
 }
@@ -329,7 +331,9 @@ fn the_documented_configuration_is_valid_and_has_every_setting() {
     let environment = |name: &str| (name == "APEXMCP_SETTINGS_TOKEN").then(|| "token".to_owned());
     assert_eq!(Config::parse(config.to_string().as_bytes(), &environment).err(), None);
     let mut shown = schema::leaves(&config, |_| false);
-    shown.insert("policy.inline".to_owned());
+    // The others of these alternatives are shown.
+    let alternatives = ["policy.inline", "policy.remote.token_sds.name", "policy.remote.token_sds.sds_config"];
+    shown.extend(alternatives.map(str::to_owned));
     assert_eq!(shown, settings().members);
 }
 

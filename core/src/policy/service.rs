@@ -20,8 +20,26 @@ pub struct RemoteSettings {
     pub interval: Duration,
     /// How long the service is asked to wait for a change. Zero if the service cannot wait.
     pub long_poll: Duration,
-    /// The bearer token of the requests.
-    pub token: Option<Secret>,
+    /// Where the bearer token of the requests comes from. `None`: the requests have no token.
+    pub token: Option<SettingsToken>,
+}
+
+/// Where the bearer token for the Settings service comes from.
+#[derive(Debug)]
+pub enum SettingsToken {
+    /// `token_env`: the value of the variable.
+    Known(Secret),
+    /// `token_sds`: read for each request, so that a new value takes effect.
+    Sds(SdsSecret),
+}
+
+/// A generic secret that Envoy holds, as Envoy's `SdsSecretConfig` names it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SdsSecret {
+    /// The name of the secret.
+    pub name: String,
+    /// Envoy's `ConfigSource` as JSON. Empty: the secret is in `static_resources.secrets` of the bootstrap.
+    pub sds_config: String,
 }
 
 impl RemoteSettings {
