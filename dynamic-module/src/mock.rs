@@ -169,7 +169,6 @@ unsafe extern "C" fn envoy_dynamic_module_callback_http_send_response(
     let headers = unsafe { std::slice::from_raw_parts(headers, count) };
     assert!(headers.iter().all(|header| !bytes(header.name).is_empty()));
     assert!(std::str::from_utf8(bytes(body)).is_ok());
-    eprintln!("{}", String::from_utf8_lossy(bytes(body)));
     filter(of).replies.borrow_mut().push(status);
 }
 

@@ -478,7 +478,11 @@ fn streams_end_in_every_state() {
             }
         }
     }
-    assert!(admitted > 0 && answered > 0 && waited > 0, "{admitted} admitted, {answered} answered, {waited} waited");
+    // Miri runs too few steps to reach each end.
+    assert!(
+        cfg!(miri) || admitted > 0 && answered > 0 && waited > 0,
+        "{admitted} admitted, {answered} answered, {waited} waited"
+    );
 }
 
 #[test]
@@ -495,7 +499,11 @@ fn a_held_request_whose_trailers_cannot_be_edited_is_answered_once() {
     assert_eq!(*stream.envoy.replies.borrow(), [0; 0], "the request waits for the keys of the provider");
     stream.end_with_trailer(b"x-\xff");
     assert_eq!(*stream.envoy.replies.borrow(), [503]);
-    config.tick();
+    // The other tests share the process's bounds of fetches.
+    while config.envoy.calls.borrow().is_empty() {
+        stream.wake();
+        config.tick();
+    }
     config.fail();
     stream.wake();
     stream.check();
