@@ -8,8 +8,8 @@ use crate::serialized_map::{Members, SerializedMap, Values};
 pub struct RequestHead {
     headers: SerializedMap,
     present: NameFilter,
-    /// Whether a name could be read as a reserved one, or as that of a credential.
-    may_be_forged: bool,
+    /// Whether a name is forged with [`RESERVED_PREFIX`]. Few requests have one, so few are searched again.
+    has_forged: bool,
 }
 
 /// A set of header names that may contain more names than were inserted, never fewer.
@@ -42,15 +42,16 @@ impl RequestHead {
     /// A head with these headers, including the pseudo-headers. Returns `None` if a name is not ASCII, because Envoy could
     /// not remove such a header. Names are ASCII (RFC 9110 §5.1).
     pub fn new(headers: SerializedMap) -> Option<Self> {
-        let (mut present, mut may_be_forged) = (NameFilter::default(), false);
+        let (mut present, mut has_forged) = (NameFilter::default(), false);
+        let is_forged = is_forged(RESERVED_PREFIX);
         for (name, _) in headers.iter() {
             if !name.is_ascii() {
                 return None;
             }
             present.insert(name);
-            may_be_forged |= resembles_reserved(name);
+            has_forged |= is_forged(name);
         }
-        Some(Self { headers, present, may_be_forged })
+        Some(Self { headers, present, has_forged })
     }
 
     /// Length of the serialized headers in bytes. Envoy keeps about as much.
@@ -130,11 +131,9 @@ impl RequestHead {
     /// It does not refuse the request: the contract removes every incoming `x-apexmcp-*` header. With a refusal, a proxy in
     /// front that adds such a header would stop all requests.
     pub fn forged(&self, prefix: &str) -> impl Iterator<Item = &str> {
-        // A header with the exact name of a credential was checked, and `forward.strip_credentials` applies to it.
-        let is_identity = is_identity(prefix);
-        let is_searched = self.may_be_forged || prefix != RESERVED_PREFIX;
+        let is_searched = self.has_forged || prefix != RESERVED_PREFIX;
         let members = if is_searched { self.headers.iter() } else { Members::default() };
-        names(members, move |name| is_identity(name) || (is_credential(name) && !is_credential_name(name)))
+        names(members, is_forged(prefix))
     }
 
     /// Whether the connection header names other headers. A proxy behind the gateway removes each named header
@@ -180,23 +179,18 @@ fn folds_below(prefix: &str, name: &[u8]) -> bool {
     name.len() >= prefix.len() && name.iter().zip(prefix.as_bytes()).all(|(one, other)| fold(*one) == fold(*other))
 }
 
-/// Whether [`is_identity`] with [`RESERVED_PREFIX`] or [`is_credential`] may be true. Few names of real requests pass, so few
-/// requests are searched.
-fn resembles_reserved(name: &[u8]) -> bool {
-    let has_letters = |letters: &[(usize, u8)]| {
-        letters.iter().all(|(at, letter)| name.get(*at).is_some_and(|byte| byte.eq_ignore_ascii_case(letter)))
-    };
-    has_letters(&[(0, b'x'), (2, b'a'), (3, b'p')]) && !is_credential_name(name)
-        || name.len() == CredentialHeader::Authorization.name().len()
-            && has_letters(&[(0, b'a'), (1, b'u')])
-            && !is_credential_name(name)
-}
-
 /// Whether a server could read a name as the name of an identity header with `prefix` or [`RESERVED_PREFIX`].
 fn is_identity(prefix: &str) -> impl Fn(&[u8]) -> bool {
     // This runs for each header of each request. Most gateways use the reserved prefix.
     let other = (prefix != RESERVED_PREFIX).then_some(prefix);
     move |name| folds_below(RESERVED_PREFIX, name) || other.is_some_and(|prefix| folds_below(prefix, name))
+}
+
+/// Whether a server could read a name in a head as one that this filter did not check. A header with the exact name of a
+/// credential was checked, and `forward.strip_credentials` applies to it.
+fn is_forged(prefix: &str) -> impl Fn(&[u8]) -> bool {
+    let is_identity = is_identity(prefix);
+    move |name| is_identity(name) || (is_credential(name) && !is_credential_name(name))
 }
 
 /// Whether a server could read `name` as the name of a header that carries a credential.

@@ -8,15 +8,21 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_void};
+use std::mem::transmute;
 use std::ptr;
 use std::sync::OnceLock;
 
 /// The version of the ABI of the running Envoy. The functions that this module calls are the same in all of them, and Envoy
 /// warns of another version than its own.
 pub(crate) fn version() -> &'static CStr {
-    // SAFETY: the name ends with a zero byte.
-    let since_1_40 = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"envoy_dynamic_module_callback_log_v2".as_ptr()) };
+    let since_1_40 = find(c"envoy_dynamic_module_callback_log_v2");
     if since_1_40.is_null() { c"v0.1.0" } else { c"v0.2.0" }
+}
+
+/// A function of the running Envoy. Null if this Envoy has none of this name.
+fn find(name: &CStr) -> *mut c_void {
+    // SAFETY: the name ends with a zero byte.
+    unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
 }
 
 /// Bytes of Envoy or of the module.
@@ -258,23 +264,21 @@ struct Newer {
 fn newer() -> &'static Newer {
     static NEWER: OnceLock<Newer> = OnceLock::new();
     NEWER.get_or_init(|| {
-        // SAFETY: the name ends with a zero byte.
-        let find = |name: &CStr| unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-        let (subscribe, secret) = (
-            find(c"envoy_dynamic_module_callback_http_filter_config_generic_secret_subscribe"),
-            find(c"envoy_dynamic_module_callback_http_filter_config_get_generic_secret"),
-        );
-        let metric = |name: &CStr| {
-            // SAFETY: Envoy's functions of these names have this signature. A null pointer becomes `None`.
-            unsafe { std::mem::transmute::<*mut c_void, Option<MetricFunction>>(find(name)) }
-        };
-        Newer {
-            increment_counter: metric(c"envoy_dynamic_module_callback_http_filter_config_increment_counter"),
-            set_gauge: metric(c"envoy_dynamic_module_callback_http_filter_config_set_gauge"),
-            // SAFETY: as above.
-            subscribe: unsafe { std::mem::transmute::<*mut c_void, Option<SubscribeFunction>>(subscribe) },
-            // SAFETY: as above.
-            secret: unsafe { std::mem::transmute::<*mut c_void, Option<SecretFunction>>(secret) },
+        let [increment_counter, set_gauge, subscribe, secret] = [
+            c"envoy_dynamic_module_callback_http_filter_config_increment_counter",
+            c"envoy_dynamic_module_callback_http_filter_config_set_gauge",
+            c"envoy_dynamic_module_callback_http_filter_config_generic_secret_subscribe",
+            c"envoy_dynamic_module_callback_http_filter_config_get_generic_secret",
+        ]
+        .map(find);
+        // SAFETY: Envoy's functions of these names have these signatures. A null pointer becomes `None`.
+        unsafe {
+            Newer {
+                increment_counter: transmute::<*mut c_void, Option<MetricFunction>>(increment_counter),
+                set_gauge: transmute::<*mut c_void, Option<MetricFunction>>(set_gauge),
+                subscribe: transmute::<*mut c_void, Option<SubscribeFunction>>(subscribe),
+                secret: transmute::<*mut c_void, Option<SecretFunction>>(secret),
+            }
         }
     })
 }

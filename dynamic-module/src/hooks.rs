@@ -69,7 +69,7 @@ unsafe fn config(module: *const c_void) -> ManuallyDrop<Arc<Config>> {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn envoy_dynamic_module_on_program_init() -> *const c_char {
+pub(crate) extern "C" fn envoy_dynamic_module_on_program_init() -> *const c_char {
     guarded(|| {
         pin::pin();
         logger::start();
@@ -78,7 +78,7 @@ extern "C" fn envoy_dynamic_module_on_program_init() -> *const c_char {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
     envoy_config: *mut c_void,
     _name: Buffer,
     text: Buffer,
@@ -89,14 +89,18 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(module: *const c_void) {
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(module: *const c_void) {
     // SAFETY: Envoy destroys a configuration once.
     let config: Arc<Config> = unsafe { Arc::from_raw(module.cast()) };
     guarded(|| main_thread::end(&config));
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_scheduled(_: *mut c_void, module: *const c_void, _event: u64) {
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_scheduled(
+    _: *mut c_void,
+    module: *const c_void,
+    _event: u64,
+) {
     // SAFETY: Envoy has not destroyed the configuration.
     let config = unsafe { config(module) };
     guarded(|| main_thread::tick(&config));
@@ -148,7 +152,7 @@ unsafe fn array<'a, T>(first: *const T, count: usize) -> &'a [T] {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_http_callout_done(
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_http_callout_done(
     _: *mut c_void,
     module: *const c_void,
     call: u64,
@@ -168,7 +172,10 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_http_callout_don
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_new(module: *const c_void, filter: *mut c_void) -> *const c_void {
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_new(
+    module: *const c_void,
+    filter: *mut c_void,
+) -> *const c_void {
     // SAFETY: Envoy has not destroyed the configuration.
     let config = unsafe { config(module) };
     let stream = guarded(|| OwnStream::begin(&config, Filter(filter)));
@@ -177,7 +184,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_new(module: *const c_vo
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_destroy(module: *const c_void) {
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_destroy(module: *const c_void) {
     // SAFETY: Envoy destroys a stream once.
     let stream: Rc<OwnStream> = match module.is_null() {
         true => return,
@@ -190,7 +197,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_destroy(module: *const 
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
     filter: *mut c_void,
     module: *const c_void,
     end_of_stream: bool,
@@ -210,7 +217,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_body(
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_body(
     filter: *mut c_void,
     module: *const c_void,
     end_of_stream: bool,
@@ -222,14 +229,17 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_body(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_trailers(filter: *mut c_void, module: *const c_void) -> u32 {
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_trailers(
+    filter: *mut c_void,
+    module: *const c_void,
+) -> u32 {
     let count = Filter(filter).header_count(Map::RequestTrailers);
     // SAFETY: Envoy has not destroyed the stream.
     unsafe { of_stream(filter, module, |own| status(own.stream.request_trailers(count))) }
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_headers(
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_headers(
     filter: *mut c_void,
     module: *const c_void,
     _end_of_stream: bool,
@@ -244,7 +254,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_headers(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_body(
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_body(
     filter: *mut c_void,
     module: *const c_void,
     end_of_stream: bool,
@@ -255,12 +265,12 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_body(
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn envoy_dynamic_module_on_http_filter_response_trailers(_: *mut c_void, _: *const c_void) -> u32 {
+pub(crate) extern "C" fn envoy_dynamic_module_on_http_filter_response_trailers(_: *mut c_void, _: *const c_void) -> u32 {
     CONTINUE
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(filter: *mut c_void, module: *const c_void) {
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(filter: *mut c_void, module: *const c_void) {
     if FilterConfig::tells_metrics() {
         return;
     }
@@ -274,7 +284,11 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(filter:
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(filter: *mut c_void, module: *const c_void, _event: u64) {
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(
+    filter: *mut c_void,
+    module: *const c_void,
+    _event: u64,
+) {
     // SAFETY: Envoy has not destroyed the stream.
     unsafe {
         of_stream(filter, module, |own| {
@@ -286,7 +300,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(filter: *mut 
 
 /// This module makes no calls from a stream. They belong to the configuration.
 #[unsafe(no_mangle)]
-extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
+pub(crate) extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
     _: *mut c_void,
     _: *const c_void,
     _call: u64,
@@ -299,7 +313,7 @@ extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_headers(
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_headers(
     filter: *mut c_void,
     module: *const c_void,
     request: u64,
@@ -312,7 +326,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_headers(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_trailers(
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_trailers(
     filter: *mut c_void,
     module: *const c_void,
     request: u64,
@@ -336,7 +350,7 @@ unsafe fn answer_headers(filter: *mut c_void, module: *const c_void, request: u6
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_data(
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_data(
     filter: *mut c_void,
     module: *const c_void,
     request: u64,
@@ -358,7 +372,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_data(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_complete(
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_complete(
     filter: *mut c_void,
     module: *const c_void,
     request: u64,
@@ -374,7 +388,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_complete(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_reset(
+pub(crate) unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_reset(
     filter: *mut c_void,
     module: *const c_void,
     request: u64,
@@ -391,8 +405,15 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_stream_reset(
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn envoy_dynamic_module_on_http_filter_downstream_above_write_buffer_high_watermark(_: *mut c_void, _: *const c_void) {
+pub(crate) extern "C" fn envoy_dynamic_module_on_http_filter_downstream_above_write_buffer_high_watermark(
+    _: *mut c_void,
+    _: *const c_void,
+) {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn envoy_dynamic_module_on_http_filter_downstream_below_write_buffer_low_watermark(_: *mut c_void, _: *const c_void) {}
+pub(crate) extern "C" fn envoy_dynamic_module_on_http_filter_downstream_below_write_buffer_low_watermark(
+    _: *mut c_void,
+    _: *const c_void,
+) {
+}

@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::abi::{Buffer, Header};
@@ -23,7 +22,7 @@ pub(crate) struct Filter {
     /// Chunks of the bodies, by `envoy_dynamic_module_type_http_body_type`.
     pub(crate) bodies: [RefCell<Vec<Box<[u8]>>>; 3],
     pub(crate) received_is_buffered: Cell<bool>,
-    pub(crate) route_metadata: Vec<(Text, Text)>,
+    pub(crate) route_metadata: RefCell<Vec<(Text, Text)>>,
     /// The statuses that the module sent.
     pub(crate) replies: RefCell<Vec<u32>>,
     pub(crate) continued: Cell<usize>,
@@ -39,7 +38,6 @@ pub(crate) struct FilterConfig {
     pub(crate) calls: RefCell<Vec<u64>>,
     next_call: Cell<u64>,
     metrics: Cell<usize>,
-    pub(crate) events: Arc<AtomicUsize>,
 }
 
 fn filter<'f>(pointer: *mut c_void) -> &'f Filter {
@@ -190,7 +188,7 @@ extern "C" fn envoy_dynamic_module_callback_http_get_metadata_keys_count(
     _source: u32,
     _namespace: Buffer,
 ) -> usize {
-    filter(of).route_metadata.len()
+    filter(of).route_metadata.borrow().len()
 }
 
 #[unsafe(no_mangle)]
@@ -200,7 +198,7 @@ unsafe extern "C" fn envoy_dynamic_module_callback_http_get_metadata_keys(
     _namespace: Buffer,
     keys: *mut Buffer,
 ) -> bool {
-    for (index, (key, _)) in filter(of).route_metadata.iter().enumerate() {
+    for (index, (key, _)) in filter(of).route_metadata.borrow().iter().enumerate() {
         // SAFETY: the module has asked for the number of keys.
         unsafe { keys.add(index).write(Buffer::of(key)) };
     }
@@ -215,7 +213,8 @@ unsafe extern "C" fn envoy_dynamic_module_callback_http_get_metadata_string(
     key: Buffer,
     value: *mut Buffer,
 ) -> bool {
-    let found = filter(of).route_metadata.iter().find(|(own, _)| own == bytes(key));
+    let members = filter(of).route_metadata.borrow();
+    let found = members.iter().find(|(own, _)| own == bytes(key));
     if let Some((_, text)) = found {
         // SAFETY: the module passes a place for the result.
         unsafe { value.write(Buffer::of(text)) };
@@ -267,31 +266,32 @@ unsafe extern "C" fn envoy_dynamic_module_callback_http_filter_config_http_callo
 }
 
 /// A scheduler is a counter of events on the heap.
-fn scheduler(events: Arc<AtomicUsize>) -> *mut c_void {
-    Box::into_raw(Box::new(events)).cast()
+fn scheduler() -> *mut c_void {
+    Box::into_raw(Box::<AtomicUsize>::default()).cast()
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_callback_http_filter_scheduler_new(of: *mut c_void) -> *mut c_void {
     let _ = filter(of);
-    scheduler(Arc::default())
+    scheduler()
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn envoy_dynamic_module_callback_http_filter_scheduler_commit(scheduler: *mut c_void, _event: u64) {
     // SAFETY: the module has not deleted it.
-    unsafe { &*scheduler.cast::<Arc<AtomicUsize>>() }.fetch_add(1, Ordering::Relaxed);
+    unsafe { &*scheduler.cast::<AtomicUsize>() }.fetch_add(1, Ordering::Relaxed);
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn envoy_dynamic_module_callback_http_filter_scheduler_delete(scheduler: *mut c_void) {
     // SAFETY: the module deletes it once.
-    drop(unsafe { Box::from_raw(scheduler.cast::<Arc<AtomicUsize>>()) });
+    drop(unsafe { Box::from_raw(scheduler.cast::<AtomicUsize>()) });
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn envoy_dynamic_module_callback_http_filter_config_scheduler_new(of: *mut c_void) -> *mut c_void {
-    scheduler(Arc::clone(&config(of).events))
+    let _ = config(of);
+    scheduler()
 }
 
 #[unsafe(no_mangle)]

@@ -14,50 +14,18 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::abi::{Buffer, Header};
+use crate::hooks::{
+    envoy_dynamic_module_on_http_filter_config_destroy, envoy_dynamic_module_on_http_filter_config_http_callout_done,
+    envoy_dynamic_module_on_http_filter_config_new, envoy_dynamic_module_on_http_filter_config_scheduled,
+    envoy_dynamic_module_on_http_filter_destroy, envoy_dynamic_module_on_http_filter_http_stream_complete,
+    envoy_dynamic_module_on_http_filter_http_stream_data, envoy_dynamic_module_on_http_filter_http_stream_headers,
+    envoy_dynamic_module_on_http_filter_http_stream_reset, envoy_dynamic_module_on_http_filter_new,
+    envoy_dynamic_module_on_http_filter_request_body, envoy_dynamic_module_on_http_filter_request_headers,
+    envoy_dynamic_module_on_http_filter_request_trailers, envoy_dynamic_module_on_http_filter_response_body,
+    envoy_dynamic_module_on_http_filter_response_headers, envoy_dynamic_module_on_http_filter_scheduled,
+    envoy_dynamic_module_on_http_filter_stream_complete,
+};
 use crate::mock::{Filter, FilterConfig, Text};
-
-unsafe extern "C" {
-    fn envoy_dynamic_module_on_http_filter_config_new(of: *mut c_void, name: Buffer, text: Buffer) -> *const c_void;
-    fn envoy_dynamic_module_on_http_filter_config_destroy(module: *const c_void);
-    fn envoy_dynamic_module_on_http_filter_config_scheduled(of: *mut c_void, module: *const c_void, event: u64);
-    fn envoy_dynamic_module_on_http_filter_config_http_callout_done(
-        of: *mut c_void,
-        module: *const c_void,
-        call: u64,
-        result: u32,
-        headers: *const Header,
-        header_count: usize,
-        chunks: *const Buffer,
-        chunk_count: usize,
-    );
-    fn envoy_dynamic_module_on_http_filter_new(config: *const c_void, of: *mut c_void) -> *const c_void;
-    fn envoy_dynamic_module_on_http_filter_destroy(module: *const c_void);
-    fn envoy_dynamic_module_on_http_filter_request_headers(of: *mut c_void, module: *const c_void, end: bool) -> u32;
-    fn envoy_dynamic_module_on_http_filter_request_body(of: *mut c_void, module: *const c_void, end: bool) -> u32;
-    fn envoy_dynamic_module_on_http_filter_request_trailers(of: *mut c_void, module: *const c_void) -> u32;
-    fn envoy_dynamic_module_on_http_filter_response_headers(of: *mut c_void, module: *const c_void, end: bool) -> u32;
-    fn envoy_dynamic_module_on_http_filter_response_body(of: *mut c_void, module: *const c_void, end: bool) -> u32;
-    fn envoy_dynamic_module_on_http_filter_stream_complete(of: *mut c_void, module: *const c_void);
-    fn envoy_dynamic_module_on_http_filter_scheduled(of: *mut c_void, module: *const c_void, event: u64);
-    fn envoy_dynamic_module_on_http_filter_http_stream_headers(
-        of: *mut c_void,
-        module: *const c_void,
-        request: u64,
-        headers: *const Header,
-        count: usize,
-        end: bool,
-    );
-    fn envoy_dynamic_module_on_http_filter_http_stream_data(
-        of: *mut c_void,
-        module: *const c_void,
-        request: u64,
-        chunks: *const Buffer,
-        count: usize,
-        end: bool,
-    );
-    fn envoy_dynamic_module_on_http_filter_http_stream_complete(of: *mut c_void, module: *const c_void, request: u64);
-    fn envoy_dynamic_module_on_http_filter_http_stream_reset(of: *mut c_void, module: *const c_void, request: u64, reason: u32);
-}
 
 const CONTINUE: u32 = 0;
 const REQUEST_HEADERS: usize = 0;
@@ -70,6 +38,7 @@ const RESPONSE: usize = 2;
 const WHOLE: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ01";
 const SCOPED: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ02";
 const LIMITED: &str = "apx_live_sk_0123456789abcdefghijABCDEFGHIJ03";
+
 /// A token of the provider. Its signature is wrong.
 fn token() -> String {
     let part = |value: serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
@@ -88,7 +57,7 @@ fn configuration(number: usize) -> String {
         json!({"issuer": "https://idp.example", "jwks_uri": format!("https://idp.example/keys/{number}"), "audience": "apexmcp"});
     let limits = json!({"rate": {"requests": 5, "per": "second"}});
     json!({
-        "gateway": {"origin": "https://gateway.example"},
+        "gateway": {"origin": "https://gateway.example", "route_metadata": true},
         "jwks": {"http_cluster": "jwks_http", "https_cluster": "jwks_https", "timeout": "5ms"},
         "limits": {
             "store": "rate_limit_service",
@@ -245,15 +214,23 @@ impl Stream {
             return self.end_with_trailer(&mutant(rng, b"x-apexmcp-org"));
         }
         let body = mutant(rng, br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"notes__write"}}"#);
-        let received: Vec<Box<[u8]>> = split(rng, &body).into_iter().map(Into::into).collect();
+        let mut received: Vec<Box<[u8]>> = split(rng, &body).into_iter().map(Into::into).collect();
+        // Envoy may also show all that it holds as what was received.
+        self.envoy.received_is_buffered.set(rng.bool());
+        if self.envoy.received_is_buffered.get() {
+            let mut buffered = self.envoy.bodies[BUFFERED].borrow_mut();
+            received.splice(..0, buffered.drain(..));
+            buffered.clone_from(&received);
+        }
         *self.envoy.bodies[RECEIVED].borrow_mut() = received;
         // SAFETY: as Envoy calls it.
         let status = unsafe { envoy_dynamic_module_on_http_filter_request_body(self.of(), self.module, end) };
         let received = std::mem::take(&mut *self.envoy.bodies[RECEIVED].borrow_mut());
+        let mut buffered = self.envoy.bodies[BUFFERED].borrow_mut();
         if status == CONTINUE {
-            self.envoy.bodies[BUFFERED].borrow_mut().clear();
-        } else {
-            self.envoy.bodies[BUFFERED].borrow_mut().extend(received);
+            buffered.clear();
+        } else if !self.envoy.received_is_buffered.get() {
+            buffered.extend(received);
         }
     }
 
@@ -457,16 +434,22 @@ fn streams_end_in_every_state() {
         let mut streams: Vec<Stream> = Vec::new();
         for _ in 0..steps {
             match rng.u8(..16) {
-                0..2 if streams.len() < 40 => streams.push(Stream::new(&config, &head(&mut rng))),
+                0..2 if streams.len() < 40 => {
+                    let stream = Stream::new(&config, &head(&mut rng));
+                    if rng.u8(..4) == 0 {
+                        let member = (mutant(&mut rng, b"connector"), mutant(&mut rng, b"notes"));
+                        stream.envoy.route_metadata.borrow_mut().push(member);
+                    }
+                    streams.push(stream);
+                }
                 2 => config.tick(),
                 3 => config.answer(&mut rng),
                 4 if !streams.is_empty() => {
-                    let Stream { envoy, has_begun, .. } = &streams[rng.usize(..streams.len())];
-                    let (is_admitted, is_answered) = (envoy.continued.get() > 0, !envoy.replies.borrow().is_empty());
+                    let ended = streams.swap_remove(rng.usize(..streams.len()));
+                    let (is_admitted, is_answered) = (ended.envoy.continued.get() > 0, !ended.envoy.replies.borrow().is_empty());
                     admitted += usize::from(is_admitted);
                     answered += usize::from(is_answered);
-                    waited += usize::from(*has_begun && !is_admitted && !is_answered);
-                    streams.swap_remove(rng.usize(..streams.len()));
+                    waited += usize::from(ended.has_begun && !is_admitted && !is_answered);
                 }
                 // Envoy replaces a configuration while streams of it are open.
                 5 if rng.u8(..64) == 0 => config = Rc::new(Configured::new(&configuration(round))),

@@ -58,10 +58,15 @@ impl<E: Envoy> Stream<E> {
         Self { id, plugin, flow: Rc::default(), reply: RefCell::default() }
     }
 
-    fn body_arrived(&self, body: BodyProgress) {
-        self.flow.body_arrived(body, self.plugin.gateway.borrow().as_ref().map(|gateway| &gateway.bodies));
-        self.plugin.read_body(self.id, body);
-        self.plugin.answer_given_up(self.id);
+    /// A part of the body arrived. `body` is needed only if the request waits.
+    fn body_arrived(&self, body: impl FnOnce() -> BodyProgress) -> Action {
+        if !self.flow.lets_body_pass() {
+            let body = body();
+            self.flow.body_arrived(body, self.plugin.gateway.borrow().as_ref().map(|gateway| &gateway.bodies));
+            self.plugin.read_body(self.id, body);
+            self.plugin.answer_given_up(self.id);
+        }
+        self.flow.lets_body_pass().into()
     }
 
     /// See [`Plugin::answered`].
@@ -74,7 +79,7 @@ impl<E: Envoy> Stream<E> {
         let step = self.plugin.start(&self.flow);
         self.plugin.apply(step, self.id, &self.flow);
         if end_of_stream && !self.flow.lets_body_pass() {
-            self.body_arrived(self.flow.ended());
+            self.body_arrived(|| self.flow.ended());
         } else {
             self.plugin.answer_given_up(self.id);
         }
@@ -83,10 +88,7 @@ impl<E: Envoy> Stream<E> {
 
     /// A part of the request body came. `size` reads how many bytes are there with it. Most bodies pass unread.
     pub fn request_body(&self, size: impl FnOnce() -> usize, end_of_stream: bool) -> Action {
-        if !self.flow.lets_body_pass() {
-            self.body_arrived(BodyProgress { length: size(), is_whole: end_of_stream });
-        }
-        self.flow.lets_body_pass().into()
+        self.body_arrived(|| BodyProgress { length: size(), is_whole: end_of_stream })
     }
 
     /// The trailers of the request came.
@@ -98,10 +100,7 @@ impl<E: Envoy> Stream<E> {
             self.plugin.answer(&self.flow, exchange::not_edited());
             return Action::Pause;
         }
-        if !self.flow.lets_body_pass() {
-            self.body_arrived(self.flow.ended());
-        }
-        self.flow.lets_body_pass().into()
+        self.body_arrived(|| self.flow.ended())
     }
 
     /// The head of the response came.

@@ -194,7 +194,7 @@ fn check_remote(raw: RawRemote, environment: &Environment<'_>, problems: &mut Pr
     let token = match (raw.token_env, raw.token_sds) {
         (None, None) => Some(None),
         (Some(_), Some(_)) => {
-            problems.add("policy.remote.token_sds", "must not stand beside token_env");
+            problems.add("policy.remote.token_sds", "cannot be combined with token_env: remove one of them");
             None
         }
         (None, Some(secret)) => {

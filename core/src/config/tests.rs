@@ -222,6 +222,30 @@ fn client_scopes_are_scopes_of_rfc_6749() {
 }
 
 #[test]
+fn the_secret_with_the_settings_token_is_checked() {
+    let environment = |_: &str| Some("token".to_owned());
+    for (remote, expected) in [
+        (json!({"token_sds": {"name": "settings-token"}}), None),
+        (json!({"token_sds": {"name": "settings-token", "sds_config": {"ads": {}}}}), None),
+        (json!({"token_sds": {}}), Some("policy.remote.token_sds.name: is required")),
+        (json!({"token_sds": {"name": ""}}), Some("policy.remote.token_sds.name: must be the name of a secret")),
+        (json!({"token_sds": {"name": "a", "sds_config": "ads"}}), Some("policy.remote.token_sds.sds_config: ")),
+        (
+            json!({"token_sds": {"name": "a"}, "token_env": "A"}),
+            Some("policy.remote.token_sds: cannot be combined with token_env"),
+        ),
+    ] {
+        let mut config = minimal();
+        config["policy"] = json!({"remote": remote});
+        config["policy"]["remote"]["cluster"] = json!("settings");
+        let problems = Config::parse(config.to_string().as_bytes(), &environment).err().unwrap_or_default();
+        let is_expected = problems.len() == usize::from(expected.is_some())
+            && problems.iter().all(|problem| expected.is_some_and(|expected| problem.to_string().starts_with(expected)));
+        assert!(is_expected, "{remote}: {problems:?}");
+    }
+}
+
+#[test]
 fn limits_are_checked() {
     for (store, expected) in [
         (json!({"store": "redis"}), "limits.store: has a wrong type or value"),

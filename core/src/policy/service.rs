@@ -34,7 +34,7 @@ pub enum SettingsToken {
 }
 
 /// A generic secret that Envoy holds, as Envoy's `SdsSecretConfig` names it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct SdsSecret {
     /// The name of the secret.
     pub name: String,
