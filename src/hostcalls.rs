@@ -172,10 +172,10 @@ pub(crate) fn response_status(num_headers: usize) -> Option<u16> {
     std::str::from_utf8(&status).ok()?.parse().ok()
 }
 
-/// The `ETag` of the answer to an HTTP call.
-pub(crate) fn response_etag() -> Option<String> {
-    let etag = hostcalls::get_map_value_bytes(MapType::HttpCallResponseHeaders, "etag").ok().flatten()?;
-    String::from_utf8(etag).ok()
+/// A header of the answer to an HTTP call.
+pub(crate) fn call_header(name: &str) -> Option<String> {
+    let value = hostcalls::get_map_value_bytes(MapType::HttpCallResponseHeaders, name).ok().flatten()?;
+    String::from_utf8(value).ok()
 }
 
 /// The body of the answer to an HTTP call.

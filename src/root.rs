@@ -57,8 +57,8 @@ impl shell::Answer for Answer {
         hostcalls::response_body(self.size)
     }
 
-    fn etag(&self) -> Option<String> {
-        hostcalls::response_etag()
+    fn header(&self, name: &str) -> Option<String> {
+        hostcalls::call_header(name)
     }
 }
 

@@ -25,11 +25,9 @@ use crate::oauth::discovery::Document;
 use crate::oauth::token_endpoint::{TokenEndpoint, TokenError};
 use crate::path::Resource;
 use crate::policy::Policy;
-use crate::policy::remote::{Publication, RemotePolicy};
-use crate::policy::service::RemoteSettings;
+use crate::policy::remote::RemotePolicy;
 use crate::policy::source::PolicySource;
 use crate::principal::{Attribute, Method, Principal};
-use crate::problem::Problem;
 use crate::reason::Reason;
 use crate::request::RequestHead;
 use crate::scope::{self, Scope, ScopeSet, UnreadGrant};
@@ -143,16 +141,6 @@ impl Gateway {
             budget: Budget::default(),
             questions: OpenQuestions::default(),
         }
-    }
-
-    /// Checks a document of the Settings service, and publishes it to all threads.
-    ///
-    /// # Errors
-    /// All problems of the document. The policy in force then stays.
-    pub fn publish(&self, document: &[u8], settings: &RemoteSettings, host: &dyn Host) -> Result<Publication, Vec<Problem>> {
-        let publication = Publication::of(document, &self.config.clusters, &self.config.gateway.connector_separator)?;
-        publication.publish(&settings.place(), host);
-        Ok(publication)
     }
 
     /// Decides whether the request with this `head` may use `resource`.

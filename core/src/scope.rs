@@ -64,6 +64,14 @@ impl ScopeSet {
             .collect()
     }
 
+    /// The connectors that this set names.
+    pub fn connectors(&self) -> impl Iterator<Item = &ConnectorId> {
+        self.0.iter().filter_map(|scope| match scope {
+            Scope::AllConnectors => None,
+            Scope::Connector(connector) => Some(connector),
+        })
+    }
+
     /// Whether this set allows nothing.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

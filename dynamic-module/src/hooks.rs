@@ -113,7 +113,7 @@ struct CallAnswer<'a> {
 }
 
 impl CallAnswer<'_> {
-    fn header(&self, wanted: &str) -> Option<&str> {
+    fn value(&self, wanted: &str) -> Option<&str> {
         let (_, value) = self.headers.clone().find(|(name, _)| *name == wanted.as_bytes())?;
         std::str::from_utf8(value).ok()
     }
@@ -121,7 +121,7 @@ impl CallAnswer<'_> {
 
 impl Answer for CallAnswer<'_> {
     fn status(&self) -> Option<u16> {
-        self.header(":status")?.parse().ok()
+        self.value(":status")?.parse().ok()
     }
 
     fn size(&self) -> usize {
@@ -134,8 +134,8 @@ impl Answer for CallAnswer<'_> {
         self.chunks.iter().flat_map(|chunk| unsafe { chunk.bytes() }).copied().collect()
     }
 
-    fn etag(&self) -> Option<String> {
-        self.header("etag").map(str::to_owned)
+    fn header(&self, name: &str) -> Option<String> {
+        self.value(name).map(str::to_owned)
     }
 }
 

@@ -6,7 +6,7 @@ use apexmcp_core::config::{Config, DEFAULT_SEPARATOR};
 use apexmcp_core::jwks::Clusters;
 use apexmcp_core::mcp::address;
 use apexmcp_core::policy::issuer::is_url;
-use apexmcp_core::policy::remote::Publication;
+use apexmcp_core::policy::publication::Publication;
 use apexmcp_core::problem::Problem;
 use serde_json::Value;
 

@@ -114,7 +114,8 @@ If a command was killed before it wrote the file, run: apexmcp ecds write";
 
 const SERVE: &str = "\
 GET /v1/policy   the policy. Requires 'Authorization: Bearer' with the token in the environment variable APEXMCP_SETTINGS_TOKEN.
-                 With If-None-Match and ?wait=30s, the answer comes when the policy changes; otherwise it is 304
+                 With If-None-Match and ?wait=30s, the answer comes when the policy changes; otherwise it is 304.
+                 Gateways get only the parts that changed; other clients get the whole document
 GET /healthz     200 while the database can be read
 GET /metrics     for Prometheus
 

@@ -14,15 +14,23 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 use serde_json::Value;
 
 use crate::clock::Moment;
-use crate::document;
 use crate::failure::{Failure, Reason};
+use crate::parts::{self, Changed};
+use crate::rows::exists;
 
 /// The migrations in their order. `user_version` counts the ones that were applied. A released migration never changes.
-const MIGRATIONS: &[&str] =
-    &[include_str!("../migrations/0001.sql"), include_str!("../migrations/0002.sql"), include_str!("../migrations/0003.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/0001.sql"),
+    include_str!("../migrations/0002.sql"),
+    include_str!("../migrations/0003.sql"),
+    include_str!("../migrations/0004.sql"),
+];
 
 /// "apex" in the header of the file. It tells our database from those of other programs.
 const APPLICATION_ID: i64 = 0x6170_6578;
+
+/// Maximum length of a part of the policy after an addition, in bytes. Gateways take each part as a whole.
+const MAX_PART_LENGTH: usize = 1 << 20;
 
 /// How long a change waits for the changes of other processes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,20 +56,20 @@ pub struct Record<'a> {
     pub check: Check,
 }
 
-/// How much of an org's policy is checked before a change is committed.
+/// How the changed parts of an org's policy are checked before a change is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Check {
     /// Nothing, because the change can make nothing worse. A revocation must succeed even if the policy has an error.
     Nothing,
-    /// [`document::verify`]
+    /// Gateways must accept the parts.
     Accepted,
-    /// [`document::verify_larger`]
+    /// In addition, gateways must be able to tell apart all connectors that the records of the org name.
     Addition,
 }
 
 /// The result of a change.
 #[derive(Debug)]
-pub struct Changed<T> {
+pub struct Done<T> {
     pub value: T,
     /// What gateways would warn of in the changed orgs.
     pub warnings: Vec<Problem>,
@@ -168,7 +176,9 @@ impl Database {
         }
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX))?;
-        then(&Change::of(&transaction))?;
+        let change = Change::of(&transaction);
+        then(&change)?;
+        change.conclude()?;
         transaction.commit()?;
         Ok(())
     }
@@ -177,7 +187,7 @@ impl Database {
     ///
     /// # Errors
     /// If `action` fails, gateways would refuse the changed policy, or the database fails. Nothing is changed then.
-    pub fn change<T>(&mut self, action: impl FnOnce(&Change<'_>) -> Result<T, Failure>) -> Result<Changed<T>, Failure> {
+    pub fn change<T>(&mut self, action: impl FnOnce(&Change<'_>) -> Result<T, Failure>) -> Result<Done<T>, Failure> {
         self.change_if(action, |_| Ok(()))
     }
 
@@ -189,17 +199,17 @@ impl Database {
         &mut self,
         action: impl FnOnce(&Change<'_>) -> Result<T, Failure>,
         accept: impl FnOnce(&Change<'_>) -> Result<(), Failure>,
-    ) -> Result<Changed<T>, Failure> {
+    ) -> Result<Done<T>, Failure> {
         let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let change = Change::of(&transaction);
         let value = action(&change)?;
-        let warnings = change.verify()?;
+        let warnings = change.conclude()?;
         accept(&change)?;
         let is_recorded = change.is_recorded.get();
         if is_recorded {
             transaction.commit()?;
         }
-        Ok(Changed { value, warnings })
+        Ok(Done { value, warnings })
     }
 
     /// Runs `question` on one state of the database, even if other processes change it meanwhile.
@@ -281,15 +291,38 @@ impl<'t> Change<'t> {
         Ok(())
     }
 
-    /// Checks the policy of each changed org once. Returns what gateways would warn of.
-    fn verify(&self) -> Result<Vec<Problem>, Failure> {
+    /// Notes which parts of the policy changed, and checks them. Returns what gateways would warn of.
+    fn conclude(&self) -> Result<Vec<Problem>, Failure> {
+        let (reader, checks) = (parts::reader(), self.checks.borrow());
         let mut warnings = Vec::new();
-        for (org, check) in self.checks.borrow().iter() {
-            match check {
-                Check::Nothing => {}
-                Check::Accepted => warnings.extend(document::verify(self, org)?),
-                Check::Addition => warnings.extend(document::verify_larger(self, org)?),
+        for Changed { org, name, text } in parts::note_changes(self)? {
+            let check = org.and_then(|org| checks.get(&org).copied()).unwrap_or(Check::Nothing);
+            let Some(text) = text.filter(|_| check > Check::Nothing) else { continue };
+            if check == Check::Addition && text.len() > MAX_PART_LENGTH {
+                return Err(Failure::new(
+                    Reason::LimitExceeded,
+                    format!(
+                        "the part {name} of the policy would have {} bytes, and at most {MAX_PART_LENGTH} are allowed: remove \
+                         connectors, providers or revocations that are no longer needed",
+                        text.len()
+                    ),
+                ));
             }
+            if name.starts_with("client/") && !exists(self, "SELECT 1 FROM signing_keys", [])? {
+                return Err(Failure::new(
+                    Reason::PolicyRefused,
+                    "an OAuth client needs a signing key: run 'apexmcp signing-key create' first",
+                ));
+            }
+            let notes = reader.check(&name, &text).map_err(|problems| {
+                let first = problems.first().map(Problem::to_string).unwrap_or_default();
+                Failure::new(Reason::PolicyRefused, format!("the gateway would refuse {first}"))
+            })?;
+            if let Some(conflict) = notes.conflicts.first().filter(|_| check == Check::Addition) {
+                return Err(Failure::new(Reason::PolicyRefused, conflict.to_string()));
+            }
+            warnings.extend(notes.warnings);
+            warnings.extend(notes.conflicts);
         }
         Ok(warnings)
     }

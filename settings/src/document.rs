@@ -1,20 +1,18 @@
-//! Builds the policy document from the database, and checks it as gateways do.
+//! Builds the policy document from the database.
 
 use std::collections::BTreeMap;
 
-use apexmcp_core::config::DEFAULT_SEPARATOR;
-use apexmcp_core::jwks::Clusters;
 use apexmcp_core::policy::raw::{OneOrMany, RawApiKey, RawIdentityProvider, RawOauthClient, RawOrg, RawPolicy, RawSigningKey};
-use apexmcp_core::policy::remote::{MAX_DOCUMENT_LENGTH, Publication};
-use apexmcp_core::problem::Problem;
 use rusqlite::{Connection, Row};
 
 use crate::failure::{Failure, Reason};
-use crate::rows::json;
+use crate::rows::{json, rows};
 
-/// Maximum length of the document of one org and the signing keys: half of what gateways accept for all orgs together. It has
-/// room for 80,000 keys.
-const MAX_ORG_LENGTH: usize = MAX_DOCUMENT_LENGTH / 2;
+/// The query for the clients that are in force.
+pub(crate) const CLIENTS: &str = "SELECT *, (
+        SELECT json_group_array(sha256 ORDER BY number) FROM client_secrets
+        WHERE client_secrets.client_id = oauth_clients.client_id
+    ) AS secrets FROM oauth_clients WHERE revoked_at IS NULL";
 
 /// The version of the current policy. Each change adds one.
 ///
@@ -36,73 +34,13 @@ pub fn database_id(connection: &Connection) -> Result<String, Failure> {
 /// always has the same text.
 ///
 /// # Errors
-/// If the document is longer than gateways accept, or the database fails.
+/// If the database fails.
 pub fn render(connection: &Connection) -> Result<String, Failure> {
-    let document = of_orgs(connection, None)?;
-    let length = document.len();
-    if length > MAX_DOCUMENT_LENGTH {
-        return Err(Failure::new(
-            Reason::LimitExceeded,
-            format!(
-                "the policy would have {length} bytes, and gateways accept at most {MAX_DOCUMENT_LENGTH}: revoke keys and \
-                 clients, or delete orgs, that are no longer needed"
-            ),
-        ));
-    }
-    Ok(document)
-}
-
-/// Checks that gateways accept the records of `org`. Returns their warnings.
-///
-/// # Errors
-/// If gateways would refuse a record, or the database fails.
-pub fn verify(connection: &Connection, org: &str) -> Result<Vec<Problem>, Failure> {
-    Ok(read(&of_orgs(connection, Some(org))?)?.warnings().to_vec())
-}
-
-/// As [`verify`], after an addition to `org`. The org must also leave room for others, and gateways must be able to tell apart
-/// all connectors that its records name.
-///
-/// # Errors
-/// If one of these is not so, and as for [`verify`].
-pub fn verify_larger(connection: &Connection, org: &str) -> Result<Vec<Problem>, Failure> {
-    let document = of_orgs(connection, Some(org))?;
-    let length = document.len();
-    if length > MAX_ORG_LENGTH {
-        return Err(Failure::new(
-            Reason::LimitExceeded,
-            format!(
-                "the policy of {org} alone would have {length} bytes, and one org may have at most {MAX_ORG_LENGTH}: revoke \
-                 keys and clients that are no longer needed"
-            ),
-        ));
-    }
-    let publication = read(&document)?;
-    match publication.conflicts().first() {
-        Some(conflict) => Err(Failure::new(Reason::PolicyRefused, conflict.to_string())),
-        None => Ok(publication.warnings().to_vec()),
-    }
-}
-
-/// Reads a document as gateways do.
-fn read(document: &str) -> Result<Publication, Failure> {
-    // Settings does not know the clusters of a gateway, so each scheme has one here.
-    let clusters = Clusters { https: Some(String::new()), http: Some(String::new()) };
-    let checked = Publication::of(document.as_bytes(), &clusters, DEFAULT_SEPARATOR);
-    checked.map_err(|problems| {
-        let first = problems.first().map(Problem::to_string).unwrap_or_default();
-        Failure::new(Reason::PolicyRefused, format!("the gateway would refuse {first}"))
-    })
-}
-
-/// The document with one org, or with all.
-fn of_orgs(connection: &Connection, only: Option<&str>) -> Result<String, Failure> {
     let mut orgs: BTreeMap<String, RawOrg> = BTreeMap::new();
     // One query for each kind of record, not for each org, because there may be thousands of orgs.
     let mut each = |query: &str, add: fn(&mut RawOrg, &Row<'_>) -> rusqlite::Result<()>| -> Result<(), Failure> {
-        let query = format!("SELECT * FROM {query}");
-        let mut statement = connection.prepare(&query)?;
-        let mut rows = statement.query([only])?;
+        let mut statement = connection.prepare(query)?;
+        let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let name = row.get_ref("org")?.as_str().map_err(rusqlite::Error::from)?;
             match orgs.get_mut(name) {
@@ -112,65 +50,107 @@ fn of_orgs(connection: &Connection, only: Option<&str>) -> Result<String, Failur
         }
         Ok(())
     };
-    each("(SELECT name AS org, limits FROM orgs) WHERE ?1 IS NULL OR org = ?1", |org, row| {
-        org.limits = json(row, "limits")?;
+    each("SELECT name AS org, limits FROM orgs", limits)?;
+    each("SELECT * FROM api_keys WHERE revoked_at IS NULL ORDER BY org, created_at, id", |org, row| {
+        org.api_keys.push(api_key(row)?);
         Ok(())
     })?;
-    each("api_keys WHERE revoked_at IS NULL AND (?1 IS NULL OR org = ?1) ORDER BY org, created_at, id", |org, row| {
-        org.api_keys.push(RawApiKey {
-            id: row.get("id")?,
-            name: row.get("name")?,
-            sha256: row.get("sha256")?,
-            connectors: json(row, "connectors")?,
-            expires_at: row.get("expires_at")?,
-            limits: json(row, "limits")?,
-            revoked: false,
-        });
+    each(&format!("{CLIENTS} ORDER BY org, created_at, client_id"), |org, row| {
+        org.oauth_clients.push(client(row)?);
         Ok(())
     })?;
-    let clients = "(SELECT *, (
-            SELECT json_group_array(sha256 ORDER BY number) FROM client_secrets
-            WHERE client_secrets.client_id = oauth_clients.client_id
-        ) AS secrets FROM oauth_clients)
-        WHERE revoked_at IS NULL AND (?1 IS NULL OR org = ?1) ORDER BY org, created_at, client_id";
-    each(clients, |org, row| {
-        org.oauth_clients.push(RawOauthClient {
-            client_id: row.get("client_id")?,
-            name: row.get("name")?,
-            secret_sha256: json(row, "secrets")?.unwrap_or_default(),
-            jwks: json(row, "jwks")?,
-            scopes: json(row, "scopes")?,
-            revoked: false,
-        });
-        Ok(())
-    })?;
-    each("identity_providers WHERE ?1 IS NULL OR org = ?1 ORDER BY org, issuer", |org, row| {
-        org.identity_providers.push(RawIdentityProvider {
-            issuer: row.get("issuer")?,
-            jwks_uri: row.get("jwks_uri")?,
-            audience: json(row, "audiences")?.map(OneOrMany::Many),
-            default_scopes: json(row, "default_scopes")?,
-            client_scopes: json(row, "client_scopes")?,
-            revoked: false,
-        });
-        Ok(())
-    })?;
-    each("revoked_tokens WHERE ?1 IS NULL OR org = ?1 ORDER BY org, jti", |org, row| {
-        org.revoked_tokens.jti.push(row.get("jti")?);
-        Ok(())
-    })?;
-    each("revoked_clients WHERE ?1 IS NULL OR org = ?1 ORDER BY org, client_id", |org, row| {
-        org.revoked_tokens.issued_before.0.push((row.get("client_id")?, row.get("issued_before")?));
-        Ok(())
-    })?;
-    let mut statement = connection.prepare("SELECT kid, private_key_pem FROM signing_keys ORDER BY position")?;
-    let signing_keys = statement
-        .query_map([], |row| {
-            Ok(RawSigningKey { kid: row.get("kid")?, private_key_pem: row.get("private_key_pem")?, private_key_env: None })
-        })?
-        .collect::<rusqlite::Result<_>>()?;
+    each("SELECT * FROM identity_providers ORDER BY org, issuer", identity_provider)?;
+    each("SELECT * FROM revoked_tokens ORDER BY org, jti", revoked_token)?;
+    each("SELECT * FROM revoked_clients ORDER BY org, client_id", revoked_client)?;
+    let signing_keys = signing_keys(connection)?;
     let document = RawPolicy { version: Some(version(connection)?.to_string()), signing_keys, orgs: orgs.into() };
     serde_json::to_string(&document).map_err(Failure::during(Reason::DatabaseFailed, "the policy document"))
+}
+
+/// An org without its keys and clients. `None`: there is no such org.
+///
+/// # Errors
+/// If the database fails.
+pub fn org(connection: &Connection, name: &str) -> Result<Option<RawOrg>, Failure> {
+    let mut org = RawOrg::default();
+    let mut each = |query: &str, add: fn(&mut RawOrg, &Row<'_>) -> rusqlite::Result<()>| -> Result<Option<()>, Failure> {
+        let mut statement = connection.prepare_cached(query)?;
+        let mut rows = statement.query([name])?;
+        let mut found = None;
+        while let Some(row) = rows.next()? {
+            add(&mut org, row)?;
+            found = Some(());
+        }
+        Ok(found)
+    };
+    if each("SELECT limits FROM orgs WHERE name = ?", limits)?.is_none() {
+        return Ok(None);
+    }
+    each("SELECT * FROM identity_providers WHERE org = ? ORDER BY issuer", identity_provider)?;
+    each("SELECT * FROM revoked_tokens WHERE org = ? ORDER BY jti", revoked_token)?;
+    each("SELECT * FROM revoked_clients WHERE org = ? ORDER BY client_id", revoked_client)?;
+    Ok(Some(org))
+}
+
+/// The signing keys. The first one signs.
+///
+/// # Errors
+/// If the database fails.
+pub fn signing_keys(connection: &Connection) -> Result<Vec<RawSigningKey>, Failure> {
+    rows(connection, "SELECT kid, private_key_pem FROM signing_keys ORDER BY position", [], |row| {
+        Ok(RawSigningKey { kid: row.get("kid")?, private_key_pem: row.get("private_key_pem")?, private_key_env: None })
+    })
+}
+
+pub(crate) fn api_key(row: &Row<'_>) -> rusqlite::Result<RawApiKey> {
+    Ok(RawApiKey {
+        id: row.get("id")?,
+        name: row.get("name")?,
+        sha256: row.get("sha256")?,
+        connectors: json(row, "connectors")?,
+        expires_at: row.get("expires_at")?,
+        limits: json(row, "limits")?,
+        revoked: false,
+    })
+}
+
+/// A row of [`CLIENTS`].
+pub(crate) fn client(row: &Row<'_>) -> rusqlite::Result<RawOauthClient> {
+    Ok(RawOauthClient {
+        client_id: row.get("client_id")?,
+        name: row.get("name")?,
+        secret_sha256: json(row, "secrets")?.unwrap_or_default(),
+        jwks: json(row, "jwks")?,
+        scopes: json(row, "scopes")?,
+        revoked: false,
+    })
+}
+
+fn limits(org: &mut RawOrg, row: &Row<'_>) -> rusqlite::Result<()> {
+    org.limits = json(row, "limits")?;
+    Ok(())
+}
+
+fn identity_provider(org: &mut RawOrg, row: &Row<'_>) -> rusqlite::Result<()> {
+    org.identity_providers.push(RawIdentityProvider {
+        issuer: row.get("issuer")?,
+        jwks_uri: row.get("jwks_uri")?,
+        audience: json(row, "audiences")?.map(OneOrMany::Many),
+        default_scopes: json(row, "default_scopes")?,
+        client_scopes: json(row, "client_scopes")?,
+        revoked: false,
+    });
+    Ok(())
+}
+
+fn revoked_token(org: &mut RawOrg, row: &Row<'_>) -> rusqlite::Result<()> {
+    org.revoked_tokens.jti.push(row.get("jti")?);
+    Ok(())
+}
+
+fn revoked_client(org: &mut RawOrg, row: &Row<'_>) -> rusqlite::Result<()> {
+    org.revoked_tokens.issued_before.0.push((row.get("client_id")?, row.get("issued_before")?));
+    Ok(())
 }
 
 #[cfg(test)]

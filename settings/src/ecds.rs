@@ -119,14 +119,14 @@ pub fn write(database: &mut Database) -> Result<Option<Target>, Failure> {
     }
 }
 
-/// Checks that the file could be written with `policy`, if a target is enabled.
+/// Checks that the file could be written, if a target is enabled.
 ///
 /// # Errors
 /// If the template has the wrong form, or the gateway would refuse the result.
-pub fn check(connection: &Connection, policy: &str) -> Result<(), Failure> {
+pub fn check(connection: &Connection) -> Result<(), Failure> {
     match target(connection)? {
         None => Ok(()),
-        Some(target) => fill(&target.template, policy).map(drop),
+        Some(target) => fill(&target.template, &document::render(connection)?).map(drop),
     }
 }
 

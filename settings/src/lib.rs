@@ -15,6 +15,7 @@ pub mod failure;
 pub mod issuer;
 mod json;
 pub mod output;
+pub mod parts;
 pub mod plugin_config;
 pub mod records;
 pub mod report;

@@ -8,7 +8,8 @@ use apexmcp_core::callout;
 use apexmcp_core::gateway::Gateway;
 use apexmcp_core::jose::jwk::{JwkSet, JwkSetError};
 use apexmcp_core::jwks::{self, Fetch, JwksUri, KeySet, KeySetId, Wish};
-use apexmcp_core::policy::poll::{self, LogLine, Next, Outcome, Poller};
+use apexmcp_core::policy::page;
+use apexmcp_core::policy::poll::{self, Due, LogLine, Next, Outcome, Poller, Received};
 use apexmcp_core::policy::service::{RemoteSettings, SdsSecret, Secret, SettingsToken};
 use apexmcp_core::policy::source::PolicySource;
 use apexmcp_core::time::UnixTime;
@@ -41,8 +42,8 @@ pub trait Answer {
     /// The body. It may be long, so it is read only if it is needed.
     fn body(&self) -> Vec<u8>;
 
-    /// The header `ETag`.
-    fn etag(&self) -> Option<String>;
+    /// The value of a header.
+    fn header(&self, name: &str) -> Option<String>;
 }
 
 impl<E: Envoy> Fetcher<E> {
@@ -96,27 +97,27 @@ impl<E: Envoy> Fetcher<E> {
         let gateway = self.plugin.gateway.borrow();
         let Some(settings) = remote_settings(gateway.as_ref()) else { return };
         let Some(due) = self.poller.tick(now, self.plugin.serves_requests.get(), settings, envoy) else { return };
-        match ask_for_policy(settings, due.etag.as_deref(), envoy) {
+        match ask_for_policy(settings, &due, envoy) {
             Ok(call) => self.poller.sent(&due, call, now),
             Err(problem) => self.report(Poller::not_sent(&due, &problem, now, settings, envoy), now),
         }
     }
 
     /// The call to the Settings service ended.
-    fn finish_poll(&self, request: &poll::Request, answer: &impl Answer) {
+    fn finish_poll(&mut self, request: &poll::Request, answer: &impl Answer) {
         let envoy = &self.plugin.envoy;
         let now = envoy.now();
         {
             let gateway = self.plugin.gateway.borrow();
             let Some(gateway) = gateway.as_ref() else { return };
-            let Some(settings) = &gateway.config.remote else { return };
+            let (Some(settings), PolicySource::Remote(remote)) = (&gateway.config.remote, &gateway.policy) else { return };
             let serves_requests = self.plugin.serves_requests.get();
             let outcome = match request.answered(answer.status(), answer.size(), serves_requests, now, settings, envoy) {
                 Next::Report(outcome) => outcome,
                 Next::Publish => {
-                    let document = answer.body();
-                    let published = gateway.publish(&document, settings, envoy);
-                    request.published(answer.etag(), &document, &published, now, settings, envoy)
+                    let (etag, content_type) = (answer.header("etag"), answer.header("content-type"));
+                    let received = Received { etag, content_type, body: &answer.body() };
+                    self.poller.publish(request, received, remote.reader(), now, settings, envoy)
                 }
             };
             self.report(outcome, now);
@@ -237,18 +238,19 @@ fn begin_fetch(cluster: &str, uri: &JwksUri, timeout: Duration, envoy: &impl Env
     begin(Call { cluster, headers, timeout }, jwks::ACCEPT, envoy)
 }
 
-/// Begins to ask the Settings service for a policy other than that of `etag`.
-fn ask_for_policy(settings: &RemoteSettings, etag: Option<&str>, envoy: &impl Envoy) -> Result<u32, String> {
+/// Begins to ask the Settings service for a policy other than the known one.
+fn ask_for_policy(settings: &RemoteSettings, due: &Due, envoy: &impl Envoy) -> Result<u32, String> {
     let bearer = settings.token.as_ref().map(|token| bearer(token, envoy)).transpose()?;
-    let is_waiting = etag.is_some() && !settings.long_poll.is_zero();
+    let is_waiting = due.may_wait && !settings.long_poll.is_zero();
     let wait = format!("{}wait={}s", if settings.path.contains('?') { '&' } else { '?' }, settings.long_poll.as_secs());
     let path = format!("{}{}", settings.path, if is_waiting { wait.as_str() } else { "" });
     let mut headers = vec![(":scheme", "http"), (":authority", settings.authority.as_str()), (":path", path.as_str())];
     headers.extend(bearer.as_deref().map(|bearer| ("authorization", bearer)));
-    headers.extend(etag.map(|etag| ("if-none-match", etag)));
+    headers.extend(due.etag.as_deref().map(|etag| ("if-none-match", etag)));
     let patience = if is_waiting { settings.long_poll } else { Duration::ZERO };
     let timeout = settings.timeout.saturating_add(patience);
-    begin(Call { cluster: &settings.cluster, headers, timeout }, "application/json, */*;q=0.1", envoy)
+    let accept = format!("{}, application/json;q=0.9, */*;q=0.1", page::CONTENT_TYPE);
+    begin(Call { cluster: &settings.cluster, headers, timeout }, &accept, envoy)
 }
 
 /// The value of `authorization` (RFC 6750 §2.1).

@@ -424,7 +424,7 @@ const ROWS: &[Row] = &[
     row(
         "policy document",
         "32 MiB",
-        ("core/src/policy/remote.rs", "MAX_DOCUMENT_LENGTH: usize = 32 << 20"),
+        ("core/src/policy/publication.rs", "MAX_DOCUMENT_LENGTH: usize = 32 << 20"),
         ("wasm-test/tests/remote_policy.rs", "the_longest_document_is_accepted_and_a_longer_one_is_not"),
     ),
     row(
@@ -450,8 +450,8 @@ const ROWS: &[Row] = &[
     ),
     row(
         "keys in a part of a remote policy",
-        "64",
-        ("core/src/policy/remote.rs", "KEYS_IN_PART: usize = 64"),
+        "8",
+        ("core/src/policy/parts.rs", "KEYS_IN_PART: u32 = 8"),
         ("core/src/policy/remote/tests.rs", "parts_are_bounded_in_length_and_in_number"),
     ),
     row(
@@ -533,10 +533,10 @@ const ROWS: &[Row] = &[
     row("length of an audience", "512 bytes", ("settings/src/records/provider.rs", "MAX_AUDIENCE_LENGTH: usize = 512"), VALUES),
     row("connectors or scopes of a record", "256", ("settings/src/records/checks.rs", "MAX_LIST: usize = 256"), VALUES),
     row(
-        "policy of one organization, signing keys included",
-        "16 MiB",
-        ("settings/src/document.rs", "MAX_ORG_LENGTH: usize = MAX_DOCUMENT_LENGTH / 2"),
-        (COMMANDS, "one_org_can_use_half_of_the_policy"),
+        "part of the policy after an addition",
+        "1 MiB",
+        ("settings/src/database.rs", "MAX_PART_LENGTH: usize = 1 << 20"),
+        (COMMANDS, "an_addition_that_makes_a_part_too_long_is_refused"),
     ),
     row(
         "`kid` of a client's key",
@@ -551,7 +551,7 @@ const ROWS: &[Row] = &[
     row(
         "file that `policy check` reads",
         "32 MiB",
-        ("core/src/policy/remote.rs", "MAX_DOCUMENT_LENGTH: usize = 32 << 20"),
+        ("core/src/policy/publication.rs", "MAX_DOCUMENT_LENGTH: usize = 32 << 20"),
         (COMMANDS, "policy_check_finds_errors_and_unwise_settings"),
     ),
     row(

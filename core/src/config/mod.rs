@@ -17,7 +17,7 @@ use crate::limits::service;
 use crate::origin::AllowedOrigins;
 use crate::path::McpPath;
 use crate::policy::Policy;
-use crate::policy::check::{Environment, Surroundings};
+use crate::policy::check::{Environment, Extent, Surroundings};
 use crate::policy::service::{RemoteSettings, SdsSecret, Secret, SettingsToken};
 use crate::principal::Attribute;
 use crate::problem::{self, Problem, Problems};
@@ -74,7 +74,8 @@ fn check(raw: RawConfig, environment: &Environment<'_>, problems: &mut Problems)
         (Some(inline), None) => {
             let separator = gateway.as_ref().map_or(DEFAULT_SEPARATOR, |gateway| &gateway.connector_separator);
             let origin = gateway.as_ref().map(|gateway| gateway.origin.as_str());
-            let surroundings = Surroundings { clusters: &clusters, environment, separator, origin, is_for_many: false };
+            let surroundings =
+                Surroundings { clusters: &clusters, environment, separator, origin, is_for_many: false, extent: Extent::Whole };
             Some((Policy::check(inline, "policy.inline", &surroundings, problems), None))
         }
         (None, Some(remote)) => Some((Policy::default(), Some(check_remote(remote, environment, problems)?))),

@@ -11,6 +11,7 @@ use crate::denial::LocalReply;
 use crate::gateway::Gateway;
 use crate::jwks::KeySetId;
 use crate::names::{ConnectorId, OrgName};
+use crate::policy::publication::Publication;
 use crate::policy::source::PolicySource;
 use crate::principal::Attribute;
 use crate::request::RequestHead;
@@ -277,7 +278,8 @@ impl World {
     fn publish_policy(&mut self, orgs: &Value) {
         let settings = self.gateway.config.remote.as_ref().unwrap();
         let document = json!({"version": "1", "orgs": orgs}).to_string();
-        self.gateway.publish(document.as_bytes(), settings, &self.host).unwrap();
+        let publication = Publication::of(document.as_bytes(), &self.gateway.config.clusters, "__").unwrap();
+        publication.publish(&settings.place(), &self.host);
         let PolicySource::Remote(remote) = &self.gateway.policy else { panic!("not remote") };
         assert_eq!(remote.sync(&self.host).as_deref(), Some("1"));
     }

@@ -36,6 +36,19 @@ pub(crate) struct Surroundings<'a> {
     /// Whether the document is for many gateways. A provider whose keys this gateway cannot fetch is then left out, because an
     /// error of one organization must not block the policy of all.
     pub(crate) is_for_many: bool,
+    /// What is checked.
+    pub(crate) extent: Extent<'a>,
+}
+
+/// The extent of a document.
+#[derive(Clone, Copy)]
+pub(crate) enum Extent<'a> {
+    /// A whole policy, or its signing keys.
+    Whole,
+    /// An organization without its keys and clients, of which only this is known.
+    Org { has_clients: bool, connectors: &'a [String] },
+    /// Keys or clients of this organization.
+    Of(&'a Org),
 }
 
 impl Policy {
@@ -78,7 +91,14 @@ impl Checker<'_> {
     fn org(&mut self, path: &str, name: &str, raw: RawOrg) -> Option<()> {
         let name = self.identifier(path, OrgName::parse(name))?;
         let limit = raw.limits.and_then(|raw| raw.check(format!("org/{name}"), &format!("{path}.limits"), self.problems));
-        let mut org = Org { limits: Subjects::new(limit), ..Org::default() };
+        let mut org = match self.surroundings.extent {
+            Extent::Of(org) => Org { limits: org.limits.clone(), ..Org::default() },
+            Extent::Whole => Org { limits: Subjects::new(limit), ..Org::default() },
+            Extent::Org { has_clients, connectors } => {
+                self.listed_connectors(&format!("{path}.connectors"), connectors);
+                Org { limits: Subjects::new(limit), has_clients, ..Org::default() }
+            }
+        };
         let mut ids = HashSet::new();
         for (index, key) in raw.api_keys.into_iter().enumerate() {
             self.api_key(&format!("{path}.api_keys[{index}]"), &name, key, &org.limits, &mut ids);
@@ -95,7 +115,11 @@ impl Checker<'_> {
         for (index, client) in raw.oauth_clients.into_iter().enumerate() {
             org.has_clients |= self.oauth_client(&format!("{path}.oauth_clients[{index}]"), &name, client).is_some();
         }
-        self.tell_apart(&name);
+        org.indistinct = self.tell_apart();
+        let is_ignored = |provider: &IdentityProvider| provider.default_scopes.as_ref().is_some_and(|scopes| org.ignores(scopes));
+        let ignored: Vec<bool> = org.identity_providers.iter().map(is_ignored).collect();
+        let mut ignored = ignored.into_iter();
+        org.identity_providers.retain(|_| !ignored.next().unwrap_or(false));
         org.revoked_jti = raw.revoked_tokens.jti.into_iter().collect();
         for (whose, moment) in raw.revoked_tokens.issued_before.0 {
             let path = format!("{path}.revoked_tokens.issued_before.{whose}");
@@ -110,8 +134,9 @@ impl Checker<'_> {
         Some(())
     }
 
-    /// Refuses connectors whose tools look like those of another connector: a credential for the other one would see them.
-    fn tell_apart(&mut self, org: &OrgName) {
+    /// Finds connectors whose tools look like those of another connector: a credential for the other one would see them.
+    /// Returns these connectors if records that name them are ignored. Otherwise it refuses them.
+    fn tell_apart(&mut self) -> HashSet<Box<str>> {
         let named = std::mem::take(&mut self.named);
         let names: HashSet<&str> = named.iter().map(|(_, connector)| connector.as_str()).collect();
         let separator = self.surroundings.separator;
@@ -144,9 +169,13 @@ impl Checker<'_> {
             let message = format!("{conflict}. Gateways ignore each record that names one of them");
             self.policy.conflicts.push(Problem { path: path.clone(), message });
         }
-        if !indistinct.is_empty() {
-            self.policy.indistinct.insert(org.to_string(), indistinct.into_keys().map(str::to_owned).collect());
-        }
+        indistinct.into_keys().map(Box::from).collect()
+    }
+
+    /// Notes the connectors that the keys and clients of an organization name. They were checked with these records.
+    fn listed_connectors(&mut self, path: &str, connectors: &[String]) {
+        let listed = connectors.iter().enumerate().filter_map(|(index, id)| Some((index, ConnectorId::parse(id)?)));
+        self.named.extend(listed.map(|(index, connector)| (format!("{path}[{index}]"), connector)));
     }
 
     /// The principal that a member of `issued_before` names: by a client id, or by the principal itself.

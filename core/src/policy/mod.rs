@@ -3,11 +3,15 @@
 
 pub mod check;
 pub mod issuer;
+pub mod page;
+pub mod parts;
 pub mod poll;
+pub mod publication;
 pub mod raw;
 pub mod remote;
 pub mod service;
 pub mod source;
+pub mod store;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
@@ -39,9 +43,7 @@ pub struct Policy {
     pub version: String,
     /// The key sets of the identity providers, each once, with the organizations that use it.
     pub key_sets: Vec<(JwksUri, Vec<OrgName>)>,
-    /// In a document for many gateways: by organization, the connectors that cannot be told apart, and a problem for each
-    /// place that names one of them.
-    pub(crate) indistinct: HashMap<String, HashSet<String>>,
+    /// In a document for many gateways: a problem for each place that names a connector that cannot be told apart.
     pub(crate) conflicts: Vec<Problem>,
     orgs: HashMap<OrgName, Rc<Org>>,
     api_keys: HashMap<KeyDigest, ApiKey>,
@@ -60,6 +62,8 @@ pub struct Org {
     identity_providers: Vec<IdentityProvider>,
     has_clients: bool,
     limits: Subjects,
+    /// The connectors that cannot be told apart. Records that name one of them are ignored.
+    indistinct: HashSet<Box<str>>,
     revoked_jti: HashSet<String>,
     /// By principal: the tokens of the principal that were issued before this moment are revoked.
     issued_before: HashMap<String, UnixTime>,
@@ -79,6 +83,11 @@ impl Org {
     /// The subjects at which the requests of all its credentials are counted.
     pub fn limits(&self) -> &Subjects {
         &self.limits
+    }
+
+    /// Whether a record with these scopes is ignored.
+    fn ignores(&self, scopes: &ScopeSet) -> bool {
+        !self.indistinct.is_empty() && scopes.connectors().any(|connector| self.indistinct.contains(connector.as_str()))
     }
 
     /// Whether the organization has OAuth clients.

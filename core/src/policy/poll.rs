@@ -4,9 +4,14 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
-use super::remote::{MAX_DOCUMENT_LENGTH, Publication};
+use super::page::{self, Page};
+use super::parts::Sum;
+use super::publication::{MAX_DOCUMENT_LENGTH, Publication};
+use super::remote::PartReader;
 use super::service::RemoteSettings;
+use super::store::Transfer;
 use crate::callout;
 use crate::deadline::{Backoff, Lease};
 use crate::host::{Host, Update};
@@ -24,6 +29,8 @@ const RENEWAL: Duration = Duration::from_secs(1);
 const WORK: Duration = Duration::from_secs(60);
 /// Time for which a thread that serves requests leaves a due request to Envoy's main thread, because parsing takes long.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Length up to which a thread that serves requests works on an answer itself. It takes about a millisecond.
+const SHORT: usize = 16 << 10;
 /// Maximum number of problems of one document that are logged. The first ones show what is wrong.
 const MAX_PROBLEMS: usize = 20;
 
@@ -33,6 +40,17 @@ pub struct Poller {
     /// The version of this module. Another version may accept a document that this one refused.
     judge: &'static str,
     request: Option<Request>,
+    transfer: Option<OpenTransfer>,
+}
+
+/// A transfer of which some pages have arrived.
+#[derive(Debug)]
+struct OpenTransfer {
+    transfer: Transfer,
+    /// The state after the last page.
+    next: String,
+    /// When the request for the last page began. It tells whether another thread has taken a page since.
+    at: UnixTime,
 }
 
 /// A request that is due. The thread has claimed it.
@@ -40,6 +58,8 @@ pub struct Poller {
 pub struct Due {
     /// The `ETag` of the known document, for `If-None-Match`.
     pub etag: Option<String>,
+    /// Whether the service is asked to wait for a change.
+    pub may_wait: bool,
     started_at: UnixTime,
 }
 
@@ -50,8 +70,8 @@ pub struct Request {
     /// The number that Envoy gave to the call.
     call: u32,
     started_at: UnixTime,
-    /// Whether the request has `If-None-Match`.
-    is_conditional: bool,
+    /// The value of `If-None-Match`.
+    etag: Option<String>,
     renew_at: UnixTime,
 }
 
@@ -60,8 +80,19 @@ pub struct Request {
 pub enum Next {
     /// Report the outcome.
     Report(Outcome),
-    /// Read the document, publish it, and call [`Request::published`].
+    /// Read the answer, and call [`Poller::publish`].
     Publish,
+}
+
+/// A policy, or a part of one, as the Settings service sends it.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// The header `ETag`.
+    pub etag: Option<String>,
+    /// The header `Content-Type`.
+    pub content_type: Option<String>,
+    /// The body.
+    pub body: &'a [u8],
 }
 
 /// What the shell reports about a request.
@@ -89,7 +120,7 @@ pub enum LogLine {
 impl Poller {
     /// A thread that has asked for nothing yet. `judge` is the version of its module.
     pub fn new(judge: &'static str) -> Self {
-        Self { judge, request: None }
+        Self { judge, request: None, transfer: None }
     }
 
     /// Renews the claim of the request under way, or claims the next request if it is due and no other thread has claimed it.
@@ -110,7 +141,16 @@ impl Poller {
             claimed.clone()
         });
         let claimed = claimed.filter(|_| is_claimed)?;
-        Some(Due { etag: claimed.etag(self.judge).map(str::to_owned), started_at: claimed.started_at })
+        // If another thread has taken a page since, this thread does not know all names that arrived.
+        self.transfer.take_if(|transfer| transfer.at != claimed.page_at);
+        let started_at = claimed.started_at;
+        Some(match &self.transfer {
+            Some(transfer) => Due { etag: Some(quoted(&transfer.next)), may_wait: false, started_at },
+            None => {
+                let etag = claimed.etag(self.judge).map(str::to_owned);
+                Due { may_wait: etag.is_some(), etag, started_at }
+            }
+        })
     }
 
     /// The request was sent under the number `call`.
@@ -119,7 +159,7 @@ impl Poller {
             judge: self.judge,
             call,
             started_at: due.started_at,
-            is_conditional: due.etag.is_some(),
+            etag: due.etag.clone(),
             renew_at: now.plus(RENEWAL),
         });
     }
@@ -132,6 +172,100 @@ impl Poller {
     /// The request that was sent under the number `call`, if there is one. It is no longer under way.
     pub fn take(&mut self, call: u32) -> Option<Request> {
         self.request.take_if(|request| request.call == call)
+    }
+
+    /// Publishes what `request` received: a whole document, or a page.
+    pub fn publish(
+        &mut self,
+        request: &Request,
+        received: Received<'_>,
+        reader: &PartReader,
+        now: UnixTime,
+        settings: &RemoteSettings,
+        host: &dyn Host,
+    ) -> Outcome {
+        let is_page = received.content_type.is_some_and(|kind| kind.starts_with(page::CONTENT_TYPE));
+        if is_page {
+            return self.take_page(request, received.body, reader, now, settings, host);
+        }
+        self.transfer = None;
+        let published = Publication::of(received.body, &reader.clusters, &reader.separator);
+        if let Ok(publication) = &published {
+            publication.publish(&settings.place(), host);
+        }
+        request.published(received.etag, received.body, &published, now, settings, host)
+    }
+
+    /// Takes one page.
+    fn take_page(
+        &mut self,
+        request: &Request,
+        body: &[u8],
+        reader: &PartReader,
+        now: UnixTime,
+        settings: &RemoteSettings,
+        host: &dyn Host,
+    ) -> Outcome {
+        let transfer = self.transfer.take();
+        let refused = |problems: Vec<String>| {
+            let lines =
+                problems.into_iter().take(MAX_PROBLEMS).map(|problem| LogLine::Error(format!("invalid policy: {problem}")));
+            // The next answer brings these parts again, perhaps corrected.
+            change(settings, host, |poll| poll.failed(request.started_at, now));
+            Outcome { counted: Some("invalid"), is_confirmed: false, log: lines.collect() }
+        };
+        let page: Page<'_> = match serde_json::from_slice(body) {
+            Ok(page) => page,
+            Err(error) => return refused(vec![error.to_string()]),
+        };
+        let parts = || page.parts.0.iter().map(|(name, text)| (name.as_str(), text.map(RawValue::get)));
+        let mut log = Vec::new();
+        let mut problems = Vec::new();
+        for (name, text) in parts() {
+            match reader.check(name, text.unwrap_or_default()) {
+                _ if text.is_none() => {}
+                Ok(notes) => {
+                    log.extend(notes.warnings.iter().chain(&notes.conflicts).map(|note| LogLine::Warning(note.to_string())));
+                }
+                Err(found) => problems.extend(found.iter().map(Problem::to_string)),
+            }
+        }
+        if !problems.is_empty() {
+            return refused(problems);
+        }
+        let place = &settings.place();
+        let is_continued = page.since.is_some() && page.since.as_deref().map(quoted) == request.etag;
+        let known = known_sum(settings, host);
+        let transfer = match (transfer, known) {
+            (Some(transfer), _) if is_continued && request.etag == Some(quoted(&transfer.next)) => Some(transfer.transfer),
+            (_, Some(sum)) if is_continued => Some(Transfer::from(sum, place, host)),
+            _ => page.since.is_none().then(|| Transfer::from_nothing(place, host)),
+        };
+        let Some(mut transfer) = transfer else {
+            let line = format!("the page continues the state {:?}, which this gateway does not have", page.since);
+            log.push(LogLine::Error(line));
+            return Outcome { log, ..request.succeeded(&Answer::Wrong { is_whole: true }, now, settings, host) };
+        };
+        transfer.write(parts(), place, host);
+        let answer = if page.is_last {
+            let is_whole = transfer.is_whole();
+            let sum = transfer.finish(&page.version, place, host);
+            let line = format!("policy version {:?} came, {} parts in {} bytes", page.version, page.parts.0.len(), body.len());
+            log.insert(0, LogLine::Info(line));
+            if page.sum.as_deref().is_none_or(|expected| Sum::parse(expected) == Some(sum)) {
+                Answer::Taken { etag: Some(quoted(&page.next)), sum: Some(sum) }
+            } else {
+                // The parts that came are in force. Only those that did not come may be wrong.
+                log.push(LogLine::Error(
+                    "the parts of the policy do not have the sum that Settings names: all are fetched again".to_owned(),
+                ));
+                Answer::Wrong { is_whole }
+            }
+        } else {
+            self.transfer = Some(OpenTransfer { transfer, next: page.next.into_owned(), at: request.started_at });
+            Answer::Page
+        };
+        Outcome { log, ..request.succeeded(&answer, now, settings, host) }
     }
 
     /// This thread ends. Another thread need not wait until the claim ends.
@@ -156,9 +290,11 @@ impl Request {
         let started_at = self.started_at;
         let fails = |problem: &str| Next::Report(failed(started_at, problem, now, settings, host));
         match status {
-            Some(304) if self.is_conditional => Next::Report(self.succeeded(&Answer::NotModified, now, settings, host)),
+            Some(304) if self.etag.is_some() => Next::Report(self.succeeded(&Answer::NotModified, now, settings, host)),
             // A thread that serves requests leaves a document to another thread, if there may be one.
-            Some(200) if serves_requests && change(settings, host, |poll| poll.give_way(started_at, now)) => {
+            Some(200)
+                if serves_requests && body_length > SHORT && change(settings, host, |poll| poll.give_way(started_at, now)) =>
+            {
                 Next::Report(Outcome::default())
             }
             Some(200) if body_length > MAX_DOCUMENT_LENGTH => fails("the document is too long"),
@@ -174,7 +310,7 @@ impl Request {
     }
 
     /// The document with this `etag` was published, or refused.
-    pub fn published(
+    fn published(
         &self,
         etag: Option<String>,
         document: &[u8],
@@ -188,7 +324,7 @@ impl Request {
                 let (version, length) = (publication.version(), document.len());
                 let line = format!("policy version {version:?} came, {length} bytes, and is published");
                 let warnings = publication.warnings().iter().map(|warning| LogLine::Warning(warning.to_string()));
-                (Answer::Taken(etag), [LogLine::Info(line)].into_iter().chain(warnings).collect())
+                (Answer::Taken { etag, sum: None }, [LogLine::Info(line)].into_iter().chain(warnings).collect())
             }
             Err(problems) => {
                 let line = |problem: &Problem| LogLine::Error(format!("invalid policy: {problem}"));
@@ -210,10 +346,12 @@ impl Request {
         });
         let counted = match answer {
             Answer::NotModified => "not_modified",
-            Answer::Taken(_) => "success",
+            Answer::Taken { .. } | Answer::Page => "success",
+            Answer::Wrong { .. } => "failure",
             Answer::Refused(_) => "invalid",
         };
-        Outcome { counted: Some(counted), is_confirmed: is_recorded && !is_refused, log: Vec::new() }
+        let is_current = matches!(answer, Answer::NotModified | Answer::Taken { .. } | Answer::Refused(_));
+        Outcome { counted: Some(counted), is_confirmed: is_recorded && is_current && !is_refused, log: Vec::new() }
     }
 }
 
@@ -221,6 +359,17 @@ fn failed(started_at: UnixTime, problem: &str, now: UnixTime, settings: &RemoteS
     change(settings, host, |poll| poll.failed(started_at, now));
     let line = LogLine::Warning(format!("the policy could not be fetched: {problem}"));
     Outcome { counted: Some("failure"), is_confirmed: false, log: vec![line] }
+}
+
+/// The sum of all parts of the policy in force, if they came in pages.
+fn known_sum(settings: &RemoteSettings, host: &dyn Host) -> Option<Sum> {
+    let record = host.shared(&settings.place().name("poll"))?;
+    Sum::parse(&Poll::from_bytes(&record.bytes).sum?)
+}
+
+/// A state as an `ETag` (RFC 9110 §8.8.3).
+fn quoted(state: &str) -> String {
+    format!("\"{state}\"")
 }
 
 /// Changes the shared record, and returns whether it changed. A change of `None` leaves it.
@@ -234,8 +383,12 @@ fn change(settings: &RemoteSettings, host: &dyn Host, mut change: impl FnMut(Pol
 enum Answer {
     /// The known document is still current.
     NotModified,
-    /// A document with this `ETag` was published.
-    Taken(Option<String>),
+    /// A document with this `ETag` was published, or the last page, after which the parts have this sum.
+    Taken { etag: Option<String>, sum: Option<Sum> },
+    /// A page came, and further ones follow.
+    Page,
+    /// The last page came, but the parts are wrong.
+    Wrong { is_whole: bool },
     /// A document with this `ETag` was refused.
     Refused(Option<String>),
 }
@@ -245,6 +398,10 @@ enum Answer {
 #[serde(default)] // An older module may have written it.
 struct Poll {
     etag: Option<String>,
+    /// The sum of all parts, if they came in pages.
+    sum: Option<String>,
+    /// When the request for the last page began, if further pages follow.
+    page_at: UnixTime,
     /// The version of the module that judged the document of `etag`.
     judged_by: String,
     is_refused: bool,
@@ -321,13 +478,35 @@ impl Poll {
         settings: &RemoteSettings,
     ) -> Option<Self> {
         let poll = self.hold(started_at, Lease::FREE)?;
-        let (etag, is_refused, is_new) = match answer {
-            Answer::NotModified => (poll.etag, poll.is_refused, false),
-            Answer::Taken(etag) => (etag.clone(), false, etag.is_some() && etag != poll.etag),
-            Answer::Refused(etag) => (etag.clone(), true, etag.is_some() && etag != poll.etag),
+        let page_at = if matches!(answer, Answer::Page) { started_at } else { UnixTime::default() };
+        let has_all_wrong = matches!(answer, Answer::Wrong { is_whole: true });
+        let (etag, sum, is_refused, is_new) = match answer {
+            Answer::NotModified => (poll.etag, poll.sum, poll.is_refused, false),
+            Answer::Page => (poll.etag, poll.sum, poll.is_refused, true),
+            Answer::Taken { etag, sum } => {
+                let is_new = etag.is_some() && etag != poll.etag;
+                (etag, sum.map(|sum| sum.to_string()), false, is_new)
+            }
+            Answer::Wrong { is_whole } => (None, None, false, !is_whole),
+            Answer::Refused(etag) => (etag.clone(), None, true, etag.is_some() && etag != poll.etag),
         };
         let next_at = if is_new { now } else { started_at.plus(settings.interval).max(now) };
-        Some(Self { etag, judged_by: judged_by.to_owned(), is_refused, next_at, failures: 0, has_given_way: false, ..poll })
+        // If even all parts of the service have another sum than it names, asking again at once will hardly help.
+        let (next_at, failures) = match has_all_wrong {
+            true => (now.plus(BACKOFF.longest), self.failures),
+            false => (next_at, 0),
+        };
+        Some(Self {
+            etag,
+            sum,
+            page_at,
+            judged_by: judged_by.to_owned(),
+            is_refused,
+            next_at,
+            failures,
+            has_given_way: false,
+            ..poll
+        })
     }
 
     /// Records that there was no usable answer. The policy in force stays.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::remote::Place;
+use super::store::Place;
 
 /// Section `policy.remote`.
 #[derive(Debug)]

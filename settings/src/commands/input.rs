@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 
-use apexmcp_core::policy::remote::MAX_DOCUMENT_LENGTH;
+use apexmcp_core::policy::publication::MAX_DOCUMENT_LENGTH;
 use serde_json::Value;
 
 use crate::failure::{Failure, Reason};

@@ -5,12 +5,10 @@ use std::path::Path;
 
 use apexmcp_core::names::is_plain;
 use apexmcp_core::problem::Problem;
-use rusqlite::Connection;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::database::{self, Actor, Change, Changed, Database};
-use crate::document;
+use crate::database::{self, Actor, Change, Database, Done};
 use crate::ecds;
 use crate::failure::{Failure, Reason};
 use crate::output::Answer;
@@ -53,7 +51,7 @@ impl Session<'_> {
         answer: impl FnOnce(T, Vec<Problem>) -> Answer,
     ) -> Result<Answer, Failure> {
         let mut database = self.open()?;
-        let Changed { value, warnings } =
+        let Done { value, warnings } =
             database.change_if(|change| action(change, &self.actor), |change| self.can_write_file(change))?;
         let answer = answer(value, warnings);
         Ok(match ecds::write(&mut database) {
@@ -67,11 +65,10 @@ impl Session<'_> {
     /// Checks that the file for Envoy could be written after a change. A policy that gateways refuse would also block every
     /// later change, including revocations.
     fn can_write_file(&self, change: &Change<'_>) -> Result<(), Failure> {
-        let Err(failure) = ecds::check(change, &document::render(change)?) else { return Ok(()) };
+        let Err(failure) = ecds::check(change) else { return Ok(()) };
         // A second connection sees the state before this change. If the file was already wrong, the change is made anyway,
         // because it may be a revocation.
-        let was_good = |before: &Connection| ecds::check(before, &document::render(before)?);
-        match Database::open(self.path)?.read(was_good) {
+        match Database::open(self.path)?.read(ecds::check) {
             Ok(()) => Err(Failure::new(
                 Reason::EcdsRefused,
                 format!("nothing was changed, because the file for Envoy could not be written after the change: {failure}"),

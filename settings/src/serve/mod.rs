@@ -1,8 +1,10 @@
-//! `apexmcp serve`: the policy document over HTTP, with a strong ETag, 304, and answers that wait for a change.
+//! `apexmcp serve`: the policy over HTTP, in parts or as one document, with a strong ETag, 304, and answers that wait for a
+//! change.
 //!
 //! axum routes the requests. The connections are those of hyper, because `axum::serve` cannot limit the time and the length of
 //! a request's head.
 
+mod catalog;
 mod counts;
 mod log;
 mod published;
@@ -11,7 +13,7 @@ mod watcher;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::thread;
 use std::time::Duration;
 
@@ -68,10 +70,17 @@ pub fn run(
     listening: impl FnOnce(SocketAddr),
 ) -> Result<(), Failure> {
     allow_descriptors();
-    let first = Published::read(&mut database)?;
+    let (first, catalog) = Published::read(&mut database)?;
+    let catalog = Arc::new(RwLock::new(catalog));
     let (publisher, policy) = watch::channel(Arc::new(first));
     let counts = Arc::new(Counts::default());
-    let watcher = Watcher { path: path.to_owned(), database: Some(database), publisher, counts: Arc::clone(&counts) };
+    let watcher = Watcher {
+        path: path.to_owned(),
+        database: Some(database),
+        publisher,
+        catalog: Arc::clone(&catalog),
+        counts: Arc::clone(&counts),
+    };
     // The thread runs until the process ends.
     thread::spawn(move || watcher.run());
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::during(Reason::SystemFailed, "threads cannot be started"))?;
@@ -80,7 +89,7 @@ pub fn run(
         let listener = TcpListener::bind(address).await.map_err(failed())?;
         listening(listener.local_addr().map_err(failed())?);
         let (stop, stopping) = watch::channel(false);
-        let service = Service { token, policy, stopping, counts };
+        let service = Service { token, policy, catalog, stopping, counts };
         serve(listener, routes::router(Arc::new(service)), stop).await
     })
 }
@@ -175,8 +184,6 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::time::Instant;
 
-    use axum::http::HeaderValue;
-
     use super::*;
     use crate::serve::published::Published;
 
@@ -184,15 +191,10 @@ mod tests {
 
     /// A router with a policy of this length, and the senders that could change and stop it.
     fn router(length: usize) -> (Router, watch::Sender<Arc<Published>>, watch::Sender<bool>) {
-        let published = Published {
-            version: 1,
-            database_id: String::new(),
-            etag: HeaderValue::from_static("\"1\""),
-            body: vec![b' '; length].into(),
-        };
+        let published = Published::with_document("\"1\"", vec![b' '; length].into());
         let (publisher, policy) = watch::channel(Arc::new(published));
         let (stop, stopping) = watch::channel(false);
-        let service = Service { token: TOKEN.to_owned(), policy, stopping, counts: Arc::default() };
+        let service = Service { token: TOKEN.to_owned(), policy, catalog: Arc::default(), stopping, counts: Arc::default() };
         (routes::router(Arc::new(service)), publisher, stop)
     }
 

@@ -1,31 +1,104 @@
 //! The policy that is served.
 
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
 use axum::body::Bytes;
 use axum::http::HeaderValue;
 
+use super::catalog::{Catalog, State};
 use crate::database::Database;
-use crate::document;
 use crate::failure::{Failure, Reason};
-use crate::secret::sha256;
+use crate::parts::{self, Changes};
 
-/// The document of one version.
+/// The parts of the policy, which the watcher changes.
+pub(super) type Shared = Arc<RwLock<Catalog>>;
+
+/// What is known of the present version.
 #[derive(Debug)]
 pub(super) struct Published {
-    pub(super) version: i64,
-    /// See [`document::database_id`].
+    pub(super) state: State,
+    /// See [`crate::document::database_id`].
     pub(super) database_id: String,
-    /// The hash of the document. A strong validator (RFC 9110 §8.8.1): the same text always has the same tag.
+    /// The state. A strong validator (RFC 9110 §8.8.1): a state never has two texts.
     pub(super) etag: HeaderValue,
-    pub(super) body: Bytes,
+    /// The length of all parts, in bytes.
+    pub(super) length: usize,
+    /// The whole document, if somebody has asked for it.
+    document: OnceLock<Bytes>,
 }
 
 impl Published {
-    pub(super) fn read(database: &mut Database) -> Result<Self, Failure> {
-        let (version, database_id, document) = database.read(|connection| {
-            Ok((document::version(connection)?, document::database_id(connection)?, document::render(connection)?))
-        })?;
-        let etag = format!("\"{}\"", sha256(&document));
-        let etag = HeaderValue::from_str(&etag).map_err(Failure::during(Reason::SystemFailed, "the ETag"))?;
-        Ok(Self { version, database_id, etag, body: document.into() })
+    /// A policy with this document, which is no policy.
+    #[cfg(test)]
+    pub(super) fn with_document(etag: &'static str, document: Bytes) -> Self {
+        let (state, etag) = (State::default(), HeaderValue::from_static(etag));
+        Self { state, database_id: String::new(), etag, length: document.len(), document: OnceLock::from(document) }
     }
+
+    fn of(catalog: &Catalog, database_id: String) -> Result<Self, Failure> {
+        let state = catalog.state().clone();
+        let etag = HeaderValue::from_str(&format!("\"{state}\"")).map_err(Failure::during(Reason::SystemFailed, "the ETag"))?;
+        Ok(Self { state, database_id, etag, length: catalog.length(), document: OnceLock::new() })
+    }
+
+    /// Reads the whole policy.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub(super) fn read(database: &mut Database) -> Result<(Self, Catalog), Failure> {
+        let mut catalog = Catalog::default();
+        let changes = database.read(|connection| parts::changes_since(connection, None))?;
+        let database_id = take(changes, &mut catalog)?;
+        Ok((Self::of(&catalog, database_id)?, catalog))
+    }
+
+    /// Reads what changed since the state of `catalog`, and adds it. If the database was replaced by another state of it, reads
+    /// the whole policy.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub(super) fn read_changes(database: &mut Database, shared: &Shared) -> Result<Self, Failure> {
+        let (version, tag) = {
+            let catalog = shared.read().unwrap_or_else(PoisonError::into_inner);
+            let (version, tag) = catalog.since();
+            (version, tag.to_owned())
+        };
+        let changes = database.read(|connection| parts::changes_since(connection, Some((version, &tag))))?;
+        match changes {
+            Some(changes) => {
+                let mut catalog = shared.write().unwrap_or_else(PoisonError::into_inner);
+                let database_id = take(Some(changes), &mut catalog)?;
+                Self::of(&catalog, database_id)
+            }
+            None => {
+                let (published, catalog) = Self::read(database)?;
+                *shared.write().unwrap_or_else(PoisonError::into_inner) = catalog;
+                Ok(published)
+            }
+        }
+    }
+
+    /// The whole document of this state. `None`: there is a newer state already.
+    ///
+    /// # Errors
+    /// If a part cannot be read.
+    pub(super) fn document(&self, shared: &Shared) -> Result<Option<Bytes>, Failure> {
+        if let Some(document) = self.document.get() {
+            return Ok(Some(document.clone()));
+        }
+        let catalog = shared.read().unwrap_or_else(PoisonError::into_inner);
+        if *catalog.state() != self.state {
+            return Ok(None);
+        }
+        let document = Bytes::from(catalog.document()?);
+        Ok(Some(self.document.get_or_init(|| document).clone()))
+    }
+}
+
+/// Adds changes to the catalog. Returns the id of the database.
+fn take(changes: Option<Changes>, catalog: &mut Catalog) -> Result<String, Failure> {
+    let mut changes = changes.ok_or_else(|| Failure::new(Reason::DatabaseInvalid, "the database has no policy"))?;
+    let database_id = std::mem::take(&mut changes.database_id);
+    catalog.apply(changes)?;
+    Ok(database_id)
 }

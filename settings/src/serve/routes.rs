@@ -1,14 +1,17 @@
 //! The answers of the server: the policy, its health and its metrics.
 
 use std::fmt::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use apexmcp_core::policy::page;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, WWW_AUTHENTICATE};
+use axum::http::header::{
+    ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -17,7 +20,9 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 use super::counts::{Counts, Waiting, add};
-use super::published::Published;
+use super::log::log;
+use super::published::{Published, Shared};
+use crate::failure::Failure;
 
 /// Maximum wait for a change. A proxy on the way must not take the connection for dead.
 const MAX_WAIT: Duration = Duration::from_secs(300);
@@ -27,6 +32,7 @@ const MAX_WAIT: Duration = Duration::from_secs(300);
 pub(super) struct Service {
     pub(super) token: String,
     pub(super) policy: watch::Receiver<Arc<Published>>,
+    pub(super) catalog: Shared,
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) counts: Arc<Counts>,
 }
@@ -92,14 +98,66 @@ async fn policy(State(service): State<Arc<Service>>, headers: HeaderMap, uri: Ur
     let mut response = if is_known(&published) {
         add(&service.counts.unchanged);
         StatusCode::NOT_MODIFIED.into_response()
+    } else if takes_pages(&headers) {
+        let named = known.first().and_then(|etag| std::str::from_utf8(etag).ok()).map(state_in);
+        match page(&service, named) {
+            Ok(response) => response,
+            Err(failure) => return failed(&failure),
+        }
     } else {
-        add(&service.counts.sent);
-        ([(CONTENT_TYPE, "application/json")], Body::from(published.body.clone())).into_response()
+        // It may be long.
+        let made = tokio::task::spawn_blocking({
+            let (published, catalog) = (Arc::clone(&published), Arc::clone(&service.catalog));
+            move || published.document(&catalog)
+        });
+        match made.await {
+            Ok(Ok(Some(document))) => {
+                add(&service.counts.sent);
+                ([(CONTENT_TYPE, "application/json")], Body::from(document)).into_response()
+            }
+            // The policy has just changed, so the next request gets the new one.
+            Ok(Ok(None)) | Err(_) => {
+                return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")], "try again\n").into_response();
+            }
+            Ok(Err(failure)) => return failed(&failure),
+        }
     };
     response.headers_mut().insert(ETAG, published.etag.clone());
-    // The document contains private keys, so no cache on the way may keep it.
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    // The policy contains private keys, so no cache on the way may keep it.
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// The next page for a gateway that named this state.
+fn page(service: &Service, named: Option<&str>) -> Result<Response, Failure> {
+    let page = service.catalog.read().unwrap_or_else(PoisonError::into_inner).page(named)?;
+    Ok(match page {
+        Some(page) => {
+            add(&service.counts.sent);
+            ([(CONTENT_TYPE, page::CONTENT_TYPE)], page).into_response()
+        }
+        None => {
+            add(&service.counts.unchanged);
+            StatusCode::NOT_MODIFIED.into_response()
+        }
+    })
+}
+
+fn failed(failure: &Failure) -> Response {
+    log(failure);
+    (StatusCode::INTERNAL_SERVER_ERROR, "the policy cannot be sent: see the log of apexmcp serve\n").into_response()
+}
+
+/// Whether the client asks for pages. Other clients get the whole document.
+fn takes_pages(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    accepted.into_iter().any(|range| range.split(';').next().is_some_and(|kind| kind.trim() == page::CONTENT_TYPE))
+}
+
+/// The state in an entity tag.
+fn state_in(etag: &str) -> &str {
+    etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"')
 }
 
 /// RFC 6750 §2.1. A repeated header is ambiguous, and refused.
@@ -125,11 +183,11 @@ async fn metrics(State(service): State<Arc<Service>>) -> String {
     let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let mut text = String::new();
     for (name, kind, help, value) in [
-        ("policy_version", "gauge", "Version of the policy that is served.", u64::try_from(published.version).unwrap_or(0)),
-        ("policy_bytes", "gauge", "Length of its document.", u64::try_from(published.body.len()).unwrap_or(u64::MAX)),
+        ("policy_version", "gauge", "Version of the policy that is served.", u64::try_from(published.state.version).unwrap_or(0)),
+        ("policy_bytes", "gauge", "Length of its parts.", u64::try_from(published.length).unwrap_or(u64::MAX)),
         ("waiting_requests", "gauge", "Requests that wait for a change.", count(&counts.waiting)),
         ("database_failures_total", "counter", "Failed reads of the database.", count(&counts.failures)),
-        ("policy_sent_total", "counter", "Documents sent.", count(&counts.sent)),
+        ("policy_sent_total", "counter", "Documents and pages sent.", count(&counts.sent)),
         ("policy_not_modified_total", "counter", "Answers 304.", count(&counts.unchanged)),
         ("unauthorized_total", "counter", "Requests without the right token.", count(&counts.unauthorized)),
     ] {

@@ -12,8 +12,9 @@ use tokio::sync::watch;
 
 use super::counts::{Counts, add};
 use super::log::log;
-use super::published::Published;
+use super::published::{Published, Shared};
 use crate::database::{self, Database};
+use crate::document;
 use crate::failure::{Failure, Reason};
 
 /// Interval between two looks at the database. A look takes a microsecond.
@@ -47,6 +48,7 @@ pub(super) struct Watcher {
     /// `None` while the database cannot be opened.
     pub(super) database: Option<Database>,
     pub(super) publisher: watch::Sender<Arc<Published>>,
+    pub(super) catalog: Shared,
     pub(super) counts: Arc<Counts>,
 }
 
@@ -92,14 +94,14 @@ impl Watcher {
         // Read before the document, so that the next look finds a change that is committed meanwhile.
         let now = Seen { file, beside: self.beside(), data_version: database.data_version()? };
         if seen != Some(now) {
-            let published = Published::read(&mut database)?;
             // Somebody who has lost the database may run `apexmcp init`. Its empty policy would refuse everybody.
-            if published.database_id != self.publisher.borrow().database_id {
+            if database.read(document::database_id)? != self.publisher.borrow().database_id {
                 database.leave();
                 return Err(Failure::new(Reason::DatabaseMissing, OTHER_DATABASE));
             }
+            let published = Published::read_changes(&mut database, &self.catalog)?;
             if published.etag != self.publisher.borrow().etag {
-                let (version, length) = (published.version, published.body.len());
+                let (version, length) = (published.state.version, published.length);
                 self.publisher.send_replace(Arc::new(published));
                 log(format_args!("policy version {version}, {length} bytes"));
             }

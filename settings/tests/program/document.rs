@@ -2,7 +2,7 @@
 
 use apexmcp_core::jwks::Clusters;
 use apexmcp_core::limits::document::Limits;
-use apexmcp_core::policy::remote::Publication;
+use apexmcp_core::policy::publication::Publication;
 use apexmcp_settings::clock::Moment;
 use apexmcp_settings::database::{Actor, Database};
 use apexmcp_settings::document;

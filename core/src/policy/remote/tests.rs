@@ -1,8 +1,10 @@
 //! Publications, their parts in shared data, and the threads that read them.
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::policy::publication::Publication;
 use crate::principal::Attribute;
 use crate::testing::MemoryHost;
 
@@ -133,10 +135,10 @@ fn a_thread_that_has_not_heard_yet_finds_what_it_knows_of() {
     for number in 0..300 {
         assert!(world.principal("acme", number).is_some(), "{number}");
     }
-    let kept = world.host.shared(&place().name("keys/acme/2/0")).unwrap();
+    let kept = world.host.shared(&place().name("keys/acme/4.0")).unwrap();
     assert!(!kept.bytes.is_empty());
     world.publish(&keys(301));
-    let kept = world.host.shared(&place().name("keys/acme/2/0")).unwrap();
+    let kept = world.host.shared(&place().name("keys/acme/4.0")).unwrap();
     assert!(kept.bytes.is_empty(), "one publication later nobody reads it");
 }
 
@@ -144,9 +146,9 @@ fn a_thread_that_has_not_heard_yet_finds_what_it_knows_of() {
 fn parts_are_bounded_in_length_and_in_number() {
     let world = World::new();
     let is_there = |part: &str| world.host.shared(&place().name(part)).is_some_and(|shared| !shared.bytes.is_empty());
-    for (keys, parts) in [(64, 1), (65, 2)] {
+    for (keys, first, second) in [(8, "0.0", "1.1"), (9, "1.0", "1.1")] {
         world.publish(&json!({"acme": {"api_keys": (0..keys).map(key).collect::<Vec<_>>()}}));
-        assert!(is_there(&format!("keys/acme/{parts}/0")) && !is_there(&format!("keys/acme/{}/0", parts + 1)), "{keys}");
+        assert_eq!((is_there(&format!("keys/acme/{first}")), is_there(&format!("keys/acme/{second}"))), (true, keys == 9));
     }
     for number in 0..16_385 {
         assert!(world.org(&format!("nobody-{number}")).is_none());
@@ -232,6 +234,24 @@ fn records_of_connectors_that_cannot_be_told_apart_are_left_out() {
     }
     let acme = world.org("acme").unwrap();
     assert!(acme.identity_provider("https://idp1").is_none() && acme.identity_provider("https://idp2").is_some());
+}
+
+#[test]
+fn the_limits_of_an_org_apply_to_keys_that_did_not_change() {
+    let world = World::new();
+    let with = |quota: u32| json!({"acme": {"api_keys": [key(1)], "limits": {"monthly_quota": quota}}});
+    world.publish(&with(5));
+    let digest = KeyDigest::from_hex(&digest_of(1)).unwrap();
+    let limits = || {
+        let principal = world.thread.api_key(&digest, &OrgName::parse("acme").unwrap(), NOW, &world.host).unwrap();
+        format!("{:?}", principal.limits())
+    };
+    let before = limits();
+    let part = || world.host.shared(&place().name("keys/acme/0.0")).unwrap().revision;
+    let revision = part();
+    world.publish(&with(6));
+    assert_ne!(limits(), before);
+    assert_eq!(part(), revision, "a change of the limits does not send the keys again");
 }
 
 #[test]
