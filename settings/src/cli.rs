@@ -405,6 +405,16 @@ pub enum AuditCommand {
 pub enum PolicyCommand {
     /// Print the policy document. It contains the private signing keys
     Export,
+    /// Create every record of a policy document that is not in the database yet
+    #[command(after_help = "\
+FILE is a policy document in JSON. Pass - to read standard input. The import changes and deletes nothing that exists. Either
+all records are created, or none. Imported signing keys verify tokens. To sign with one, run: apexmcp signing-key use <kid>
+
+  apexmcp policy import policy.json")]
+    Import {
+        /// A policy document
+        file: PathBuf,
+    },
     /// Check a file for errors that a gateway would refuse and for unwise settings. An error sets exit code 1
     #[command(after_help = "\
 FILE is a policy document, a plugin configuration, or a configuration of Envoy, Istio or Envoy Gateway that contains one.

@@ -9,8 +9,20 @@ use serde_json::Value;
 
 use crate::failure::{Failure, Reason};
 
-/// Reads a file, or standard input for `-`. The limit is the length of the longest policy that gateways accept.
+/// Maximum length of a file to import, in bytes. A million keys have about 150 MB.
+const MAX_IMPORT_LENGTH: usize = 1 << 30;
+
+/// Reads a file, or standard input for `-`. The limit is the length of the longest document that gateways accept.
 pub(super) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    read_up_to(MAX_DOCUMENT_LENGTH, file)
+}
+
+/// Reads a policy to import.
+pub(super) fn read_import(file: &Path) -> Result<Vec<u8>, Failure> {
+    read_up_to(MAX_IMPORT_LENGTH, file)
+}
+
+fn read_up_to(length: usize, file: &Path) -> Result<Vec<u8>, Failure> {
     let (name, mut input): (_, Box<dyn Read>) = if file == Path::new("-") {
         ("standard input".to_owned(), Box::new(io::stdin()))
     } else {
@@ -18,13 +30,13 @@ pub(super) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
         let file = fs::File::open(file).map_err(unreadable(&name))?;
         (name, Box::new(file))
     };
-    let limit = MAX_DOCUMENT_LENGTH.saturating_add(1).try_into().unwrap_or(u64::MAX);
+    let limit = length.saturating_add(1).try_into().unwrap_or(u64::MAX);
     let mut bytes = Vec::new();
     input.by_ref().take(limit).read_to_end(&mut bytes).map_err(unreadable(&name))?;
-    if bytes.len() > MAX_DOCUMENT_LENGTH {
+    if bytes.len() > length {
         return Err(Failure::new(
             Reason::FileInvalid,
-            format!("{name} is longer than {MAX_DOCUMENT_LENGTH} bytes, which is the longest policy that gateways accept"),
+            format!("{name} is longer than {length} bytes, which is the most that this command reads"),
         ));
     }
     Ok(bytes)

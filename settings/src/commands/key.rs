@@ -48,7 +48,9 @@ fn rows(keys: &[ApiKey]) -> String {
     let row = |key: &ApiKey| {
         let connectors = key.connectors.as_ref().map_or_else(|| "all".to_owned(), |connectors| connectors.join(" "));
         let (expires, revoked) = (or_dash(key.expires_at.as_ref()), or_dash(key.revoked_at.as_ref()));
-        [key.id.clone(), key.name.clone(), key.prefix.clone(), connectors, key.created_at.clone(), expires, revoked]
+        // The beginning of an imported key is not known.
+        let begins = or_dash(Some(&key.prefix).filter(|prefix| !prefix.is_empty()));
+        [key.id.clone(), key.name.clone(), begins, connectors, key.created_at.clone(), expires, revoked]
     };
     let rows: Vec<_> = keys.iter().map(row).collect();
     let headings = ["ID", "NAME", "BEGINS", "CONNECTORS", "CREATED", "EXPIRES", "REVOKED"];

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use apexmcp_core::problem::Problem;
+use apexmcp_core::policy::raw::RawPolicy;
+use apexmcp_core::problem::{self, Problem, Problems};
 use serde_json::{Value, json};
 
-use super::input::read;
+use super::input::{read, read_import};
 use super::session::Session;
 use crate::check::{self, Surroundings};
 use crate::cli::PolicyCommand;
@@ -13,7 +14,11 @@ use crate::clock::Moment;
 use crate::document;
 use crate::failure::{Failure, Reason};
 use crate::issuer::{self, Reach};
-use crate::output::Answer;
+use crate::output::{Answer, table};
+use crate::records::import;
+
+/// Maximum number of warnings that an import prints.
+const MAX_WARNINGS: usize = 20;
 
 pub(super) fn run(session: &Session<'_>, command: PolicyCommand) -> Result<Answer, Failure> {
     match command {
@@ -22,6 +27,7 @@ pub(super) fn run(session: &Session<'_>, command: PolicyCommand) -> Result<Answe
             let json = serde_json::from_str(&document).map_err(Failure::during(Reason::DatabaseFailed, "the policy document"))?;
             Ok(Answer::new(document, json))
         }
+        PolicyCommand::Import { file } => import(session, &file),
         PolicyCommand::Check { file, clusters, connectors, fetch_keys, allow_private_address } => {
             let (clusters, connectors) = (clusters.into_iter().collect(), connectors.into_iter().collect());
             let surroundings = Surroundings { clusters, connectors, ..Surroundings::default() };
@@ -29,6 +35,42 @@ pub(super) fn run(session: &Session<'_>, command: PolicyCommand) -> Result<Answe
             check(&file, &surroundings, session.actor.now, fetch_keys.then_some(reach))
         }
     }
+}
+
+/// Creates the records of a document that are not there yet.
+fn import(session: &Session<'_>, file: &Path) -> Result<Answer, Failure> {
+    let name = file.display().to_string();
+    let bytes = read_import(file)?;
+    let mut problems = Problems::default();
+    let read = problem::read::<RawPolicy>(&bytes, &mut problems);
+    drop(bytes);
+    let (policy, _) = problems.conclude(read).map_err(|problems| {
+        let first = problems.first().map(Problem::to_string).unwrap_or_default();
+        Failure::new(Reason::FileInvalid, format!("{name}: {first}"))
+    })?;
+    session.change_with_warnings(
+        |change, actor| import::import(change, actor, policy).map_err(|failure| failure.within(&name)),
+        |counts, warnings| {
+            let rows: Vec<[String; 2]> = [
+                ("orgs", counts.orgs),
+                ("API keys", counts.api_keys),
+                ("OAuth clients", counts.oauth_clients),
+                ("identity providers", counts.identity_providers),
+                ("signing keys", counts.signing_keys),
+                ("limits", counts.limits),
+                ("revoked tokens", counts.revoked_tokens),
+                ("already there", counts.unchanged),
+                ("revoked in the file, ignored", counts.revoked),
+            ]
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(kind, count)| [kind.to_owned(), count.to_string()])
+            .collect();
+            let text = table(["RECORDS", "NUMBER"], &rows, "The file has no records.");
+            let warnings = warnings.iter().take(MAX_WARNINGS).map(Problem::to_string).collect();
+            Answer { warnings, ..Answer::new(text, json!(counts)) }
+        },
+    )
 }
 
 /// Checks a file. With `reach`, also fetches the key sets that the file names, from the addresses that `reach` allows.

@@ -72,7 +72,7 @@ const PRIVATE_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"]
 
 /// The part of a JWK Set that is stored: the keys and members that the gateway reads. The rest would make the policy longer
 /// for all orgs, and might contain private keys.
-fn public_keys(jwks: &Value) -> Result<Value, Failure> {
+pub(super) fn public_keys(jwks: &Value) -> Result<Value, Failure> {
     let keys = jwks.get("keys").and_then(Value::as_array);
     if keys.into_iter().flatten().any(|key| PRIVATE_MEMBERS.iter().any(|member| key.get(member).is_some())) {
         return Err(Failure::new(

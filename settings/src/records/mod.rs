@@ -4,6 +4,7 @@ pub mod api_key;
 pub mod audit;
 mod checks;
 pub mod client;
+pub mod import;
 pub mod limits;
 pub mod org;
 pub mod provider;

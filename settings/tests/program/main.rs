@@ -15,6 +15,7 @@ mod commands;
 mod crowd;
 mod document;
 mod documents;
+mod import;
 mod killed;
 mod serve;
 mod support;
