@@ -12,7 +12,7 @@ WRK = @command -v wrk >/dev/null || { [ "$$(id -u)" -ne 0 ] || { apt-get update 
 # npm writes this file last, so it shows that the installation is complete.
 NODE_MODULES := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard book/*/package-lock.json demo/*/package-lock.json wasm-test/*/package-lock.json))
 
-.PHONY: help run test build docs image bench hostile soak versions fuzz sanitize reproducible lint setup prerequisites clean
+.PHONY: help run test build docs image bench hostile soak scale versions fuzz sanitize reproducible lint setup prerequisites clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -52,6 +52,10 @@ hostile: setup build $(RATELIMIT) ## check the cost of the most expensive reques
 soak: setup build ## check that 10 million different requests do not grow memory; write target/soak.json, docs/security/memory.svg
 	$(WRK)
 	@.tools/bin/python bench/soak.py
+
+scale: setup build ## measure a million keys and 4,000 gateways, and kill programs in the middle of changes; write target/scale.json
+	$(WRK)
+	@.tools/bin/python bench/scale.py
 
 versions: setup build $(RATELIMIT) $(FUNC_E) ## run the core scenarios in Envoy 1.36 to 1.40; print a table of the results
 	@scripts/versions

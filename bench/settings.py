@@ -11,7 +11,7 @@ from load import Fault
 from run import ROOT, accepts, free_port
 
 PROGRAM = ROOT / "dist" / "apexmcp"
-START_TIMEOUT_S = 20
+START_TIMEOUT_S = 60
 CLUSTER = "settings"
 TOKEN_ENV = "APEXMCP_SETTINGS_TOKEN"
 
@@ -19,24 +19,26 @@ TOKEN_ENV = "APEXMCP_SETTINGS_TOKEN"
 class Settings:
     """Serves until `stop`, or until the end of a `with` block. It shares its core with wrk, not with Envoy."""
 
-    def __init__(self, folder: Path, core: int) -> None:
+    def __init__(self, folder: Path, core: int, policy: Path | None = None) -> None:
+        """Imports `policy` first."""
+        self.folder, self.core = folder, core
         self.database = folder / "settings.db"
         self.port = free_port()
         self.environment = {TOKEN_ENV: secrets.token_urlsafe(32)}
         self.command("init")
-        serve = [
-            "taskset",
-            "-c",
-            str(core),
-            str(PROGRAM),
-            "--db",
-            str(self.database),
-            "serve",
-            "--listen",
-            f"127.0.0.1:{self.port}",
-        ]
-        with open(folder / "settings.log", "wb") as log:
-            self.process = subprocess.Popen(serve, stdout=log, stderr=log, env=os.environ | self.environment)
+        if policy:
+            self.command("policy", "import", str(policy))
+        self.start()
+
+    def start(self) -> None:
+        """Starts `apexmcp serve`."""
+        folder = self.folder
+        pinned = ["taskset", "-c", str(self.core)]
+        serve = [*pinned, PROGRAM, "--db", self.database, "serve", "--listen", f"127.0.0.1:{self.port}"]
+        with open(folder / "settings.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in serve], stdout=log, stderr=log, env=os.environ | self.environment
+            )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not accepts(self.port):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -53,6 +55,21 @@ class Settings:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait()
+
+    def kill(self) -> None:
+        """Ends `apexmcp serve` as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+    def memory_bytes(self) -> int:
+        """Resident memory of `apexmcp serve`."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu_s(self) -> float:
+        """CPU time of `apexmcp serve`."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def command(self, *words: str) -> dict:
         """Runs a command and returns its JSON."""

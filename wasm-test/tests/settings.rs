@@ -151,6 +151,66 @@ async fn without_settings_the_last_policy_stays_in_force() {
     eventually("the version in force is shown", async || is_shown().await.then_some(())).await;
 }
 
+/// The policy has about 400 KB. A change of one key sends a few of them, also after a restart of the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_sends_only_the_parts_that_changed() {
+    const KEYS: usize = 3_000;
+    /// The answer to a change with its head, and the answers of this server to other requests meanwhile.
+    const A_CHANGE: u64 = 8_192;
+    let upstream = upstream::start().await;
+    let mut settings = Apexmcp::new();
+    let api_keys: Vec<Value> =
+        (0..KEYS).map(|number| json!({"id": format!("k{number}"), "sha256": format!("{number:064x}").chars().rev().collect::<String>()})).collect();
+    let file = settings.file("policy.json");
+    std::fs::write(&file, json!({"orgs": {"acme": {"api_keys": api_keys}}}).to_string()).expect("the policy is written");
+    settings.run(&format!("policy import {}", argument(&file)));
+    let (_, stays) = settings.create_key();
+    let gateway = by_server(&mut settings, &upstream).await;
+    gateway.until_everywhere(&call(&stays), 200).await;
+    let received = async || gateway.stat("cluster.settings.upstream_cx_rx_bytes_total").await;
+    let whole = received().await;
+    assert!(whole > 100 * u64::try_from(KEYS).expect("a number"), "{whole} bytes");
+    for is_restarted in [false, true] {
+        if is_restarted {
+            settings.kill();
+            settings.run("org create meanwhile");
+            settings.serve().await;
+        }
+        let before = received().await;
+        let (id, key) = settings.create_key();
+        gateway.until_everywhere(&call(&key), 200).await;
+        settings.run(&format!("key revoke {id}"));
+        gateway.until_everywhere(&call(&key), 401).await;
+        let sent = received().await - before;
+        assert!(sent < 2 * A_CHANGE, "{sent} bytes, restarted: {is_restarted}");
+        assert_eq!(gateway.send(&call(&stays)).await.status, 200);
+    }
+}
+
+/// A restored backup has an older policy. Gateways that had a newer one take all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_backup_replaces_the_newer_policy() {
+    let upstream = upstream::start().await;
+    let mut settings = Apexmcp::new();
+    let (_, stays) = settings.create_key();
+    let gateway = by_server(&mut settings, &upstream).await;
+    gateway.until_everywhere(&call(&stays), 200).await;
+    settings.kill();
+    let (database, copy) = (settings.file("settings.db"), settings.file("copy.db"));
+    std::fs::copy(&database, &copy).expect("a copy");
+    settings.serve().await;
+    let (_, lost) = settings.create_key();
+    gateway.until_everywhere(&call(&lost), 200).await;
+    settings.kill();
+    std::fs::copy(&copy, &database).expect("the restored copy");
+    // The restored database soon has the same number of versions as the lost one.
+    let (_, restored) = settings.create_key();
+    settings.serve().await;
+    gateway.until_everywhere(&call(&lost), 401).await;
+    gateway.until_everywhere(&call(&restored), 200).await;
+    assert_eq!(gateway.send(&call(&stays)).await.status, 200);
+}
+
 /// A new configuration ends the poll of the previous one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconfigured_gateway_still_follows_settings() {
