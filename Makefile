@@ -27,6 +27,7 @@ run: setup build ## start the gateway on 127.0.0.1:10000 with two demo connector
 test: setup build $(RATELIMIT) $(KUBERNETES) $(PROMETHEUS) $(FUNC_E) $(WEB_SERVERS) $(CHROMIUM) $(SQLITE) ## run all tests: unit, property, and end to end in real Envoy
 	@scripts/prerequisites test
 	cargo test --workspace --locked
+	scripts/with-postgres cargo test --locked --package apexmcp-settings
 	MODULE=native cargo test --locked --package wasm-test $(addprefix --test ,$(OF_BOTH_MODULES))
 
 build: prerequisites ## build the modules, dist/apexmcp_auth.wasm and dist/libapexmcp_auth.so, and the Settings program, dist/apexmcp

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::clock::Moment;
+use crate::database::Location;
 use crate::plugin_config::Format;
 
 const EXAMPLES: &str = "\
@@ -25,14 +26,21 @@ Exit codes: 0 success; 1 the command was refused or failed, and standard error s
 
 /// Settings of the ApexMCP gateway: orgs, API keys, OAuth clients, identity providers and the policy built from them.
 ///
-/// One SQLite file holds everything. A secret is shown once, when it is created; the file keeps only its hash. The audit log
+/// One SQLite file, or a PostgreSQL database, holds everything. A secret is shown once, when it is created; the file keeps only its hash. The audit log
 /// ('apexmcp audit list') records each change, its time and its actor. Each change applies on every gateway within a second.
 #[derive(Debug, Parser)]
 #[command(name = "apexmcp", version, propagate_version = true, after_help = EXAMPLES, subcommand_required = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// The database file
-    #[arg(long, global = true, env = "APEXMCP_DB", default_value = "apexmcp.db", value_name = "FILE")]
-    pub db: PathBuf,
+    /// The database: a file, or postgres://USER@HOST/NAME
+    #[arg(
+        long,
+        global = true,
+        env = "APEXMCP_DB",
+        default_value = "apexmcp.db",
+        value_name = "DATABASE",
+        hide_env_values = true
+    )]
+    pub db: Location,
     /// Print exactly one JSON document on standard output
     #[arg(long, global = true)]
     pub json: bool,

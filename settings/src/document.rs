@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use apexmcp_core::policy::raw::{OneOrMany, RawApiKey, RawIdentityProvider, RawOauthClient, RawOrg, RawPolicy, RawSigningKey};
-use rusqlite::{Connection, Row};
 
 use crate::failure::{Failure, Reason};
-use crate::rows::{json, rows};
+use crate::sql::{Row, Sql, only, rows, values};
 
 /// The query for the clients that are in force.
-pub(crate) const CLIENTS: &str = "SELECT *, (
-        SELECT json_group_array(sha256 ORDER BY number) FROM client_secrets
+pub(crate) const CLIENTS: &str = "SELECT oauth_clients.*, (
+        SELECT '[' || string_agg('\"' || sha256 || '\"', ',' ORDER BY number) || ']' FROM client_secrets
         WHERE client_secrets.client_id = oauth_clients.client_id
     ) AS secrets FROM oauth_clients WHERE revoked_at IS NULL";
 
@@ -18,16 +17,16 @@ pub(crate) const CLIENTS: &str = "SELECT *, (
 ///
 /// # Errors
 /// If the database fails.
-pub fn version(connection: &Connection) -> Result<i64, Failure> {
-    Ok(connection.query_row("SELECT version FROM policy", [], |row| row.get(0))?)
+pub fn version(sql: &dyn Sql) -> Result<i64, Failure> {
+    only(sql, "SELECT version FROM policy", values![], |row| row.get("version"))
 }
 
 /// The id of the database. All copies of a database have the same.
 ///
 /// # Errors
 /// If the database fails.
-pub fn database_id(connection: &Connection) -> Result<String, Failure> {
-    Ok(connection.query_row("SELECT id FROM identity", [], |row| row.get(0))?)
+pub fn database_id(sql: &dyn Sql) -> Result<String, Failure> {
+    only(sql, "SELECT id FROM identity", values![], |row| row.get("id"))
 }
 
 /// The document with all records that are in force. It contains the private signing keys. The same state of the database
@@ -35,20 +34,11 @@ pub fn database_id(connection: &Connection) -> Result<String, Failure> {
 ///
 /// # Errors
 /// If the database fails.
-pub fn render(connection: &Connection) -> Result<String, Failure> {
+pub fn render(sql: &dyn Sql) -> Result<String, Failure> {
     let mut orgs: BTreeMap<String, RawOrg> = BTreeMap::new();
     // One query for each kind of record, not for each org, because there may be thousands of orgs.
-    let mut each = |query: &str, add: fn(&mut RawOrg, &Row<'_>) -> rusqlite::Result<()>| -> Result<(), Failure> {
-        let mut statement = connection.prepare(query)?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let name = row.get_ref("org")?.as_str().map_err(rusqlite::Error::from)?;
-            match orgs.get_mut(name) {
-                Some(org) => add(org, row)?,
-                None => add(orgs.entry(name.to_owned()).or_default(), row)?,
-            }
-        }
-        Ok(())
+    let mut each = |query: &str, add: fn(&mut RawOrg, &Row<'_>) -> Result<(), Failure>| {
+        sql.each(query, values![], &mut |row| add(orgs.entry(row.get("org")?).or_default(), row))
     };
     each("SELECT name AS org, limits FROM orgs", limits)?;
     each("SELECT * FROM api_keys WHERE revoked_at IS NULL ORDER BY org, created_at, id", |org, row| {
@@ -62,8 +52,8 @@ pub fn render(connection: &Connection) -> Result<String, Failure> {
     each("SELECT * FROM identity_providers ORDER BY org, issuer", identity_provider)?;
     each("SELECT * FROM revoked_tokens ORDER BY org, jti", revoked_token)?;
     each("SELECT * FROM revoked_clients ORDER BY org, client_id", revoked_client)?;
-    let signing_keys = signing_keys(connection)?;
-    let document = RawPolicy { version: Some(version(connection)?.to_string()), signing_keys, orgs: orgs.into() };
+    let signing_keys = signing_keys(sql)?;
+    let document = RawPolicy { version: Some(version(sql)?.to_string()), signing_keys, orgs: orgs.into() };
     serde_json::to_string(&document).map_err(Failure::during(Reason::DatabaseFailed, "the policy document"))
 }
 
@@ -71,19 +61,17 @@ pub fn render(connection: &Connection) -> Result<String, Failure> {
 ///
 /// # Errors
 /// If the database fails.
-pub fn org(connection: &Connection, name: &str) -> Result<Option<RawOrg>, Failure> {
+pub fn org(sql: &dyn Sql, name: &str) -> Result<Option<RawOrg>, Failure> {
     let mut org = RawOrg::default();
-    let mut each = |query: &str, add: fn(&mut RawOrg, &Row<'_>) -> rusqlite::Result<()>| -> Result<Option<()>, Failure> {
-        let mut statement = connection.prepare_cached(query)?;
-        let mut rows = statement.query([name])?;
-        let mut found = None;
-        while let Some(row) = rows.next()? {
-            add(&mut org, row)?;
-            found = Some(());
-        }
-        Ok(found)
+    let mut each = |query: &str, add: fn(&mut RawOrg, &Row<'_>) -> Result<(), Failure>| {
+        let mut is_there = false;
+        sql.each(query, values![name], &mut |row| {
+            is_there = true;
+            add(&mut org, row)
+        })?;
+        Ok::<_, Failure>(is_there)
     };
-    if each("SELECT limits FROM orgs WHERE name = ?", limits)?.is_none() {
+    if !each("SELECT limits FROM orgs WHERE name = ?", limits)? {
         return Ok(None);
     }
     each("SELECT * FROM identity_providers WHERE org = ? ORDER BY issuer", identity_provider)?;
@@ -96,59 +84,59 @@ pub fn org(connection: &Connection, name: &str) -> Result<Option<RawOrg>, Failur
 ///
 /// # Errors
 /// If the database fails.
-pub fn signing_keys(connection: &Connection) -> Result<Vec<RawSigningKey>, Failure> {
-    rows(connection, "SELECT kid, private_key_pem FROM signing_keys ORDER BY position", [], |row| {
+pub fn signing_keys(sql: &dyn Sql) -> Result<Vec<RawSigningKey>, Failure> {
+    rows(sql, "SELECT kid, private_key_pem FROM signing_keys ORDER BY position", values![], |row| {
         Ok(RawSigningKey { kid: row.get("kid")?, private_key_pem: row.get("private_key_pem")?, private_key_env: None })
     })
 }
 
-pub(crate) fn api_key(row: &Row<'_>) -> rusqlite::Result<RawApiKey> {
+pub(crate) fn api_key(row: &Row<'_>) -> Result<RawApiKey, Failure> {
     Ok(RawApiKey {
         id: row.get("id")?,
         name: row.get("name")?,
         sha256: row.get("sha256")?,
-        connectors: json(row, "connectors")?,
+        connectors: row.json("connectors")?,
         expires_at: row.get("expires_at")?,
-        limits: json(row, "limits")?,
+        limits: row.json("limits")?,
         revoked: false,
     })
 }
 
 /// A row of [`CLIENTS`].
-pub(crate) fn client(row: &Row<'_>) -> rusqlite::Result<RawOauthClient> {
+pub(crate) fn client(row: &Row<'_>) -> Result<RawOauthClient, Failure> {
     Ok(RawOauthClient {
         client_id: row.get("client_id")?,
         name: row.get("name")?,
-        secret_sha256: json(row, "secrets")?.unwrap_or_default(),
-        jwks: json(row, "jwks")?,
-        scopes: json(row, "scopes")?,
+        secret_sha256: row.json("secrets")?.unwrap_or_default(),
+        jwks: row.json("jwks")?,
+        scopes: row.json("scopes")?,
         revoked: false,
     })
 }
 
-fn limits(org: &mut RawOrg, row: &Row<'_>) -> rusqlite::Result<()> {
-    org.limits = json(row, "limits")?;
+fn limits(org: &mut RawOrg, row: &Row<'_>) -> Result<(), Failure> {
+    org.limits = row.json("limits")?;
     Ok(())
 }
 
-fn identity_provider(org: &mut RawOrg, row: &Row<'_>) -> rusqlite::Result<()> {
+fn identity_provider(org: &mut RawOrg, row: &Row<'_>) -> Result<(), Failure> {
     org.identity_providers.push(RawIdentityProvider {
         issuer: row.get("issuer")?,
         jwks_uri: row.get("jwks_uri")?,
-        audience: json(row, "audiences")?.map(OneOrMany::Many),
-        default_scopes: json(row, "default_scopes")?,
-        client_scopes: json(row, "client_scopes")?,
+        audience: row.json("audiences")?.map(OneOrMany::Many),
+        default_scopes: row.json("default_scopes")?,
+        client_scopes: row.json("client_scopes")?,
         revoked: false,
     });
     Ok(())
 }
 
-fn revoked_token(org: &mut RawOrg, row: &Row<'_>) -> rusqlite::Result<()> {
+fn revoked_token(org: &mut RawOrg, row: &Row<'_>) -> Result<(), Failure> {
     org.revoked_tokens.jti.push(row.get("jti")?);
     Ok(())
 }
 
-fn revoked_client(org: &mut RawOrg, row: &Row<'_>) -> rusqlite::Result<()> {
+fn revoked_client(org: &mut RawOrg, row: &Row<'_>) -> Result<(), Failure> {
     org.revoked_tokens.issued_before.0.push((row.get("client_id")?, row.get("issued_before")?));
     Ok(())
 }
@@ -156,8 +144,9 @@ fn revoked_client(org: &mut RawOrg, row: &Row<'_>) -> rusqlite::Result<()> {
 #[cfg(test)]
 mod tests {
     use crate::clock::Moment;
-    use crate::database::{Actor, Database};
+    use crate::database::{Actor, Database, Location};
     use crate::records::signing_key;
+    use crate::sql::{Sql, values};
 
     /// Gateways compare the document by its text. A new order of members would make all of them load it again.
     #[test]
@@ -165,10 +154,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("test.db");
         let actor = Actor { name: "test".to_owned(), now: Moment::parse("2026-01-01T00:00:00Z").unwrap() };
-        let mut database = Database::create(&path, |change| {
+        let mut database = Database::create(&Location::from(&*path), |change| {
             signing_key::create(change, &actor, Some("a"), "PEM")?;
-            change.execute_batch(
-                r#"
+            let records = r#"
                 INSERT INTO orgs VALUES ('a', '', '{"rate":{"requests":1,"per":"hour","burst":2},"monthly_quota":3}'), ('b', '', NULL);
                 INSERT INTO api_keys VALUES
                     ('k', 'a', 'n', '', 'h', '["c"]', '', '2027-01-01T00:00:00Z', '{"monthly_quota":4}', NULL),
@@ -181,8 +169,10 @@ mod tests {
                     ('a', 'i', 'u', '["x","y"]', NULL, '', NULL), ('a', 'j', 'u', '["x"]', '[]', '', '["s"]');
                 INSERT INTO revoked_tokens VALUES ('a', 't', '');
                 INSERT INTO revoked_clients VALUES ('a', 'c', '2026-01-01T00:00:00Z');
-                "#,
-            )?;
+                "#;
+            for insert in records.split(";\n").filter(|insert| !insert.trim().is_empty()) {
+                change.execute(insert, values![])?;
+            }
             Ok(())
         })
         .unwrap();

@@ -6,7 +6,6 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use apexmcp_core::config::Config;
-use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 use crate::database::{Actor, Change, Check, Database, Record};
 use crate::document;
 use crate::failure::{Failure, Reason};
+use crate::sql::{Row, Sql, first, values};
 use crate::yaml;
 
 const STRING: &str = "type.googleapis.com/google.protobuf.StringValue";
@@ -33,12 +33,12 @@ pub struct Target {
 ///
 /// # Errors
 /// If the database fails.
-pub fn target(connection: &Connection) -> Result<Option<Target>, Failure> {
-    let read = |row: &rusqlite::Row<'_>| {
-        let path = |column| row.get::<_, String>(column).map(PathBuf::from);
+pub fn target(connection: &dyn Sql) -> Result<Option<Target>, Failure> {
+    let read = |row: &Row<'_>| {
+        let path = |column| row.get::<String>(column).map(PathBuf::from);
         Ok(Target { template: path("template")?, file: path("file")? })
     };
-    Ok(connection.query_row("SELECT template, file FROM ecds", [], read).optional()?)
+    first(connection, "SELECT template, file FROM ecds", values![], read)
 }
 
 impl Target {
@@ -78,7 +78,11 @@ impl Target {
 /// If the file cannot be written.
 pub fn enable(change: &Change<'_>, actor: &Actor, target: &Target) -> Result<Option<Target>, Failure> {
     let (template, file) = (target.template.display().to_string(), target.file.display().to_string());
-    change.execute("INSERT OR REPLACE INTO ecds (only, template, file) VALUES (1, ?, ?)", params![template, file])?;
+    change.execute(
+        "INSERT INTO ecds (\"only\", template, file) VALUES (1, ?, ?)
+            ON CONFLICT (\"only\") DO UPDATE SET template = excluded.template, file = excluded.file",
+        values![&template, &file],
+    )?;
     change.record(
         actor,
         &Record {
@@ -98,7 +102,7 @@ pub fn enable(change: &Change<'_>, actor: &Actor, target: &Target) -> Result<Opt
 /// If no target is enabled.
 pub fn disable(change: &Change<'_>, actor: &Actor) -> Result<Target, Failure> {
     let target = target(change)?.ok_or_else(not_enabled)?;
-    change.execute("DELETE FROM ecds", [])?;
+    change.execute("DELETE FROM ecds", values![])?;
     let subject = target.file.display().to_string();
     change.record(
         actor,
@@ -123,7 +127,7 @@ pub fn write(database: &mut Database) -> Result<Option<Target>, Failure> {
 ///
 /// # Errors
 /// If the template has the wrong form, or the gateway would refuse the result.
-pub fn check(connection: &Connection) -> Result<(), Failure> {
+pub fn check(connection: &dyn Sql) -> Result<(), Failure> {
     match target(connection)? {
         None => Ok(()),
         Some(target) => fill(&target.template, &document::render(connection)?).map(drop),

@@ -94,6 +94,16 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+impl From<postgres::Error> for Failure {
+    fn from(error: postgres::Error) -> Self {
+        let said = error.as_db_error().map(ToString::to_string);
+        if error.is_closed() {
+            return Self::new(Reason::DatabaseFailed, "the connection to the database was lost: try again");
+        }
+        Self::new(Reason::DatabaseFailed, format!("the database failed: {}", said.unwrap_or_else(|| error.to_string())))
+    }
+}
+
 impl From<rusqlite::Error> for Failure {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {

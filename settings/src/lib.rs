@@ -20,7 +20,7 @@ pub mod plugin_config;
 pub mod records;
 pub mod report;
 mod routes;
-mod rows;
 pub mod secret;
 pub mod serve;
+pub mod sql;
 mod yaml;

@@ -1,19 +1,18 @@
 //! The parts of the policy (`apexmcp_core::policy::parts`), as they are in the database, and which of them changed when.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use apexmcp_core::jwks::Clusters;
 use apexmcp_core::policy::parts::{KeyRange, OrgPart, PartName};
-use apexmcp_core::policy::raw::{RawOrg, RawPolicy};
+use apexmcp_core::policy::raw::{RawApiKey, RawOauthClient, RawOrg, RawPolicy};
 use apexmcp_core::policy::remote::PartReader;
 use apexmcp_core::scope::{Scope, ScopeSet};
-use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 
 use crate::document;
 use crate::failure::{Failure, Reason};
-use crate::rows::{json, rows};
 use crate::secret::{self, sha256};
+use crate::sql::{Sql, first, only, rows, values};
 
 /// Number of versions from which a gateway can take the changes since. A gateway with an older one gets all parts.
 const KEPT_VERSIONS: i64 = 100_000;
@@ -32,27 +31,27 @@ pub struct Changed {
 ///
 /// # Errors
 /// If the database fails.
-pub fn note_changes(connection: &Connection) -> Result<Vec<Changed>, Failure> {
-    let version = document::version(connection)?;
+pub fn note_changes(sql: &dyn Sql) -> Result<Vec<Changed>, Failure> {
+    let version = document::version(sql)?;
     let tag = secret::hexadecimal::<8>()?;
-    connection.execute("INSERT OR REPLACE INTO versions (version, tag) VALUES (?, ?)", params![version, tag])?;
+    sql.execute(
+        "INSERT INTO versions (version, tag) VALUES (?, ?) ON CONFLICT (version) DO UPDATE SET tag = excluded.tag",
+        values![version, tag],
+    )?;
     let oldest = version.saturating_sub(KEPT_VERSIONS);
-    connection.execute("DELETE FROM versions WHERE version <= ?", [oldest])?;
-    connection.execute("DELETE FROM parts WHERE digest IS NULL AND version <= ?", [oldest])?;
+    sql.execute("DELETE FROM versions WHERE version <= ?", values![oldest])?;
+    sql.execute("DELETE FROM parts WHERE digest IS NULL AND version <= ?", values![oldest])?;
 
     let mut changed = Vec::new();
-    for (name, org) in touched(connection)? {
+    for (name, org) in touched(sql)? {
         let part = PartName::parse(&name).ok_or_else(|| Failure::new(Reason::DatabaseInvalid, format!("the part {name:?}")))?;
-        let text = render(connection, &part)?;
+        let text = render(sql, &part)?;
         let digest = text.as_deref().map(sha256);
-        let before: Option<Option<String>> = connection
-            .prepare_cached("SELECT digest FROM parts WHERE name = ?")?
-            .query_row([&name], |row| row.get(0))
-            .optional()?;
+        let before = first(sql, "SELECT digest FROM parts WHERE name = ?", values![&name], |row| row.get("digest"))?;
         if before.flatten() != digest {
-            connection
-                .prepare_cached("INSERT OR REPLACE INTO parts (name, version, digest) VALUES (?, ?, ?)")?
-                .execute(params![name, version, digest])?;
+            let insert = "INSERT INTO parts (name, version, digest) VALUES (?, ?, ?)
+                ON CONFLICT (name) DO UPDATE SET version = excluded.version, digest = excluded.digest";
+            sql.execute(insert, values![&name, version, digest])?;
             changed.push(Changed { org, name, text });
         }
     }
@@ -60,18 +59,17 @@ pub fn note_changes(connection: &Connection) -> Result<Vec<Changed>, Failure> {
 }
 
 /// The names of the parts that may have changed, each with its org. Forgets what was touched.
-fn touched(connection: &Connection) -> Result<BTreeMap<String, Option<String>>, Failure> {
+fn touched(sql: &dyn Sql) -> Result<BTreeMap<String, Option<String>>, Failure> {
     let mut names = BTreeMap::new();
     let mut keys: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
-    let touched = rows(connection, "SELECT DISTINCT kind, org, id FROM touched", [], |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
+    let touched = rows(sql, "SELECT DISTINCT kind, org, id FROM touched", values![], |row| {
+        Ok((row.get::<String>("kind")?, row.get::<String>("org")?, row.get::<String>("id")?))
     })?;
-    connection.execute("DELETE FROM touched", [])?;
+    sql.execute("DELETE FROM touched", values![])?;
     for (kind, org, id) in touched {
         match kind.as_str() {
             "key" => {
-                let first_bytes = id.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0);
-                keys.entry(org.clone()).or_default().insert(first_bytes);
+                keys.entry(org.clone()).or_default().insert(first_bytes(&id));
             }
             "client" => _ = names.insert(PartName::Client(&id).to_string(), Some(org.clone())),
             "signing" => _ = names.insert(PartName::Signing.to_string(), None),
@@ -83,14 +81,14 @@ fn touched(connection: &Connection) -> Result<BTreeMap<String, Option<String>>, 
         }
     }
     for (org, keys) in keys {
-        let before = key_parts(connection, &org)?;
-        let count: u32 =
-            connection
-                .query_row("SELECT count(*) FROM api_keys WHERE org = ? AND revoked_at IS NULL", [&org], |row| row.get(0))?;
-        let after = KeyRange::count(count);
+        let before = key_parts(sql, &org)?;
+        let count = "SELECT count(*) AS keys FROM api_keys WHERE org = ? AND revoked_at IS NULL";
+        let after = KeyRange::count(only(sql, count, values![&org], |row| row.get("keys"))?);
         if after != before {
-            connection.execute("INSERT OR REPLACE INTO key_parts (org, parts) VALUES (?, ?)", params![org, after])?;
-            connection.execute("DELETE FROM key_parts WHERE org = ? AND parts = 0", [&org])?;
+            sql.execute("DELETE FROM key_parts WHERE org = ?", values![&org])?;
+        }
+        if after != before && after > 0 {
+            sql.execute("INSERT INTO key_parts (org, parts) VALUES (?, ?)", values![&org, after])?;
         }
         let of_keys = keys.into_iter().filter_map(|first_bytes| KeyRange::of(first_bytes, after));
         for range in KeyRange::changed(before, after).into_iter().chain(of_keys) {
@@ -101,67 +99,69 @@ fn touched(connection: &Connection) -> Result<BTreeMap<String, Option<String>>, 
 }
 
 /// The number of key parts of an org.
-fn key_parts(connection: &Connection, org: &str) -> Result<u32, Failure> {
-    let mut statement = connection.prepare_cached("SELECT parts FROM key_parts WHERE org = ?")?;
-    Ok(statement.query_row([org], |row| row.get(0)).optional()?.unwrap_or(0))
+fn key_parts(sql: &dyn Sql, org: &str) -> Result<u32, Failure> {
+    let parts = first(sql, "SELECT parts FROM key_parts WHERE org = ?", values![org], |row| row.get("parts"))?;
+    Ok(parts.unwrap_or(0))
 }
 
 /// The text of a part. `None`: there is no such part. The same state of the database always has the same text.
 ///
 /// # Errors
 /// If the database fails.
-pub fn render(connection: &Connection, name: &PartName<'_>) -> Result<Option<String>, Failure> {
+pub fn render(sql: &dyn Sql, name: &PartName<'_>) -> Result<Option<String>, Failure> {
     match name {
         PartName::Signing => {
-            let signing_keys = document::signing_keys(connection)?;
+            let signing_keys = document::signing_keys(sql)?;
             let has_keys = !signing_keys.is_empty();
             has_keys.then(|| text(&RawPolicy { signing_keys, ..RawPolicy::default() })).transpose()
         }
-        PartName::Org(org) => of_org(connection, org),
+        PartName::Org(org) => of_org(sql, org),
         PartName::Client(id) => {
             let query = format!("{} AND client_id = ?", document::CLIENTS);
-            let found = connection
-                .prepare_cached(&query)?
-                .query_row([id], |row| Ok((row.get::<_, String>("org")?, document::client(row)?)));
-            let Some((org, client)) = found.optional()? else { return Ok(None) };
-            alone(org, RawOrg { oauth_clients: vec![client], ..RawOrg::default() }).map(Some)
+            let found = first(sql, &query, values![id], |row| Ok((row.get("org")?, document::client(row)?)))?;
+            found.map(|(org, client)| of_client(org, client)).transpose()
         }
         PartName::Keys(org, range) => {
-            if KeyRange::of(range.first(), key_parts(connection, org)?) != Some(*range) {
+            if KeyRange::of(range.first(), key_parts(sql, org)?) != Some(*range) {
                 return Ok(None);
             }
             // The hashes are hexadecimal, so `g` is after each of them.
-            let bounds = params![org, format!("{:08x}", range.first()), format!("{:08x}g", range.last())];
-            let mut statement = connection.prepare_cached(
-                "SELECT * FROM api_keys WHERE revoked_at IS NULL AND org = ? AND sha256 BETWEEN ? AND ? ORDER BY sha256",
-            )?;
-            let api_keys = statement.query_map(bounds, document::api_key)?.collect::<rusqlite::Result<_>>()?;
-            alone((*org).to_owned(), RawOrg { api_keys, ..RawOrg::default() }).map(Some)
+            let bounds = values![org, format!("{:08x}", range.first()), format!("{:08x}g", range.last())];
+            let query = "SELECT * FROM api_keys WHERE revoked_at IS NULL AND org = ? AND sha256 BETWEEN ? AND ? ORDER BY sha256";
+            of_keys(org, rows(sql, query, bounds, document::api_key)?).map(Some)
         }
     }
 }
 
-fn of_org(connection: &Connection, org: &str) -> Result<Option<String>, Failure> {
-    let Some(policy) = document::org(connection, org)? else { return Ok(None) };
+fn of_client(org: String, client: RawOauthClient) -> Result<String, Failure> {
+    alone(org, RawOrg { oauth_clients: vec![client], ..RawOrg::default() })
+}
+
+fn of_keys(org: &str, api_keys: Vec<RawApiKey>) -> Result<String, Failure> {
+    alone(org.to_owned(), RawOrg { api_keys, ..RawOrg::default() })
+}
+
+fn of_org(sql: &dyn Sql, org: &str) -> Result<Option<String>, Failure> {
+    let Some(policy) = document::org(sql, org)? else { return Ok(None) };
     // One step for each different list, whatever the number of keys.
     let lists = "WITH RECURSIVE lists (list) AS (
-            SELECT min(connectors) FROM api_keys WHERE org = ?1 AND revoked_at IS NULL AND connectors IS NOT NULL
+            SELECT min(connectors) FROM api_keys WHERE org = ? AND revoked_at IS NULL AND connectors IS NOT NULL
             UNION ALL
             SELECT (
                 SELECT min(connectors) FROM api_keys
-                WHERE org = ?1 AND revoked_at IS NULL AND connectors IS NOT NULL AND connectors > lists.list
+                WHERE org = ? AND revoked_at IS NULL AND connectors IS NOT NULL AND connectors > lists.list
             ) FROM lists WHERE lists.list IS NOT NULL
         ) SELECT list FROM lists WHERE list IS NOT NULL";
-    let lists: Vec<Option<Vec<String>>> = rows(connection, lists, [org], |row| json(row, "list"))?;
+    let lists: Vec<Option<Vec<String>>> = rows(sql, lists, values![org, org], |row| row.json("list"))?;
     let scopes = "SELECT DISTINCT scopes FROM oauth_clients WHERE org = ? AND revoked_at IS NULL";
-    let scopes: Vec<Option<Vec<String>>> = rows(connection, scopes, [org], |row| json(row, "scopes"))?;
+    let scopes: Vec<Option<Vec<String>>> = rows(sql, scopes, values![org], |row| row.json("scopes"))?;
     let has_clients = !scopes.is_empty();
     let scopes: ScopeSet = scopes.iter().flatten().flatten().filter_map(|scope| Scope::parse(scope)).collect();
     let of_scopes = scopes.connectors().map(ToString::to_string);
     let connectors: BTreeSet<String> = lists.into_iter().flatten().flatten().chain(of_scopes).collect();
     let policy = RawPolicy { orgs: BTreeMap::from([(org.to_owned(), policy)]).into(), ..RawPolicy::default() };
     let connectors = connectors.into_iter().collect();
-    text(&OrgPart { key_parts: key_parts(connection, org)?, has_clients, connectors, policy }).map(Some)
+    text(&OrgPart { key_parts: key_parts(sql, org)?, has_clients, connectors, policy }).map(Some)
 }
 
 fn alone(name: String, org: RawOrg) -> Result<String, Failure> {
@@ -183,42 +183,106 @@ pub fn reader() -> PartReader {
 pub struct Changes {
     /// The present version.
     pub version: i64,
-    /// See [`document::database_id`].
-    pub database_id: String,
     /// The tags of the versions after that one.
     pub tags: Vec<(i64, String)>,
     /// The parts that changed, each with the version of its last change, and its text unless it is gone.
     pub parts: Vec<(String, i64, Option<String>)>,
 }
 
-/// The changes after `version`. `tag` is its tag. `None`: this database never had that version, so it is a restored copy.
+/// The changes after `since`, a version with its tag. `None`: this database never had that version, so it is a restored copy.
 ///
 /// # Errors
 /// If the database fails.
-pub fn changes_since(connection: &Connection, since: Option<(i64, &str)>) -> Result<Option<Changes>, Failure> {
-    let (version, database_id) = (document::version(connection)?, document::database_id(connection)?);
-    let after = match since {
-        None => -1,
-        Some((after, tag)) => {
-            let query = "SELECT tag FROM versions WHERE version = ?";
-            let found: Option<String> = connection.query_row(query, [after], |row| row.get(0)).optional()?;
-            if found.as_deref() != Some(tag) {
-                return Ok(None);
-            }
-            after
+pub fn changes_since(sql: &dyn Sql, since: (i64, &str)) -> Result<Option<Changes>, Failure> {
+    let (after, tag) = since;
+    let query = "SELECT tag FROM versions WHERE version = ?";
+    let found: Option<String> = first(sql, query, values![after], |row| row.get("tag"))?;
+    if found.as_deref() != Some(tag) {
+        return Ok(None);
+    }
+    let parts = rows(sql, "SELECT name, version FROM parts WHERE version > ?", values![after], |row| {
+        Ok((row.get::<String>("name")?, row.get("version")?))
+    })?;
+    let parts = parts.into_iter().map(|(name, version)| {
+        let text = PartName::parse(&name).map(|part| render(sql, &part)).transpose()?.flatten();
+        Ok((name, version, text))
+    });
+    let parts = parts.collect::<Result<_, Failure>>()?;
+    Ok(Some(Changes { version: document::version(sql)?, tags: tags_after(sql, after)?, parts }))
+}
+
+/// All parts.
+///
+/// # Errors
+/// If the database fails.
+pub fn all(sql: &dyn Sql) -> Result<Changes, Failure> {
+    // One query for each kind of part, because there may be a hundred thousand of them.
+    let mut texts: HashMap<String, String> = HashMap::new();
+    for name in rows(sql, "SELECT name FROM orgs", values![], |row| row.get::<String>("name"))? {
+        let part = PartName::Org(&name);
+        texts.extend(render(sql, &part)?.map(|text| (part.to_string(), text)));
+    }
+    texts.extend(render(sql, &PartName::Signing)?.map(|text| (PartName::Signing.to_string(), text)));
+    sql.each(document::CLIENTS, values![], &mut |row| {
+        let client = document::client(row)?;
+        let name = PartName::Client(client.client_id.as_deref().unwrap_or_default()).to_string();
+        texts.insert(name, of_client(row.get("org")?, client)?);
+        Ok(())
+    })?;
+    let counts = rows(sql, "SELECT org, parts FROM key_parts", values![], |row| {
+        Ok((row.get::<String>("org")?, row.get::<u32>("parts")?))
+    })?;
+    let counts: HashMap<String, u32> = counts.into_iter().collect();
+    let mut keys: Vec<RawApiKey> = Vec::new();
+    let mut of: Option<(String, KeyRange)> = None;
+    let query = "SELECT * FROM api_keys WHERE revoked_at IS NULL ORDER BY org, sha256";
+    sql.each(query, values![], &mut |row| {
+        let (org, hash): (String, String) = (row.get("org")?, row.get("sha256")?);
+        let range = KeyRange::of(first_bytes(&hash), counts.get(&org).copied().unwrap_or(0));
+        let next = range.map(|range| (org, range));
+        if next != of {
+            end_of_part(of.take(), &mut keys, &mut texts)?;
+            of = next;
         }
-    };
-    let tags =
-        rows(connection, "SELECT version, tag FROM versions WHERE version > ?", [after], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let names = "SELECT name, version FROM parts WHERE version > ?";
-    let names = rows(connection, names, [after], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
-    let mut parts = Vec::with_capacity(names.len());
-    for (name, version) in names {
-        let text = match PartName::parse(&name) {
-            Some(part) => render(connection, &part)?,
-            None => None,
+        keys.push(document::api_key(row)?);
+        Ok(())
+    })?;
+    end_of_part(of, &mut keys, &mut texts)?;
+    let mut parts = Vec::new();
+    sql.each("SELECT name, version, digest FROM parts", values![], &mut |row| {
+        let (name, version): (String, i64) = (row.get("name")?, row.get("version")?);
+        let is_there = row.get::<Option<String>>("digest")?.is_some();
+        let text = match (texts.remove(&name), PartName::parse(&name)) {
+            // A range in which there is no key at present.
+            (None, Some(PartName::Keys(org, _))) if is_there => Some(of_keys(org, Vec::new())?),
+            (text, _) => text,
         };
         parts.push((name, version, text));
+        Ok(())
+    })?;
+    Ok(Changes { version: document::version(sql)?, tags: tags_after(sql, -1)?, parts })
+}
+
+/// Adds the part to which all these keys belong.
+fn end_of_part(
+    of: Option<(String, KeyRange)>,
+    keys: &mut Vec<RawApiKey>,
+    texts: &mut HashMap<String, String>,
+) -> Result<(), Failure> {
+    let keys = std::mem::take(keys);
+    if let Some((org, range)) = of {
+        texts.insert(PartName::Keys(&org, range).to_string(), of_keys(&org, keys)?);
     }
-    Ok(Some(Changes { version, database_id, tags, parts }))
+    Ok(())
+}
+
+fn tags_after(sql: &dyn Sql, version: i64) -> Result<Vec<(i64, String)>, Failure> {
+    rows(sql, "SELECT version, tag FROM versions WHERE version > ?", values![version], |row| {
+        Ok((row.get("version")?, row.get("tag")?))
+    })
+}
+
+/// The first four bytes of a hash.
+fn first_bytes(hash: &str) -> u32 {
+    hash.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0)
 }

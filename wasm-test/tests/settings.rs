@@ -159,8 +159,9 @@ async fn a_change_sends_only_the_parts_that_changed() {
     const A_CHANGE: u64 = 8_192;
     let upstream = upstream::start().await;
     let mut settings = Apexmcp::new();
-    let api_keys: Vec<Value> =
-        (0..KEYS).map(|number| json!({"id": format!("k{number}"), "sha256": format!("{number:064x}").chars().rev().collect::<String>()})).collect();
+    let api_keys: Vec<Value> = (0..KEYS)
+        .map(|number| json!({"id": format!("k{number}"), "sha256": format!("{number:064x}").chars().rev().collect::<String>()}))
+        .collect();
     let file = settings.file("policy.json");
     std::fs::write(&file, json!({"orgs": {"acme": {"api_keys": api_keys}}}).to_string()).expect("the policy is written");
     settings.run(&format!("policy import {}", argument(&file)));

@@ -31,7 +31,7 @@ use session::Session;
 /// If the command was refused or failed.
 pub fn run(cli: Cli) -> Result<Answer, Failure> {
     let actor = Actor { name: session::actor(cli.actor)?, now: Moment::now() };
-    let session = Session { path: &cli.db, actor, json: cli.json };
+    let session = Session { location: &cli.db, actor, json: cli.json };
     match cli.command {
         Command::Init => init::run(&session),
         Command::Org(command) => org::run(&session, command),

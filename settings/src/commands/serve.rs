@@ -29,7 +29,7 @@ pub(super) fn run(session: &Session<'_>, listen: SocketAddr) -> Result<Answer, F
     }
     let json = session.json;
     // Not `session.open()`: the server itself warns if others can read the database.
-    serve::run(session.path, Database::open(session.path)?, listen, token, |address| {
+    serve::run(session.location, Database::open(session.location)?, listen, token, |address| {
         let line = if json { json!({"listening": address}).to_string() } else { format!("listening on http://{address}") };
         // Standard output may be closed.
         let _ = writeln!(std::io::stdout(), "{line}");

@@ -1,29 +1,28 @@
 //! What all commands share: the database, the actor and the form of the answer.
 
 use std::io::Write;
-use std::path::Path;
 
 use apexmcp_core::names::is_plain;
 use apexmcp_core::problem::Problem;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::database::{self, Actor, Change, Database, Done};
+use crate::database::{self, Actor, Change, Database, Done, Location};
 use crate::ecds;
 use crate::failure::{Failure, Reason};
 use crate::output::Answer;
 
 /// One run of the program.
 pub(super) struct Session<'a> {
-    pub(super) path: &'a Path,
+    pub(super) location: &'a Location,
     pub(super) actor: Actor,
     pub(super) json: bool,
 }
 
 impl Session<'_> {
     pub(super) fn open(&self) -> Result<Database, Failure> {
-        let database = Database::open(self.path)?;
-        if let Some(exposure) = database::exposure(self.path) {
+        let database = Database::open(self.location)?;
+        if let Some(exposure) = database::exposure(self.location) {
             // Printed before the command runs: the command may fail, or print a long answer.
             let _ = writeln!(std::io::stderr(), "apexmcp: warning: {exposure}");
         }
@@ -68,7 +67,7 @@ impl Session<'_> {
         let Err(failure) = ecds::check(change) else { return Ok(()) };
         // A second connection sees the state before this change. If the file was already wrong, the change is made anyway,
         // because it may be a revocation.
-        match Database::open(self.path)?.read(ecds::check) {
+        match Database::open(self.location)?.read(ecds::check) {
             Ok(()) => Err(Failure::new(
                 Reason::EcdsRefused,
                 format!("nothing was changed, because the file for Envoy could not be written after the change: {failure}"),

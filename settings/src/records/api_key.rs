@@ -1,7 +1,6 @@
 //! API keys.
 
 use apexmcp_core::limits::document::Limits;
-use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde_json::json;
 
@@ -10,8 +9,8 @@ use super::org;
 use crate::clock::Moment;
 use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
-use crate::rows::{exists, json as json_column, rows};
 use crate::secret;
+use crate::sql::{Row, Sql, exists, first, rows, values};
 
 /// Length of the part of a key that is stored unhashed, so that its owner can recognize it: `apx_live_sk_` and four characters.
 const SHOWN: usize = 16;
@@ -36,17 +35,17 @@ pub struct ApiKey {
 }
 
 impl ApiKey {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+    fn read(row: &Row<'_>) -> Result<Self, Failure> {
         let revoked_at: Option<String> = row.get("revoked_at")?;
         Ok(Self {
             id: row.get("id")?,
             org: row.get("org")?,
             name: row.get("name")?,
             prefix: row.get("prefix")?,
-            connectors: json_column(row, "connectors")?,
+            connectors: row.json("connectors")?,
             created_at: row.get("created_at")?,
             expires_at: row.get("expires_at")?,
-            limits: json_column(row, "limits")?,
+            limits: row.json("limits")?,
             revoked: revoked_at.is_some(),
             revoked_at,
         })
@@ -74,7 +73,7 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
     if new.expires_at.is_some_and(|moment| moment <= actor.now) {
         return Err(Failure::new(Reason::InvalidArgument, "--expires must be at least a second"));
     }
-    let taken = |id: &str| exists(change, "SELECT 1 FROM api_keys WHERE id = ?", [id]);
+    let taken = |id: &str| exists(change, "SELECT 1 FROM api_keys WHERE id = ?", values![id]);
     let id = secret::unused(|| secret::hexadecimal::<6>().map(|digits| format!("key_{digits}")), taken)?;
     let key = secret::base62("apx_live_sk_", 32)?;
     let made = ApiKey {
@@ -92,7 +91,16 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
     let connectors = made.connectors.as_ref().map(|connectors| json!(connectors).to_string());
     change.execute(
         "INSERT INTO api_keys (id, org, name, prefix, sha256, connectors, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        params![made.id, made.org, made.name, made.prefix, secret::sha256(&key), connectors, made.created_at, made.expires_at],
+        values![
+            &made.id,
+            &made.org,
+            &made.name,
+            &made.prefix,
+            secret::sha256(&key),
+            connectors,
+            &made.created_at,
+            made.expires_at.as_deref()
+        ],
     )?;
     let details = json!({"name": made.name, "connectors": made.connectors, "expires_at": made.expires_at});
     change.record(
@@ -106,15 +114,15 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
 ///
 /// # Errors
 /// If the org does not exist.
-pub fn list(connection: &Connection, org: &str) -> Result<Vec<ApiKey>, Failure> {
+pub fn list(connection: &dyn Sql, org: &str) -> Result<Vec<ApiKey>, Failure> {
     org::require(connection, org)?;
-    rows(connection, "SELECT * FROM api_keys WHERE org = ? ORDER BY created_at, id", [org], ApiKey::read)
+    rows(connection, "SELECT * FROM api_keys WHERE org = ? ORDER BY created_at, id", values![org], ApiKey::read)
 }
 
 /// # Errors
 /// If no key has this id.
-pub fn show(connection: &Connection, id: &str) -> Result<ApiKey, Failure> {
-    let found = connection.query_row("SELECT * FROM api_keys WHERE id = ?", [id], ApiKey::read).optional()?;
+pub fn show(connection: &dyn Sql, id: &str) -> Result<ApiKey, Failure> {
+    let found = first(connection, "SELECT * FROM api_keys WHERE id = ?", values![id], ApiKey::read)?;
     found.ok_or_else(|| unknown(id))
 }
 
@@ -132,7 +140,7 @@ pub fn revoke(change: &Change<'_>, actor: &Actor, id: &str) -> Result<ApiKey, Fa
     if key.revoked {
         return Ok(key);
     }
-    change.execute("UPDATE api_keys SET revoked_at = ? WHERE id = ?", params![actor.now.to_string(), id])?;
+    change.execute("UPDATE api_keys SET revoked_at = ? WHERE id = ?", values![actor.now.to_string(), id])?;
     let details = json!({"name": key.name});
     change.record(actor, &Record { action: "key.revoke", org: Some(&key.org), subject: id, details, check: Check::Nothing })?;
     show(change, id)

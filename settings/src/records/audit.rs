@@ -1,11 +1,10 @@
 //! The audit log: each change with its actor and its time.
 
-use rusqlite::{Connection, params};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::failure::Failure;
-use crate::rows::{json as json_column, rows};
+use crate::sql::{Sql, rows, values};
 
 #[derive(Debug, Serialize)]
 pub struct Entry {
@@ -26,10 +25,11 @@ pub struct Entry {
 ///
 /// # Errors
 /// If the database fails.
-pub fn list(connection: &Connection, org: Option<&str>, limit: u32) -> Result<Vec<Entry>, Failure> {
-    let query =
-        "SELECT * FROM (SELECT * FROM audit WHERE ?1 IS NULL OR org = ?1 ORDER BY version DESC LIMIT ?2) ORDER BY version";
-    rows(connection, query, params![org, limit], |row| {
+pub fn list(connection: &dyn Sql, org: Option<&str>, limit: u32) -> Result<Vec<Entry>, Failure> {
+    let query = "SELECT * FROM (
+            SELECT * FROM audit WHERE CAST(? AS TEXT) IS NULL OR org = ? ORDER BY version DESC LIMIT ?
+        ) AS latest ORDER BY version";
+    rows(connection, query, values![org, org, limit], |row| {
         Ok(Entry {
             version: row.get("version")?,
             at: row.get("at")?,
@@ -37,7 +37,7 @@ pub fn list(connection: &Connection, org: Option<&str>, limit: u32) -> Result<Ve
             action: row.get("action")?,
             org: row.get("org")?,
             subject: row.get("subject")?,
-            details: json_column(row, "details")?.unwrap_or_default(),
+            details: row.json("details")?.unwrap_or_default(),
         })
     })
 }

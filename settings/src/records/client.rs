@@ -2,7 +2,6 @@
 
 use apexmcp_core::jose::jwk::JwkSet;
 use apexmcp_core::names::is_plain;
-use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -10,8 +9,8 @@ use super::checks::{check_name, check_scopes};
 use super::org;
 use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
-use crate::rows::{exists, json as json_column, rows};
 use crate::secret;
+use crate::sql::{Row, Sql, exists, first, rows, values};
 
 /// A client without its secrets.
 #[derive(Debug, Serialize)]
@@ -31,21 +30,21 @@ pub struct Client {
     pub revoked_at: Option<String>,
 }
 
-const SELECT: &str = "SELECT *, (
-        SELECT json_group_array(created_at ORDER BY number) FROM client_secrets
+const SELECT: &str = "SELECT oauth_clients.*, (
+        SELECT '[' || string_agg('\"' || created_at || '\"', ',' ORDER BY number) || ']' FROM client_secrets
         WHERE client_secrets.client_id = oauth_clients.client_id
     ) AS secrets FROM oauth_clients";
 
 impl Client {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+    fn read(row: &Row<'_>) -> Result<Self, Failure> {
         let revoked_at: Option<String> = row.get("revoked_at")?;
         Ok(Self {
             client_id: row.get("client_id")?,
             org: row.get("org")?,
             name: row.get("name")?,
-            scopes: json_column(row, "scopes")?.unwrap_or_default(),
-            jwks: json_column(row, "jwks")?,
-            secrets_created_at: json_column(row, "secrets")?.unwrap_or_default(),
+            scopes: row.json("scopes")?.unwrap_or_default(),
+            jwks: row.json("jwks")?,
+            secrets_created_at: row.json("secrets")?.unwrap_or_default(),
             created_at: row.get("created_at")?,
             revoked: revoked_at.is_some(),
             revoked_at,
@@ -105,12 +104,12 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result
     check_name(new.name)?;
     check_scopes("--scope", new.scopes)?;
     let jwks = new.jwks.map(public_keys).transpose()?;
-    let taken = |id: &str| exists(change, "SELECT 1 FROM oauth_clients WHERE client_id = ?", [id]);
+    let taken = |id: &str| exists(change, "SELECT 1 FROM oauth_clients WHERE client_id = ?", values![id]);
     let client_id = secret::unused(|| secret::base62("apx_client_", 8), taken)?;
     let scopes = json!(new.scopes).to_string();
     change.execute(
         "INSERT INTO oauth_clients (client_id, org, name, scopes, jwks, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-        params![client_id, new.org, new.name, scopes, jwks.as_ref().map(Value::to_string), actor.now.to_string()],
+        values![&client_id, new.org, new.name, scopes, jwks.as_ref().map(Value::to_string), actor.now],
     )?;
     let client_secret = if jwks.is_none() { Some(add_secret(change, actor, &client_id)?) } else { None };
     let details = json!({"name": new.name, "scopes": new.scopes, "kids": jwks.as_ref().map(kids)});
@@ -125,15 +124,15 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result
 ///
 /// # Errors
 /// If the org does not exist.
-pub fn list(connection: &Connection, org: &str) -> Result<Vec<Client>, Failure> {
+pub fn list(connection: &dyn Sql, org: &str) -> Result<Vec<Client>, Failure> {
     org::require(connection, org)?;
-    rows(connection, &format!("{SELECT} WHERE org = ? ORDER BY created_at, client_id"), [org], Client::read)
+    rows(connection, &format!("{SELECT} WHERE org = ? ORDER BY created_at, client_id"), values![org], Client::read)
 }
 
 /// # Errors
 /// If no client has this id.
-pub fn show(connection: &Connection, client_id: &str) -> Result<Client, Failure> {
-    let found = connection.query_row(&format!("{SELECT} WHERE client_id = ?"), [client_id], Client::read).optional()?;
+pub fn show(connection: &dyn Sql, client_id: &str) -> Result<Client, Failure> {
+    let found = first(connection, &format!("{SELECT} WHERE client_id = ?"), values![client_id], Client::read)?;
     let unknown = || format!("no client has the id {client_id:?}. Run 'apexmcp client list --org ORG' to see the ids");
     found.ok_or_else(|| Failure::new(Reason::NotFound, unknown()))
 }
@@ -184,7 +183,7 @@ pub fn drop_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Resul
     }
     change.execute(
         "DELETE FROM client_secrets WHERE number = (SELECT min(number) FROM client_secrets WHERE client_id = ?)",
-        [client_id],
+        values![client_id],
     )?;
     let details = json!({"name": client.name, "created_at": client.secrets_created_at.first()});
     change.record(
@@ -203,7 +202,7 @@ pub fn revoke(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Cli
     if client.revoked {
         return Ok(client);
     }
-    change.execute("UPDATE oauth_clients SET revoked_at = ? WHERE client_id = ?", params![actor.now.to_string(), client_id])?;
+    change.execute("UPDATE oauth_clients SET revoked_at = ? WHERE client_id = ?", values![actor.now.to_string(), client_id])?;
     let details = json!({"name": client.name});
     change.record(
         actor,
@@ -212,7 +211,7 @@ pub fn revoke(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Cli
     show(change, client_id)
 }
 
-fn in_force(connection: &Connection, client_id: &str) -> Result<Client, Failure> {
+fn in_force(connection: &dyn Sql, client_id: &str) -> Result<Client, Failure> {
     let client = show(connection, client_id)?;
     match client.revoked_at {
         Some(at) => Err(Failure::new(
@@ -227,7 +226,7 @@ fn add_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Str
     let client_secret = secret::base62("apx_secret_", 24)?;
     change.execute(
         "INSERT INTO client_secrets (client_id, sha256, created_at) VALUES (?, ?, ?)",
-        params![client_id, secret::sha256(&client_secret), actor.now.to_string()],
+        values![client_id, secret::sha256(&client_secret), actor.now.to_string()],
     )?;
     Ok(client_secret)
 }

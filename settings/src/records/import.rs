@@ -6,7 +6,6 @@ use apexmcp_core::api_key::KeyDigest;
 use apexmcp_core::limits::document::Limits;
 use apexmcp_core::names::is_record_id;
 use apexmcp_core::policy::raw::{RawApiKey, RawIdentityProvider, RawOauthClient, RawOrg, RawPolicy, RawSigningKey};
-use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 use serde_json::json;
 
@@ -16,7 +15,7 @@ use super::{client, org, signing_key};
 use crate::clock::Moment;
 use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
-use crate::rows::exists;
+use crate::sql::{Sql, exists, first, values};
 
 /// Number of records after which a person at a terminal is told how far the import is.
 const STEP: u64 = 50_000;
@@ -90,7 +89,7 @@ fn signing(change: &Change<'_>, actor: &Actor, key: RawSigningKey, counts: &mut 
         ));
     };
     let query = "SELECT private_key_pem FROM signing_keys WHERE kid = ?";
-    let known: Option<String> = change.query_row(query, [&kid], |row| row.get(0)).optional()?;
+    let known: Option<String> = first(change, query, values![&kid], |row| row.get("private_key_pem"))?;
     match known {
         Some(known) if known.trim() == pem.trim() => Counts::add(&mut counts.unchanged),
         Some(_) => return Err(differs("signing key", &kid)),
@@ -131,7 +130,7 @@ struct Import<'a> {
 
 impl Import<'_> {
     fn org(&mut self, raw: RawOrg) -> Result<(), Failure> {
-        if exists(self.change, "SELECT 1 FROM orgs WHERE name = ?", [self.org])? {
+        if exists(self.change, "SELECT 1 FROM orgs WHERE name = ?", values![self.org])? {
             Counts::add(&mut self.counts.unchanged);
         } else {
             org::create(self.change, self.actor, self.org).map_err(|failure| failure.within(&self.path))?;
@@ -144,20 +143,20 @@ impl Import<'_> {
         self.each("oauth_clients", raw.oauth_clients, Self::client)?;
         self.each("identity_providers", raw.identity_providers, Self::provider)?;
         for jti in raw.revoked_tokens.jti {
-            let query = "INSERT OR IGNORE INTO revoked_tokens (org, jti, revoked_at) VALUES (?, ?, ?)";
-            let made = self.change.prepare_cached(query)?.execute(params![self.org, jti, self.actor.now.to_string()])?;
+            let query = "INSERT INTO revoked_tokens (org, jti, revoked_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
+            let made = self.change.execute(query, values![self.org, jti, self.actor.now])?;
             self.count_revocation(made);
         }
         for (whose, before) in raw.revoked_tokens.issued_before.0 {
             let before = moment(&before).map_err(|failure| failure.within(format_args!("{}.revoked_tokens", self.path)))?;
-            let query = "INSERT OR IGNORE INTO revoked_clients (org, client_id, issued_before) VALUES (?, ?, ?)";
-            let made = self.change.prepare_cached(query)?.execute(params![self.org, whose, before])?;
+            let query = "INSERT INTO revoked_clients (org, client_id, issued_before) VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
+            let made = self.change.execute(query, values![self.org, whose, before])?;
             self.count_revocation(made);
         }
         Ok(())
     }
 
-    fn count_revocation(&mut self, made: usize) {
+    fn count_revocation(&mut self, made: u64) {
         Counts::add(if made > 0 { &mut self.counts.revoked_tokens } else { &mut self.counts.unchanged });
     }
 
@@ -180,7 +179,7 @@ impl Import<'_> {
 
     fn limits(&mut self, limits: &Limits) -> Result<(), Failure> {
         let query = "UPDATE orgs SET limits = ? WHERE name = ? AND limits IS NULL";
-        let made = self.change.execute(query, params![json!(limits).to_string(), self.org])?;
+        let made = self.change.execute(query, values![json!(limits).to_string(), self.org])?;
         Counts::add(if made > 0 { &mut self.counts.limits } else { &mut self.counts.unchanged });
         Ok(())
     }
@@ -196,11 +195,10 @@ impl Import<'_> {
             return Err(Failure::new(Reason::InvalidArgument, wrong));
         }
         let query = "SELECT id, org, sha256 FROM api_keys WHERE id = ? OR sha256 = ?";
-        let known = self
-            .change
-            .prepare_cached(query)?
-            .query_row([&id, &sha256], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)));
-        if let Some((known_id, org, hash)) = known.optional()? {
+        let known = first(self.change, query, values![&id, &sha256], |row| {
+            Ok((row.get::<String>("id")?, row.get::<String>("org")?, row.get::<String>("sha256")?))
+        })?;
+        if let Some((known_id, org, hash)) = known {
             if (known_id.as_str(), org.as_str(), hash.as_str()) != (id.as_str(), self.org, sha256.as_str()) {
                 return Err(differs("API key", &known_id));
             }
@@ -213,16 +211,19 @@ impl Import<'_> {
         // The key itself is not known, so its first characters are not either.
         let insert = "INSERT INTO api_keys (id, org, name, prefix, sha256, connectors, created_at, expires_at, limits)
             VALUES (?, ?, ?, '', ?, ?, ?, ?, ?)";
-        self.change.prepare_cached(insert)?.execute(params![
-            id,
-            self.org,
-            name,
-            sha256,
-            key.connectors.map(|connectors| json!(connectors).to_string()),
-            self.actor.now.to_string(),
-            key.expires_at.as_deref().map(moment).transpose()?,
-            key.limits.map(|limits| json!(limits).to_string()),
-        ])?;
+        self.change.execute(
+            insert,
+            values![
+                id,
+                self.org,
+                name,
+                sha256,
+                key.connectors.map(|connectors| json!(connectors).to_string()),
+                self.actor.now,
+                key.expires_at.as_deref().map(moment).transpose()?,
+                key.limits.map(|limits| json!(limits).to_string()),
+            ],
+        )?;
         Counts::add(&mut self.counts.api_keys);
         Ok(())
     }
@@ -234,7 +235,7 @@ impl Import<'_> {
         }
         let id = checked_id(raw.client_id, "client_id")?;
         let query = "SELECT org FROM oauth_clients WHERE client_id = ?";
-        match self.change.prepare_cached(query)?.query_row([&id], |row| row.get::<_, String>(0)).optional()? {
+        match first(self.change, query, values![&id], |row| row.get::<String>("org"))? {
             Some(org) if org == self.org => {
                 Counts::add(&mut self.counts.unchanged);
                 return Ok(());
@@ -247,14 +248,14 @@ impl Import<'_> {
         let scopes = raw.scopes.unwrap_or_default();
         check_scopes("scopes", &scopes)?;
         let jwks = raw.jwks.as_ref().map(client::public_keys).transpose()?;
-        let now = self.actor.now.to_string();
+        let now = self.actor.now;
         self.change.execute(
             "INSERT INTO oauth_clients (client_id, org, name, scopes, jwks, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-            params![id, self.org, name, json!(scopes).to_string(), jwks.map(|jwks| jwks.to_string()), now],
+            values![&id, self.org, name, json!(scopes).to_string(), jwks.map(|jwks| jwks.to_string()), now],
         )?;
         for sha256 in raw.secret_sha256 {
             let insert = "INSERT INTO client_secrets (client_id, sha256, created_at) VALUES (?, ?, ?)";
-            self.change.execute(insert, params![id, sha256.to_ascii_lowercase(), now])?;
+            self.change.execute(insert, values![&id, sha256.to_ascii_lowercase(), now])?;
         }
         Counts::add(&mut self.counts.oauth_clients);
         Ok(())
@@ -267,7 +268,7 @@ impl Import<'_> {
         }
         let issuer = raw.issuer.unwrap_or_default();
         let query = "SELECT 1 FROM identity_providers WHERE org = ? AND issuer = ?";
-        if exists(self.change, query, [self.org, issuer.as_str()])? {
+        if exists(self.change, query, values![self.org, issuer.as_str()])? {
             Counts::add(&mut self.counts.unchanged);
             return Ok(());
         }

@@ -1,13 +1,12 @@
 //! The limits of an org or of one of its keys.
 
 use apexmcp_core::limits::document::Limits;
-use rusqlite::{Connection, params};
 use serde_json::json;
 
 use super::{api_key, org};
 use crate::database::{Actor, Change, Check, Record};
 use crate::failure::Failure;
-use crate::rows::json as json_column;
+use crate::sql::{Sql, only, values};
 
 /// The record that is limited.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +33,7 @@ impl Holder<'_> {
     }
 
     /// The name of the org, or of the org that owns the key.
-    fn org(self, connection: &Connection) -> Result<String, Failure> {
+    fn org(self, connection: &dyn Sql) -> Result<String, Failure> {
         match self {
             Self::Org(name) => org::require(connection, name).map(|()| name.to_owned()),
             Self::ApiKey(id) => api_key::show(connection, id).map(|key| key.org),
@@ -46,11 +45,11 @@ impl Holder<'_> {
 ///
 /// # Errors
 /// If the record does not exist.
-pub fn show(connection: &Connection, holder: Holder<'_>) -> Result<Option<Limits>, Failure> {
+pub fn show(connection: &dyn Sql, holder: Holder<'_>) -> Result<Option<Limits>, Failure> {
     holder.org(connection)?;
     let (table, column) = holder.table();
     let query = format!("SELECT limits FROM {table} WHERE {column} = ?");
-    Ok(connection.query_row(&query, [holder.name()], |row| json_column(row, "limits"))?)
+    only(connection, &query, values![holder.name()], |row| row.json("limits"))
 }
 
 /// Replaces the limits of a record. `None`: unlimited.
@@ -61,7 +60,7 @@ pub fn set(change: &Change<'_>, actor: &Actor, holder: Holder<'_>, limits: Optio
     let org = holder.org(change)?;
     let (table, column) = holder.table();
     let text = limits.map(|limits| json!(limits).to_string());
-    change.execute(&format!("UPDATE {table} SET limits = ? WHERE {column} = ?"), params![text, holder.name()])?;
+    change.execute(&format!("UPDATE {table} SET limits = ? WHERE {column} = ?"), values![text, holder.name()])?;
     let action = if limits.is_some() { "limits.set" } else { "limits.clear" };
     let details = json!({ "limits": limits });
     change.record(actor, &Record { action, org: Some(&org), subject: holder.name(), details, check: Check::Accepted })

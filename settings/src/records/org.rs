@@ -1,13 +1,12 @@
 //! Orgs: the tenants that own all other records.
 
 use apexmcp_core::names::OrgName;
-use rusqlite::Connection;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
-use crate::rows::{self, rows};
+use crate::sql::{self, Sql, rows, values};
 
 /// An org, and the number of its records that are in force.
 #[derive(Debug, Serialize)]
@@ -30,8 +29,8 @@ const SELECT: &str = "SELECT name, created_at,
 ///
 /// # Errors
 /// If the database fails.
-pub fn list(connection: &Connection) -> Result<Vec<Org>, Failure> {
-    rows(connection, SELECT, [], |row| {
+pub fn list(connection: &dyn Sql) -> Result<Vec<Org>, Failure> {
+    rows(connection, SELECT, values![], |row| {
         Ok(Org {
             name: row.get("name")?,
             api_keys: row.get("keys")?,
@@ -44,7 +43,7 @@ pub fn list(connection: &Connection) -> Result<Vec<Org>, Failure> {
 
 /// # Errors
 /// If no org has this name.
-pub fn show(connection: &Connection, name: &str) -> Result<Org, Failure> {
+pub fn show(connection: &dyn Sql, name: &str) -> Result<Org, Failure> {
     list(connection)?.into_iter().find(|org| org.name == name).ok_or_else(|| unknown(name))
 }
 
@@ -63,7 +62,7 @@ pub fn create(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Fai
         return Err(Failure::new(Reason::AlreadyExists, format!("the org {name} already exists: choose another name")));
     }
     let created_at = actor.now.to_string();
-    change.execute("INSERT INTO orgs (name, created_at) VALUES (?, ?)", [name, &created_at])?;
+    change.execute("INSERT INTO orgs (name, created_at) VALUES (?, ?)", values![name, &created_at])?;
     change.record(
         actor,
         &Record { action: "org.create", org: Some(name), subject: name, details: json!({}), check: Check::Nothing },
@@ -77,7 +76,7 @@ pub fn create(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Fai
 /// If no org has this name.
 pub fn delete(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Failure> {
     let org = show(change, name)?;
-    change.execute("DELETE FROM orgs WHERE name = ?", [name])?;
+    change.execute("DELETE FROM orgs WHERE name = ?", values![name])?;
     let details = json!({
         "api_keys": org.api_keys, "oauth_clients": org.oauth_clients, "identity_providers": org.identity_providers,
     });
@@ -89,12 +88,12 @@ pub fn delete(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Fai
 ///
 /// # Errors
 /// If no org has this name.
-pub fn require(connection: &Connection, name: &str) -> Result<(), Failure> {
+pub fn require(connection: &dyn Sql, name: &str) -> Result<(), Failure> {
     if exists(connection, name)? { Ok(()) } else { Err(unknown(name)) }
 }
 
-fn exists(connection: &Connection, name: &str) -> Result<bool, Failure> {
-    rows::exists(connection, "SELECT 1 FROM orgs WHERE name = ?", [name])
+fn exists(connection: &dyn Sql, name: &str) -> Result<bool, Failure> {
+    sql::exists(connection, "SELECT 1 AS one FROM orgs WHERE name = ?", values![name])
 }
 
 fn unknown(name: &str) -> Failure {

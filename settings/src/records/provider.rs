@@ -2,7 +2,6 @@
 
 use apexmcp_core::policy::{MAX_CLIENT_SCOPE_LENGTH, MAX_CLIENT_SCOPES, MAX_IDENTITY_PROVIDERS};
 use apexmcp_core::scope::is_scope_token;
-use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 use serde_json::json;
 
@@ -10,7 +9,7 @@ use super::checks::check_scopes;
 use super::org;
 use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
-use crate::rows::{exists, json as json_column, rows};
+use crate::sql::{Row, Sql, exists, rows, values};
 
 /// Maximum number of audiences of a provider. One org must not make the policy too long for all.
 const MAX_AUDIENCES: usize = 16;
@@ -35,14 +34,14 @@ pub struct Provider {
 }
 
 impl Provider {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+    fn read(row: &Row<'_>) -> Result<Self, Failure> {
         Ok(Self {
             org: row.get("org")?,
             issuer: row.get("issuer")?,
             jwks_uri: row.get("jwks_uri")?,
-            audience: json_column(row, "audiences")?.unwrap_or_default(),
-            default_scopes: json_column(row, "default_scopes")?,
-            client_scopes: json_column(row, "client_scopes")?,
+            audience: row.json("audiences")?.unwrap_or_default(),
+            default_scopes: row.json("default_scopes")?,
+            client_scopes: row.json("client_scopes")?,
             configured_at: row.get("configured_at")?,
         })
     }
@@ -70,16 +69,19 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
     }
     let audience = json!(provider.audience).to_string();
     change.execute(
-        "INSERT OR REPLACE INTO identity_providers
-            (org, issuer, jwks_uri, audiences, default_scopes, client_scopes, configured_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        params![
-            provider.org,
-            provider.issuer,
-            provider.jwks_uri,
+        "INSERT INTO identity_providers
+            (org, issuer, jwks_uri, audiences, default_scopes, client_scopes, configured_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+            ON CONFLICT (org, issuer) DO UPDATE SET jwks_uri = excluded.jwks_uri, audiences = excluded.audiences,
+            default_scopes = excluded.default_scopes, client_scopes = excluded.client_scopes,
+            configured_at = excluded.configured_at",
+        values![
+            &provider.org,
+            &provider.issuer,
+            &provider.jwks_uri,
             audience,
             default_scopes,
             client_scopes,
-            provider.configured_at
+            &provider.configured_at
         ],
     )?;
     let details = json!({
@@ -97,7 +99,7 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
 /// The default of the policy document grants every connector. So it does not replace a narrower one without a word.
 fn require_no_narrow_default(change: &Change<'_>, provider: &Provider) -> Result<(), Failure> {
     let query = "SELECT 1 FROM identity_providers WHERE org = ? AND issuer = ? AND default_scopes != '[\"mcp:call\"]'";
-    if exists(change, query, params![provider.org, provider.issuer])? {
+    if exists(change, query, values![&provider.org, &provider.issuer])? {
         return Err(Failure::new(
             Reason::Conflict,
             "this provider has --default-scope or --no-default-scope: repeat the option, or pass --default-scope mcp:call to let \
@@ -131,7 +133,7 @@ fn check_client_scopes(scopes: &[String]) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If the gateway would refuse the provider's tokens, because the organization has too many others.
-pub fn require_room(connection: &Connection, org: &str, issuer: &str) -> Result<(), Failure> {
+pub fn require_room(connection: &dyn Sql, org: &str, issuer: &str) -> Result<(), Failure> {
     let providers = list(connection, org)?;
     if providers.len() < MAX_IDENTITY_PROVIDERS || providers.iter().any(|provider| provider.issuer == issuer) {
         return Ok(());
@@ -150,18 +152,18 @@ pub fn require_room(connection: &Connection, org: &str, issuer: &str) -> Result<
 ///
 /// # Errors
 /// If the org does not exist.
-pub fn list(connection: &Connection, org: &str) -> Result<Vec<Provider>, Failure> {
+pub fn list(connection: &dyn Sql, org: &str) -> Result<Vec<Provider>, Failure> {
     org::require(connection, org)?;
-    rows(connection, "SELECT * FROM identity_providers WHERE org = ? ORDER BY issuer", [org], Provider::read)
+    rows(connection, "SELECT * FROM identity_providers WHERE org = ? ORDER BY issuer", values![org], Provider::read)
 }
 
 /// The other orgs that accept tokens of this issuer for one of these audiences. All of these orgs accept the same token.
 ///
 /// # Errors
 /// If the database fails.
-pub fn sharing(connection: &Connection, org: &str, issuer: &str, audiences: &[String]) -> Result<Vec<String>, Failure> {
+pub fn sharing(connection: &dyn Sql, org: &str, issuer: &str, audiences: &[String]) -> Result<Vec<String>, Failure> {
     let query = "SELECT * FROM identity_providers WHERE issuer = ? AND org <> ? ORDER BY org";
-    let others = rows(connection, query, [issuer, org], Provider::read)?;
+    let others = rows(connection, query, values![issuer, org], Provider::read)?;
     let is_shared = |provider: &Provider| provider.audience.iter().any(|audience| audiences.contains(audience));
     Ok(others.into_iter().filter(is_shared).map(|provider| provider.org).collect())
 }
@@ -178,7 +180,7 @@ pub fn remove(change: &Change<'_>, actor: &Actor, org: &str, issuer: &str) -> Re
         )
     };
     let provider = found.ok_or_else(|| Failure::new(Reason::NotFound, unknown()))?;
-    change.execute("DELETE FROM identity_providers WHERE org = ? AND issuer = ?", [org, issuer])?;
+    change.execute("DELETE FROM identity_providers WHERE org = ? AND issuer = ?", values![org, issuer])?;
     change.record(
         actor,
         &Record { action: "sso.remove", org: Some(org), subject: issuer, details: json!({}), check: Check::Nothing },

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use apexmcp_core::names::is_plain;
 use apexmcp_core::principal::Principal;
-use rusqlite::{OptionalExtension, params};
 use serde_json::json;
 
 use super::{client, org, provider};
 use crate::clock::Moment;
 use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
+use crate::sql::{Sql, first, values};
 
 /// Maximum lifetime of a gateway token: `tokens.ttl` is at most a day, and `tokens.clock_skew` ten minutes. An older revocation
 /// has no effect any more.
@@ -26,7 +26,7 @@ const MAX_PRINCIPAL_LENGTH: usize = 4096;
 /// the present time and the time of the last change.
 fn outlived(change: &Change<'_>, actor: &Actor) -> Result<String, Failure> {
     let noted: Option<String> =
-        change.query_row("SELECT at FROM audit ORDER BY version DESC LIMIT 1", [], |row| row.get(0)).optional()?;
+        first(change, "SELECT at FROM audit ORDER BY version DESC LIMIT 1", values![], |row| row.get("at"))?;
     let noted = noted.and_then(|at| Moment::parse(&at).ok()).unwrap_or(actor.now);
     Ok(noted.min(actor.now).minus(LONGEST_LIFE).to_string())
 }
@@ -46,11 +46,12 @@ pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Res
     // A provider decides how long its tokens live. So the revocations of an org with providers are never deleted.
     change.execute(
         "DELETE FROM revoked_tokens WHERE revoked_at < ? AND org NOT IN (SELECT org FROM identity_providers)",
-        [outlived(change, actor)?],
+        values![outlived(change, actor)?],
     )?;
     change.execute(
-        "INSERT OR REPLACE INTO revoked_tokens (org, jti, revoked_at) VALUES (?, ?, ?)",
-        params![org, jti, actor.now.to_string()],
+        "INSERT INTO revoked_tokens (org, jti, revoked_at) VALUES (?, ?, ?)
+            ON CONFLICT (org, jti) DO UPDATE SET revoked_at = excluded.revoked_at",
+        values![org, jti, actor.now.to_string()],
     )?;
     change.record(
         actor,
@@ -123,13 +124,14 @@ fn revoke_until(change: &Change<'_>, actor: &Actor, org: &str, whose: &str, issu
     }
     // A provider decides how long its tokens live. So the revocations of its principals are never deleted.
     change.execute(
-        "DELETE FROM revoked_clients WHERE issued_before < ? AND instr(client_id, '/') = 0",
-        [outlived(change, actor)?],
+        "DELETE FROM revoked_clients WHERE issued_before < ? AND client_id NOT LIKE '%/%'",
+        values![outlived(change, actor)?],
     )?;
     change.execute(
-        "INSERT INTO revoked_clients (org, client_id, issued_before) VALUES (?1, ?2, ?3)
-            ON CONFLICT DO UPDATE SET issued_before = max(issued_before, ?3)",
-        params![org, whose, issued_before.to_string()],
+        "INSERT INTO revoked_clients (org, client_id, issued_before) VALUES (?, ?, ?)
+            ON CONFLICT (org, client_id) DO UPDATE SET issued_before = excluded.issued_before
+            WHERE excluded.issued_before > revoked_clients.issued_before",
+        values![org, whose, issued_before.to_string()],
     )?;
     let details = json!({"issued_before": issued_before.to_string()});
     change.record(actor, &Record { action: "token.revoke", org: Some(org), subject: whose, details, check: Check::Nothing })
@@ -138,18 +140,20 @@ fn revoke_until(change: &Change<'_>, actor: &Actor, org: &str, whose: &str, issu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::database::Database;
-    use crate::rows::rows;
+    use crate::database::{Database, Location};
+    use crate::sql::rows;
 
     #[test]
     fn a_clock_that_is_ahead_deletes_no_revocation_that_is_needed() {
         let folder = tempfile::tempdir().unwrap();
-        let mut database = Database::create(&folder.path().join("test.db"), |_| Ok(())).unwrap();
+        let mut database = Database::create(&Location::from(&*folder.path().join("test.db")), |_| Ok(())).unwrap();
         let now = Moment::parse("2026-01-01T00:00:00Z").unwrap();
         let ahead = now.plus(LONGEST_LIFE * 100).unwrap();
         let mut revoked = |now: Moment, jti: &str| -> Vec<String> {
             let actor = Actor { name: "test".to_owned(), now };
-            let read = |change: &Change<'_>| rows(change, "SELECT jti FROM revoked_tokens ORDER BY jti", [], |row| row.get(0));
+            let read = |change: &Change<'_>| {
+                rows(change, "SELECT jti FROM revoked_tokens ORDER BY jti", values![], |row| row.get("jti"))
+            };
             database
                 .change(|change| {
                     if jti == "1" {
@@ -172,7 +176,7 @@ mod tests {
     #[test]
     fn revocations_of_an_org_with_a_provider_are_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let mut database = Database::create(&folder.path().join("test.db"), |_| Ok(())).unwrap();
+        let mut database = Database::create(&Location::from(&*folder.path().join("test.db")), |_| Ok(())).unwrap();
         let now = Moment::parse("2026-01-01T00:00:00Z").unwrap();
         let later = |times| Actor { name: "test".to_owned(), now: now.plus(LONGEST_LIFE * times).unwrap() };
         let principal = "with/idp/https://idp.example/a%2525b#agent-7";
@@ -184,7 +188,7 @@ mod tests {
                 change.execute(
                     "INSERT INTO identity_providers (org, issuer, jwks_uri, audiences, configured_at)
                         VALUES ('with', 'https://idp.example/a%25b', 'https://idp.example/keys', '[\"a\"]', '2026-01-01T00:00:00Z')",
-                    [],
+                    values![],
                 )?;
                 of_principal(change, &later(0), "with", principal, now)?;
                 for (number, org) in [(0, "with"), (0, "without"), (2, "with"), (4, "with")] {
@@ -200,9 +204,9 @@ mod tests {
                 ] {
                     assert!(of_principal(change, &later(0), org, whose, now).is_err(), "{org} {whose}");
                 }
-                let jtis = rows(change, "SELECT jti FROM revoked_tokens ORDER BY jti", [], |row| row.get(0))?;
+                let jtis = rows(change, "SELECT jti FROM revoked_tokens ORDER BY jti", values![], |row| row.get("jti"))?;
                 let principals: Vec<String> =
-                    rows(change, "SELECT client_id FROM revoked_clients", [], |row| row.get(0))?;
+                    rows(change, "SELECT client_id FROM revoked_clients", values![], |row| row.get("client_id"))?;
                 Ok([jtis, principals].concat())
             })
             .unwrap()

@@ -3,13 +3,12 @@
 use apexmcp_core::names::is_record_id;
 use rsa::RsaPrivateKey;
 use rsa::pkcs8::{EncodePrivateKey, LineEnding};
-use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
-use crate::rows::{exists, rows};
+use crate::sql::{Row, Sql, exists, rows, values};
 
 /// Length of a key in bits. RS256 needs at least 2048 (RFC 7518 §3.3), and longer keys make each verification slower.
 const BITS: usize = 2048;
@@ -25,8 +24,8 @@ pub struct SigningKey {
 }
 
 impl SigningKey {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self { kid: row.get("kid")?, signs: row.get("signs")?, created_at: row.get("created_at")? })
+    fn read(row: &Row<'_>) -> Result<Self, Failure> {
+        Ok(Self { kid: row.get("kid")?, signs: row.get::<i64>("signs")? == 1, created_at: row.get("created_at")? })
     }
 }
 
@@ -53,7 +52,8 @@ pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key
     let is_taken = |kid: &str| {
         let was_created = "SELECT 1 FROM audit WHERE action = 'signing-key.create' AND subject = ?";
         Ok::<_, Failure>(
-            exists(change, "SELECT 1 FROM signing_keys WHERE kid = ?", [kid])? || exists(change, was_created, [kid])?,
+            exists(change, "SELECT 1 FROM signing_keys WHERE kid = ?", values![kid])?
+                || exists(change, was_created, values![kid])?,
         )
     };
     let kid = match kid {
@@ -81,7 +81,7 @@ pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key
     change.execute(
         "INSERT INTO signing_keys (kid, position, private_key_pem, created_at)
             VALUES (?, (SELECT coalesce(max(position), 0) + 1 FROM signing_keys), ?, ?)",
-        params![kid, private_key_pem, actor.now.to_string()],
+        values![&kid, private_key_pem, actor.now],
     )?;
     change.record(
         actor,
@@ -94,10 +94,10 @@ pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key
 ///
 /// # Errors
 /// If the database fails.
-pub fn list(connection: &Connection) -> Result<Vec<SigningKey>, Failure> {
-    let query = "SELECT kid, created_at, position = (SELECT min(position) FROM signing_keys) AS signs
+pub fn list(connection: &dyn Sql) -> Result<Vec<SigningKey>, Failure> {
+    let query = "SELECT kid, created_at, CASE WHEN position = (SELECT min(position) FROM signing_keys) THEN 1 ELSE 0 END AS signs
         FROM signing_keys ORDER BY position";
-    rows(connection, query, [], SigningKey::read)
+    rows(connection, query, values![], SigningKey::read)
 }
 
 /// Lets a key sign from now on. The other keys still verify.
@@ -108,7 +108,8 @@ pub fn sign_with(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<Signin
     if find(change, kid)?.signs {
         return find(change, kid);
     }
-    change.execute("UPDATE signing_keys SET position = (SELECT min(position) - 1 FROM signing_keys) WHERE kid = ?", [kid])?;
+    change
+        .execute("UPDATE signing_keys SET position = (SELECT min(position) - 1 FROM signing_keys) WHERE kid = ?", values![kid])?;
     change.record(
         actor,
         &Record { action: "signing-key.use", org: None, subject: kid, details: json!({}), check: Check::Nothing },
@@ -130,7 +131,7 @@ pub fn remove(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKe
             ),
         ));
     }
-    change.execute("DELETE FROM signing_keys WHERE kid = ?", [kid])?;
+    change.execute("DELETE FROM signing_keys WHERE kid = ?", values![kid])?;
     change.record(
         actor,
         &Record { action: "signing-key.remove", org: None, subject: kid, details: json!({}), check: Check::Nothing },
@@ -138,7 +139,7 @@ pub fn remove(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKe
     Ok(key)
 }
 
-fn find(connection: &Connection, kid: &str) -> Result<SigningKey, Failure> {
+fn find(connection: &dyn Sql, kid: &str) -> Result<SigningKey, Failure> {
     let unknown = || {
         Failure::new(
             Reason::NotFound,

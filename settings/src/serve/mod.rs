@@ -12,7 +12,6 @@ mod routes;
 mod watcher;
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::thread;
 use std::time::Duration;
@@ -33,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 
-use crate::database::Database;
+use crate::database::{Database, Location};
 use crate::failure::{Failure, Reason};
 use counts::Counts;
 use log::log;
@@ -63,7 +62,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// If the database cannot be read, or the address cannot be used.
 pub fn run(
-    path: &Path,
+    location: &Location,
     mut database: Database,
     address: SocketAddr,
     token: String,
@@ -75,7 +74,7 @@ pub fn run(
     let (publisher, policy) = watch::channel(Arc::new(first));
     let counts = Arc::new(Counts::default());
     let watcher = Watcher {
-        path: path.to_owned(),
+        location: location.clone(),
         database: Some(database),
         publisher,
         catalog: Arc::clone(&catalog),

@@ -7,8 +7,9 @@ use axum::http::HeaderValue;
 
 use super::catalog::{Catalog, State};
 use crate::database::Database;
+use crate::document;
 use crate::failure::{Failure, Reason};
-use crate::parts::{self, Changes};
+use crate::parts;
 
 /// The parts of the policy, which the watcher changes.
 pub(super) type Shared = Arc<RwLock<Catalog>>;
@@ -47,8 +48,8 @@ impl Published {
     /// If the database fails.
     pub(super) fn read(database: &mut Database) -> Result<(Self, Catalog), Failure> {
         let mut catalog = Catalog::default();
-        let changes = database.read(|connection| parts::changes_since(connection, None))?;
-        let database_id = take(changes, &mut catalog)?;
+        let (changes, database_id) = database.read(|sql| Ok((parts::all(sql)?, document::database_id(sql)?)))?;
+        catalog.apply(changes)?;
         Ok((Self::of(&catalog, database_id)?, catalog))
     }
 
@@ -63,11 +64,12 @@ impl Published {
             let (version, tag) = catalog.since();
             (version, tag.to_owned())
         };
-        let changes = database.read(|connection| parts::changes_since(connection, Some((version, &tag))))?;
+        let (changes, database_id) =
+            database.read(|sql| Ok((parts::changes_since(sql, (version, &tag))?, document::database_id(sql)?)))?;
         match changes {
             Some(changes) => {
                 let mut catalog = shared.write().unwrap_or_else(PoisonError::into_inner);
-                let database_id = take(Some(changes), &mut catalog)?;
+                catalog.apply(changes)?;
                 Self::of(&catalog, database_id)
             }
             None => {
@@ -93,12 +95,4 @@ impl Published {
         let document = Bytes::from(catalog.document()?);
         Ok(Some(self.document.get_or_init(|| document).clone()))
     }
-}
-
-/// Adds changes to the catalog. Returns the id of the database.
-fn take(changes: Option<Changes>, catalog: &mut Catalog) -> Result<String, Failure> {
-    let mut changes = changes.ok_or_else(|| Failure::new(Reason::DatabaseInvalid, "the database has no policy"))?;
-    let database_id = std::mem::take(&mut changes.database_id);
-    catalog.apply(changes)?;
-    Ok(database_id)
 }

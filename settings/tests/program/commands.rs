@@ -151,7 +151,7 @@ fn limits_of_an_org_and_of_a_key() {
 
 #[test]
 fn the_audit_log_records_each_change() {
-    let settings = Settings::new();
+    let settings = Settings::with_file();
     let key = settings.json(&["--actor", "alice", "key", "create", "--org", "acme", "--name", "k"]);
     let (id, key) = (key["id"].as_str().unwrap(), key["key"].as_str().unwrap());
     settings.json(&["key", "revoke", id]);
@@ -373,7 +373,7 @@ fn wrong_usage_exits_with_2_and_help_with_0() {
 
 #[test]
 fn files_of_other_programs_are_not_used() {
-    let settings = Settings::empty();
+    let settings = Settings::empty_file();
     assert!(settings.failure(&["org", "list"]).contains("apexmcp init"));
     settings.write("test.db", "somebody's notes");
     assert!(settings.failure(&["org", "list"]).contains("not a database of apexmcp"));
@@ -391,7 +391,7 @@ fn files_of_other_programs_are_not_used() {
 
 #[test]
 fn an_addition_that_makes_a_part_too_long_is_refused() {
-    let settings = Settings::new();
+    let settings = Settings::with_file();
     let id = settings.json(&["key", "create", "--org", "acme", "--name", "k"])["id"].as_str().unwrap().to_owned();
     // Revocations that fill the part. Each takes its own length, two quotes and a comma.
     let fill = "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?)
@@ -590,7 +590,7 @@ fn advice_depends_on_what_a_provider_publishes() {
 
 #[test]
 fn a_database_without_client_scopes_is_migrated() {
-    let settings = Settings::new();
+    let settings = Settings::with_file();
     let url = "https://idp.example";
     let older = "ALTER TABLE identity_providers DROP COLUMN client_scopes; DROP TABLE identity; PRAGMA user_version = 1;
         INSERT INTO identity_providers VALUES ('acme', 'https://idp.example', 'https://idp.example/keys', '[\"a\"]', '[]', '2026-01-01T00:00:00Z');";
@@ -980,7 +980,7 @@ fn a_key_for_a_connector_that_no_tool_can_name_is_a_warning() {
 
 #[test]
 fn a_change_that_the_template_does_not_allow_is_refused_but_a_revocation_is_made() {
-    let settings = Settings::new();
+    let settings = Settings::with_file();
     let template = concat!(env!("CARGO_MANIFEST_DIR"), "/../envoy/ecds/filter.yaml");
     let file = settings.file("filter.json");
     settings.json(&["ecds", "enable", "--template", template, "--file", file.to_str().unwrap()]);
@@ -1022,7 +1022,7 @@ fn the_filter_accepts_the_configuration_for_each_mesh() {
 
 #[test]
 fn the_file_for_envoy_follows_each_change() {
-    let settings = Settings::new();
+    let settings = Settings::with_file();
     let template = concat!(env!("CARGO_MANIFEST_DIR"), "/../envoy/ecds/filter.yaml");
     let file = settings.file("filter.json");
     let enable = ["ecds", "enable", "--template", template, "--file", file.to_str().unwrap()];

@@ -4,7 +4,7 @@ use apexmcp_core::jwks::Clusters;
 use apexmcp_core::limits::document::Limits;
 use apexmcp_core::policy::publication::Publication;
 use apexmcp_settings::clock::Moment;
-use apexmcp_settings::database::{Actor, Database};
+use apexmcp_settings::database::{Actor, Database, Location};
 use apexmcp_settings::document;
 use apexmcp_settings::records::api_key::{self, NewKey};
 use apexmcp_settings::records::client::{self, NewClient};
@@ -120,7 +120,7 @@ proptest! {
     fn gateways_accept_the_policy_after_any_series_of_changes(steps in vec(step(), 1..40)) {
         let folder = tempfile::tempdir().unwrap();
         let actor = Actor { name: "test".to_owned(), now: Moment::now() };
-        let mut database = Database::create(&folder.path().join("test.db"), |_| Ok(())).unwrap();
+        let mut database = Database::create(&Location::from(&*folder.path().join("test.db")), |_| Ok(())).unwrap();
         let done = steps.iter().filter(|step| take(&mut database, &actor, step)).count();
         let document = database.read(document::render).unwrap();
         let clusters = Clusters { https: Some("a".to_owned()), http: Some("b".to_owned()) };

@@ -14,7 +14,7 @@ const WRITERS: usize = 3;
 
 #[test]
 fn no_acknowledged_change_is_lost() {
-    let settings = Settings::new();
+    let settings = Settings::with_file();
     let create = ["key", "create", "--org", "acme", "--name", "k", "--json"];
     let started = Instant::now();
     settings.text(&create);

@@ -17,5 +17,6 @@ mod document;
 mod documents;
 mod import;
 mod killed;
+mod postgres;
 mod serve;
 mod support;

@@ -43,7 +43,7 @@ fn a_waiting_gateway_gets_a_change_and_a_known_policy_is_not_sent_again() {
 
 #[test]
 fn a_restored_copy_is_served_and_a_missing_database_is_reported() {
-    let settings = Settings::new();
+    let settings = Settings::with_file();
     let server = settings.serve();
     let first = server.policy("", "0s");
     let copy = rusqlite::Connection::open(settings.file("test.db")).unwrap();
@@ -71,7 +71,7 @@ fn a_restored_copy_is_served_and_a_missing_database_is_reported() {
 
 #[test]
 fn a_new_database_at_the_path_of_a_lost_one_does_not_replace_the_policy() {
-    let settings = Settings::new();
+    let settings = Settings::with_file();
     let server = settings.serve();
     let first = server.policy("", "0s");
     let lost = |name: &str| {
@@ -102,7 +102,7 @@ fn assert_follows(settings: &Settings, server: &Server, org: &str) {
 /// Python uses the SQLite of the machine, which is another build than ours. The code does the same as `.backup` of `sqlite3`.
 #[test]
 fn a_backup_by_another_sqlite_does_not_disconnect_serve() {
-    let settings = Settings::new();
+    let settings = Settings::with_file();
     let server = settings.serve();
     assert_follows(&settings, &server, "before");
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/python");
@@ -123,7 +123,7 @@ source.close()";
 
 #[test]
 fn serve_follows_changes_after_wal_and_shm_were_created_anew() {
-    let settings = Settings::new();
+    let settings = Settings::with_file();
     let server = settings.serve();
     assert_follows(&settings, &server, "before");
     let database = rusqlite::Connection::open(settings.file("test.db")).unwrap();
@@ -145,7 +145,7 @@ fn serve_continues_when_it_cannot_log() {
 
 #[test]
 fn a_database_that_other_users_can_read_is_a_warning() {
-    let settings = Settings::new();
+    let settings = Settings::with_file();
     let mode = |mode| std::fs::set_permissions(settings.file("test.db"), std::fs::Permissions::from_mode(mode)).unwrap();
     let told = || String::from_utf8(settings.run(&["org", "list", "--json"]).stderr).unwrap();
     for (open, is_told) in [(0o600, false), (0o640, true), (0o604, true), (0o700, false)] {

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use serde_json::Value;
@@ -13,23 +14,90 @@ use tempfile::TempDir;
 /// The token of gateways for `serve`.
 pub const TOKEN: &str = "a-token-of-gateways";
 
-/// A folder with a database, and the program that uses it.
+/// The URL of a PostgreSQL server, without a database. `scripts/with-postgres` sets it. Without it, the tests use SQLite.
+pub fn postgres() -> Option<String> {
+    std::env::var("APEXMCP_TEST_POSTGRES").ok()
+}
+
+/// A PostgreSQL server of a test that stops it. It ends with this value.
+pub struct OwnPostgres {
+    script: Child,
+    pub server: String,
+    control: String,
+}
+
+impl OwnPostgres {
+    pub fn start() -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/with-postgres");
+        let print = "echo $APEXMCP_TEST_POSTGRES; echo $APEXMCP_TEST_POSTGRES_CONTROL; exec cat";
+        let mut script =
+            Command::new(script).args(["sh", "-c", print]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(script.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let (server, control) = (lines.next().unwrap(), lines.next().unwrap());
+        Self { script, server, control }
+    }
+
+    /// `stop`, `start` or `restart`.
+    pub fn control(&self, what: &str) {
+        let done = Command::new(&self.control).arg(what).stdout(Stdio::null()).status().unwrap();
+        assert!(done.success(), "{what}");
+    }
+}
+
+impl Drop for OwnPostgres {
+    fn drop(&mut self) {
+        // The script ends with the command that reads its input.
+        drop(self.script.stdin.take());
+        let _ = self.script.wait();
+    }
+}
+
+/// Creates an empty database of PostgreSQL, and returns its URL.
+pub fn new_database(server: &str) -> String {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let mut client = postgres::Client::connect(&format!("{server}/postgres"), postgres::NoTls).unwrap();
+    client.batch_execute(&format!("CREATE DATABASE {name}")).unwrap();
+    format!("{server}/{name}")
+}
+
+/// A folder, a database, and the program that uses it.
 pub struct Settings {
     pub folder: TempDir,
+    /// The value of `--db`.
+    pub database: String,
 }
 
 impl Settings {
     /// Without a database.
     pub fn empty() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        match postgres() {
+            None => Self::empty_file(),
+            Some(server) => Self { folder: tempfile::tempdir().unwrap(), database: new_database(&server) },
+        }
+    }
+
+    /// Without a database, which will be a file.
+    pub fn empty_file() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("test.db").to_str().unwrap().to_owned();
+        Self { folder, database }
+    }
+
+    /// As [`Self::new`], for a test that opens the file itself.
+    pub fn with_file() -> Self {
+        Self::initialized(Self::empty_file())
+    }
+
+    pub fn initialized(self) -> Self {
+        self.json(&["init"]);
+        self.json(&["org", "create", "acme"]);
+        self
     }
 
     /// With a database and the org `acme`.
     pub fn new() -> Self {
-        let settings = Self::empty();
-        settings.json(&["init"]);
-        settings.json(&["org", "create", "acme"]);
-        settings
+        Self::initialized(Self::empty())
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
@@ -43,7 +111,7 @@ impl Settings {
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_apexmcp"));
-        command.args(arguments).current_dir(&self.folder).env_clear().env("APEXMCP_DB", self.file("test.db"));
+        command.args(arguments).current_dir(&self.folder).env_clear().env("APEXMCP_DB", &self.database);
         command
     }
 

@@ -1,7 +1,7 @@
 //! Gateways that follow a database by pages: whatever is lost, repeated or restored, they end with its policy.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use serde_json::json;
 use super::super::published::{Published, Shared};
 use super::*;
 use crate::clock::Moment;
-use crate::database::{Actor, Database};
+use crate::database::{Actor, Database, Location};
 use crate::records::api_key::NewKey;
 use crate::records::client::NewClient;
 use crate::records::limits::Holder;
@@ -167,7 +167,7 @@ impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let actor = Actor { name: "test".to_owned(), now: Moment::now() };
-        let mut database = Database::create(&folder.path().join("test.db"), |change| {
+        let mut database = Database::create(&Location::from(&*folder.path().join("test.db")), |change| {
             signing_key::create(change, &actor, Some("a"), apexmcp_core::testing::signing_key_pem()).map(drop)
         })
         .unwrap();
@@ -256,7 +256,7 @@ impl World {
             let _ = std::fs::remove_file(format!("{}{ending}", path.display()));
         }
         std::fs::copy(&copy, &path).unwrap();
-        self.database = Some(Database::open(Path::new(&path)).unwrap());
+        self.database = Some(Database::open(&Location::from(&*path)).unwrap());
     }
 
     /// The server looks at the database.

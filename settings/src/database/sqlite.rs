@@ -1,86 +1,39 @@
-//! The database: one SQLite file. It changes in transactions, and each transaction leaves a record in the audit log.
+//! SQLite: one file, without a server.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use apexmcp_core::problem::Problem;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
-use serde_json::Value;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OpenFlags, ToSql, TransactionBehavior, params_from_iter};
 
-use crate::clock::Moment;
+use super::{Change, Done};
 use crate::failure::{Failure, Reason};
-use crate::parts::{self, Changed};
-use crate::rows::exists;
+use crate::sql::{Row, Sql, Value};
 
 /// The migrations in their order. `user_version` counts the ones that were applied. A released migration never changes.
 const MIGRATIONS: &[&str] = &[
-    include_str!("../migrations/0001.sql"),
-    include_str!("../migrations/0002.sql"),
-    include_str!("../migrations/0003.sql"),
-    include_str!("../migrations/0004.sql"),
+    include_str!("../../migrations/0001.sql"),
+    include_str!("../../migrations/0002.sql"),
+    include_str!("../../migrations/0003.sql"),
+    include_str!("../../migrations/0004.sql"),
 ];
 
 /// "apex" in the header of the file. It tells our database from those of other programs.
 const APPLICATION_ID: i64 = 0x6170_6578;
 
-/// Maximum length of a part of the policy after an addition, in bytes. Gateways take each part as a whole.
-const MAX_PART_LENGTH: usize = 1 << 20;
-
 /// How long a change waits for the changes of other processes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The author and the time of a change.
-#[derive(Clone, Debug)]
-pub struct Actor {
-    /// The user of this process, or the name that `--actor` gives.
-    pub name: String,
-    pub now: Moment,
-}
-
-/// An entry of the audit log.
+/// An open file.
 #[derive(Debug)]
-pub struct Record<'a> {
-    /// Such as `key.create`.
-    pub action: &'static str,
-    pub org: Option<&'a str>,
-    /// The name or id of what was changed.
-    pub subject: &'a str,
-    /// A JSON object without any secret.
-    pub details: Value,
-    pub check: Check,
-}
+pub struct Sqlite(Connection);
 
-/// How the changed parts of an org's policy are checked before a change is committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Check {
-    /// Nothing, because the change can make nothing worse. A revocation must succeed even if the policy has an error.
-    Nothing,
-    /// Gateways must accept the parts.
-    Accepted,
-    /// In addition, gateways must be able to tell apart all connectors that the records of the org name.
-    Addition,
-}
-
-/// The result of a change.
-#[derive(Debug)]
-pub struct Done<T> {
-    pub value: T,
-    /// What gateways would warn of in the changed orgs.
-    pub warnings: Vec<Problem>,
-}
-
-/// An open database.
-#[derive(Debug)]
-pub struct Database(Connection);
-
-impl Database {
-    /// Opens a database that [`Database::create`] created, and applies missing migrations.
+impl Sqlite {
+    /// Opens a database that [`Self::create`] created, and applies missing migrations.
     ///
     /// # Errors
     /// If the file does not exist or is not our database.
@@ -176,47 +129,27 @@ impl Database {
         }
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX))?;
-        let change = Change::of(&transaction);
+        let change = Change::of(&*transaction);
         then(&change)?;
         change.conclude()?;
         transaction.commit()?;
         Ok(())
     }
 
-    /// Runs `action` in one transaction, then checks the policy of the changed orgs. Commits only if `action` left a record.
-    ///
-    /// # Errors
-    /// If `action` fails, gateways would refuse the changed policy, or the database fails. Nothing is changed then.
-    pub fn change<T>(&mut self, action: impl FnOnce(&Change<'_>) -> Result<T, Failure>) -> Result<Done<T>, Failure> {
-        self.change_if(action, |_| Ok(()))
-    }
-
-    /// As [`Self::change`], with a last check before the commit.
-    ///
-    /// # Errors
-    /// As for [`Self::change`], and if `accept` fails.
-    pub fn change_if<T>(
+    /// Runs `action` in one transaction, and commits if its second result says so.
+    pub(super) fn change<T>(
         &mut self,
-        action: impl FnOnce(&Change<'_>) -> Result<T, Failure>,
-        accept: impl FnOnce(&Change<'_>) -> Result<(), Failure>,
+        action: impl FnOnce(&dyn Sql) -> Result<(Done<T>, bool), Failure>,
     ) -> Result<Done<T>, Failure> {
         let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let change = Change::of(&transaction);
-        let value = action(&change)?;
-        let warnings = change.conclude()?;
-        accept(&change)?;
-        let is_recorded = change.is_recorded.get();
-        if is_recorded {
+        let (done, is_change) = action(&*transaction)?;
+        if is_change {
             transaction.commit()?;
         }
-        Ok(Done { value, warnings })
+        Ok(done)
     }
 
-    /// Runs `question` on one state of the database, even if other processes change it meanwhile.
-    ///
-    /// # Errors
-    /// If `question` or the database fails.
-    pub fn read<T>(&mut self, question: impl FnOnce(&Connection) -> Result<T, Failure>) -> Result<T, Failure> {
+    pub(super) fn read<T>(&mut self, question: impl FnOnce(&dyn Sql) -> Result<T, Failure>) -> Result<T, Failure> {
         question(&*self.0.transaction()?)
     }
 
@@ -241,90 +174,40 @@ enum Stage {
     Migrated(usize),
 }
 
-/// An open transaction. Without one, the database can only be read.
-#[derive(Debug)]
-pub struct Change<'t> {
-    transaction: &'t Transaction<'t>,
-    is_recorded: Cell<bool>,
-    /// The strictest check that the records ask for, by org.
-    checks: RefCell<BTreeMap<String, Check>>,
-}
-
-impl std::ops::Deref for Change<'_> {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        self.transaction
-    }
-}
-
-impl<'t> Change<'t> {
-    fn of(transaction: &'t Transaction<'t>) -> Self {
-        Self { transaction, is_recorded: Cell::default(), checks: RefCell::default() }
+impl Sql for Connection {
+    fn execute(&self, query: &str, values: &[Value]) -> Result<u64, Failure> {
+        let changed = self.prepare_cached(query)?.execute(params_from_iter(values))?;
+        Ok(changed.try_into().unwrap_or(u64::MAX))
     }
 
-    /// Writes an entry of the audit log, and gives the policy its next version.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub fn record(&self, actor: &Actor, record: &Record<'_>) -> Result<(), Failure> {
-        let next: i64 = self.query_row("UPDATE policy SET version = version + 1 RETURNING version", [], |row| row.get(0))?;
-        let values = params![
-            next,
-            actor.now.to_string(),
-            actor.name,
-            record.action,
-            record.org,
-            record.subject,
-            record.details.to_string()
-        ];
-        self.execute(
-            "INSERT INTO audit (version, at, actor, action, org, subject, details) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            values,
-        )?;
-        self.is_recorded.set(true);
-        if let Some(org) = record.org {
-            let mut checks = self.checks.borrow_mut();
-            let check = checks.entry(org.to_owned()).or_insert(Check::Nothing);
-            *check = record.check.max(*check);
+    fn each(&self, query: &str, values: &[Value], take: &mut dyn FnMut(&Row<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
+        let mut statement = self.prepare_cached(query)?;
+        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
+        let mut found = statement.query(params_from_iter(values))?;
+        while let Some(row) = found.next()? {
+            let values = (0..columns.len()).map(|index| Ok(value(row.get_ref(index)?))).collect::<rusqlite::Result<_>>()?;
+            take(&Row { columns: &columns, values })?;
         }
         Ok(())
     }
+}
 
-    /// Notes which parts of the policy changed, and checks them. Returns what gateways would warn of.
-    fn conclude(&self) -> Result<Vec<Problem>, Failure> {
-        let (reader, checks) = (parts::reader(), self.checks.borrow());
-        let mut warnings = Vec::new();
-        for Changed { org, name, text } in parts::note_changes(self)? {
-            let check = org.and_then(|org| checks.get(&org).copied()).unwrap_or(Check::Nothing);
-            let Some(text) = text.filter(|_| check > Check::Nothing) else { continue };
-            if check == Check::Addition && text.len() > MAX_PART_LENGTH {
-                return Err(Failure::new(
-                    Reason::LimitExceeded,
-                    format!(
-                        "the part {name} of the policy would have {} bytes, and at most {MAX_PART_LENGTH} are allowed: remove \
-                         connectors, providers or revocations that are no longer needed",
-                        text.len()
-                    ),
-                ));
-            }
-            if name.starts_with("client/") && !exists(self, "SELECT 1 FROM signing_keys", [])? {
-                return Err(Failure::new(
-                    Reason::PolicyRefused,
-                    "an OAuth client needs a signing key: run 'apexmcp signing-key create' first",
-                ));
-            }
-            let notes = reader.check(&name, &text).map_err(|problems| {
-                let first = problems.first().map(Problem::to_string).unwrap_or_default();
-                Failure::new(Reason::PolicyRefused, format!("the gateway would refuse {first}"))
-            })?;
-            if let Some(conflict) = notes.conflicts.first().filter(|_| check == Check::Addition) {
-                return Err(Failure::new(Reason::PolicyRefused, conflict.to_string()));
-            }
-            warnings.extend(notes.warnings);
-            warnings.extend(notes.conflicts);
-        }
-        Ok(warnings)
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::Null => ValueRef::Null,
+            Self::Integer(number) => ValueRef::Integer(*number),
+            Self::Text(text) => ValueRef::Text(text.as_bytes()),
+        }))
+    }
+}
+
+fn value(value: ValueRef<'_>) -> Value {
+    match value {
+        ValueRef::Integer(number) => Value::Integer(number),
+        ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
+        // No column has another type.
+        _ => Value::Null,
     }
 }
 
@@ -337,7 +220,7 @@ fn already_exists(path: &Path) -> Failure {
 
 /// A warning if users other than the owner can read the file. A copy of a database often has such a mode, from the umask of
 /// its creator.
-pub fn exposure(path: &Path) -> Option<String> {
+pub(super) fn exposure(path: &Path) -> Option<String> {
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
     let path = path.display();
     let line = || format!("other users can read {path} (mode {mode:o}) and the private keys in it: run 'chmod 600 {path}*'");
