@@ -127,7 +127,7 @@ class Scale:
         numbers = random.Random(1).sample(range(self.keys), SAMPLE)
         return [call(org_of(number, self.keys, self.orgs), api_key(number)) for number in numbers]
 
-    def start(self, module_name: str, settings: Settings) -> None:
+    def start(self, module_name: str, settings: Settings, ten: Settings) -> None:
         """A real Envoy with two workers starts, and follows changes."""
         note(f"{module_name}: Envoy starts with {self.keys:,} keys")
         began = time.monotonic()
@@ -148,19 +148,20 @@ class Scale:
             self.fact(f"{module_name}_change_in_force", round(statistics.median(waits) * 1000), "ms")
             self.fact(f"{module_name}_change_in_force_longest", round(max(waits) * 1000), "ms")
             self.fact(f"{module_name}_memory_after_changes", round(envoy.memory_bytes() / 1e6), "MB")
-            self.longest(module_name, settings, port)
+            self.longest(module_name, settings, ten, port)
 
-    def longest(self, module_name: str, settings: Settings, port: int) -> None:
-        """The longest request in each second, with and without a change."""
+    def longest(self, module_name: str, settings: Settings, ten: Settings, port: int) -> None:
+        """The longest request in each second. Each has a change of this policy, or of one that Envoy does not have: the
+        command itself takes time of the same cores."""
         requests = Requests(self.requests(), OUT)
         longest: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(2 * CHANGES):
             has_change = turn % 2 == 1
             wrk = Wrk(port, requests, 4, 1, pause_ms=1)
-            if has_change:
-                settings.command("key", "create", "--org", BIG, "--name", "beside requests")
+            changed = settings if has_change else ten
+            changed.command("key", "create", "--org", BIG, "--name", "beside requests")
             longest[has_change].append(wrk.result().require("requests beside a change", 200).max_us)
-        for has_change, name in ((False, "none"), (True, "change")):
+        for has_change, name in ((False, "other_change"), (True, "change")):
             self.fact(
                 f"{module_name}_longest_request_beside_{name}",
                 round(statistics.median(longest[has_change]) / 1000, 2),
@@ -311,7 +312,7 @@ def main() -> None:
             scale.fact("import_and_start", round(time.monotonic() - began, 1), "s")
             scale.fact("serve_memory", round(settings.memory_bytes() / 1e6), "MB")
             for module_name in MODULES:
-                scale.start(module_name, settings)
+                scale.start(module_name, settings, ten)
             for gateways in chosen.gateways:
                 scale.fleet(gateways, settings)
             for module_name in MODULES:

@@ -82,6 +82,9 @@ pub enum Command {
     /// Export and check the policy document of the gateways
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Copy the database to another one
+    #[command(subcommand)]
+    Database(DatabaseCommand),
     /// Write the policy to a file that Envoy watches, instead of serving it
     #[command(subcommand, after_help = ECDS)]
     Ecds(EcdsCommand),
@@ -444,6 +447,22 @@ A file of Envoy also names the clusters and connectors. Pass - to read standard 
         /// Also fetch key sets over http and from addresses outside of the public Internet
         #[arg(long, requires = "fetch_keys")]
         allow_private_address: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DatabaseCommand {
+    /// Copy all records from the database of --db to an empty one, and compare the two
+    #[command(after_help = "\
+The copy has the same ids, versions and audit log. Stop everything that changes the old database first: later changes are not
+in the copy. Gateways continue without a full download when 'apexmcp serve' runs with the copy.
+
+  apexmcp --db apexmcp.db database copy --to postgres://apexmcp@db.example/settings
+  apexmcp --db postgres://apexmcp@db.example/settings database copy --to apexmcp.db")]
+    Copy {
+        /// A file that does not exist, or a database of PostgreSQL without tables of apexmcp
+        #[arg(long, value_name = "DATABASE")]
+        to: Location,
     },
 }
 

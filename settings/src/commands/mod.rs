@@ -3,6 +3,7 @@
 mod audit;
 mod client;
 mod completion;
+mod database;
 mod ecds;
 mod init;
 mod input;
@@ -43,6 +44,7 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
         Command::Token(command) => token::run(&session, command),
         Command::Audit(command) => audit::run(&session, command),
         Command::Policy(command) => policy::run(&session, command),
+        Command::Database(command) => database::run(&session, command),
         Command::Ecds(command) => ecds::run(&session, command),
         Command::PluginConfig { format, origin } => plugin_config::render(format, &origin),
         Command::Serve { listen } => serve::run(&session, listen),

@@ -1,6 +1,7 @@
 //! The database: an SQLite file, or PostgreSQL. It changes in transactions, and each transaction leaves a record in the audit
 //! log.
 
+pub mod copy;
 mod postgres;
 mod sqlite;
 
@@ -235,6 +236,14 @@ impl<'t> Change<'t> {
             let mut checks = self.checks.borrow_mut();
             let check = checks.entry(org.to_owned()).or_insert(Check::Nothing);
             *check = record.check.max(*check);
+        }
+        Ok(())
+    }
+
+    /// Ends the transaction that creates or migrates a database.
+    fn conclude_first(&self) -> Result<(), Failure> {
+        if self.is_recorded.get() || exists(self, "SELECT kind FROM touched LIMIT 1", values![])? {
+            self.conclude()?;
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_platform_verifier::BuilderVerifierExt;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Change, Done, without_password};
+use super::{Change, Done, copy, without_password};
 use crate::failure::{Failure, Reason};
 use crate::sql::{Row, Sql, Value, first, values};
 
@@ -132,7 +132,11 @@ impl Postgres {
         let open = Open { transaction: RefCell::new(transaction), statements: &self.statements };
         let change = Change::of(&open);
         then(&change)?;
-        change.conclude()?;
+        // A copy brings the numbers of secrets along.
+        if let Some(last) = copy::last_number(&change)? {
+            copy::run(&change, "SELECT setval(pg_get_serial_sequence('client_secrets', 'number'), ?) AS last", values![last])?;
+        }
+        change.conclude_first()?;
         Ok(open.transaction.into_inner().commit()?)
     }
 

@@ -131,7 +131,7 @@ impl Sqlite {
         transaction.pragma_update(None, "user_version", i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX))?;
         let change = Change::of(&*transaction);
         then(&change)?;
-        change.conclude()?;
+        change.conclude_first()?;
         transaction.commit()?;
         Ok(())
     }

@@ -154,3 +154,38 @@ fn a_database_that_is_not_there_is_named_without_its_password() {
         assert!(line.contains(expected) && !line.contains("SECRET"), "{line}");
     }
 }
+
+#[test]
+fn a_database_moves_to_postgres_and_back() {
+    let Some(server) = postgres() else { return };
+    let settings = Settings::with_file();
+    settings.json(&["key", "create", "--org", "acme", "--name", "k", "--connector", "github"]);
+    let id = settings.json(&["key", "create", "--org", "acme", "--name", "l"])["id"].as_str().unwrap().to_owned();
+    settings.json(&["key", "revoke", &id]);
+    let client = settings.json(&["client", "create", "--org", "acme", "--name", "c", "--scope", "mcp:call"]);
+    let client = client["client_id"].as_str().unwrap();
+    settings.json(&["limits", "set", "--org", "acme", "--monthly-quota", "5"]);
+    settings.json(&["token", "revoke", "--org", "acme", "--jti", "t"]);
+    let state = |database: &str| {
+        let there = Settings { database: database.to_owned(), ..Settings::empty_file() };
+        let log = there.json(&["audit", "list"]);
+        let keys = there.json(&["key", "list", "--org", "acme"]);
+        (there.policy(), log, keys, there.serve().policy("", "0s").etag)
+    };
+    let moved = new_database(&server);
+    let copied = settings.json(&["database", "copy", "--to", &moved]);
+    assert!(copied["rows"].as_u64().unwrap() > 20, "{copied}");
+    assert_eq!(state(&moved), state(&settings.database), "also the state that gateways name");
+    let (line, code) = settings.refusal(&["database", "copy", "--to", &moved]);
+    assert_eq!(code, "already_exists", "{line}");
+    // The copy is used, and moves back.
+    let there = Settings { database: moved.clone(), ..Settings::empty_file() };
+    there.json(&["client", "rotate-secret", client]);
+    there.json(&["key", "create", "--org", "acme", "--name", "m"]);
+    let back = settings.file("back.db").to_str().unwrap().to_owned();
+    there.json(&["database", "copy", "--to", &back]);
+    assert_eq!(state(&back), state(&moved));
+    let there = Settings { database: back, ..Settings::empty_file() };
+    there.json(&["client", "drop-secret", client]);
+    assert!(there.text(&["database", "copy", "--to", there.file("third.db").to_str().unwrap()]).contains("the same policy"));
+}
