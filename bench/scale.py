@@ -4,8 +4,8 @@
    two workers starts with it.
 2. 1,000 and then 4,000 simulated gateways (fleet.py) follow `apexmcp serve` while a key changes each second.
 3. The CPU time of a request with an API key is compared with that of a policy with ten keys.
-4. `apexmcp serve` and Envoy are killed in the middle of changes. Afterwards, Envoy must decide about each key as the
-   database says, and no change that a command has confirmed may be lost.
+4. `apexmcp serve`, Envoy and PostgreSQL are killed in the middle of changes. Afterwards, Envoy must decide about each
+   key as the commands have confirmed, and no confirmed change may be lost. One half of the kills is with SQLite.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from envoy_process import ENVOY_CORE, Envoy
 from load import WRK_CORE, Fault, Requests, Wrk
 from report import fact, table, write
 from rows import ORIGIN, with_key
-from settings import CLUSTER, TOKEN_ENV, Settings
+from settings import CLUSTER, TOKEN_ENV, Postgres, Settings
 from start import begin, positive
 from upstream import Upstream
 from wire import Request, send
@@ -233,42 +233,56 @@ class Scale:
             self.fact(f"{module_name}_ten_keys_against_many", round(cost["ten"] / cost[CLUSTER], 3), "times")
 
 
-def kill_in_the_middle(kills: int, upstream: Upstream, report: Callable[[str, float, str], None]) -> None:
-    """Kills `apexmcp serve` and Envoy while keys are created and revoked."""
-    note(f"{kills} kills in the middle of changes")
-    folder = OUT / "kills"
+def kill_in_the_middle(kills: int, postgres: Postgres | None, upstream: Upstream, report: Callable[..., None]) -> None:
+    """Kills the programs in turn while keys are created and revoked."""
+    name = "postgres" if postgres else "sqlite"
+    note(f"{name}: {kills} kills in the middle of changes")
+    folder = OUT / name
     folder.mkdir()
     rng = random.Random(2)
     write_policy(folder / "policy.json", 200, 5)
-    wrong = 0
-    with Settings(folder, WRK_CORE, folder / "policy.json") as settings:
+    wrong = unconfirmed = 0
+    with Settings(folder, WRK_CORE, folder / "policy.json", postgres.url if postgres else "") as settings:
         keys: dict[str, tuple[str, bool]] = {}
-        envoy = gateway("kills", False, settings, upstream, folder, workers=2, core=None)
+        envoy = gateway(name, False, settings, upstream, folder, workers=2, core=None)
+
+        def change() -> None:
+            revocable = [each for each, (_, is_valid) in keys.items() if is_valid]
+            if len(revocable) > 20 or (revocable and rng.random() < 0.4):
+                revoked = rng.choice(revocable)
+                settings.command("key", "revoke", revoked)
+                keys[revoked] = (keys[revoked][0], False)
+            else:
+                made = settings.command("key", "create", "--org", BIG, "--name", "k")
+                keys[made["id"]] = (made["key"], True)
+
         try:
             for kill in range(kills):
-                for change in range(3):
-                    revocable = [each for each, (_, is_valid) in keys.items() if is_valid]
-                    if len(revocable) > 20 or (revocable and rng.random() < 0.4):
-                        revoked = rng.choice(revocable)
-                        settings.command("key", "revoke", revoked)
-                        keys[revoked] = (keys[revoked][0], False)
-                    else:
-                        made = settings.command("key", "create", "--org", BIG, "--name", "k")
-                        keys[made["id"]] = (made["key"], True)
-                    if change == 1:
-                        if kill % 4 == 3:
-                            envoy.process.kill()
-                            envoy.process.wait()
-                            envoy = gateway("kills", False, settings, upstream, folder, workers=2, core=None)
-                        else:
-                            settings.kill()
-                            settings.start()
+                change()
+                # A command under way when the programs are killed. It may fail, or succeed without a confirmation.
+                under_way = settings.begin("key", "create", "--org", BIG, "--name", "under way")
+                time.sleep(rng.random() * 0.03)
+                if postgres and kill % 3 == 0:
+                    postgres.kill()
+                elif kill % 3 == 1:
+                    envoy.process.kill()
+                    envoy.process.wait()
+                    envoy = gateway(name, False, settings, upstream, folder, workers=2, core=None)
+                else:
+                    settings.kill()
+                    settings.start()
+                output, _ = under_way.communicate()
+                if under_way.returncode == 0:
+                    made = json.loads(output)
+                    keys[made["id"]] = (made["key"], True)
+                else:
+                    unconfirmed += 1
+                change()
                 marker = settings.command("key", "create", "--org", BIG, "--name", "marker")
                 port = envoy.ports()[CLUSTER]
-                # Both workers must have it.
-                for _ in range(8):
-                    await_status(port, call(BIG, marker["key"]), 200)
-                time.sleep(0.05)
+                await_status(port, call(BIG, marker["key"]), 200)
+                # The other worker has it at its next tick.
+                time.sleep(0.1)
                 for key, is_valid in rng.sample(list(keys.values()), min(len(keys), 20)):
                     wrong += send(port, call(BIG, key))[0] != (200 if is_valid else 401)
                 settings.command("key", "revoke", marker["id"])
@@ -276,9 +290,10 @@ def kill_in_the_middle(kills: int, upstream: Upstream, report: Callable[[str, fl
             lost = sum(listed.get(each) != is_valid for each, (_, is_valid) in keys.items())
         finally:
             envoy.stop()
-    report("kills", kills, "kills")
-    report("wrong_decisions", wrong, "decisions")
-    report("lost_changes", lost, "changes")
+    report(f"{name}_kills", kills, "kills")
+    report(f"{name}_commands_that_failed", unconfirmed, "commands")
+    report(f"{name}_wrong_decisions", wrong, "decisions")
+    report(f"{name}_lost_changes", lost, "changes")
 
 
 def main() -> None:
@@ -317,7 +332,9 @@ def main() -> None:
                 scale.fleet(gateways, settings)
             for module_name in MODULES:
                 scale.against_ten(module_name, settings, ten)
-        kill_in_the_middle(chosen.kills, upstream, scale.fact)
+        kill_in_the_middle(chosen.kills // 2, None, upstream, scale.fact)
+        with Postgres() as postgres:
+            kill_in_the_middle(chosen.kills // 2, postgres, upstream, scale.fact)
     except Fault as fault:
         sys.exit(f"make scale: {fault}")
     finally:

@@ -14,11 +14,27 @@ CREATE TABLE versions (
     tag TEXT NOT NULL
 ) STRICT;
 
--- The number of parts with keys, for each org that has keys.
+-- The number of keys in force and of parts with keys, for each org that has keys. Triggers count the keys: an org may have half
+-- a million.
 CREATE TABLE key_parts (
     org TEXT PRIMARY KEY,
+    keys INTEGER NOT NULL,
     parts INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+INSERT INTO key_parts SELECT org, count(*), 0 FROM api_keys WHERE revoked_at IS NULL GROUP BY org;
+CREATE TRIGGER api_keys_insert_counts AFTER INSERT ON api_keys WHEN NEW.revoked_at IS NULL BEGIN
+    INSERT INTO key_parts SELECT NEW.org, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM key_parts WHERE org = NEW.org);
+    UPDATE key_parts SET keys = keys + 1 WHERE org = NEW.org;
+END;
+CREATE TRIGGER api_keys_update_counts AFTER UPDATE ON api_keys BEGIN
+    UPDATE key_parts SET keys = keys - 1 WHERE org = OLD.org AND OLD.revoked_at IS NULL;
+    INSERT INTO key_parts SELECT NEW.org, 0, 0
+        WHERE NEW.revoked_at IS NULL AND NOT EXISTS (SELECT 1 FROM key_parts WHERE org = NEW.org);
+    UPDATE key_parts SET keys = keys + 1 WHERE org = NEW.org AND NEW.revoked_at IS NULL;
+END;
+CREATE TRIGGER api_keys_delete_counts AFTER DELETE ON api_keys WHEN OLD.revoked_at IS NULL BEGIN
+    UPDATE key_parts SET keys = keys - 1 WHERE org = OLD.org;
+END;
 
 CREATE INDEX api_keys_in_force ON api_keys (org, sha256) WHERE revoked_at IS NULL;
 CREATE INDEX api_keys_by_connectors ON api_keys (org, connectors) WHERE revoked_at IS NULL AND connectors IS NOT NULL;

@@ -82,7 +82,7 @@ pub enum Command {
     /// Export and check the policy document of the gateways
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// Copy the database to another one
+    /// Copy the database, or encrypt the signing keys in it
     #[command(subcommand)]
     Database(DatabaseCommand),
     /// Write the policy to a file that Envoy watches, instead of serving it
@@ -450,8 +450,22 @@ A file of Envoy also names the clusters and connectors. Pass - to read standard 
     },
 }
 
+const ENCRYPTION: &str = "\
+The environment variable APEXMCP_DB_KEY has the master key, or APEXMCP_DB_KEY_FILE names a file that contains it: 32 bytes as 64
+hexadecimal digits. Every command and 'apexmcp serve' then need it. Without it, the signing keys cannot be read: keep a copy.
+
+  export APEXMCP_DB_KEY=$(openssl rand -hex 32)
+  apexmcp database encrypt
+
+To rotate the master key, set APEXMCP_DB_KEY_PREVIOUS to the old one, APEXMCP_DB_KEY to the new one, and encrypt again.";
+
 #[derive(Debug, Subcommand)]
 pub enum DatabaseCommand {
+    /// Encrypt the private signing keys in the database with a master key
+    #[command(after_help = ENCRYPTION)]
+    Encrypt,
+    /// Store the private signing keys in the database without encryption
+    Decrypt,
     /// Copy all records from the database of --db to an empty one, and compare the two
     #[command(after_help = "\
 The copy has the same ids, versions and audit log. Stop everything that changes the old database first: later changes are not

@@ -86,7 +86,9 @@ pub fn org(sql: &dyn Sql, name: &str) -> Result<Option<RawOrg>, Failure> {
 /// If the database fails.
 pub fn signing_keys(sql: &dyn Sql) -> Result<Vec<RawSigningKey>, Failure> {
     rows(sql, "SELECT kid, private_key_pem FROM signing_keys ORDER BY position", values![], |row| {
-        Ok(RawSigningKey { kid: row.get("kid")?, private_key_pem: row.get("private_key_pem")?, private_key_env: None })
+        let kid: String = row.get("kid")?;
+        let private_key_pem = sql.keyring().open(&kid, &row.get::<String>("private_key_pem")?)?;
+        Ok(RawSigningKey { kid: Some(kid), private_key_pem: Some(private_key_pem), private_key_env: None })
     })
 }
 

@@ -53,6 +53,8 @@ reasons! {
     DatabaseBusy = "database_busy",
     DatabaseFailed = "database_failed",
     DiskFull = "disk_full",
+    /// The signing keys are encrypted, and the master key is not there.
+    KeyMissing = "key_missing",
     /// `serve` has no usable token for gateways.
     TokenInvalid = "token_invalid",
     ListenFailed = "listen_failed",

@@ -11,6 +11,7 @@ pub mod commands;
 pub mod database;
 pub mod document;
 pub mod ecds;
+pub mod encryption;
 pub mod failure;
 pub mod issuer;
 mod json;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::document;
 use crate::failure::{Failure, Reason};
 use crate::secret::{self, sha256};
-use crate::sql::{Sql, first, only, rows, values};
+use crate::sql::{Sql, first, rows, values};
 
 /// Number of versions from which a gateway can take the changes since. A gateway with an older one gets all parts.
 const KEPT_VERSIONS: i64 = 100_000;
@@ -81,14 +81,14 @@ fn touched(sql: &dyn Sql) -> Result<BTreeMap<String, Option<String>>, Failure> {
         }
     }
     for (org, keys) in keys {
-        let before = key_parts(sql, &org)?;
-        let count = "SELECT count(*) AS keys FROM api_keys WHERE org = ? AND revoked_at IS NULL";
-        let after = KeyRange::count(only(sql, count, values![&org], |row| row.get("keys"))?);
+        let counts = first(sql, "SELECT keys, parts FROM key_parts WHERE org = ?", values![&org], |row| {
+            Ok((row.get::<u32>("keys")?, row.get::<u32>("parts")?))
+        })?;
+        let (count, before) = counts.unwrap_or((0, 0));
+        let after = KeyRange::count(count);
         if after != before {
-            sql.execute("DELETE FROM key_parts WHERE org = ?", values![&org])?;
-        }
-        if after != before && after > 0 {
-            sql.execute("INSERT INTO key_parts (org, parts) VALUES (?, ?)", values![&org, after])?;
+            sql.execute("UPDATE key_parts SET parts = ? WHERE org = ?", values![after, &org])?;
+            sql.execute("DELETE FROM key_parts WHERE org = ? AND keys = 0", values![&org])?;
         }
         let of_keys = keys.into_iter().filter_map(|first_bytes| KeyRange::of(first_bytes, after));
         for range in KeyRange::changed(before, after).into_iter().chain(of_keys) {

@@ -52,7 +52,11 @@ pub fn sha256(secret: &str) -> String {
     hex::encode(Sha256::digest(secret))
 }
 
-fn random<const N: usize>() -> Result<[u8; N], Failure> {
+/// `N` random bytes.
+///
+/// # Errors
+/// If the operating system returns no random numbers.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], Failure> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes)
         .map_err(Failure::during(Reason::SystemFailed, "the operating system returned no random numbers"))?;

@@ -5,6 +5,7 @@
 use serde::de::DeserializeOwned;
 
 use crate::clock::Moment;
+use crate::encryption::Keyring;
 use crate::failure::{Failure, Reason};
 
 /// A value of a column.
@@ -139,6 +140,9 @@ impl Row<'_> {
 
 /// An open transaction.
 pub trait Sql {
+    /// The keys that encrypt private keys in this database.
+    fn keyring(&self) -> &Keyring;
+
     /// Runs a statement. Returns the number of changed rows.
     ///
     /// # Errors

@@ -450,8 +450,8 @@ const ROWS: &[Row] = &[
     ),
     row(
         "keys in a part of a remote policy",
-        "8",
-        ("core/src/policy/parts.rs", "KEYS_IN_PART: u32 = 8"),
+        "4",
+        ("core/src/policy/parts.rs", "KEYS_IN_PART: u32 = 4"),
         ("core/src/policy/remote/tests.rs", "parts_are_bounded_in_length_and_in_number"),
     ),
     row(

@@ -11,8 +11,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Mean number of keys in a part. Such a part has about 1 KB, and is parsed in some microseconds.
-const KEYS_IN_PART: u32 = 8;
+/// Mean number of keys in a part. Such a part has about half a KB, and a new key sends two or three parts.
+const KEYS_IN_PART: u32 = 4;
 
 /// The name of a part.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -207,7 +207,7 @@ mod tests {
             }
         }
         assert_eq!((KeyRange::of(7, 0), KeyRange::all(0).count()), (None, 0));
-        assert_eq!([0, 1, 8, 9, 500_000].map(KeyRange::count), [0, 1, 1, 2, 62_500]);
+        assert_eq!([0, 1, 4, 5, 500_000].map(KeyRange::count), [0, 1, 1, 2, 125_000]);
     }
 
     #[test]

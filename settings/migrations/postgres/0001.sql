@@ -117,8 +117,22 @@ CREATE TABLE versions (
 
 CREATE TABLE key_parts (
     org TEXT COLLATE "C" PRIMARY KEY,
+    keys BIGINT NOT NULL,
     parts BIGINT NOT NULL
 );
+
+CREATE FUNCTION count_keys() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        UPDATE key_parts SET keys = keys - 1 WHERE org = OLD.org AND OLD.revoked_at IS NULL;
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        INSERT INTO key_parts SELECT NEW.org, 1, 0 WHERE NEW.revoked_at IS NULL
+            ON CONFLICT (org) DO UPDATE SET keys = key_parts.keys + 1;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER counts AFTER INSERT OR UPDATE OR DELETE ON api_keys FOR EACH ROW EXECUTE FUNCTION count_keys();
 
 CREATE TABLE touched (
     kind TEXT NOT NULL,

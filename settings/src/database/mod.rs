@@ -17,6 +17,7 @@ use serde_json::Value as Json;
 pub use self::postgres::Postgres;
 pub use self::sqlite::Sqlite;
 use crate::clock::Moment;
+use crate::encryption::Keyring;
 use crate::failure::{Failure, Reason};
 use crate::parts::{self, Changed};
 use crate::sql::{Row, Sql, Value, exists, only, values};
@@ -117,7 +118,7 @@ pub struct Done<T> {
 /// An open database.
 #[derive(Debug)]
 pub enum Database {
-    Sqlite(Sqlite),
+    Sqlite(Box<Sqlite>),
     Postgres(Box<Postgres>),
 }
 
@@ -128,7 +129,7 @@ impl Database {
     /// If there is no database, or it is not ours.
     pub fn open(location: &Location) -> Result<Self, Failure> {
         match location {
-            Location::File(path) => Sqlite::open(path).map(Self::Sqlite),
+            Location::File(path) => Sqlite::open(path).map(Box::new).map(Self::Sqlite),
             Location::Postgres(url) => Postgres::open(url).map(Box::new).map(Self::Postgres),
         }
     }
@@ -139,7 +140,7 @@ impl Database {
     /// If the database already exists, or cannot be created.
     pub fn create(location: &Location, first: impl FnOnce(&Change<'_>) -> Result<(), Failure>) -> Result<Self, Failure> {
         match location {
-            Location::File(path) => Sqlite::create(path, first).map(Self::Sqlite),
+            Location::File(path) => Sqlite::create(path, first).map(Box::new).map(Self::Sqlite),
             Location::Postgres(url) => Postgres::create(url, first).map(Box::new).map(Self::Postgres),
         }
     }
@@ -177,6 +178,17 @@ impl Database {
         }
     }
 
+    /// Overwrites what was deleted or replaced, as far as the database can.
+    ///
+    /// # Errors
+    /// If the database fails, for example because another process uses it.
+    pub fn forget_deleted(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::Sqlite(database) => database.forget_deleted(),
+            Self::Postgres(database) => database.forget_deleted(),
+        }
+    }
+
     /// Runs `question` on one state of the database, even if other processes change it meanwhile.
     ///
     /// # Errors
@@ -187,6 +199,11 @@ impl Database {
             Self::Postgres(database) => database.read(question),
         }
     }
+}
+
+/// The master keys that the environment of this process names.
+fn keyring() -> Result<Keyring, Failure> {
+    Keyring::from_environment(|name| std::env::var(name).ok())
 }
 
 /// A warning if users other than the owner can read the file.
@@ -206,6 +223,10 @@ pub struct Change<'t> {
 }
 
 impl Sql for Change<'_> {
+    fn keyring(&self) -> &Keyring {
+        self.transaction.keyring()
+    }
+
     fn execute(&self, query: &str, values: &[Value]) -> Result<u64, Failure> {
         self.transaction.execute(query, values)
     }

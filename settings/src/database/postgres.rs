@@ -15,7 +15,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_platform_verifier::BuilderVerifierExt;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Change, Done, copy, without_password};
+use super::{Change, Done, copy, keyring, without_password};
+use crate::encryption::Keyring;
 use crate::failure::{Failure, Reason};
 use crate::sql::{Row, Sql, Value, first, values};
 
@@ -35,6 +36,7 @@ pub struct Postgres {
     url: String,
     client: Client,
     is_listening: bool,
+    keyring: Keyring,
     /// Prepared statements by their query.
     statements: RefCell<HashMap<String, Statement>>,
 }
@@ -84,7 +86,13 @@ impl Postgres {
     }
 
     fn connect(url: &str) -> Result<Self, Failure> {
-        Ok(Self { client: client(url)?, url: url.to_owned(), is_listening: false, statements: RefCell::default() })
+        Ok(Self {
+            client: client(url)?,
+            url: url.to_owned(),
+            is_listening: false,
+            keyring: keyring()?,
+            statements: RefCell::default(),
+        })
     }
 
     /// Connects again if the connection was lost.
@@ -129,7 +137,7 @@ impl Postgres {
         }
         let all = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
         transaction.execute("UPDATE migrations SET applied = $1", &[&all])?;
-        let open = Open { transaction: RefCell::new(transaction), statements: &self.statements };
+        let open = Open { transaction: RefCell::new(transaction), statements: &self.statements, keyring: &self.keyring };
         let change = Change::of(&open);
         then(&change)?;
         // A copy brings the numbers of secrets along.
@@ -147,7 +155,7 @@ impl Postgres {
     ) -> Result<Done<T>, Failure> {
         self.revive()?;
         let transaction = self.client.transaction()?;
-        let open = Open { transaction: RefCell::new(transaction), statements: &self.statements };
+        let open = Open { transaction: RefCell::new(transaction), statements: &self.statements, keyring: &self.keyring };
         // One change after the other, so that no version becomes visible before an earlier one.
         first(&open, "SELECT version FROM policy FOR UPDATE", values![], |_| Ok(()))?;
         let (done, is_change) = action(&open)?;
@@ -160,7 +168,11 @@ impl Postgres {
     pub(super) fn read<T>(&mut self, question: impl FnOnce(&dyn Sql) -> Result<T, Failure>) -> Result<T, Failure> {
         self.revive()?;
         let transaction = self.client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
-        question(&Open { transaction: RefCell::new(transaction.start()?), statements: &self.statements })
+        question(&Open { transaction: RefCell::new(transaction.start()?), statements: &self.statements, keyring: &self.keyring })
+    }
+
+    pub(super) fn forget_deleted(&mut self) -> Result<(), Failure> {
+        Ok(self.client.batch_execute("VACUUM FULL signing_keys")?)
     }
 
     /// Begins to listen for changes.
@@ -260,6 +272,7 @@ fn tls(roots: Option<&str>) -> Result<ClientConfig, Failure> {
 struct Open<'c> {
     transaction: RefCell<Transaction<'c>>,
     statements: &'c RefCell<HashMap<String, Statement>>,
+    keyring: &'c Keyring,
 }
 
 impl Open<'_> {
@@ -284,6 +297,10 @@ fn numbered(query: &str) -> String {
 }
 
 impl Sql for Open<'_> {
+    fn keyring(&self) -> &Keyring {
+        self.keyring
+    }
+
     fn execute(&self, query: &str, values: &[Value]) -> Result<u64, Failure> {
         let mut transaction = self.transaction.try_borrow_mut().map_err(|_| in_use())?;
         let statement = self.prepare(&mut transaction, query)?;

@@ -10,7 +10,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, ToSql, TransactionBehavior, params_from_iter};
 
-use super::{Change, Done};
+use super::{Change, Done, keyring};
+use crate::encryption::Keyring;
 use crate::failure::{Failure, Reason};
 use crate::sql::{Row, Sql, Value};
 
@@ -30,7 +31,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An open file.
 #[derive(Debug)]
-pub struct Sqlite(Connection);
+pub struct Sqlite {
+    connection: Connection,
+    keyring: Keyring,
+}
 
 impl Sqlite {
     /// Opens a database that [`Self::create`] created, and applies missing migrations.
@@ -95,14 +99,14 @@ impl Sqlite {
         connection.pragma_update(None, "foreign_keys", true)?;
         // With FULL, an acknowledged change also survives a loss of power.
         connection.pragma_update(None, "synchronous", "FULL")?;
-        Ok(Self(connection))
+        Ok(Self { connection, keyring: keyring()? })
     }
 
     fn stage(&self, path: &Path) -> Result<Stage, Failure> {
         let invalid = |line: String| Err(Failure::new(Reason::DatabaseInvalid, line));
-        let number = |pragma| self.0.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+        let number = |pragma| self.connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
         let applied = usize::try_from(number("user_version")?).unwrap_or(usize::MAX);
-        let tables: i64 = self.0.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        let tables: i64 = self.connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
         match (number("application_id")?, applied) {
             (0, 0) if tables == 0 => Ok(Stage::Empty),
             (APPLICATION_ID, applied) if applied > MIGRATIONS.len() => {
@@ -116,9 +120,9 @@ impl Sqlite {
     /// Applies the missing migrations, then runs `then` in the same transaction.
     fn migrate(&mut self, path: &Path, then: impl FnOnce(&Change<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
         // The file remembers the mode. SQLite can change it only outside of a transaction.
-        self.0.pragma_update(None, "journal_mode", "WAL")?;
+        self.connection.pragma_update(None, "journal_mode", "WAL")?;
         let was_empty = matches!(self.stage(path)?, Stage::Empty);
-        let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         // Another process may have migrated the database before this transaction began.
         let applied: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if was_empty && applied > 0 {
@@ -129,7 +133,8 @@ impl Sqlite {
         }
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX))?;
-        let change = Change::of(&*transaction);
+        let open = Open { connection: &transaction, keyring: &self.keyring };
+        let change = Change::of(&open);
         then(&change)?;
         change.conclude_first()?;
         transaction.commit()?;
@@ -141,8 +146,8 @@ impl Sqlite {
         &mut self,
         action: impl FnOnce(&dyn Sql) -> Result<(Done<T>, bool), Failure>,
     ) -> Result<Done<T>, Failure> {
-        let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (done, is_change) = action(&*transaction)?;
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let (done, is_change) = action(&Open { connection: &transaction, keyring: &self.keyring })?;
         if is_change {
             transaction.commit()?;
         }
@@ -150,13 +155,18 @@ impl Sqlite {
     }
 
     pub(super) fn read<T>(&mut self, question: impl FnOnce(&dyn Sql) -> Result<T, Failure>) -> Result<T, Failure> {
-        question(&*self.0.transaction()?)
+        let transaction = self.connection.transaction()?;
+        question(&Open { connection: &transaction, keyring: &self.keyring })
+    }
+
+    pub(super) fn forget_deleted(&mut self) -> Result<(), Failure> {
+        Ok(self.connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")?)
     }
 
     /// Closes the connection without a checkpoint. It keeps `-wal` and `-shm`, because another process may have created them
     /// anew and written changes into them.
     pub fn leave(self) {
-        let _ = self.0.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
     }
 
     /// A number that changes whenever another connection commits.
@@ -164,7 +174,7 @@ impl Sqlite {
     /// # Errors
     /// If the database fails.
     pub fn data_version(&self) -> Result<i64, Failure> {
-        Ok(self.0.pragma_query_value(None, "data_version", |row| row.get(0))?)
+        Ok(self.connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
     }
 }
 
@@ -174,14 +184,24 @@ enum Stage {
     Migrated(usize),
 }
 
-impl Sql for Connection {
+/// An open transaction.
+struct Open<'c> {
+    connection: &'c Connection,
+    keyring: &'c Keyring,
+}
+
+impl Sql for Open<'_> {
+    fn keyring(&self) -> &Keyring {
+        self.keyring
+    }
+
     fn execute(&self, query: &str, values: &[Value]) -> Result<u64, Failure> {
-        let changed = self.prepare_cached(query)?.execute(params_from_iter(values))?;
+        let changed = self.connection.prepare_cached(query)?.execute(params_from_iter(values))?;
         Ok(changed.try_into().unwrap_or(u64::MAX))
     }
 
     fn each(&self, query: &str, values: &[Value], take: &mut dyn FnMut(&Row<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
-        let mut statement = self.prepare_cached(query)?;
+        let mut statement = self.connection.prepare_cached(query)?;
         let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let mut found = statement.query(params_from_iter(values))?;
         while let Some(row) = found.next()? {

@@ -90,6 +90,7 @@ fn signing(change: &Change<'_>, actor: &Actor, key: RawSigningKey, counts: &mut 
     };
     let query = "SELECT private_key_pem FROM signing_keys WHERE kid = ?";
     let known: Option<String> = first(change, query, values![&kid], |row| row.get("private_key_pem"))?;
+    let known = known.map(|known| change.keyring().open(&kid, &known)).transpose()?;
     match known {
         Some(known) if known.trim() == pem.trim() => Counts::add(&mut counts.unchanged),
         Some(_) => return Err(differs("signing key", &kid)),

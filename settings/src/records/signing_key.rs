@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::database::{Actor, Change, Check, Record};
+use crate::encryption::{self, Keyring};
 use crate::failure::{Failure, Reason};
 use crate::sql::{Row, Sql, exists, rows, values};
 
@@ -81,7 +82,7 @@ pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key
     change.execute(
         "INSERT INTO signing_keys (kid, position, private_key_pem, created_at)
             VALUES (?, (SELECT coalesce(max(position), 0) + 1 FROM signing_keys), ?, ?)",
-        values![&kid, private_key_pem, actor.now],
+        values![&kid, change.keyring().seal(&kid, private_key_pem)?, actor.now],
     )?;
     change.record(
         actor,
@@ -137,6 +138,37 @@ pub fn remove(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKe
         &Record { action: "signing-key.remove", org: None, subject: kid, details: json!({}), check: Check::Nothing },
     )?;
     Ok(key)
+}
+
+/// Encrypts all private keys with the present master key, or decrypts them. Returns how many changed.
+///
+/// # Errors
+/// If a key cannot be decrypted.
+pub fn reseal(change: &Change<'_>, actor: &Actor, is_encrypted: bool) -> Result<u64, Failure> {
+    let keyring = change.keyring();
+    if is_encrypted && !keyring.encrypts() {
+        let line = format!("there is no master key. Run: export {}=$(openssl rand -hex 32)", encryption::KEY);
+        return Err(Failure::new(Reason::KeyMissing, line));
+    }
+    let stored = rows(change, "SELECT kid, private_key_pem FROM signing_keys", values![], |row| {
+        Ok((row.get::<String>("kid")?, row.get::<String>("private_key_pem")?))
+    })?;
+    let mut changed = 0_u64;
+    for (kid, value) in stored {
+        if if is_encrypted { keyring.is_sealed(&value) } else { !Keyring::is_encrypted(&value) } {
+            continue;
+        }
+        let private_key = keyring.open(&kid, &value)?;
+        let value = if is_encrypted { keyring.seal(&kid, &private_key)? } else { private_key };
+        change.execute("UPDATE signing_keys SET private_key_pem = ? WHERE kid = ?", values![value, &kid])?;
+        changed = changed.saturating_add(1);
+    }
+    if changed > 0 {
+        let action = if is_encrypted { "database.encrypt" } else { "database.decrypt" };
+        let details = json!({ "signing_keys": changed });
+        change.record(actor, &Record { action, org: None, subject: "signing keys", details, check: Check::Nothing })?;
+    }
+    Ok(changed)
 }
 
 fn find(connection: &dyn Sql, kid: &str) -> Result<SigningKey, Failure> {

@@ -155,7 +155,7 @@ impl Watcher {
                 if let Some(Database::Sqlite(left)) = left {
                     left.leave();
                 }
-                Sqlite::open(path)?
+                Box::new(Sqlite::open(path)?)
             }
         };
         // Read before the policy, so that the next look finds a change that is committed meanwhile.

@@ -15,6 +15,7 @@ mod commands;
 mod crowd;
 mod document;
 mod documents;
+mod encryption;
 mod import;
 mod killed;
 mod postgres;
