@@ -12,6 +12,8 @@ use super::parts::{PartName, Sum};
 use crate::host::Host;
 
 const HEAD: &str = "head";
+/// Number of shards. With a million keys, each has the names of 60 parts, about 2 KB.
+const SHARDS: u16 = 4096;
 /// The names of the parts that the next publication clears.
 const LEAVING: &str = "leaving";
 
@@ -119,8 +121,8 @@ impl Transfer {
     /// Clears what is gone, and announces a new generation to the other threads. Returns the sum of all parts.
     pub fn finish(mut self, version: &str, place: &Place, host: &dyn Host) -> Sum {
         if self.is_whole {
-            for number in 0..=u8::MAX {
-                let names = lines(&format!("names/{number:02x}"), place, host);
+            for number in 0..SHARDS {
+                let names = lines(&shard_name(number), place, host);
                 self.gone.extend(names.into_iter().filter(|name| !self.seen.contains(name)));
             }
         }
@@ -165,8 +167,12 @@ fn org_of_keys(name: &str) -> Option<String> {
 
 /// The shard of names to which a name belongs.
 fn shard(name: &str) -> String {
-    let [first, ..]: [u8; 32] = Sha256::digest(name).into();
-    format!("names/{first:02x}")
+    let [first, second, ..]: [u8; 32] = Sha256::digest(name).into();
+    shard_name(u16::from_be_bytes([first, second]) % SHARDS)
+}
+
+fn shard_name(number: u16) -> String {
+    format!("names/{number:03x}")
 }
 
 fn lines(value: &str, place: &Place, host: &dyn Host) -> HashSet<String> {

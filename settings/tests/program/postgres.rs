@@ -189,3 +189,28 @@ fn a_database_moves_to_postgres_and_back() {
     there.json(&["client", "drop-secret", client]);
     assert!(there.text(&["database", "copy", "--to", there.file("third.db").to_str().unwrap()]).contains("the same policy"));
 }
+
+#[test]
+fn a_server_is_verified_when_it_offers_tls() {
+    if postgres().is_none() {
+        return;
+    }
+    let own = OwnPostgres::with_tls();
+    let url = new_database(&own.server);
+    let by_name = url.replace("127.0.0.1", "localhost");
+    let settings = Settings::empty_file();
+    let run = |url: &str, command: &str| settings.run(&["--db", url, command, "--json"]);
+    let trusted = format!("sslrootcert={}", own.root);
+    let made = run(&format!("{by_name}?sslmode=require&{trusted}"), "init");
+    assert!(made.status.success(), "{made:?}");
+    for (url, is_good) in [
+        (format!("{by_name}?{trusted}"), true),
+        (format!("{url}?{trusted}"), false),           // another name than in the certificate
+        (format!("{by_name}?sslmode=require"), false), // an authority that the system does not know
+        (format!("{by_name}?sslmode=prefer"), false),  // TLS is offered, so it is verified
+        (format!("{by_name}?sslmode=disable"), true),
+    ] {
+        let output = settings.run(&["--db", &url, "org", "list", "--json"]);
+        assert_eq!(output.status.success(), is_good, "{url}: {output:?}");
+    }
+}

@@ -24,17 +24,29 @@ pub struct OwnPostgres {
     script: Child,
     pub server: String,
     control: String,
+    /// The certificate authority of the server, if it offers TLS.
+    pub root: String,
 }
 
 impl OwnPostgres {
     pub fn start() -> Self {
+        Self::started(&[])
+    }
+
+    /// A server that offers TLS for the name localhost.
+    pub fn with_tls() -> Self {
+        Self::started(&[("TLS", "1")])
+    }
+
+    fn started(environment: &[(&str, &str)]) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/with-postgres");
-        let print = "echo $APEXMCP_TEST_POSTGRES; echo $APEXMCP_TEST_POSTGRES_CONTROL; exec cat";
-        let mut script =
-            Command::new(script).args(["sh", "-c", print]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let variables = ["", "_CONTROL", "_ROOT"].map(|ending| format!("echo $APEXMCP_TEST_POSTGRES{ending}; "));
+        let mut command = Command::new(script);
+        command.args(["sh", "-c", &(variables.concat() + "exec cat")]).envs(environment.iter().copied());
+        let mut script = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(script.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let (server, control) = (lines.next().unwrap(), lines.next().unwrap());
-        Self { script, server, control }
+        let [server, control, root] = [(); 3].map(|()| lines.next().unwrap());
+        Self { script, server, control, root }
     }
 
     /// `stop`, `start` or `restart`.
