@@ -102,6 +102,9 @@ impl From<postgres::Error> for Failure {
         if error.is_closed() {
             return Self::new(Reason::DatabaseFailed, "the connection to the database was lost: try again");
         }
+        if error.code() == Some(&postgres::error::SqlState::LOCK_NOT_AVAILABLE) {
+            return Self::new(Reason::DatabaseBusy, "the database is busy with another change: try again");
+        }
         Self::new(Reason::DatabaseFailed, format!("the database failed: {}", said.unwrap_or_else(|| error.to_string())))
     }
 }

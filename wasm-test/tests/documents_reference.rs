@@ -535,7 +535,7 @@ const ROWS: &[Row] = &[
     row(
         "part of the policy after an addition",
         "1 MiB",
-        ("settings/src/database.rs", "MAX_PART_LENGTH: usize = 1 << 20"),
+        ("settings/src/database/mod.rs", "MAX_PART_LENGTH: usize = 1 << 20"),
         (COMMANDS, "an_addition_that_makes_a_part_too_long_is_refused"),
     ),
     row(
@@ -553,6 +553,18 @@ const ROWS: &[Row] = &[
         "32 MiB",
         ("core/src/policy/publication.rs", "MAX_DOCUMENT_LENGTH: usize = 32 << 20"),
         (COMMANDS, "policy_check_finds_errors_and_unwise_settings"),
+    ),
+    row(
+        "file that `policy import` reads",
+        "1 GiB",
+        ("settings/src/commands/input.rs", "MAX_IMPORT_LENGTH: usize = 1 << 30"),
+        NONE,
+    ),
+    row(
+        "warnings that `policy import` prints",
+        "20",
+        ("settings/src/commands/policy.rs", "MAX_WARNINGS: usize = 20"),
+        NONE,
     ),
     row(
         "token of the gateways",
@@ -600,7 +612,7 @@ const ROWS: &[Row] = &[
     row(
         "wait until another process leaves the database",
         "10 s",
-        ("settings/src/database.rs", "BUSY_TIMEOUT: Duration = Duration::from_secs(10)"),
+        ("settings/src/database/sqlite.rs", "BUSY_TIMEOUT: Duration = Duration::from_secs(10)"),
         NONE,
     ),
     row("stop of `serve`", "10 s", ("settings/src/serve/mod.rs", "STOP_TIMEOUT: Duration = Duration::from_secs(10)"), NONE),

@@ -28,6 +28,8 @@ const SCHEMA: &str = "apexmcp";
 const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(1634756984)";
 /// How long to wait for the server when a connection begins.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a change waits for the changes of other processes.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Query parameter of the URL that names a file with the certificate authorities of the server.
 const ROOT_CERTIFICATES: &str = "sslrootcert";
 
@@ -219,9 +221,8 @@ fn client(url: &str) -> Result<Client, Failure> {
         config.connect_timeout(CONNECT_TIMEOUT);
     }
     config.application_name("apexmcp");
-    config.options(&format!("-c search_path={SCHEMA}"));
     let tls = MakeRustlsConnect::new(tls(roots.as_deref())?);
-    config.connect(tls).map_err(|error| {
+    let mut client = config.connect(tls).map_err(|error| {
         Failure::new(
             Reason::DatabaseFailed,
             format!(
@@ -229,7 +230,9 @@ fn client(url: &str) -> Result<Client, Failure> {
                 cause(&error)
             ),
         )
-    })
+    })?;
+    client.batch_execute(&format!("SET search_path TO {SCHEMA}; SET lock_timeout TO '{}s'", LOCK_TIMEOUT.as_secs()))?;
+    Ok(client)
 }
 
 /// An error with its cause, which says more.
