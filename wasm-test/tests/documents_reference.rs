@@ -560,12 +560,7 @@ const ROWS: &[Row] = &[
         ("settings/src/commands/input.rs", "MAX_IMPORT_LENGTH: usize = 1 << 30"),
         NONE,
     ),
-    row(
-        "warnings that `policy import` prints",
-        "20",
-        ("settings/src/commands/policy.rs", "MAX_WARNINGS: usize = 20"),
-        NONE,
-    ),
+    row("warnings that `policy import` prints", "20", ("settings/src/commands/policy.rs", "MAX_WARNINGS: usize = 20"), NONE),
     row(
         "token of the gateways",
         "16 characters or more",

@@ -196,13 +196,14 @@ async fn a_restored_backup_replaces_the_newer_policy() {
     let (_, stays) = settings.create_key();
     let gateway = by_server(&mut settings, &upstream).await;
     gateway.until_everywhere(&call(&stays), 200).await;
-    settings.kill();
     let (database, copy) = (settings.file("settings.db"), settings.file("copy.db"));
-    std::fs::copy(&database, &copy).expect("a copy");
-    settings.serve().await;
+    settings.run(&format!("database copy --to {}", argument(&copy)));
     let (_, lost) = settings.create_key();
     gateway.until_everywhere(&call(&lost), 200).await;
     settings.kill();
+    for file in ["settings.db-wal", "settings.db-shm"] {
+        let _ = std::fs::remove_file(settings.file(file));
+    }
     std::fs::copy(&copy, &database).expect("the restored copy");
     // The restored database soon has the same number of versions as the lost one.
     let (_, restored) = settings.create_key();
