@@ -1,10 +1,14 @@
 //! The answer of a command, for a person or for a program.
 
+use std::io::{IsTerminal, Write};
 use std::iter;
 
 use serde_json::Value;
 
 use crate::failure::Failure;
+
+/// Number of steps between two lines of [`progress`].
+const STEP: u64 = 50_000;
 
 /// Number of spaces between two columns.
 const GAP: usize = 3;
@@ -37,6 +41,14 @@ impl Answer {
     /// The same answer with a failure.
     pub fn but(self, failure: Failure) -> Self {
         Self { is_good: false, failure: Some(failure), ..self }
+    }
+}
+
+/// Tells a person at a terminal how far a long command is, after each 50,000 steps.
+pub fn progress(step: u64, line: impl FnOnce() -> String) {
+    if step.is_multiple_of(STEP) && std::io::stderr().is_terminal() {
+        // Progress is a courtesy, so a failure to print it does not matter.
+        let _ = writeln!(std::io::stderr(), "apexmcp: {}", line());
     }
 }
 

@@ -15,7 +15,7 @@ use crate::secret::{self, sha256};
 use crate::sql::{Sql, first, rows, values};
 
 /// Number of versions from which a gateway can take the changes since. A gateway with an older one gets all parts.
-const KEPT_VERSIONS: i64 = 100_000;
+pub const KEPT_VERSIONS: i64 = 100_000;
 
 /// A part that a transaction changed.
 #[derive(Debug)]

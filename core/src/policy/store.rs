@@ -62,7 +62,7 @@ pub struct Transfer {
     is_whole: bool,
     sum: Sum,
     seen: HashSet<String>,
-    gone: Vec<String>,
+    gone: HashSet<String>,
     /// The names of parts that are gone, and that threads may still read.
     leaving: HashSet<String>,
 }
@@ -76,7 +76,7 @@ impl Transfer {
     /// A transfer of changes. `sum` is the sum of all parts before.
     pub fn from(sum: Sum, place: &Place, host: &dyn Host) -> Self {
         let leaving = lines(LEAVING, place, host);
-        Self { is_whole: false, sum, seen: HashSet::new(), gone: Vec::new(), leaving }
+        Self { is_whole: false, sum, seen: HashSet::new(), gone: HashSet::new(), leaving }
     }
 
     /// Whether this transfer brings all parts.
@@ -89,18 +89,25 @@ impl Transfer {
         let mut new: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for (name, text) in parts.clone() {
             let before = text_of(name, place, host);
-            if let Some(before) = before.as_ref().filter(|_| !self.is_whole && !self.leaving.contains(name)) {
+            // A long transfer may bring a part twice, because it changed meanwhile.
+            let was_there = !self.is_whole && !self.leaving.contains(name) && !self.gone.contains(name);
+            let counts = self.seen.contains(name) || was_there;
+            if let Some(before) = before.as_ref().filter(|_| counts) {
                 self.sum = self.sum.without(name, before);
             }
             match text {
                 Some(text) => {
                     self.sum = self.sum.with(name, text);
                     self.seen.insert(name.to_owned());
+                    self.gone.remove(name);
                     if before.is_none() {
                         new.entry(shard(name)).or_default().push(name);
                     }
                 }
-                None => self.gone.push(name.to_owned()),
+                None => {
+                    self.seen.remove(name);
+                    self.gone.insert(name.to_owned());
+                }
             }
         }
         // If this thread dies now, the next one must know the name of every part that may exist.

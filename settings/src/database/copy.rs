@@ -1,11 +1,10 @@
 //! Copies a database to an empty one, from SQLite to PostgreSQL or back.
 
-use std::io::{IsTerminal, Write};
-
 use apexmcp_core::policy::parts::Sum;
 
 use super::{Database, Location};
 use crate::failure::{Failure, Reason};
+use crate::output::progress;
 use crate::parts;
 use crate::sql::{Sql, Value, only, values};
 
@@ -27,8 +26,6 @@ const TABLES: [&str; 15] = [
     "versions",
     "key_parts",
 ];
-/// Number of rows after which a person at a terminal is told how far the copy is.
-const STEP: u64 = 50_000;
 
 /// What was copied.
 #[derive(Debug)]
@@ -77,10 +74,7 @@ fn copy_table(from: &dyn Sql, to: &dyn Sql, table: &str, rows: &mut u64) -> Resu
         });
         to.execute(query, &row.values)?;
         *rows = rows.saturating_add(1);
-        if rows.is_multiple_of(STEP) && std::io::stderr().is_terminal() {
-            // Progress is a courtesy, so a failure to print it does not matter.
-            let _ = writeln!(std::io::stderr(), "apexmcp: {rows} rows copied, now {table}");
-        }
+        progress(*rows, || format!("{rows} rows copied, now {table}"));
         Ok(())
     })?;
     let counts = (count(from)?, count(to)?);

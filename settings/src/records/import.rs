@@ -1,7 +1,5 @@
 //! Creates the records of a policy document that the database does not have yet.
 
-use std::io::{IsTerminal, Write};
-
 use apexmcp_core::api_key::KeyDigest;
 use apexmcp_core::limits::document::Limits;
 use apexmcp_core::names::is_record_id;
@@ -15,10 +13,8 @@ use super::{client, org, signing_key};
 use crate::clock::Moment;
 use crate::database::{Actor, Change, Check, Record};
 use crate::failure::{Failure, Reason};
+use crate::output::progress;
 use crate::sql::{Sql, exists, first, values};
-
-/// Number of records after which a person at a terminal is told how far the import is.
-const STEP: u64 = 50_000;
 
 /// How many records of each kind an import created, and how many existed already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -170,10 +166,7 @@ impl Import<'_> {
         for (index, record) in records.into_iter().enumerate() {
             import(self, record).map_err(|failure| failure.within(format_args!("{}.{member}[{index}]", self.path)))?;
             let seen = self.counts.seen();
-            if seen.is_multiple_of(STEP) && std::io::stderr().is_terminal() {
-                // Progress is a courtesy, so a failure to print it does not matter.
-                let _ = writeln!(std::io::stderr(), "apexmcp: {seen} records read");
-            }
+            progress(seen, || format!("{seen} records read"));
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use apexmcp_core::policy::raw::Members;
 use serde_json::value::RawValue;
 
 use crate::failure::{Failure, Reason};
-use crate::parts::Changes;
+use crate::parts::{Changes, KEPT_VERSIONS};
 
 /// Length of the parts in a page, in bytes, after which the next page begins. A gateway takes a page in some milliseconds.
 const PAGE_LENGTH: usize = 1 << 20;
@@ -30,6 +30,9 @@ impl fmt::Display for State {
         write!(formatter, "{}-{}", self.version, self.tag)
     }
 }
+
+/// A part with its name. `None`: the part is gone.
+type NamedPart<'p> = (String, Option<&'p RawValue>);
 
 /// What a gateway has, as it says in its requests.
 enum Position {
@@ -111,6 +114,8 @@ impl Catalog {
             self.by_version.insert((version, name));
         }
         self.tags.extend(changes.tags);
+        // A server may run for years. Gateways with an older state get all parts.
+        self.tags = self.tags.split_off(&changes.version.saturating_sub(KEPT_VERSIONS).saturating_add(1));
         let tag = self.tags.get(&changes.version).cloned().unwrap_or_default();
         self.state = State { version: changes.version, tag };
         Ok(())
@@ -124,7 +129,12 @@ impl Catalog {
         let page = match named.and_then(|named| self.position(named)) {
             Some(Position::At(state)) if state == self.state => return Ok(None),
             Some(Position::At(from)) => self.change(&from).unwrap_or_else(|| self.transfer(Some(&from), &self.state, "")),
-            Some(Position::Between { from, to, after }) => self.transfer(from.as_ref(), &to, &after),
+            Some(Position::Between { from, to, after }) => {
+                let page = self.transfer(from.as_ref(), &to, &after);
+                // Parts may have changed since `to`. A gateway never names a state of which it has other parts: a backup of that
+                // state may be restored.
+                if page.is_last && to != self.state { self.last(page, &to) } else { page }
+            }
             // The gateway has nothing, or a state that this database does not know.
             None => return write(&self.transfer(None, &self.state, "")).map(Some),
         };
@@ -165,27 +175,18 @@ impl Catalog {
         Some(self.page_of(self.state.to_string(), &self.state, true, parts))
     }
 
-    /// A page of a transfer, with the parts after the name `after`. Changes after the state `to` follow with the next request.
+    /// The end of a transfer, and all changes since the state `to`, whatever their length.
+    fn last<'p>(&'p self, page: Page<'p>, to: &State) -> Page<'p> {
+        let changes = self.transfer_of(Some(to), "", usize::MAX).0;
+        let changed: BTreeSet<&str> = changes.iter().map(|(name, _)| name.as_str()).collect();
+        let kept = page.parts.0.into_iter().filter(|(name, _)| !changed.contains(name.as_str()));
+        let parts = kept.chain(changes.clone()).collect();
+        self.page_of(self.state.to_string(), &self.state, true, parts)
+    }
+
+    /// A page of a transfer, with the parts after the name `after`.
     fn transfer(&self, from: Option<&State>, to: &State, after: &str) -> Page<'_> {
-        let mut length = 0_usize;
-        let mut parts: Vec<(String, Option<&RawValue>)> = Vec::new();
-        let mut is_last = true;
-        for (name, stored) in self.parts.range::<str, _>((Bound::Excluded(after), Bound::Unbounded)) {
-            let is_new = match from {
-                Some(from) => stored.version > from.version,
-                None => stored.text.is_some(),
-            };
-            if !is_new {
-                continue;
-            }
-            if length >= self.page_length {
-                is_last = false;
-                break;
-            }
-            let text = stored.text.as_deref();
-            length = length.saturating_add(length_of(name, text));
-            parts.push((name.to_string(), text));
-        }
+        let (parts, is_last) = self.transfer_of(from, after, self.page_length);
         let next = match parts.last() {
             Some((last, _)) if !is_last => {
                 let from = from.map_or_else(|| NOTHING.to_owned(), State::to_string);
@@ -196,13 +197,35 @@ impl Catalog {
         self.page_of(next, to, is_last, parts)
     }
 
-    fn page_of<'p>(&self, next: String, to: &State, is_last: bool, parts: Vec<(String, Option<&'p RawValue>)>) -> Page<'p> {
+    /// The parts after the name `after` that changed since `from`, up to this length, and whether these are all.
+    fn transfer_of(&self, from: Option<&State>, after: &str, longest: usize) -> (Vec<NamedPart<'_>>, bool) {
+        let mut length = 0_usize;
+        let mut parts = Vec::new();
+        for (name, stored) in self.parts.range::<str, _>((Bound::Excluded(after), Bound::Unbounded)) {
+            let is_new = match from {
+                Some(from) => stored.version > from.version,
+                None => stored.text.is_some(),
+            };
+            if !is_new {
+                continue;
+            }
+            if length >= longest {
+                return (parts, false);
+            }
+            let text = stored.text.as_deref();
+            length = length.saturating_add(length_of(name, text));
+            parts.push((name.to_string(), text));
+        }
+        (parts, true)
+    }
+
+    fn page_of<'p>(&self, next: String, to: &State, is_last: bool, parts: Vec<NamedPart<'p>>) -> Page<'p> {
         Page {
             since: None,
             next: next.into(),
             version: to.version.to_string().into(),
             is_last,
-            // A transfer to an earlier state may have brought parts that are newer than that state.
+            // Only the present state has a known sum.
             sum: (is_last && *to == self.state).then(|| self.sum.to_string().into()),
             parts: Members(parts),
         }

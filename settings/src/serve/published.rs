@@ -11,6 +11,9 @@ use crate::document;
 use crate::failure::{Failure, Reason};
 use crate::parts;
 
+const OTHER_DATABASE: &str = "this is another database than the one with which the server began: restore a copy of that one, or \
+                              restart 'apexmcp serve' to serve this one";
+
 /// The parts of the policy, which the watcher changes.
 pub(super) type Shared = Arc<RwLock<Catalog>>;
 
@@ -53,31 +56,38 @@ impl Published {
         Ok((Self::of(&catalog, database_id)?, catalog))
     }
 
-    /// Reads what changed since the state of `catalog`, and adds it. If the database was replaced by another state of it, reads
-    /// the whole policy.
+    /// Reads what changed since the state of the catalog, and adds it. If the database was replaced by another state of it, reads
+    /// the whole policy. All of it is one state of the database.
     ///
     /// # Errors
-    /// If the database fails.
-    pub(super) fn read_changes(database: &mut Database, shared: &Shared) -> Result<Self, Failure> {
+    /// If the database fails, or has another id than `expected`.
+    pub(super) fn read_changes(database: &mut Database, shared: &Shared, expected: &str) -> Result<Self, Failure> {
         let (version, tag) = {
             let catalog = shared.read().unwrap_or_else(PoisonError::into_inner);
             let (version, tag) = catalog.since();
             (version, tag.to_owned())
         };
-        let (changes, database_id) =
-            database.read(|sql| Ok((parts::changes_since(sql, (version, &tag))?, document::database_id(sql)?)))?;
-        match changes {
-            Some(changes) => {
-                let mut catalog = shared.write().unwrap_or_else(PoisonError::into_inner);
-                catalog.apply(changes)?;
-                Self::of(&catalog, database_id)
+        let (changes, is_whole) = database.read(|sql| {
+            // Somebody who has lost the database may run `apexmcp init`. Its empty policy would refuse everybody.
+            if document::database_id(sql)? != expected {
+                return Err(Failure::new(Reason::DatabaseMissing, OTHER_DATABASE));
             }
-            None => {
-                let (published, catalog) = Self::read(database)?;
-                *shared.write().unwrap_or_else(PoisonError::into_inner) = catalog;
-                Ok(published)
+            match parts::changes_since(sql, (version, &tag))? {
+                Some(changes) => Ok((changes, false)),
+                None => Ok((parts::all(sql)?, true)),
             }
+        })?;
+        if is_whole {
+            // Gateways get the old policy until all of the new one is read.
+            let mut new = Catalog::default();
+            new.apply(changes)?;
+            let published = Self::of(&new, expected.to_owned());
+            *shared.write().unwrap_or_else(PoisonError::into_inner) = new;
+            return published;
         }
+        let mut catalog = shared.write().unwrap_or_else(PoisonError::into_inner);
+        catalog.apply(changes)?;
+        Self::of(&catalog, expected.to_owned())
     }
 
     /// The whole document of this state. `None`: there is a newer state already.

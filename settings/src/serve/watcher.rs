@@ -14,8 +14,7 @@ use super::counts::{Counts, add};
 use super::log::log;
 use super::published::{Published, Shared};
 use crate::database::{self, Database, Location, Postgres, Sqlite};
-use crate::document;
-use crate::failure::{Failure, Reason};
+use crate::failure::Failure;
 
 /// Interval between two looks at the database. A look takes a microsecond.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -25,9 +24,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Interval after a failed look. A failure may have taken as long as the database's timeout.
 const INTERVAL_AFTER_FAILURE: Duration = Duration::from_secs(1);
-
-const OTHER_DATABASE: &str = "this is another database than the one with which the server began: restore a copy of that one, or \
-                              restart 'apexmcp serve' to serve this one";
 
 /// The device and the inode number of a file. `None`: the file does not exist.
 type Identity = Option<(u64, u64)>;
@@ -111,7 +107,7 @@ impl Watcher {
     fn wait_and_look(&mut self, url: &str) -> Result<(), Failure> {
         let mut database = match self.database.take() {
             Some(Database::Postgres(database)) if database.is_listening() => database,
-            // Changes since the last look are found by the look after the first wait.
+            // Read after LISTEN, so that no change between the two is missed.
             _ => {
                 let mut database = Postgres::open(url)?;
                 database.listen()?;
@@ -130,11 +126,8 @@ impl Watcher {
 
     /// Publishes the policy if it changed.
     fn publish(&self, database: &mut Database) -> Result<(), Failure> {
-        // Somebody who has lost the database may run `apexmcp init`. Its empty policy would refuse everybody.
-        if database.read(document::database_id)? != self.publisher.borrow().database_id {
-            return Err(Failure::new(Reason::DatabaseMissing, OTHER_DATABASE));
-        }
-        let published = Published::read_changes(database, &self.catalog)?;
+        let expected = self.publisher.borrow().database_id.clone();
+        let published = Published::read_changes(database, &self.catalog, &expected)?;
         if published.etag != self.publisher.borrow().etag {
             let (version, length) = (published.state.version, published.length);
             self.publisher.send_replace(Arc::new(published));

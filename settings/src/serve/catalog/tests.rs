@@ -261,7 +261,8 @@ impl World {
 
     /// The server looks at the database.
     fn look(&mut self) {
-        self.published = Published::read_changes(self.database.as_mut().unwrap(), &self.shared).unwrap();
+        self.published =
+            Published::read_changes(self.database.as_mut().unwrap(), &self.shared, &self.published.database_id).unwrap();
     }
 
     /// All gateways ask until they have everything, and then decide as the database says.
@@ -313,6 +314,19 @@ fn sorted(document: &serde_json::Value) -> serde_json::Value {
         }
     }
     document
+}
+
+#[test]
+fn the_states_that_a_server_remembers_are_bounded() {
+    let mut catalog = Catalog::default();
+    let tag = |version: i64| (version, format!("{version:x}"));
+    let changes = |version: i64| Changes { version, tags: vec![tag(version)], parts: Vec::new() };
+    for version in [1, 2, KEPT_VERSIONS.saturating_add(1)] {
+        catalog.apply(changes(version)).unwrap();
+    }
+    let since = |state: &str| catalog.page(Some(state)).unwrap().unwrap().contains("\"since\"");
+    assert!(!since("1-1") && since("2-2"), "a gateway with an older state gets all parts");
+    assert_eq!(catalog.tags.len(), 2);
 }
 
 proptest! {
