@@ -100,6 +100,7 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
+        self.plugin.answer_given_up();
         Some(Box::new(Stream(shell::Stream::new(id, Rc::clone(&self.plugin)))))
     }
 

@@ -145,6 +145,7 @@ impl OwnStream {
         let worker = Worker::of(config);
         let id = worker.next_id();
         worker.envoy().add(id, filter);
+        worker.envoy().within(id, filter, || worker.plugin.answer_given_up());
         Self { id, stream: Stream::new(id, Rc::clone(&worker.plugin)), worker }
     }
 

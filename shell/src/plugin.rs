@@ -327,15 +327,16 @@ impl<E: Envoy> Plugin<E> {
         self.decide_all(ready, now);
     }
 
-    /// Answers the requests that were given up to make room for the request of stream `current`.
-    pub(crate) fn answer_given_up(&self, current: u32) {
+    /// Answers requests that were given up to make room for others. Call it before the first callback of a new stream: the
+    /// result of a callback in which a request of another stream is answered counts for nothing, because Envoy's wasm host
+    /// then always stops the stream of the callback. Leaves the current stream undefined.
+    pub fn answer_given_up(&self) {
         let given_up = match self.gateway.borrow().as_ref() {
             Some(gateway) => self.held.borrow_mut().take_given_up(gateway),
             None => return,
         };
         if !given_up.is_empty() {
             self.decide_all(given_up, self.envoy.now());
-            self.envoy.enter(current);
         }
     }
 

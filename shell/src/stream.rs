@@ -64,7 +64,6 @@ impl<E: Envoy> Stream<E> {
             let body = body();
             self.flow.body_arrived(body, self.plugin.gateway.borrow().as_ref().map(|gateway| &gateway.bodies));
             self.plugin.read_body(self.id, body);
-            self.plugin.answer_given_up(self.id);
         }
         self.flow.lets_body_pass().into()
     }
@@ -80,8 +79,6 @@ impl<E: Envoy> Stream<E> {
         self.plugin.apply(step, self.id, &self.flow);
         if end_of_stream && !self.flow.lets_body_pass() {
             self.body_arrived(|| self.flow.ended());
-        } else {
-            self.plugin.answer_given_up(self.id);
         }
         self.flow.lets_head_pass().into()
     }

@@ -41,6 +41,8 @@ const MAX_MEMORY_KB: u64 = 600_000;
 const PROVIDERS: usize = 8;
 /// Clients of the neighbor. Each may take 10 tokens a second.
 const CLIENTS: usize = 128;
+/// Rounds of the attack whose requests lose their places.
+const ROUNDS: usize = 32;
 
 /// The tests run one after the other, because each needs much of the machine's memory.
 static TURN: Mutex<()> = Mutex::const_new(());
@@ -318,4 +320,35 @@ async fn requests_that_wait_for_the_first_policy_are_limited() {
     assert!(problems.is_empty(), "{problems:#?}");
     front.lead(Way::Open);
     gateway.until_everywhere(&Request::tools_list("/mcp/acme").api_key(&key), 200).await;
+}
+
+/// To answer a request of another stream in a callback makes Envoy's wasm host stop the stream of this callback. A request that
+/// took the place of an older one was held until a timeout, or lost a part of its body.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_takes_the_place_of_an_older_one_is_served() {
+    let _turn = TURN.lock().await;
+    let clients: Vec<Value> = (0..ROUNDS)
+        .map(|client| json!({"client_id": client_id(client), "secret_sha256": [sha256(oauth::SECRET)], "scopes": ["mcp:call"]}))
+        .collect();
+    let scoped = merged(api_key_record("key_scoped"), &json!({"connectors": ["notes"]}));
+    let mut plugin = plugin(&json!({"attacker": {"api_keys": [scoped], "oauth_clients": clients}}));
+    plugin["policy"]["inline"]["signing_keys"] = json!([PrivateKey::new().record("k")]);
+    let upstream = upstream::start().await;
+    let gateway = Setup::new(plugin).shipped_limits().start(&upstream).await;
+
+    let mut attack = Attack::new(gateway.client().authority(), Version::Http2);
+    let heads = [form().padded(Padding::Repeated), message().padded(Padding::Repeated)];
+    let call = Request::tools_list("/mcp/attacker").api_key(&api_key("key_scoped"));
+    for client in 0..ROUNDS {
+        // Two connections have more heads than both shares have room for.
+        attack.wave(&heads, 2, STREAMS).await;
+        // Long heads, so that each of them needs the place of another.
+        for request in
+            [token_request(&client_id(client)), call.clone()].map(|request| request.header("x-padding", "x".repeat(50_000)))
+        {
+            let reply = gateway.send(&request).await;
+            assert_eq!(reply.status, 200, "after {:?}: {reply:?}", attack.tally());
+        }
+    }
+    assert!(attack.tally().answers.contains_key(&503), "nothing took a place of the attack: {:?}", attack.tally());
 }

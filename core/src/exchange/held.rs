@@ -14,7 +14,7 @@ use crate::time::UnixTime;
 /// meanwhile. Envoy nests the callbacks of their local replies, and some hundreds of them exceed V8's stack.
 const MAX_WOKEN: usize = 64;
 
-/// Maximum number of given-up requests that are answered in the callback of another request.
+/// Maximum number of given-up requests that are answered when another request begins.
 const MAX_GIVEN_UP_ANSWERED: usize = 8;
 
 /// A stream with a held request.
@@ -100,8 +100,8 @@ impl HeldRequests {
         ready
     }
 
-    /// Requests that were given up to make room for another request, for the callback of that request. The next tick would be
-    /// too late: if heads arrive faster than ticks answer, the budget would have no room for a prompt client.
+    /// Requests that were given up to make room for others, to be answered when a request begins. The next tick would be too
+    /// late: if heads arrive faster than ticks answer, the budget would have no room for a prompt client.
     pub fn take_given_up(&mut self, gateway: &Gateway) -> Vec<(u32, Held)> {
         if !gateway.budget.has_given_up() {
             return Vec::new();

@@ -138,7 +138,7 @@ fn ready_requests_are_taken_in_bounded_numbers_and_given_up_ones_first() {
     // Each new request takes the place of the oldest one.
     hold_forms(&mut world, &mut held, 2048..2058);
     let given_up = held.take_given_up(&world.gateway);
-    assert_eq!(given_up.len(), 8, "in the callback of another request");
+    assert_eq!(given_up.len(), 8, "when another request begins");
     assert!(given_up.iter().all(|(stream, held)| *stream < 10 && held.pending.hold().is_given_up()));
     let ready = held.take_ready(NOW.plus(Duration::from_secs(10)), &world.gateway);
     assert_eq!(ready.len(), 64);
