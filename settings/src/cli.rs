@@ -76,6 +76,9 @@ pub enum Command {
     /// Revoke tokens before they expire
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Manage the tokens for the management API
+    #[command(subcommand)]
+    AdminToken(AdminTokenCommand),
     /// Read the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -396,6 +399,37 @@ apexmcp token revoke --org acme-corp --principal 'acme-corp/idp/https://idp.exam
         /// Revoke only tokens that were issued before this time, such as 2026-11-23T00:00:00Z. The default is now
         #[arg(long, value_parser = Moment::parse, value_name = "TIMESTAMP")]
         issued_before: Option<Moment>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AdminTokenCommand {
+    /// Create an admin token and print it. It cannot be shown again
+    #[command(after_help = "\
+An operator may do everything. An admin changes the keys, clients and identity providers of one org. A viewer reads them.
+
+  apexmcp admin-token create --name terraform --role operator
+  apexmcp admin-token create --name portal --role admin --org acme-corp --expires 30d")]
+    Create {
+        /// A name that says what uses the token. The audit log names it
+        #[arg(long)]
+        name: String,
+        /// What the token allows
+        #[arg(long, value_parser = ["operator", "admin", "viewer"])]
+        role: String,
+        /// The org of an admin or a viewer
+        #[arg(long)]
+        org: Option<String>,
+        /// How long the token is valid from now
+        #[arg(long, value_parser = humantime::parse_duration, value_name = "DURATION", default_value = "90d")]
+        expires: Duration,
+    },
+    /// List all admin tokens, including revoked ones
+    List,
+    /// Revoke an admin token immediately
+    Revoke {
+        /// The id of the token, such as adm_1f9c
+        id: String,
     },
 }
 

@@ -145,8 +145,9 @@ fn revoked_client(org: &mut RawOrg, row: &Row<'_>) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use crate::access::Actor;
     use crate::clock::Moment;
-    use crate::database::{Actor, Database, Location};
+    use crate::database::{Database, Location};
     use crate::records::signing_key;
     use crate::sql::{Sql, values};
 
@@ -155,7 +156,7 @@ mod tests {
     fn each_member_has_its_name_and_its_place() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("test.db");
-        let actor = Actor { name: "test".to_owned(), now: Moment::parse("2026-01-01T00:00:00Z").unwrap() };
+        let actor = Actor::operator("test", Moment::parse("2026-01-01T00:00:00Z").unwrap());
         let mut database = Database::create(&Location::from(&*path), |change| {
             signing_key::create(change, &actor, Some("a"), "PEM")?;
             let records = r#"

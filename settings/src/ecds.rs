@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::database::{Actor, Change, Check, Database, Record};
+use crate::access::Actor;
+use crate::database::{Change, Check, Database, Record};
 use crate::document;
 use crate::failure::{Failure, Reason};
 use crate::sql::{Row, Sql, first, values};

@@ -25,6 +25,8 @@ reasons! {
     /// An option or argument has a value that is not allowed.
     InvalidArgument = "invalid_argument",
     NotFound = "not_found",
+    /// The role of the caller does not allow it.
+    Forbidden = "forbidden",
     AlreadyExists = "already_exists",
     /// The record exists, but its state does not allow the change.
     Conflict = "conflict",
@@ -67,11 +69,33 @@ reasons! {
 pub struct Failure {
     pub reason: Reason,
     line: String,
+    /// The wrong value, by the name that it has in the API. The command line has an option of this name.
+    pub field: Option<&'static str>,
+    /// The command that helps.
+    hint: Option<String>,
 }
 
 impl Failure {
     pub fn new(reason: Reason, line: impl Into<String>) -> Self {
-        Self { reason, line: line.into() }
+        Self { reason, line: line.into(), field: None, hint: None }
+    }
+
+    /// A value that is not allowed. `line` continues the name of the value: "must be ...".
+    pub fn of(field: &'static str, line: impl Into<String>) -> Self {
+        Self { field: Some(field), ..Self::new(Reason::InvalidArgument, line) }
+    }
+
+    /// The same failure, with a command that helps. Only users of the command line see it.
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// The line for users of the API: without options and commands of the command line.
+    pub fn detail(&self) -> String {
+        match self.field {
+            Some(field) => format!("{field} {}", self.line),
+            None => self.line.clone(),
+        }
     }
 
     /// A closure for `map_err` that puts `what` in front of the error.
@@ -81,16 +105,31 @@ impl Failure {
 
     /// The same failure with `what` in front of its line.
     pub fn within(self, what: impl fmt::Display) -> Self {
-        Self::new(self.reason, format!("{what}: {}", self.line))
+        Self { line: format!("{what}: {}", self.detail()), field: None, ..self }
+    }
+}
+
+/// The option of the command line for a value of the API.
+fn option(field: &str) -> String {
+    match field {
+        "connectors" | "scopes" | "default_scopes" | "client_scopes" => {
+            format!("--{}", field.trim_end_matches('s').replace('_', "-"))
+        }
+        "expires_at" => "--expires".to_owned(),
+        _ => format!("--{field}"),
     }
 }
 
 impl fmt::Display for Failure {
     /// One line, even if the failure quotes an error of several lines.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(field) = self.field {
+            write!(formatter, "{} ", option(field))?;
+        }
         let mut parts = self.line.lines().map(str::trim).filter(|part| !part.is_empty());
         formatter.write_str(parts.next().unwrap_or("failed"))?;
-        parts.try_for_each(|part| write!(formatter, "; {part}"))
+        parts.try_for_each(|part| write!(formatter, "; {part}"))?;
+        self.hint.as_ref().map_or(Ok(()), |hint| write!(formatter, ". {hint}"))
     }
 }
 

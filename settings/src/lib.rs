@@ -1,6 +1,7 @@
 //! Settings of the gateway. The program `apexmcp` is this library, so that tests can call its parts.
 #![allow(missing_docs, reason = "only the program and the tests use this library, and most names say enough")]
 
+pub mod access;
 pub mod address;
 pub mod advice;
 pub mod chain;

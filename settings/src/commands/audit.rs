@@ -10,7 +10,7 @@ use crate::records::audit::{self, Entry};
 
 pub(super) fn run(session: &Session<'_>, command: AuditCommand) -> Result<Answer, Failure> {
     let AuditCommand::List { org, limit } = command;
-    let entries = session.open()?.read(|connection| audit::list(connection, org.as_deref(), limit))?;
+    let entries = session.open()?.read(|connection| audit::list(connection, &session.actor, org.as_deref(), limit))?;
     let row = |entry: &Entry| {
         let org = entry.org.clone().unwrap_or_default();
         let details = if entry.details == json!({}) { String::new() } else { entry.details.to_string() };

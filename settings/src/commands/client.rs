@@ -29,11 +29,11 @@ pub(super) fn run(session: &Session<'_>, command: ClientCommand) -> Result<Answe
             )
         }
         ClientCommand::List { org } => {
-            let clients = session.open()?.read(|connection| client::list(connection, &org))?;
+            let clients = session.open()?.read(|connection| client::list(connection, &session.actor, &org))?;
             Ok(session.answer(|| rows(&clients), json!(clients)))
         }
         ClientCommand::Show { client_id } => {
-            let client = session.open()?.read(|connection| client::show(connection, &client_id))?;
+            let client = session.open()?.read(|connection| client::show(connection, &session.actor, &client_id))?;
             Ok(Answer::new(rows(slice::from_ref(&client)), json!(client)))
         }
         ClientCommand::RotateSecret { client_id } => session.change(

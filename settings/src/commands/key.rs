@@ -30,11 +30,11 @@ pub(super) fn run(session: &Session<'_>, command: KeyCommand) -> Result<Answer, 
             )
         }
         KeyCommand::List { org } => {
-            let keys = session.open()?.read(|connection| api_key::list(connection, &org))?;
+            let keys = session.open()?.read(|connection| api_key::list(connection, &session.actor, &org))?;
             Ok(session.answer(|| rows(&keys), json!(keys)))
         }
         KeyCommand::Show { id } => {
-            let key = session.open()?.read(|connection| api_key::show(connection, &id))?;
+            let key = session.open()?.read(|connection| api_key::show(connection, &session.actor, &id))?;
             Ok(Answer::new(rows(slice::from_ref(&key)), json!(key)))
         }
         KeyCommand::Revoke { id } => session.change(

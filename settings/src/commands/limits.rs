@@ -21,7 +21,7 @@ pub(super) fn run(session: &Session<'_>, command: LimitsCommand) -> Result<Answe
         }
         LimitsCommand::Show { holder } => {
             let holder = holder_of(&holder)?;
-            let limits = session.open()?.read(|connection| limits::show(connection, holder))?;
+            let limits = session.open()?.read(|connection| limits::show(connection, &session.actor, holder))?;
             Ok(answer(holder, limits.as_ref()))
         }
         LimitsCommand::Clear { holder } => {

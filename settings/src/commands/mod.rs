@@ -1,5 +1,6 @@
 //! The commands: one file per noun of the command line.
 
+mod admin_token;
 mod audit;
 mod client;
 mod completion;
@@ -18,9 +19,9 @@ mod sso;
 mod tables;
 mod token;
 
+use crate::access::Actor;
 use crate::cli::{Cli, Command};
 use crate::clock::Moment;
-use crate::database::Actor;
 use crate::failure::Failure;
 use crate::output::Answer;
 use crate::plugin_config;
@@ -31,7 +32,7 @@ use session::Session;
 /// # Errors
 /// If the command was refused or failed.
 pub fn run(cli: Cli) -> Result<Answer, Failure> {
-    let actor = Actor { name: session::actor(cli.actor)?, now: Moment::now() };
+    let actor = Actor::operator(session::actor(cli.actor)?, Moment::now());
     let session = Session { location: &cli.db, actor, json: cli.json };
     match cli.command {
         Command::Init => init::run(&session),
@@ -42,6 +43,7 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
         Command::Limits(command) => limits::run(&session, command),
         Command::SigningKey(command) => signing_key::run(&session, command),
         Command::Token(command) => token::run(&session, command),
+        Command::AdminToken(command) => admin_token::run(&session, command),
         Command::Audit(command) => audit::run(&session, command),
         Command::Policy(command) => policy::run(&session, command),
         Command::Database(command) => database::run(&session, command),

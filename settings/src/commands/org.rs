@@ -20,11 +20,11 @@ pub(super) fn run(session: &Session<'_>, command: OrgCommand) -> Result<Answer, 
             },
         ),
         OrgCommand::List => {
-            let orgs = session.open()?.read(org::list)?;
+            let orgs = session.open()?.read(|connection| org::list(connection, &session.actor))?;
             Ok(session.answer(|| rows(&orgs), json!(orgs)))
         }
         OrgCommand::Show { name } => {
-            let org = session.open()?.read(|connection| org::show(connection, &name))?;
+            let org = session.open()?.read(|connection| org::show(connection, &session.actor, &name))?;
             Ok(Answer::new(rows(slice::from_ref(&org)), json!(org)))
         }
         OrgCommand::Delete { name, yes: _ } => session.change(

@@ -7,7 +7,8 @@ use apexmcp_core::problem::Problem;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::database::{self, Actor, Change, Database, Done, Location};
+use crate::access::Actor;
+use crate::database::{self, Change, Database, Done, Location};
 use crate::ecds;
 use crate::failure::{Failure, Reason};
 use crate::output::Answer;

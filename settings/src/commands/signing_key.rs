@@ -27,7 +27,7 @@ pub(super) fn run(session: &Session<'_>, command: SigningKeyCommand) -> Result<A
             )
         }
         SigningKeyCommand::List => {
-            let keys = session.open()?.read(signing_key::list)?;
+            let keys = session.open()?.read(|connection| signing_key::list(connection, &session.actor))?;
             let row = |key: &SigningKey| {
                 [key.kid.clone(), if key.signs { "signs, verifies" } else { "verifies" }.to_owned(), key.created_at.clone()]
             };

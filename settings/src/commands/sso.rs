@@ -15,7 +15,7 @@ pub(super) fn run(session: &Session<'_>, command: SsoCommand) -> Result<Answer, 
     match command {
         SsoCommand::Configure(arguments) => configure(session, arguments),
         SsoCommand::List { org } => {
-            let providers = session.open()?.read(|connection| provider::list(connection, &org))?;
+            let providers = session.open()?.read(|connection| provider::list(connection, &session.actor, &org))?;
             Ok(session.answer(|| rows(&org, &providers), json!(providers)))
         }
         SsoCommand::Remove { org, issuer } => session.change(
@@ -29,7 +29,7 @@ fn configure(session: &Session<'_>, arguments: ConfigureArgs) -> Result<Answer, 
     let ConfigureArgs { org, issuer, jwks_uri, audiences, .. } = arguments;
     // Checked before anything is fetched: a provider that cannot be saved needs no inspection.
     let sharing = session.open()?.read(|connection| {
-        provider::require_room(connection, &org, &issuer)?;
+        provider::require_room(connection, &session.actor, &org, &issuer)?;
         provider::sharing(connection, &org, &issuer, &audiences)
     })?;
     let reach = if arguments.allow_private_address { Reach::Anywhere } else { Reach::Public };

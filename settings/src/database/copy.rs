@@ -9,7 +9,7 @@ use crate::parts;
 use crate::sql::{Sql, Value, only, values};
 
 /// All tables, each after those to which it refers. The copy has the same versions, so gateways need not fetch it anew.
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 17] = [
     "policy",
     "identity",
     "orgs",
@@ -25,6 +25,8 @@ const TABLES: [&str; 15] = [
     "parts",
     "versions",
     "key_parts",
+    "admin_tokens",
+    "replies",
 ];
 
 /// What was copied.

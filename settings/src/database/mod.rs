@@ -16,7 +16,7 @@ use serde_json::Value as Json;
 
 pub use self::postgres::Postgres;
 pub use self::sqlite::Sqlite;
-use crate::clock::Moment;
+use crate::access::Actor;
 use crate::encryption::Keyring;
 use crate::failure::{Failure, Reason};
 use crate::parts::{self, Changed};
@@ -73,14 +73,6 @@ fn without_password(url: &str) -> String {
         Some((user, host)) => format!("{scheme}://{}@{host}", user.split(':').next().unwrap_or_default()),
         None => url.to_owned(),
     }
-}
-
-/// The author and the time of a change.
-#[derive(Clone, Debug)]
-pub struct Actor {
-    /// The user of this process, or the name that `--actor` gives.
-    pub name: String,
-    pub now: Moment,
 }
 
 /// An entry of the audit log.

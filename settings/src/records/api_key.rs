@@ -6,8 +6,9 @@ use serde_json::json;
 
 use super::checks::{check_connectors, check_name};
 use super::org;
+use crate::access::Actor;
 use crate::clock::Moment;
-use crate::database::{Actor, Change, Check, Record};
+use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::secret;
 use crate::sql::{Row, Sql, exists, first, rows, values};
@@ -67,11 +68,11 @@ pub struct NewKey<'a> {
 /// # Errors
 /// If the org does not exist, or a value is not allowed.
 pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(ApiKey, String), Failure> {
-    org::require(change, new.org)?;
+    org::require_change(change, actor, new.org)?;
     check_name(new.name)?;
     check_connectors(new.connectors)?;
     if new.expires_at.is_some_and(|moment| moment <= actor.now) {
-        return Err(Failure::new(Reason::InvalidArgument, "--expires must be at least a second"));
+        return Err(Failure::of("expires_at", "must be in the future"));
     }
     let taken = |id: &str| exists(change, "SELECT 1 FROM api_keys WHERE id = ?", values![id]);
     let id = secret::unused(|| secret::hexadecimal::<6>().map(|digits| format!("key_{digits}")), taken)?;
@@ -114,21 +115,23 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
 ///
 /// # Errors
 /// If the org does not exist.
-pub fn list(connection: &dyn Sql, org: &str) -> Result<Vec<ApiKey>, Failure> {
-    org::require(connection, org)?;
+pub fn list(connection: &dyn Sql, actor: &Actor, org: &str) -> Result<Vec<ApiKey>, Failure> {
+    org::require(connection, actor, org)?;
     rows(connection, "SELECT * FROM api_keys WHERE org = ? ORDER BY created_at, id", values![org], ApiKey::read)
 }
 
 /// # Errors
 /// If no key has this id.
-pub fn show(connection: &dyn Sql, id: &str) -> Result<ApiKey, Failure> {
+pub fn show(connection: &dyn Sql, actor: &Actor, id: &str) -> Result<ApiKey, Failure> {
     let found = first(connection, "SELECT * FROM api_keys WHERE id = ?", values![id], ApiKey::read)?;
-    found.ok_or_else(|| unknown(id))
+    let key = found.ok_or_else(|| unknown(id))?;
+    actor.check_read(&key.org, || unknown(id))?;
+    Ok(key)
 }
 
 fn unknown(id: &str) -> Failure {
-    let line = format!("no API key has the id {id:?}. Run 'apexmcp key list --org ORG' to see the ids");
-    Failure::new(Reason::NotFound, line)
+    Failure::new(Reason::NotFound, format!("no API key has the id {id:?}"))
+        .hint("Run 'apexmcp key list --org ORG' to see the ids")
 }
 
 /// Revokes a key. A second revocation changes nothing.
@@ -136,12 +139,13 @@ fn unknown(id: &str) -> Failure {
 /// # Errors
 /// If no key has this id.
 pub fn revoke(change: &Change<'_>, actor: &Actor, id: &str) -> Result<ApiKey, Failure> {
-    let key = show(change, id)?;
+    let key = show(change, actor, id)?;
+    actor.check_change(&key.org, || unknown(id))?;
     if key.revoked {
         return Ok(key);
     }
     change.execute("UPDATE api_keys SET revoked_at = ? WHERE id = ?", values![actor.now.to_string(), id])?;
     let details = json!({"name": key.name});
     change.record(actor, &Record { action: "key.revoke", org: Some(&key.org), subject: id, details, check: Check::Nothing })?;
-    show(change, id)
+    show(change, actor, id)
 }

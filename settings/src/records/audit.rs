@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::org;
+use crate::access::Actor;
 use crate::failure::Failure;
 use crate::sql::{Sql, rows, values};
 
@@ -21,11 +23,15 @@ pub struct Entry {
     pub details: Value,
 }
 
-/// The latest changes of one org or of all, the oldest of them first.
+/// The latest changes of one org or of all, the oldest of them first. Who may read only one org sees only its changes.
 ///
 /// # Errors
-/// If the database fails.
-pub fn list(connection: &dyn Sql, org: Option<&str>, limit: u32) -> Result<Vec<Entry>, Failure> {
+/// If the actor may not read the changes of this org.
+pub fn list(connection: &dyn Sql, actor: &Actor, org: Option<&str>, limit: u32) -> Result<Vec<Entry>, Failure> {
+    let org = org.or(actor.role.org());
+    if let Some(org) = org {
+        actor.check_read(org, || org::unknown(org))?;
+    }
     let query = "SELECT * FROM (
             SELECT * FROM audit WHERE CAST(? AS TEXT) IS NULL OR org = ? ORDER BY version DESC LIMIT ?
         ) AS latest ORDER BY version";

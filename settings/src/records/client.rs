@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::checks::{check_name, check_scopes};
 use super::org;
-use crate::database::{Actor, Change, Check, Record};
+use crate::access::Actor;
+use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::secret;
 use crate::sql::{Row, Sql, exists, first, rows, values};
@@ -74,18 +75,15 @@ const PRIVATE_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"]
 pub(super) fn public_keys(jwks: &Value) -> Result<Value, Failure> {
     let keys = jwks.get("keys").and_then(Value::as_array);
     if keys.into_iter().flatten().any(|key| PRIVATE_MEMBERS.iter().any(|member| key.get(member).is_some())) {
-        return Err(Failure::new(
-            Reason::InvalidArgument,
-            "--jwks contains a private key: pass only the public keys, and keep the private keys at the client",
+        return Err(Failure::of(
+            "jwks",
+            "contains a private key: pass only the public keys, and keep the private keys at the client",
         ));
     }
-    let set = JwkSet::parse(jwks.to_string().as_bytes()).map_err(Failure::during(Reason::InvalidArgument, "--jwks"))?;
-    let document: Value = serde_json::from_str(&set.to_document()).map_err(Failure::during(Reason::InvalidArgument, "--jwks"))?;
+    let set = JwkSet::parse(jwks.to_string().as_bytes()).map_err(|error| Failure::of("jwks", error.to_string()))?;
+    let document: Value = serde_json::from_str(&set.to_document()).map_err(|error| Failure::of("jwks", error.to_string()))?;
     if kids(&document).iter().any(|kid| kid.len() > MAX_KID_LENGTH || !kid.chars().all(is_plain)) {
-        return Err(Failure::new(
-            Reason::InvalidArgument,
-            format!("--jwks: a kid must be at most {MAX_KID_LENGTH} bytes of visible characters"),
-        ));
+        return Err(Failure::of("jwks", format!("has a kid that is not at most {MAX_KID_LENGTH} bytes of visible characters")));
     }
     Ok(document)
 }
@@ -100,9 +98,9 @@ fn kids(jwks: &Value) -> Vec<&str> {
 /// # Errors
 /// If the org does not exist, or a value is not allowed.
 pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result<(Client, Option<String>), Failure> {
-    org::require(change, new.org)?;
+    org::require_change(change, actor, new.org)?;
     check_name(new.name)?;
-    check_scopes("--scope", new.scopes)?;
+    check_scopes("scopes", new.scopes)?;
     let jwks = new.jwks.map(public_keys).transpose()?;
     let taken = |id: &str| exists(change, "SELECT 1 FROM oauth_clients WHERE client_id = ?", values![id]);
     let client_id = secret::unused(|| secret::base62("apx_client_", 8), taken)?;
@@ -117,24 +115,30 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result
         actor,
         &Record { action: "client.create", org: Some(new.org), subject: &client_id, details, check: Check::Addition },
     )?;
-    Ok((show(change, &client_id)?, client_secret))
+    Ok((show(change, actor, &client_id)?, client_secret))
 }
 
 /// The clients of an org, the oldest first, including revoked ones.
 ///
 /// # Errors
 /// If the org does not exist.
-pub fn list(connection: &dyn Sql, org: &str) -> Result<Vec<Client>, Failure> {
-    org::require(connection, org)?;
+pub fn list(connection: &dyn Sql, actor: &Actor, org: &str) -> Result<Vec<Client>, Failure> {
+    org::require(connection, actor, org)?;
     rows(connection, &format!("{SELECT} WHERE org = ? ORDER BY created_at, client_id"), values![org], Client::read)
 }
 
 /// # Errors
 /// If no client has this id.
-pub fn show(connection: &dyn Sql, client_id: &str) -> Result<Client, Failure> {
+pub fn show(connection: &dyn Sql, actor: &Actor, client_id: &str) -> Result<Client, Failure> {
     let found = first(connection, &format!("{SELECT} WHERE client_id = ?"), values![client_id], Client::read)?;
-    let unknown = || format!("no client has the id {client_id:?}. Run 'apexmcp client list --org ORG' to see the ids");
-    found.ok_or_else(|| Failure::new(Reason::NotFound, unknown()))
+    let client = found.ok_or_else(|| unknown(client_id))?;
+    actor.check_read(&client.org, || unknown(client_id))?;
+    Ok(client)
+}
+
+fn unknown(client_id: &str) -> Failure {
+    Failure::new(Reason::NotFound, format!("no client has the id {client_id:?}"))
+        .hint("Run 'apexmcp client list --org ORG' to see the ids")
 }
 
 /// Adds a second secret. The first one stays valid. The secret itself is only returned: the database keeps its hash.
@@ -142,7 +146,7 @@ pub fn show(connection: &dyn Sql, client_id: &str) -> Result<Client, Failure> {
 /// # Errors
 /// If the client does not exist, is revoked, has keys of its own, or already has two secrets.
 pub fn rotate_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<(Client, String), Failure> {
-    let client = in_force(change, client_id)?;
+    let client = in_force(change, actor, client_id)?;
     if client.jwks.is_some() {
         return Err(Failure::new(
             Reason::Conflict,
@@ -152,10 +156,9 @@ pub fn rotate_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Res
     if client.secrets_created_at.len() > 1 {
         return Err(Failure::new(
             Reason::Conflict,
-            format!(
-                "{client_id} already has two secrets: when nothing uses the old one, run 'apexmcp client drop-secret {client_id}'"
-            ),
-        ));
+            format!("{client_id} already has two secrets: drop the older one when nothing uses it"),
+        )
+        .hint(format!("Run 'apexmcp client drop-secret {client_id}'")));
     }
     let client_secret = add_secret(change, actor, client_id)?;
     let details = json!({"name": client.name});
@@ -163,7 +166,7 @@ pub fn rotate_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Res
         actor,
         &Record { action: "client.rotate-secret", org: Some(&client.org), subject: client_id, details, check: Check::Nothing },
     )?;
-    Ok((show(change, client_id)?, client_secret))
+    Ok((show(change, actor, client_id)?, client_secret))
 }
 
 /// Drops the older of two secrets.
@@ -171,15 +174,13 @@ pub fn rotate_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Res
 /// # Errors
 /// If the client does not exist, is revoked, or has only one secret.
 pub fn drop_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Client, Failure> {
-    let client = in_force(change, client_id)?;
+    let client = in_force(change, actor, client_id)?;
     if client.secrets_created_at.len() < 2 {
         return Err(Failure::new(
             Reason::Conflict,
-            format!(
-                "{client_id} has only one secret: run 'apexmcp client rotate-secret {client_id}' first, or revoke the client \
-                 with 'apexmcp client revoke {client_id}'"
-            ),
-        ));
+            format!("{client_id} has only one secret: add a second one first, or revoke the client"),
+        )
+        .hint(format!("Run 'apexmcp client rotate-secret {client_id}', or 'apexmcp client revoke {client_id}'")));
     }
     change.execute(
         "DELETE FROM client_secrets WHERE number = (SELECT min(number) FROM client_secrets WHERE client_id = ?)",
@@ -190,7 +191,7 @@ pub fn drop_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Resul
         actor,
         &Record { action: "client.drop-secret", org: Some(&client.org), subject: client_id, details, check: Check::Nothing },
     )?;
-    show(change, client_id)
+    show(change, actor, client_id)
 }
 
 /// Revokes a client and all its tokens. A second revocation changes nothing.
@@ -198,7 +199,8 @@ pub fn drop_secret(change: &Change<'_>, actor: &Actor, client_id: &str) -> Resul
 /// # Errors
 /// If no client has this id.
 pub fn revoke(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Client, Failure> {
-    let client = show(change, client_id)?;
+    let client = show(change, actor, client_id)?;
+    actor.check_change(&client.org, || unknown(client_id))?;
     if client.revoked {
         return Ok(client);
     }
@@ -208,16 +210,15 @@ pub fn revoke(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Cli
         actor,
         &Record { action: "client.revoke", org: Some(&client.org), subject: client_id, details, check: Check::Nothing },
     )?;
-    show(change, client_id)
+    show(change, actor, client_id)
 }
 
-fn in_force(connection: &dyn Sql, client_id: &str) -> Result<Client, Failure> {
-    let client = show(connection, client_id)?;
+/// The client, if it is in force and the actor may change it.
+fn in_force(change: &Change<'_>, actor: &Actor, client_id: &str) -> Result<Client, Failure> {
+    let client = show(change, actor, client_id)?;
+    actor.check_change(&client.org, || unknown(client_id))?;
     match client.revoked_at {
-        Some(at) => Err(Failure::new(
-            Reason::Conflict,
-            format!("{client_id} was revoked at {at}: create another client with 'apexmcp client create'"),
-        )),
+        Some(at) => Err(Failure::new(Reason::Conflict, format!("{client_id} was revoked at {at}: create another client"))),
         None => Ok(client),
     }
 }

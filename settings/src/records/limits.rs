@@ -4,7 +4,8 @@ use apexmcp_core::limits::document::Limits;
 use serde_json::json;
 
 use super::{api_key, org};
-use crate::database::{Actor, Change, Check, Record};
+use crate::access::Actor;
+use crate::database::{Change, Check, Record};
 use crate::failure::Failure;
 use crate::sql::{Sql, only, values};
 
@@ -33,10 +34,10 @@ impl Holder<'_> {
     }
 
     /// The name of the org, or of the org that owns the key.
-    fn org(self, connection: &dyn Sql) -> Result<String, Failure> {
+    fn org(self, connection: &dyn Sql, actor: &Actor) -> Result<String, Failure> {
         match self {
-            Self::Org(name) => org::require(connection, name).map(|()| name.to_owned()),
-            Self::ApiKey(id) => api_key::show(connection, id).map(|key| key.org),
+            Self::Org(name) => org::require(connection, actor, name).map(|()| name.to_owned()),
+            Self::ApiKey(id) => api_key::show(connection, actor, id).map(|key| key.org),
         }
     }
 }
@@ -45,19 +46,23 @@ impl Holder<'_> {
 ///
 /// # Errors
 /// If the record does not exist.
-pub fn show(connection: &dyn Sql, holder: Holder<'_>) -> Result<Option<Limits>, Failure> {
-    holder.org(connection)?;
+pub fn show(connection: &dyn Sql, actor: &Actor, holder: Holder<'_>) -> Result<Option<Limits>, Failure> {
+    holder.org(connection, actor)?;
     let (table, column) = holder.table();
     let query = format!("SELECT limits FROM {table} WHERE {column} = ?");
     only(connection, &query, values![holder.name()], |row| row.json("limits"))
 }
 
-/// Replaces the limits of a record. `None`: unlimited.
+/// Replaces the limits of a record. `None`: unlimited. The limits of an org are those of its contract, so only operators set them.
 ///
 /// # Errors
-/// If the record does not exist.
+/// If the record does not exist, or the actor may not change its limits.
 pub fn set(change: &Change<'_>, actor: &Actor, holder: Holder<'_>, limits: Option<&Limits>) -> Result<(), Failure> {
-    let org = holder.org(change)?;
+    let org = holder.org(change, actor)?;
+    match holder {
+        Holder::Org(_) => actor.check_operator()?,
+        Holder::ApiKey(_) => org::require_change(change, actor, &org)?,
+    }
     let (table, column) = holder.table();
     let text = limits.map(|limits| json!(limits).to_string());
     change.execute(&format!("UPDATE {table} SET limits = ? WHERE {column} = ?"), values![text, holder.name()])?;

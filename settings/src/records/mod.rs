@@ -1,5 +1,6 @@
 //! The records in the database, one file per kind: how they are created, found and ended.
 
+pub mod admin_token;
 pub mod api_key;
 pub mod audit;
 mod checks;

@@ -4,9 +4,10 @@ use apexmcp_core::names::OrgName;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::database::{Actor, Change, Check, Record};
+use crate::access::Actor;
+use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
-use crate::sql::{self, Sql, rows, values};
+use crate::sql::{self, Row, Sql, first, rows, values};
 
 /// An org, and the number of its records that are in force.
 #[derive(Debug, Serialize)]
@@ -23,28 +24,35 @@ const SELECT: &str = "SELECT name, created_at,
     (SELECT count(*) FROM api_keys WHERE org = orgs.name AND revoked_at IS NULL) AS keys,
     (SELECT count(*) FROM oauth_clients WHERE org = orgs.name AND revoked_at IS NULL) AS clients,
     (SELECT count(*) FROM identity_providers WHERE org = orgs.name) AS providers
-    FROM orgs ORDER BY name";
+    FROM orgs";
 
-/// All orgs, by name.
-///
-/// # Errors
-/// If the database fails.
-pub fn list(connection: &dyn Sql) -> Result<Vec<Org>, Failure> {
-    rows(connection, SELECT, values![], |row| {
-        Ok(Org {
+impl Org {
+    fn read(row: &Row<'_>) -> Result<Self, Failure> {
+        Ok(Self {
             name: row.get("name")?,
             api_keys: row.get("keys")?,
             oauth_clients: row.get("clients")?,
             identity_providers: row.get("providers")?,
             created_at: row.get("created_at")?,
         })
-    })
+    }
+}
+
+/// The orgs that the actor may read, by name.
+///
+/// # Errors
+/// If the database fails.
+pub fn list(connection: &dyn Sql, actor: &Actor) -> Result<Vec<Org>, Failure> {
+    let query = format!("{SELECT} WHERE CAST(? AS TEXT) IS NULL OR name = ? ORDER BY name");
+    rows(connection, &query, values![actor.role.org(), actor.role.org()], Org::read)
 }
 
 /// # Errors
 /// If no org has this name.
-pub fn show(connection: &dyn Sql, name: &str) -> Result<Org, Failure> {
-    list(connection)?.into_iter().find(|org| org.name == name).ok_or_else(|| unknown(name))
+pub fn show(connection: &dyn Sql, actor: &Actor, name: &str) -> Result<Org, Failure> {
+    actor.check_read(name, || unknown(name))?;
+    let found = first(connection, &format!("{SELECT} WHERE name = ?"), values![name], Org::read)?;
+    found.ok_or_else(|| unknown(name))
 }
 
 /// Creates an org without records.
@@ -52,6 +60,7 @@ pub fn show(connection: &dyn Sql, name: &str) -> Result<Org, Failure> {
 /// # Errors
 /// If a path cannot contain the name, or another org has it.
 pub fn create(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Failure> {
+    actor.check_operator()?;
     if OrgName::parse(name).is_none() {
         return Err(Failure::new(
             Reason::InvalidArgument,
@@ -75,7 +84,8 @@ pub fn create(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Fai
 /// # Errors
 /// If no org has this name.
 pub fn delete(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Failure> {
-    let org = show(change, name)?;
+    let org = show(change, actor, name)?;
+    actor.check_operator()?;
     change.execute("DELETE FROM orgs WHERE name = ?", values![name])?;
     let details = json!({
         "api_keys": org.api_keys, "oauth_clients": org.oauth_clients, "identity_providers": org.identity_providers,
@@ -84,21 +94,29 @@ pub fn delete(change: &Change<'_>, actor: &Actor, name: &str) -> Result<Org, Fai
     Ok(org)
 }
 
-/// Checks that an org exists.
+/// Checks that an org exists, and that the actor may read its records.
 ///
 /// # Errors
-/// If no org has this name.
-pub fn require(connection: &dyn Sql, name: &str) -> Result<(), Failure> {
+/// If no org has this name, or the actor may not know of it.
+pub fn require(connection: &dyn Sql, actor: &Actor, name: &str) -> Result<(), Failure> {
+    actor.check_read(name, || unknown(name))?;
     if exists(connection, name)? { Ok(()) } else { Err(unknown(name)) }
+}
+
+/// Checks that an org exists, and that the actor may change its records.
+///
+/// # Errors
+/// As for [`require`], and if the actor may only read.
+pub fn require_change(change: &Change<'_>, actor: &Actor, name: &str) -> Result<(), Failure> {
+    require(change, actor, name)?;
+    actor.check_change(name, || unknown(name))
 }
 
 fn exists(connection: &dyn Sql, name: &str) -> Result<bool, Failure> {
     sql::exists(connection, "SELECT 1 AS one FROM orgs WHERE name = ?", values![name])
 }
 
-fn unknown(name: &str) -> Failure {
-    Failure::new(
-        Reason::NotFound,
-        format!("no org has the name {name:?}. Run 'apexmcp org list' to see the names, or 'apexmcp org create' to create it"),
-    )
+pub(super) fn unknown(name: &str) -> Failure {
+    Failure::new(Reason::NotFound, format!("no org has the name {name:?}"))
+        .hint("Run 'apexmcp org list' to see the names, or 'apexmcp org create' to create it")
 }

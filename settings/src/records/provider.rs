@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::checks::check_scopes;
 use super::org;
-use crate::database::{Actor, Change, Check, Record};
+use crate::access::Actor;
+use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::sql::{Row, Sql, exists, rows, values};
 
@@ -52,15 +53,15 @@ impl Provider {
 /// # Errors
 /// If the org does not exist, or a value is not allowed.
 pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Result<(), Failure> {
-    org::require(change, &provider.org)?;
+    org::require_change(change, actor, &provider.org)?;
     if provider.audience.len() > MAX_AUDIENCES || provider.audience.iter().any(|audience| audience.len() > MAX_AUDIENCE_LENGTH) {
-        return Err(Failure::new(
-            Reason::InvalidArgument,
-            format!("--audience: at most {MAX_AUDIENCES}, of at most {MAX_AUDIENCE_LENGTH} bytes each"),
+        return Err(Failure::of(
+            "audience",
+            format!("must have at most {MAX_AUDIENCES} values of at most {MAX_AUDIENCE_LENGTH} bytes each"),
         ));
     }
-    require_room(change, &provider.org, &provider.issuer)?;
-    check_scopes("--default-scope", provider.default_scopes.as_deref().unwrap_or_default())?;
+    require_room(change, actor, &provider.org, &provider.issuer)?;
+    check_scopes("default_scopes", provider.default_scopes.as_deref().unwrap_or_default())?;
     let default_scopes = provider.default_scopes.as_ref().map(|scopes| json!(scopes).to_string());
     check_client_scopes(provider.client_scopes.as_deref().unwrap_or_default())?;
     let client_scopes = provider.client_scopes.as_ref().map(|scopes| json!(scopes).to_string());
@@ -113,18 +114,16 @@ fn require_no_narrow_default(change: &Change<'_>, provider: &Provider) -> Result
 fn check_client_scopes(scopes: &[String]) -> Result<(), Failure> {
     let is_wrong = |scope: &&String| scope.len() > MAX_CLIENT_SCOPE_LENGTH || !is_scope_token(scope);
     if let Some(wrong) = scopes.iter().find(is_wrong) {
-        return Err(Failure::new(
-            Reason::InvalidArgument,
+        return Err(Failure::of(
+            "client_scopes",
             format!(
-                "--client-scope {wrong:?}: expected one scope of at most {MAX_CLIENT_SCOPE_LENGTH} visible ASCII characters; \
-             repeat the option for more"
+                "{wrong:?}: expected one scope of at most {MAX_CLIENT_SCOPE_LENGTH} visible ASCII characters; \
+                 give each scope alone"
             ),
         ));
     }
     match scopes.len() > MAX_CLIENT_SCOPES {
-        true => {
-            Err(Failure::new(Reason::InvalidArgument, format!("--client-scope: at most {MAX_CLIENT_SCOPES} for one provider")))
-        }
+        true => Err(Failure::of("client_scopes", format!("must have at most {MAX_CLIENT_SCOPES} values"))),
         false => Ok(()),
     }
 }
@@ -133,8 +132,8 @@ fn check_client_scopes(scopes: &[String]) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If the gateway would refuse the provider's tokens, because the organization has too many others.
-pub fn require_room(connection: &dyn Sql, org: &str, issuer: &str) -> Result<(), Failure> {
-    let providers = list(connection, org)?;
+pub fn require_room(connection: &dyn Sql, actor: &Actor, org: &str, issuer: &str) -> Result<(), Failure> {
+    let providers = list(connection, actor, org)?;
     if providers.len() < MAX_IDENTITY_PROVIDERS || providers.iter().any(|provider| provider.issuer == issuer) {
         return Ok(());
     }
@@ -142,19 +141,30 @@ pub fn require_room(connection: &dyn Sql, org: &str, issuer: &str) -> Result<(),
         Reason::LimitExceeded,
         format!(
             "{org} has {} identity providers, and the gateway accepts at most {MAX_IDENTITY_PROVIDERS} for an organization, because it must \
-         fetch the keys of each. Remove one with 'apexmcp sso remove --org {org} --issuer ISSUER'",
+             fetch the keys of each: remove one",
             providers.len()
         ),
-    ))
+    )
+    .hint(format!("Run 'apexmcp sso remove --org {org} --issuer ISSUER'")))
 }
 
 /// The providers of an org, by issuer.
 ///
 /// # Errors
 /// If the org does not exist.
-pub fn list(connection: &dyn Sql, org: &str) -> Result<Vec<Provider>, Failure> {
-    org::require(connection, org)?;
+pub fn list(connection: &dyn Sql, actor: &Actor, org: &str) -> Result<Vec<Provider>, Failure> {
+    org::require(connection, actor, org)?;
     rows(connection, "SELECT * FROM identity_providers WHERE org = ? ORDER BY issuer", values![org], Provider::read)
+}
+
+/// # Errors
+/// If the org has no provider with this issuer.
+pub fn show(connection: &dyn Sql, actor: &Actor, org: &str, issuer: &str) -> Result<Provider, Failure> {
+    let unknown = || {
+        Failure::new(Reason::NotFound, format!("{org} has no identity provider with exactly the issuer {issuer:?}"))
+            .hint(format!("Run 'apexmcp sso list --org {org}' to see them"))
+    };
+    list(connection, actor, org)?.into_iter().find(|provider| provider.issuer == issuer).ok_or_else(unknown)
 }
 
 /// The other orgs that accept tokens of this issuer for one of these audiences. All of these orgs accept the same token.
@@ -173,13 +183,8 @@ pub fn sharing(connection: &dyn Sql, org: &str, issuer: &str, audiences: &[Strin
 /// # Errors
 /// If the org has no provider with this issuer.
 pub fn remove(change: &Change<'_>, actor: &Actor, org: &str, issuer: &str) -> Result<Provider, Failure> {
-    let found = list(change, org)?.into_iter().find(|provider| provider.issuer == issuer);
-    let unknown = || {
-        format!(
-            "{org} has no identity provider with exactly the issuer {issuer:?}. Run 'apexmcp sso list --org {org}' to see them"
-        )
-    };
-    let provider = found.ok_or_else(|| Failure::new(Reason::NotFound, unknown()))?;
+    let provider = show(change, actor, org, issuer)?;
+    org::require_change(change, actor, org)?;
     change.execute("DELETE FROM identity_providers WHERE org = ? AND issuer = ?", values![org, issuer])?;
     change.record(
         actor,

@@ -7,8 +7,9 @@ use apexmcp_core::principal::Principal;
 use serde_json::json;
 
 use super::{client, org, provider};
+use crate::access::Actor;
 use crate::clock::Moment;
-use crate::database::{Actor, Change, Check, Record};
+use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::sql::{Sql, first, values};
 
@@ -36,7 +37,7 @@ fn outlived(change: &Change<'_>, actor: &Actor) -> Result<String, Failure> {
 /// # Errors
 /// If the org does not exist, or `jti` is not allowed.
 pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Result<(), Failure> {
-    org::require(change, org)?;
+    org::require_change(change, actor, org)?;
     if jti.is_empty() || jti.len() > MAX_JTI_LENGTH || !jti.chars().all(is_plain) {
         return Err(Failure::new(
             Reason::InvalidArgument,
@@ -64,8 +65,8 @@ pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Res
 /// # Errors
 /// If the org has no such client, or the moment is in the future.
 pub fn of_client(change: &Change<'_>, actor: &Actor, org: &str, client_id: &str, issued_before: Moment) -> Result<(), Failure> {
-    org::require(change, org)?;
-    if client::show(change, client_id)?.org != org {
+    org::require_change(change, actor, org)?;
+    if client::show(change, actor, client_id)?.org != org {
         return Err(Failure::new(
             Reason::NotFound,
             format!("{client_id} is not a client of {org}. Run 'apexmcp client list --org {org}' to see its clients"),
@@ -85,13 +86,13 @@ pub fn of_principal(
     principal: &str,
     issued_before: Moment,
 ) -> Result<(), Failure> {
-    org::require(change, org)?;
+    org::require_change(change, actor, org)?;
     // The gateway writes an issuer into the name of a principal in the same way.
     let belongs_to = |issuer: &str| {
         let subject = principal.strip_prefix(&Principal::namespace_of_issuer(org, issuer));
         subject.is_some_and(|subject| !subject.is_empty())
     };
-    if !provider::list(change, org)?.iter().any(|provider| belongs_to(&provider.issuer)) {
+    if !provider::list(change, actor, org)?.iter().any(|provider| belongs_to(&provider.issuer)) {
         return Err(Failure::new(
             Reason::NotFound,
             format!(
@@ -150,7 +151,7 @@ mod tests {
         let now = Moment::parse("2026-01-01T00:00:00Z").unwrap();
         let ahead = now.plus(LONGEST_LIFE * 100).unwrap();
         let mut revoked = |now: Moment, jti: &str| -> Vec<String> {
-            let actor = Actor { name: "test".to_owned(), now };
+            let actor = Actor::operator("test", now);
             let read = |change: &Change<'_>| {
                 rows(change, "SELECT jti FROM revoked_tokens ORDER BY jti", values![], |row| row.get("jti"))
             };
@@ -178,7 +179,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut database = Database::create(&Location::from(&*folder.path().join("test.db")), |_| Ok(())).unwrap();
         let now = Moment::parse("2026-01-01T00:00:00Z").unwrap();
-        let later = |times| Actor { name: "test".to_owned(), now: now.plus(LONGEST_LIFE * times).unwrap() };
+        let later = |times| Actor::operator("test", now.plus(LONGEST_LIFE * times).unwrap());
         let principal = "with/idp/https://idp.example/a%2525b#agent-7";
         let kept = database
             .change(|change| {

@@ -6,7 +6,8 @@ use rsa::pkcs8::{EncodePrivateKey, LineEnding};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::database::{Actor, Change, Check, Record};
+use crate::access::Actor;
+use crate::database::{Change, Check, Record};
 use crate::encryption::{self, Keyring};
 use crate::failure::{Failure, Reason};
 use crate::sql::{Row, Sql, exists, rows, values};
@@ -50,6 +51,7 @@ pub fn generate() -> Result<String, Failure> {
 /// # Errors
 /// If the `kid` is not allowed, or another key has it.
 pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key_pem: &str) -> Result<SigningKey, Failure> {
+    actor.check_operator()?;
     let is_taken = |kid: &str| {
         let was_created = "SELECT 1 FROM audit WHERE action = 'signing-key.create' AND subject = ?";
         Ok::<_, Failure>(
@@ -65,7 +67,7 @@ pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key
             ));
         }
         Some(kid) if !is_record_id(kid) => {
-            return Err(Failure::new(Reason::InvalidArgument, "--kid must be 1 to 128 of A-Z a-z 0-9 . _ ~ -"));
+            return Err(Failure::of("kid", "must be 1 to 128 of A-Z a-z 0-9 . _ ~ -"));
         }
         Some(kid) => kid.to_owned(),
         None => {
@@ -88,14 +90,15 @@ pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key
         actor,
         &Record { action: "signing-key.create", org: None, subject: &kid, details: json!({}), check: Check::Nothing },
     )?;
-    find(change, &kid)
+    find(change, actor, &kid)
 }
 
 /// All keys in the order of the policy document. The first one signs.
 ///
 /// # Errors
 /// If the database fails.
-pub fn list(connection: &dyn Sql) -> Result<Vec<SigningKey>, Failure> {
+pub fn list(connection: &dyn Sql, actor: &Actor) -> Result<Vec<SigningKey>, Failure> {
+    actor.check_operator()?;
     let query = "SELECT kid, created_at, CASE WHEN position = (SELECT min(position) FROM signing_keys) THEN 1 ELSE 0 END AS signs
         FROM signing_keys ORDER BY position";
     rows(connection, query, values![], SigningKey::read)
@@ -106,8 +109,9 @@ pub fn list(connection: &dyn Sql) -> Result<Vec<SigningKey>, Failure> {
 /// # Errors
 /// If no key has this `kid`.
 pub fn sign_with(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKey, Failure> {
-    if find(change, kid)?.signs {
-        return find(change, kid);
+    let key = find(change, actor, kid)?;
+    if key.signs {
+        return Ok(key);
     }
     change
         .execute("UPDATE signing_keys SET position = (SELECT min(position) - 1 FROM signing_keys) WHERE kid = ?", values![kid])?;
@@ -115,7 +119,7 @@ pub fn sign_with(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<Signin
         actor,
         &Record { action: "signing-key.use", org: None, subject: kid, details: json!({}), check: Check::Nothing },
     )?;
-    find(change, kid)
+    find(change, actor, kid)
 }
 
 /// Removes a key. Gateways then refuse the tokens that it signed.
@@ -123,14 +127,10 @@ pub fn sign_with(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<Signin
 /// # Errors
 /// If no key has this `kid`, or the key signs new tokens.
 pub fn remove(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKey, Failure> {
-    let key = find(change, kid)?;
+    let key = find(change, actor, kid)?;
     if key.signs {
-        return Err(Failure::new(
-            Reason::Conflict,
-            format!(
-                "{kid} signs new tokens: let another key sign first, with 'apexmcp signing-key create' and 'apexmcp signing-key use'"
-            ),
-        ));
+        return Err(Failure::new(Reason::Conflict, format!("{kid} signs new tokens: let another key sign first"))
+            .hint("Run 'apexmcp signing-key create', then 'apexmcp signing-key use'"));
     }
     change.execute("DELETE FROM signing_keys WHERE kid = ?", values![kid])?;
     change.record(
@@ -171,12 +171,10 @@ pub fn reseal(change: &Change<'_>, actor: &Actor, is_encrypted: bool) -> Result<
     Ok(changed)
 }
 
-fn find(connection: &dyn Sql, kid: &str) -> Result<SigningKey, Failure> {
+fn find(connection: &dyn Sql, actor: &Actor, kid: &str) -> Result<SigningKey, Failure> {
     let unknown = || {
-        Failure::new(
-            Reason::NotFound,
-            format!("no signing key has the id {kid:?}. Run 'apexmcp signing-key list' to see the ids"),
-        )
+        Failure::new(Reason::NotFound, format!("no signing key has the id {kid:?}"))
+            .hint("Run 'apexmcp signing-key list' to see the ids")
     };
-    list(connection)?.into_iter().find(|key| key.kid == kid).ok_or_else(unknown)
+    list(connection, actor)?.into_iter().find(|key| key.kid == kid).ok_or_else(unknown)
 }

@@ -92,7 +92,7 @@ fn a_client_authenticates_with_its_own_keys() {
     assert!(line.contains("private key") && !line.contains("SECRET"), "{line}");
     let none = settings.write("none.json", r#"{"keys": []}"#);
     let refused = settings.failure(&["client", "create", "--org", "acme", "--name", "signs", "--jwks", &none]);
-    assert!(refused.contains("--jwks: \"keys\" is empty"), "{refused}");
+    assert!(refused.contains("--jwks \"keys\" is empty"), "{refused}");
     for (kid, is_good) in
         [("k".repeat(256), true), ("k".repeat(257), false), ("a\u{202e}".to_owned(), false), ("\n".to_owned(), false)]
     {
@@ -216,7 +216,7 @@ fn a_refusal_has_one_line_and_a_stable_code() {
             "10.0.0.1",
         ),
         (&["limits", "set", "--key", "key_none", "--rate", "1/second"], missing, "no API key"),
-        (&["key", "create", "--org", "acme", "--name", "k", "--expires", "0s"], invalid, "at least a second"),
+        (&["key", "create", "--org", "acme", "--name", "k", "--expires", "0s"], invalid, "must be in the future"),
         (&["signing-key", "create", "--kid", "a b"], invalid, "--kid"),
         (&["signing-key", "remove", &kid], "conflict", "signs new tokens"),
         (&["token", "revoke", "--org", "acme", "--jti", &"j".repeat(257)], invalid, "at most 256"),
@@ -271,10 +271,14 @@ fn values_up_to_the_documented_limits_are_accepted() {
     };
     let misnamed = [sso(&many(1, 1), 200), words("--default-scope nope")].concat();
     for (good, bad, part) in [
-        (of("key", key(256, "--connector", "c")), of("key", key(257, "--connector", "c")), "--connector: at most 256"),
-        (of("client", key(256, "--scope", "mcp:call:")), of("client", key(257, "--scope", "mcp:call:")), "--scope: at most 256"),
-        (scopes(256), scopes(257), "--default-scope: at most 256"),
-        (client_scopes(16, 256), client_scopes(17, 1), "--client-scope: at most 16"),
+        (of("key", key(256, "--connector", "c")), of("key", key(257, "--connector", "c")), "--connector must have at most 256"),
+        (
+            of("client", key(256, "--scope", "mcp:call:")),
+            of("client", key(257, "--scope", "mcp:call:")),
+            "--scope must have at most 256",
+        ),
+        (scopes(256), scopes(257), "--default-scope must have at most 256"),
+        (client_scopes(16, 256), client_scopes(17, 1), "--client-scope must have at most 16"),
         (client_scopes(1, 256), client_scopes(1, 257), "expected one scope of at most 256"),
         (scopes(1), misnamed, "--default-scope \"nope\" must be"),
         (
@@ -596,7 +600,8 @@ fn a_database_without_client_scopes_is_migrated() {
         INSERT INTO identity_providers VALUES ('acme', 'https://idp.example', 'https://idp.example/keys', '[\"a\"]', '[]', '2026-01-01T00:00:00Z');";
     let database = rusqlite::Connection::open(settings.file("test.db")).unwrap();
     let newer = "SELECT group_concat(format('DROP %s %s;', type, name), '') FROM sqlite_schema
-        WHERE type = 'trigger' OR name IN ('parts', 'versions', 'key_parts', 'touched', 'api_keys_in_force', 'api_keys_by_connectors')";
+        WHERE type = 'trigger' OR name IN ('parts', 'versions', 'key_parts', 'touched', 'api_keys_in_force', 'api_keys_by_connectors',
+            'admin_tokens', 'replies')";
     let newer: String = database.query_row(newer, [], |row| row.get(0)).unwrap();
     database.execute_batch(&(newer + older)).unwrap();
     let listed = settings.json(&["sso", "list", "--org", "acme"]);
@@ -1077,4 +1082,32 @@ fn the_file_for_envoy_follows_each_change() {
     let before = written();
     settings.json(&["org", "create", "other"]);
     assert_eq!(written(), before);
+}
+
+#[test]
+fn admin_tokens_are_shown_once_and_expire() {
+    let settings = Settings::new();
+    let create = ["admin-token", "create", "--name", "portal", "--role"];
+    let made = settings.json(&[&create[..], &["admin", "--org", "acme", "--expires", "30d"]].concat());
+    let (id, token) = (made["id"].as_str().unwrap(), made["token"].as_str().unwrap());
+    assert!(token.starts_with("apx_admin_") && token.len() == 42 && made["prefix"] == token[..14], "{made}");
+    for (arguments, part) in [
+        (&["operator", "--org", "acme"][..], "--org is not for operators"),
+        (&["admin"], "--org is missing"),
+        (&["viewer", "--org", "nope"], "no org has the name"),
+        (&["operator", "--expires", "0s"], "--expires must be in the future"),
+    ] {
+        let line = settings.failure(&[&create[..], arguments].concat());
+        assert!(line.contains(part), "{line}");
+    }
+    let listed = settings.text(&["admin-token", "list", "--json"]);
+    assert!(listed.contains(id) && !listed.contains(token));
+    assert_eq!(settings.json(&["admin-token", "revoke", id])["revoked"], true);
+    assert!(settings.failure(&["admin-token", "revoke", "adm_0"]).contains("no admin token has the id"));
+    let noted = settings.json(&["audit", "list", "--org", "acme"]);
+    let actions: Vec<&str> = noted.as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["org.create", "admin-token.create", "admin-token.revoke"]);
+    assert!(!noted.to_string().contains(token));
+    settings.text(&["org", "delete", "acme", "--yes"]);
+    assert_eq!(settings.json(&["admin-token", "list"]), json!([]), "the tokens of an org end with it");
 }

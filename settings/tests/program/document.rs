@@ -3,8 +3,9 @@
 use apexmcp_core::jwks::Clusters;
 use apexmcp_core::limits::document::Limits;
 use apexmcp_core::policy::publication::Publication;
+use apexmcp_settings::access::Actor;
 use apexmcp_settings::clock::Moment;
-use apexmcp_settings::database::{Actor, Database, Location};
+use apexmcp_settings::database::{Database, Location};
 use apexmcp_settings::document;
 use apexmcp_settings::records::api_key::{self, NewKey};
 use apexmcp_settings::records::client::{self, NewClient};
@@ -102,7 +103,7 @@ fn take(database: &mut Database, actor: &Actor, step: &Step) -> bool {
             Step::RevokeToken { org, jti } => revocation::of_token(change, actor, org, jti)?,
             Step::SigningKey(kid) => drop(signing_key::create(change, actor, Some(kid), &PEM)?),
             Step::RevokeFirstKey(org) => {
-                if let Some(key) = api_key::list(change, org)?.first() {
+                if let Some(key) = api_key::list(change, actor, org)?.first() {
                     api_key::revoke(change, actor, &key.id)?;
                 }
             }
@@ -119,7 +120,7 @@ proptest! {
     #[test]
     fn gateways_accept_the_policy_after_any_series_of_changes(steps in vec(step(), 1..40)) {
         let folder = tempfile::tempdir().unwrap();
-        let actor = Actor { name: "test".to_owned(), now: Moment::now() };
+        let actor = Actor::operator("test", Moment::now());
         let mut database = Database::create(&Location::from(&*folder.path().join("test.db")), |_| Ok(())).unwrap();
         let done = steps.iter().filter(|step| take(&mut database, &actor, step)).count();
         let document = database.read(document::render).unwrap();

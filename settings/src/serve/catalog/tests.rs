@@ -21,8 +21,9 @@ use serde_json::json;
 
 use super::super::published::{Published, Shared};
 use super::*;
+use crate::access::Actor;
 use crate::clock::Moment;
-use crate::database::{Actor, Database, Location};
+use crate::database::{Database, Location};
 use crate::records::api_key::NewKey;
 use crate::records::client::NewClient;
 use crate::records::limits::Holder;
@@ -166,7 +167,7 @@ fn small(catalog: Catalog) -> Shared {
 impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let actor = Actor { name: "test".to_owned(), now: Moment::now() };
+        let actor = Actor::operator("test", Moment::now());
         let mut database = Database::create(&Location::from(&*folder.path().join("test.db")), |change| {
             signing_key::create(change, &actor, Some("a"), apexmcp_core::testing::signing_key_pem()).map(drop)
         })
@@ -190,7 +191,7 @@ impl World {
 
     fn happen(&mut self, event: &Event) {
         self.now = self.now.plus(Duration::from_secs(60));
-        let actor = &Actor { name: "test".to_owned(), now: Moment::now() };
+        let actor = &Actor::operator("test", Moment::now());
         let name = |org: &u8| ["acme", "beta", "c.d"][usize::from(*org)];
         let database = self.database.as_mut().unwrap();
         match event {
@@ -206,7 +207,7 @@ impl World {
             }
             Event::RevokeKeys(number, count) => {
                 _ = database.change(|change| {
-                    let keys = api_key::list(change, name(number))?;
+                    let keys = api_key::list(change, actor, name(number))?;
                     let mut in_force = keys.iter().filter(|key| !key.revoked).take((*count).into());
                     in_force.try_for_each(|key| api_key::revoke(change, actor, &key.id).map(drop))
                 });
