@@ -85,6 +85,11 @@ impl Failure {
         Self { field: Some(field), ..Self::new(Reason::InvalidArgument, line) }
     }
 
+    /// The same failure for another reason.
+    pub fn because(self, reason: Reason) -> Self {
+        Self { reason, ..self }
+    }
+
     /// The same failure, with a command that helps. Only users of the command line see it.
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
@@ -116,7 +121,7 @@ fn option(field: &str) -> String {
             format!("--{}", field.trim_end_matches('s').replace('_', "-"))
         }
         "expires_at" => "--expires".to_owned(),
-        _ => format!("--{field}"),
+        _ => format!("--{}", field.replace('_', "-")),
     }
 }
 

@@ -33,8 +33,9 @@ const ACCEPT_METADATA: &str = "application/json, */*;q=0.1";
 const PRIVATE_SUFFIXES: [&str; 7] = [".localhost", ".local", ".internal", ".home.arpa", ".svc", ".lan", ".corp"];
 
 /// The reason and the advice for a refused address.
-const INTO_THE_NETWORK: &str =
-    "an org must not lead the gateway into its operator's network. Pass --allow-private-address to allow it";
+const INTO_THE_NETWORK: &str = "an org must not lead the gateway into its operator's network";
+/// The option of the command line that allows such addresses.
+const ALLOW: &str = "Pass --allow-private-address to allow it";
 
 /// The addresses from which documents may be fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,42 +92,39 @@ pub struct Inspection {
 /// If the gateway would refuse one of the two URLs, or must not fetch from it. Every other problem is a finding.
 pub fn inspect(issuer: &str, jwks_uri: &str, reach: Reach) -> Result<Inspection, Failure> {
     let mut findings = Vec::new();
-    let issuer_url = is_url(issuer).then_some(("--issuer", issuer));
+    let issuer_url = is_url(issuer).then_some(("issuer", issuer));
     if issuer_url.is_none() {
-        check_issuer(issuer.to_owned()).map_err(|wrong| Failure::new(Reason::InvalidArgument, format!("--issuer {wrong}")))?;
+        check_issuer(issuer.to_owned()).map_err(|wrong| Failure::of("issuer", wrong.to_string()))?;
         if issuer.len() > MAX_URL_LENGTH {
-            return Err(Failure::new(Reason::InvalidArgument, format!("--issuer must have at most {MAX_URL_LENGTH} characters")));
+            return Err(Failure::of("issuer", format!("must have at most {MAX_URL_LENGTH} characters")));
         }
         findings.push(Finding::new(true, format!("the issuer {issuer:?} is not a URL, so its metadata cannot be checked")));
     }
-    for (option, url) in issuer_url.into_iter().chain([("--jwks-uri", jwks_uri)]) {
+    for (field, url) in issuer_url.into_iter().chain([("jwks_uri", jwks_uri)]) {
         // As the gateway reads them: https or http, a host, no user information.
-        let parsed = JwksUri::parse(url).map_err(|wrong| Failure::new(Reason::InvalidArgument, format!("{option} {wrong}")))?;
-        findings.extend(judge_url(option, &parsed, reach)?);
+        let parsed = JwksUri::parse(url).map_err(|wrong| Failure::of(field, wrong.to_string()))?;
+        findings.extend(judge_url(field, &parsed, reach)?);
     }
     let scopes_supported = look(reach, issuer, jwks_uri, &mut findings)?;
     Ok(Inspection { findings, scopes_supported })
 }
 
 /// Refuses a URL that the gateway must not call. A possible mistake is a finding.
-fn judge_url(option: &str, url: &JwksUri, reach: Reach) -> Result<Option<Finding>, Failure> {
+fn judge_url(field: &'static str, url: &JwksUri, reach: Reach) -> Result<Option<Finding>, Failure> {
     if url.as_str().len() > MAX_URL_LENGTH {
-        return Err(Failure::new(Reason::InvalidArgument, format!("{option} must have at most {MAX_URL_LENGTH} characters")));
+        return Err(Failure::of(field, format!("must have at most {MAX_URL_LENGTH} characters")));
     }
-    port(option, url.authority())?;
+    port(field, url.authority())?;
     match (url.scheme(), reach) {
-        ("http", Reach::Public) => Err(Failure::new(
-            Reason::InvalidArgument,
-            format!(
-                "{option} must be https: with http, an attacker on the network could replace the keys. \
-             --allow-private-address allows http"
-            ),
-        )),
+        ("http", Reach::Public) => {
+            let line = "must be https: with http, an attacker on the network could replace the keys";
+            Err(Failure::of(field, line).hint("--allow-private-address allows http"))
+        }
         ("http", Reach::Anywhere) => Ok(Some(Finding::warning(format!(
             "{} is not https: gateways without jwks.http_cluster refuse all tokens of this provider",
             url.as_str()
         )))),
-        (_, Reach::Public) => refuse_private(option, url),
+        (_, Reach::Public) => refuse_private(field, url),
         (_, Reach::Anywhere) => Ok(None),
     }
 }
@@ -135,8 +133,8 @@ fn judge_url(option: &str, url: &JwksUri, reach: Reach) -> Result<Option<Finding
 pub fn wrong_with_keys(jwks_uri: &str, reach: Reach) -> Option<String> {
     // If this is not a URL, the check of the document reports the error.
     let url = JwksUri::parse(jwks_uri).ok()?;
-    match judge_url("the key set was not fetched: its URL", &url, reach) {
-        Err(failure) => Some(failure.to_string()),
+    match judge_url("jwks_uri", &url, reach) {
+        Err(failure) => Some(failure.within("the key set was not fetched").to_string()),
         Ok(_) => {
             Some(fetch_keys(&agent(reach, Arc::default()), jwks_uri)).filter(|finding| !finding.ok).map(|finding| finding.finding)
         }
@@ -179,8 +177,9 @@ fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>)
     match was_private.load(Ordering::Relaxed) {
         true => Err(Failure::new(
             Reason::PrivateAddress,
-            format!("--issuer or --jwks-uri leads to an address outside of the public Internet: {INTO_THE_NETWORK}"),
-        )),
+            format!("issuer or jwks_uri leads to an address outside of the public Internet: {INTO_THE_NETWORK}"),
+        )
+        .hint(ALLOW)),
         false => Ok(list("scopes_supported")),
     }
 }
@@ -209,11 +208,11 @@ fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Find
         findings.push(Finding::new(false, format!("{url} is not JSON")));
         return None;
     };
-    for (member, expected, option) in [("issuer", issuer, "--issuer"), ("jwks_uri", jwks_uri, "--jwks-uri")] {
+    for (member, expected) in [("issuer", issuer), ("jwks_uri", jwks_uri)] {
         let found = document.get(member).and_then(Value::as_str);
         findings.push(match found {
             Some(found) if found == expected => Finding::new(true, format!("{url} names the same {member}")),
-            Some(found) => Finding::new(false, format!("{url} names the {member} {found:?}: is that the right {option}?")),
+            Some(found) => Finding::new(false, format!("{url} names the {member} {found:?}: is that the right one?")),
             None => Finding::new(false, format!("{url} names no {member}")),
         });
     }
@@ -234,40 +233,39 @@ fn fetch(agent: &Agent, url: &str, accept: &str) -> Result<Vec<u8>, String> {
 
 /// The host and the port of an authority (RFC 3986 §3.2). The RFC allows a colon without a port. It is refused here, because
 /// resolvers and connectors read it in different ways.
-fn port<'a>(option: &str, authority: &'a str) -> Result<(&'a str, Option<u16>), Failure> {
+fn port<'a>(field: &'static str, authority: &'a str) -> Result<(&'a str, Option<u16>), Failure> {
     // An IPv6 address has colons within its brackets.
     let Some((host, port)) = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) else {
         return Ok((authority, None));
     };
     let number = port.parse().ok().filter(|number| *number > 0 && port.bytes().all(|byte| byte.is_ascii_digit()));
     let wrong = || {
-        let line = format!("{option}: the port of {authority} must be 1 to 65535; or leave out both the colon and the port");
-        Failure::new(Reason::InvalidArgument, line)
+        let line =
+            format!("has the authority {authority}: its port must be 1 to 65535; or leave out both the colon and the port");
+        Failure::of(field, line)
     };
     number.map(|number| (host, Some(number))).ok_or_else(wrong)
 }
 
 /// Refuses a host outside of the public Internet. A host without an address is a failed finding.
-fn refuse_private(option: &str, url: &JwksUri) -> Result<Option<Finding>, Failure> {
+fn refuse_private(field: &'static str, url: &JwksUri) -> Result<Option<Finding>, Failure> {
     let authority = url.authority();
-    let (host, port) = port(option, authority)?;
+    let (host, port) = port(field, authority)?;
     let name = host.trim_end_matches('.').to_ascii_lowercase();
     let is_number = name.starts_with('[') || name.split('.').all(|part| part.starts_with(|first: char| first.is_ascii_digit()));
     let means_nothing = !is_number && (!name.contains('.') || PRIVATE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)));
     // The name may have no address on this machine, and a private address on the machine of the gateway.
     if means_nothing || host.contains('%') {
-        return Err(Failure::new(
-            Reason::PrivateAddress,
-            format!("{option}: {host} is not a name of the public Internet: {INTO_THE_NETWORK}"),
-        ));
+        let line = format!("{host} is not a name of the public Internet: {INTO_THE_NETWORK}");
+        return Err(Failure::of(field, line).because(Reason::PrivateAddress).hint(ALLOW));
     }
     let target = format!("{host}:{}", port.unwrap_or(443));
     let addresses: Vec<IpAddr> = target.to_socket_addrs().into_iter().flatten().map(|address| address.ip()).collect();
     match addresses.iter().find(|address| !is_public(**address)) {
-        Some(address) => Err(Failure::new(
-            Reason::PrivateAddress,
-            format!("{option}: {authority} is {address}, which is outside of the public Internet: {INTO_THE_NETWORK}"),
-        )),
+        Some(address) => {
+            let line = format!("{authority} is {address}, which is outside of the public Internet: {INTO_THE_NETWORK}");
+            Err(Failure::of(field, line).because(Reason::PrivateAddress).hint(ALLOW))
+        }
         // Not a failure, because a provider may be configured before it can be reached. --force then saves it.
         None => Ok(addresses.is_empty().then(|| {
             let unknown = "has no address here, so it is unknown whether it leads gateways into their operator's network";

@@ -24,5 +24,6 @@ pub mod report;
 mod routes;
 pub mod secret;
 pub mod serve;
+pub mod service;
 pub mod sql;
 mod yaml;

@@ -8,10 +8,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::access::Actor;
-use crate::database::{self, Change, Database, Done, Location};
-use crate::ecds;
+use crate::database::{self, Change, Database, Location};
 use crate::failure::{Failure, Reason};
 use crate::output::Answer;
+use crate::service;
 
 /// One run of the program.
 pub(super) struct Session<'a> {
@@ -51,30 +51,12 @@ impl Session<'_> {
         answer: impl FnOnce(T, Vec<Problem>) -> Answer,
     ) -> Result<Answer, Failure> {
         let mut database = self.open()?;
-        let Done { value, warnings } =
-            database.change_if(|change| action(change, &self.actor), |change| self.can_write_file(change))?;
-        let answer = answer(value, warnings);
-        Ok(match ecds::write(&mut database) {
-            Ok(_) => answer,
-            Err(failure) => answer.but(Failure::new(Reason::EcdsNotWritten, format!(
-                "the change is made, but the file for Envoy was not written: {failure}; fix that, then run 'apexmcp ecds write'"
-            ))),
+        let changed = service::change(&mut database, self.location, |change| action(change, &self.actor))?;
+        let answer = answer(changed.value, changed.warnings);
+        Ok(match changed.file {
+            None => answer,
+            Some(failure) => answer.but(failure),
         })
-    }
-
-    /// Checks that the file for Envoy could be written after a change. A policy that gateways refuse would also block every
-    /// later change, including revocations.
-    fn can_write_file(&self, change: &Change<'_>) -> Result<(), Failure> {
-        let Err(failure) = ecds::check(change) else { return Ok(()) };
-        // A second connection sees the state before this change. If the file was already wrong, the change is made anyway,
-        // because it may be a revocation.
-        match Database::open(self.location)?.read(ecds::check) {
-            Ok(()) => Err(Failure::new(
-                Reason::EcdsRefused,
-                format!("nothing was changed, because the file for Envoy could not be written after the change: {failure}"),
-            )),
-            Err(_) => Ok(()),
-        }
     }
 }
 

@@ -4,12 +4,12 @@ use serde_json::json;
 
 use super::session::Session;
 use super::tables::listed;
-use crate::advice;
 use crate::cli::{ConfigureArgs, SsoCommand};
 use crate::failure::{Failure, Reason};
-use crate::issuer::{self, Finding, Inspection, Reach};
+use crate::issuer::Reach;
 use crate::output::{Answer, table};
 use crate::records::provider::{self, Provider};
+use crate::service::{self, Examined, Wanted};
 
 pub(super) fn run(session: &Session<'_>, command: SsoCommand) -> Result<Answer, Failure> {
     match command {
@@ -27,29 +27,15 @@ pub(super) fn run(session: &Session<'_>, command: SsoCommand) -> Result<Answer, 
 
 fn configure(session: &Session<'_>, arguments: ConfigureArgs) -> Result<Answer, Failure> {
     let ConfigureArgs { org, issuer, jwks_uri, audiences, .. } = arguments;
-    // Checked before anything is fetched: a provider that cannot be saved needs no inspection.
-    let sharing = session.open()?.read(|connection| {
-        provider::require_room(connection, &session.actor, &org, &issuer)?;
-        provider::sharing(connection, &org, &issuer, &audiences)
-    })?;
     let reach = if arguments.allow_private_address { Reach::Anywhere } else { Reach::Public };
     let client_scopes = chosen(arguments.client_scopes, arguments.no_client_scope);
-    let Inspection { mut findings, scopes_supported } = issuer::inspect(&issuer, &jwks_uri, reach)?;
-    let proposal = advice::client_scopes(client_scopes.as_deref(), scopes_supported.as_deref());
-    findings.extend(proposal.finding.map(Finding::warning));
-    let proposed = proposal.client_scopes;
-    findings.extend(audiences.iter().filter_map(|audience| {
-        let why = advice::audience_of_many(&issuer, audience)?;
-        Some(Finding::warning(format!("--audience {audience}: {why}")))
-    }));
-    findings.extend(sharing.iter().map(|other| {
-        Finding::warning(format!(
-            "the org {other} has the same issuer and one of these audiences: a token for one of the two orgs is accepted in both"
-        ))
-    }));
+    let wanted =
+        Wanted { org: &org, issuer: &issuer, jwks_uri: &jwks_uri, audience: &audiences, client_scopes: client_scopes.as_deref() };
+    let examined = service::examine(&mut session.open()?, &session.actor, &wanted, reach)?;
+    let failed = examined.failed();
+    let Examined { findings, proposed_client_scopes: proposed } = examined;
     let lines: Vec<String> = findings.iter().map(|finding| format!("{}  {}", finding.mark(), finding.finding)).collect();
     let lines = lines.join("\n");
-    let failed = findings.iter().filter(|finding| !finding.ok).count();
     if failed > 0 && !arguments.force {
         let text = format!("{lines}\n\nNothing was saved. Fix the failed checks, or pass --force to save the provider anyway.");
         let why = format!("nothing was saved: {failed} of {} checks failed", findings.len());

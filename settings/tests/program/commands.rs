@@ -451,13 +451,8 @@ fn an_identity_provider_is_checked_before_it_is_saved() {
             "",
         ),
         ("no discovery", vec![("/keys", 200, keys.clone())], "", "answered 404"),
-        ("another issuer", vec![(discovery, 200, good.clone()), ("/keys", 200, keys.clone())], "/", "right --issuer?"),
-        (
-            "other keys",
-            vec![(discovery, 200, good.replace("/keys", "/others")), ("/keys", 200, keys.clone())],
-            "",
-            "right --jwks-uri?",
-        ),
+        ("another issuer", vec![(discovery, 200, good.clone()), ("/keys", 200, keys.clone())], "/", "right one?"),
+        ("other keys", vec![(discovery, 200, good.replace("/keys", "/others")), ("/keys", 200, keys.clone())], "", "right one?"),
         ("nothing said", vec![(discovery, 200, "{}".to_owned()), ("/keys", 200, keys.clone())], "", "names no jwks_uri"),
         ("HTML", vec![(discovery, 200, "<html>".to_owned()), ("/keys", 200, keys.clone())], "", "is not JSON"),
         ("no keys", vec![(discovery, 200, good.clone())], "", "/keys answered 404"),
@@ -565,12 +560,12 @@ fn advice_depends_on_what_a_provider_publishes() {
         (json!({"scopes_supported": ["openid", "email"]}), "--audience apexmcp --client-scope email", json!(null), &[]),
         (json!({"scopes_supported": ["openid"]}), "--audience apexmcp --client-scope x", json!(null), &["does not name x:"]),
         (json!({"scopes_supported": ["openid"]}), "--audience apexmcp --no-client-scope", json!(null), &[]),
-        (json!({}), "--audience account", json!(null), &["--audience account: Keycloak"]),
+        (json!({}), "--audience account", json!(null), &["audience account: Keycloak"]),
         (
             json!({}),
             "--audience apexmcp --audience 1.apps.googleusercontent.com",
             json!(null),
-            &["--audience 1.apps.googleusercontent.com"],
+            &["audience 1.apps.googleusercontent.com"],
         ),
         (only("RS256"), "--audience apexmcp", json!(null), &[]),
         (only("ES256"), "--audience apexmcp", json!(null), &["ES256, and the gateway accepts only RS256"]),
@@ -728,7 +723,10 @@ fn urls_into_the_network_of_the_operator_are_refused() {
         let arguments = ["sso", "configure", "--org", "acme", "--issuer", &url, "--jwks-uri", &url, "--audience", "a", "--force"];
         for allowed in [&[][..], &["--allow-private-address"]] {
             let line = settings.failure(&[&arguments, allowed].concat());
-            assert!(line.starts_with("--issuer: the port of") || line.starts_with("--issuer must be"), "{authority}: {line}");
+            assert!(
+                line.starts_with("--issuer has the authority") || line.starts_with("--issuer must be"),
+                "{authority}: {line}"
+            );
         }
     }
     let plain = "http://idp.example.com/";
