@@ -103,9 +103,12 @@ pub enum Command {
     /// Serve the policy to gateways until SIGTERM or Ctrl-C
     #[command(after_help = SERVE)]
     Serve {
-        /// The address and port to listen on. Port 0 chooses a free port
+        /// The address and port for gateways. Port 0 chooses a free port
         #[arg(long, default_value = "127.0.0.1:9902", value_name = "ADDRESS")]
         listen: SocketAddr,
+        /// The address and port of the management API, such as 127.0.0.1:9903. Without it, there is no API
+        #[arg(long, value_name = "ADDRESS")]
+        console: Option<SocketAddr>,
     },
     /// Print a completion script. Example: source <(apexmcp completion bash)
     Completion {
@@ -134,7 +137,10 @@ GET /healthz     200 while the database can be read
 GET /metrics     for Prometheus
 
 The document contains private keys, and this server does not encrypt it. Listen where only your gateways can connect, or put
-TLS in front.";
+TLS in front.
+
+With --console, the management API is at /api/v1 of that address; /api/v1/openapi.json describes it. It requires an admin token:
+'apexmcp admin-token create'. Put TLS in front of it as well.";
 
 #[derive(Debug, Subcommand)]
 pub enum OrgCommand {
@@ -190,6 +196,15 @@ pub enum KeyCommand {
     Show {
         /// The id of the key, such as key_1f9c
         id: String,
+    },
+    /// Replace a key by a new one with the same name, connectors and limits, and print it. The old key expires after the overlap
+    #[command(after_help = "apexmcp key roll key_1f9c --overlap 7d")]
+    Roll {
+        /// The id of the key, such as key_1f9c
+        id: String,
+        /// How long the old key stays valid. With 0s, it is revoked immediately
+        #[arg(long, value_parser = humantime::parse_duration, value_name = "DURATION", default_value = "24h")]
+        overlap: Duration,
     },
     /// Revoke a key immediately
     Revoke {

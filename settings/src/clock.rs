@@ -40,6 +40,11 @@ impl Moment {
         Self(self.0.checked_sub(duration).unwrap_or(Timestamp::MIN))
     }
 
+    /// The time since `earlier`. Zero if that is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.duration_since(earlier.0).try_into().unwrap_or_default()
+    }
+
     /// The date, such as `2026-11-23`.
     pub fn date(self) -> String {
         self.0.to_string().chars().take_while(|letter| *letter != 'T').collect()

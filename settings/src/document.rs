@@ -7,6 +7,10 @@ use apexmcp_core::policy::raw::{OneOrMany, RawApiKey, RawIdentityProvider, RawOa
 use crate::failure::{Failure, Reason};
 use crate::sql::{Row, Sql, only, rows, values};
 
+/// Why `serve` refuses a database.
+pub const OTHER_DATABASE: &str = "this is another database than the one with which the server began: restore a copy of that one, or \
+                                  restart 'apexmcp serve' to serve this one";
+
 /// The query for the clients that are in force.
 pub(crate) const CLIENTS: &str = "SELECT oauth_clients.*, (
         SELECT '[' || string_agg('\"' || sha256 || '\"', ',' ORDER BY number) || ']' FROM client_secrets

@@ -22,8 +22,21 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// An option or argument has a value that is not allowed.
+    /// An option, an argument or a member of a request has a value that is not allowed.
     InvalidArgument = "invalid_argument",
+    /// A request to the management API has no valid admin token.
+    Unauthenticated = "unauthenticated",
+    /// A request to the management API cannot be read.
+    RequestMalformed = "request_malformed",
+    RequestTooLong = "request_too_long",
+    /// A request to the management API was not received in time.
+    RequestTimeout = "request_timeout",
+    /// The management API has no such method at this path.
+    MethodNotAllowed = "method_not_allowed",
+    /// The record changed since it was read: its ETag is not that of `If-Match`.
+    PreconditionFailed = "precondition_failed",
+    /// The same `Idempotency-Key` came with another request.
+    IdempotencyKeyReused = "idempotency_key_reused",
     NotFound = "not_found",
     /// The role of the caller does not allow it.
     Forbidden = "forbidden",

@@ -4,6 +4,7 @@
 pub mod access;
 pub mod address;
 pub mod advice;
+mod api;
 pub mod chain;
 pub mod check;
 pub mod cli;

@@ -2,6 +2,9 @@
 //!
 //! A `?` in a query stands for the next value. A query that needs a value twice passes it twice.
 
+use apexmcp_core::names::is_plain;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::de::DeserializeOwned;
 
 use crate::clock::Moment;
@@ -135,6 +138,39 @@ impl Row<'_> {
         let text: Option<String> = self.get(column)?;
         let read = text.map(|text| serde_json::from_str(&text)).transpose();
         read.map_err(Failure::during(Reason::DatabaseInvalid, format_args!("the column {column}")))
+    }
+}
+
+/// A part of a list that is ordered by two texts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    /// The place of the record before the part. Empty: the part is the first one.
+    pub after: [String; 2],
+    /// Maximum number of records.
+    pub limit: u32,
+}
+
+impl Range {
+    /// The whole list.
+    pub fn all() -> Self {
+        Self { limit: u32::MAX, ..Self::default() }
+    }
+
+    /// One record more than the limit, so that it is known whether more follow.
+    pub(crate) fn with_next(&self) -> i64 {
+        i64::from(self.limit).saturating_add(1)
+    }
+
+    /// A text for the place of a record, for clients that do not look into it.
+    pub(crate) fn cursor(place: &[String; 2]) -> String {
+        URL_SAFE_NO_PAD.encode(place.join("\n"))
+    }
+
+    /// The place that [`Self::cursor`] wrote.
+    pub(crate) fn from_cursor(cursor: &str) -> Option<[String; 2]> {
+        let place = String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
+        let (first, second) = place.split_once('\n')?;
+        Some([first, second].map(str::to_owned)).filter(|place| place.iter().all(|text| text.chars().all(is_plain)))
     }
 }
 

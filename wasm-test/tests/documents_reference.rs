@@ -597,6 +597,42 @@ const ROWS: &[Row] = &[
         ("settings/src/serve/mod.rs", "MAX_CONNECTIONS: usize = 4096"),
         ("settings/tests/program/crowd.rs", "connections_beyond_the_limit_wait_until_one_ends"),
     ),
+    row(
+        "connections to the management API",
+        "512",
+        ("settings/src/serve/mod.rs", "MAX_API_CONNECTIONS: usize = 512"),
+        NONE,
+    ),
+    row(
+        "requests of the management API that use the database",
+        "8",
+        ("settings/src/database/pool.rs", "MAX_CONNECTIONS: usize = 8"),
+        NONE,
+    ),
+    row(
+        "body of a request to the management API",
+        "256 KiB",
+        ("settings/src/api/call.rs", "MAX_BODY_LENGTH: usize = 256 << 10"),
+        ("settings/tests/program/api.rs", "a_request_that_cannot_be_read_is_refused_with_a_problem"),
+    ),
+    row(
+        "time in which the body arrives",
+        "30 s",
+        ("settings/src/api/call.rs", "BODY_TIMEOUT: Duration = Duration::from_secs(30)"),
+        NONE,
+    ),
+    row(
+        "`Idempotency-Key`",
+        "255 characters",
+        ("settings/src/api/call.rs", "MAX_IDEMPOTENCY_KEY_LENGTH: usize = 255"),
+        ("settings/tests/program/api.rs", "a_repeated_request_with_an_idempotency_key_changes_nothing_and_shows_no_secret"),
+    ),
+    row(
+        "records in one answer of the management API",
+        "1,000",
+        ("settings/src/api/call.rs", "MAX_PAGE: u32 = 1_000"),
+        ("settings/tests/program/api.rs", "lists_have_pages"),
+    ),
     // A test of the last three would take as long.
     row(
         "answer of an identity provider",
@@ -628,6 +664,7 @@ const UNLISTED: &[(&str, &str)] = &[
     ("core/src/limits/service.rs", "MAX_KEY_LENGTH"),
     ("core/src/oauth/discovery.rs", "MAX_AGE"),
     ("core/src/origin.rs", "MAX_AGE"),
+    ("settings/src/database/pool.rs", "MAX_WAIT"),
 ];
 
 /// The cells of a row of a table.

@@ -9,7 +9,7 @@ use super::subject::{self, Subject, Unit};
 use crate::problem::Problems;
 
 /// The limits of an organization or of a key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// The rate. `None`: unlimited.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -9,6 +9,7 @@ use crate::cli::AdminTokenCommand;
 use crate::failure::Failure;
 use crate::output::{Answer, table};
 use crate::records::admin_token::{self, AdminToken, NewToken};
+use crate::sql::Range;
 
 pub(super) fn run(session: &Session<'_>, command: AdminTokenCommand) -> Result<Answer, Failure> {
     match command {
@@ -28,7 +29,7 @@ pub(super) fn run(session: &Session<'_>, command: AdminTokenCommand) -> Result<A
             )
         }
         AdminTokenCommand::List => {
-            let tokens = session.open()?.read(|connection| admin_token::list(connection, &session.actor))?;
+            let tokens = session.open()?.read(|connection| admin_token::list(connection, &session.actor, &Range::all()))?;
             Ok(session.answer(|| rows(&tokens), json!(tokens)))
         }
         AdminTokenCommand::Revoke { id } => session.change(

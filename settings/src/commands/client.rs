@@ -11,6 +11,7 @@ use crate::cli::ClientCommand;
 use crate::failure::Failure;
 use crate::output::{Answer, table};
 use crate::records::client::{self, Client, NewClient};
+use crate::sql::Range;
 
 pub(super) fn run(session: &Session<'_>, command: ClientCommand) -> Result<Answer, Failure> {
     match command {
@@ -29,7 +30,7 @@ pub(super) fn run(session: &Session<'_>, command: ClientCommand) -> Result<Answe
             )
         }
         ClientCommand::List { org } => {
-            let clients = session.open()?.read(|connection| client::list(connection, &session.actor, &org))?;
+            let clients = session.open()?.read(|connection| client::list(connection, &session.actor, &org, &Range::all()))?;
             Ok(session.answer(|| rows(&clients), json!(clients)))
         }
         ClientCommand::Show { client_id } => {

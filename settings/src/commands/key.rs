@@ -10,7 +10,8 @@ use super::tables::or_dash;
 use crate::cli::KeyCommand;
 use crate::failure::Failure;
 use crate::output::{Answer, table};
-use crate::records::api_key::{self, ApiKey, NewKey};
+use crate::records::api_key::{self, ApiKey, NewKey, Rolled};
+use crate::sql::Range;
 
 pub(super) fn run(session: &Session<'_>, command: KeyCommand) -> Result<Answer, Failure> {
     match command {
@@ -30,13 +31,27 @@ pub(super) fn run(session: &Session<'_>, command: KeyCommand) -> Result<Answer, 
             )
         }
         KeyCommand::List { org } => {
-            let keys = session.open()?.read(|connection| api_key::list(connection, &session.actor, &org))?;
+            let keys = session.open()?.read(|connection| api_key::list(connection, &session.actor, &org, &Range::all()))?;
             Ok(session.answer(|| rows(&keys), json!(keys)))
         }
         KeyCommand::Show { id } => {
             let key = session.open()?.read(|connection| api_key::show(connection, &session.actor, &id))?;
             Ok(Answer::new(rows(slice::from_ref(&key)), json!(key)))
         }
+        KeyCommand::Roll { id, overlap } => session.change(
+            |change, actor| api_key::roll(change, actor, &id, overlap),
+            |Rolled { new, key, old }| {
+                let end = old.revoked_at.as_ref().map_or_else(
+                    || format!("{id} expires at {}", or_dash(old.expires_at.as_ref())),
+                    |_| format!("{id} is revoked"),
+                );
+                let text = format!(
+                    "{key}\n\nThis is the API key {}. {end}. Store the new key in a secret manager: it cannot be shown again.",
+                    new.id
+                );
+                Answer::new(text, with_secret(&new, "key", &key))
+            },
+        ),
         KeyCommand::Revoke { id } => session.change(
             |change, actor| api_key::revoke(change, actor, &id),
             |key| Answer::new(format!("Revoked the API key {id} of {}.", key.org), json!(key)),

@@ -49,7 +49,7 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
         Command::Database(command) => database::run(&session, command),
         Command::Ecds(command) => ecds::run(&session, command),
         Command::PluginConfig { format, origin } => plugin_config::render(format, &origin),
-        Command::Serve { listen } => serve::run(&session, listen),
+        Command::Serve { listen, console } => serve::run(&session, listen, console),
         Command::Completion { shell } => completion::run(shell),
     }
 }

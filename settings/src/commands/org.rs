@@ -9,6 +9,7 @@ use crate::cli::OrgCommand;
 use crate::failure::Failure;
 use crate::output::{Answer, table};
 use crate::records::org::{self, Org};
+use crate::sql::Range;
 
 pub(super) fn run(session: &Session<'_>, command: OrgCommand) -> Result<Answer, Failure> {
     match command {
@@ -20,7 +21,7 @@ pub(super) fn run(session: &Session<'_>, command: OrgCommand) -> Result<Answer, 
             },
         ),
         OrgCommand::List => {
-            let orgs = session.open()?.read(|connection| org::list(connection, &session.actor))?;
+            let orgs = session.open()?.read(|connection| org::list(connection, &session.actor, &Range::all()))?;
             Ok(session.answer(|| rows(&orgs), json!(orgs)))
         }
         OrgCommand::Show { name } => {

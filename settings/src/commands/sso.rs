@@ -44,7 +44,16 @@ fn configure(session: &Session<'_>, arguments: ConfigureArgs) -> Result<Answer, 
     }
     let default_scopes = chosen(arguments.default_scopes, arguments.no_default_scope);
     let configured_at = session.actor.now.to_string();
-    let record = Provider { org, issuer, jwks_uri, audience: audiences, default_scopes, client_scopes, configured_at };
+    let record = Provider {
+        id: provider::id_of(&issuer),
+        org,
+        issuer,
+        jwks_uri,
+        audience: audiences,
+        default_scopes,
+        client_scopes,
+        configured_at,
+    };
     session.change(
         |change, actor| provider::configure(change, actor, &record),
         |()| {

@@ -1,7 +1,5 @@
 //! `apexmcp token`
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use super::session::Session;
@@ -46,7 +44,5 @@ pub(super) fn run(session: &Session<'_>, command: TokenCommand) -> Result<Answer
 
 /// The moment before which tokens are revoked. The default is now.
 fn revoked_until(session: &Session<'_>, named: Option<Moment>) -> Result<Moment, Failure> {
-    // `iat` has whole seconds, and tokens of the present second must be revoked too.
-    let until_now = session.actor.now.plus(Duration::from_secs(1))?;
-    Ok(named.unwrap_or(until_now))
+    named.map_or_else(|| revocation::until_now(&session.actor), Ok)
 }

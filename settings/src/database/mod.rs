@@ -2,6 +2,7 @@
 //! log.
 
 pub mod copy;
+pub mod pool;
 mod postgres;
 mod sqlite;
 
@@ -15,7 +16,7 @@ use apexmcp_core::problem::Problem;
 use serde_json::Value as Json;
 
 pub use self::postgres::Postgres;
-pub use self::sqlite::Sqlite;
+pub use self::sqlite::{Files, Sqlite};
 use crate::access::Actor;
 use crate::encryption::Keyring;
 use crate::failure::{Failure, Reason};

@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -176,6 +176,34 @@ impl Sqlite {
     /// If the database fails.
     pub fn data_version(&self) -> Result<i64, Failure> {
         Ok(self.connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
+    }
+}
+
+/// The files of a database. They stay the same as long as a connection uses them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Files {
+    file: Identity,
+    /// The files `-wal` and `-shm`.
+    beside: [Identity; 2],
+}
+
+/// The device and the inode number of a file. `None`: the file does not exist.
+type Identity = Option<(u64, u64)>;
+
+impl Files {
+    /// The files that are at `path` now.
+    pub fn at(path: &Path) -> Self {
+        let [file, wal, shm] = ["", "-wal", "-shm"].map(|ending| {
+            let mut path = path.to_owned().into_os_string();
+            path.push(ending);
+            fs::metadata(path).map(|file| (file.dev(), file.ino())).ok()
+        });
+        Self { file, beside: [wal, shm] }
+    }
+
+    /// The files that a connection uses, which was opened after this value was read. It may have created those beside the file.
+    pub fn opened(self, path: &Path) -> Self {
+        Self { beside: Self::at(path).beside, ..self }
     }
 }
 

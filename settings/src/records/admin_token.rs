@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::json;
+use utoipa::ToSchema;
 
 use super::checks::check_name;
 use super::org;
@@ -10,7 +11,7 @@ use crate::clock::Moment;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::secret;
-use crate::sql::{Row, Sql, exists, first, rows, values};
+use crate::sql::{Range, Row, Sql, exists, first, rows, values};
 
 /// The beginning of every token.
 const PREFIX: &str = "apx_admin_";
@@ -18,7 +19,7 @@ const PREFIX: &str = "apx_admin_";
 const SHOWN: usize = 14;
 
 /// An admin token without its secret.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct AdminToken {
     /// The id, which is not secret.
     pub id: String,
@@ -115,9 +116,11 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewToken<'_>) -> Result<
 ///
 /// # Errors
 /// If the actor is no operator.
-pub fn list(connection: &dyn Sql, actor: &Actor) -> Result<Vec<AdminToken>, Failure> {
+pub fn list(connection: &dyn Sql, actor: &Actor, range: &Range) -> Result<Vec<AdminToken>, Failure> {
     actor.check_operator()?;
-    rows(connection, "SELECT * FROM admin_tokens ORDER BY created_at, id", values![], AdminToken::read)
+    let query = "SELECT * FROM admin_tokens WHERE (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?";
+    let [created_at, id] = &range.after;
+    rows(connection, query, values![created_at, id, range.with_next()], AdminToken::read)
 }
 
 /// # Errors

@@ -1,23 +1,27 @@
 //! API keys.
 
+use std::time::Duration;
+
 use apexmcp_core::limits::document::Limits;
 use serde::Serialize;
 use serde_json::json;
+use utoipa::ToSchema;
 
 use super::checks::{check_connectors, check_name};
+use super::limits::LimitsSchema;
 use super::org;
 use crate::access::Actor;
 use crate::clock::Moment;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::secret;
-use crate::sql::{Row, Sql, exists, first, rows, values};
+use crate::sql::{Range, Row, Sql, exists, first, rows, values};
 
 /// Length of the part of a key that is stored unhashed, so that its owner can recognize it: `apx_live_sk_` and four characters.
 const SHOWN: usize = 16;
 
 /// An API key without its secret.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ApiKey {
     /// The id, which is not secret.
     pub id: String,
@@ -30,6 +34,7 @@ pub struct ApiKey {
     pub created_at: String,
     pub expires_at: Option<String>,
     /// The limits of this key. Those of its org apply as well.
+    #[schema(value_type = Option<LimitsSchema>)]
     pub limits: Option<Limits>,
     pub revoked: bool,
     pub revoked_at: Option<String>,
@@ -115,9 +120,11 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
 ///
 /// # Errors
 /// If the org does not exist.
-pub fn list(connection: &dyn Sql, actor: &Actor, org: &str) -> Result<Vec<ApiKey>, Failure> {
+pub fn list(connection: &dyn Sql, actor: &Actor, org: &str, range: &Range) -> Result<Vec<ApiKey>, Failure> {
     org::require(connection, actor, org)?;
-    rows(connection, "SELECT * FROM api_keys WHERE org = ? ORDER BY created_at, id", values![org], ApiKey::read)
+    let query = "SELECT * FROM api_keys WHERE org = ? AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?";
+    let [created_at, id] = &range.after;
+    rows(connection, query, values![org, created_at, id, range.with_next()], ApiKey::read)
 }
 
 /// # Errors
@@ -129,7 +136,7 @@ pub fn show(connection: &dyn Sql, actor: &Actor, id: &str) -> Result<ApiKey, Fai
     Ok(key)
 }
 
-fn unknown(id: &str) -> Failure {
+pub(crate) fn unknown(id: &str) -> Failure {
     Failure::new(Reason::NotFound, format!("no API key has the id {id:?}"))
         .hint("Run 'apexmcp key list --org ORG' to see the ids")
 }
@@ -148,4 +155,108 @@ pub fn revoke(change: &Change<'_>, actor: &Actor, id: &str) -> Result<ApiKey, Fa
     let details = json!({"name": key.name});
     change.record(actor, &Record { action: "key.revoke", org: Some(&key.org), subject: id, details, check: Check::Nothing })?;
     show(change, actor, id)
+}
+
+/// Changes of a key. `None`: the value stays as it is.
+#[derive(Debug, Default)]
+pub struct Changes {
+    pub name: Option<String>,
+    /// `Some(None)`: all connectors.
+    pub connectors: Option<Option<Vec<String>>>,
+    /// `Some(None)`: the key never expires.
+    pub expires_at: Option<Option<Moment>>,
+    /// `Some(None)`: unlimited.
+    pub limits: Option<Option<Limits>>,
+}
+
+/// Changes a key.
+///
+/// # Errors
+/// If no key has this id, the key is revoked, or a value is not allowed.
+pub fn update(change: &Change<'_>, actor: &Actor, id: &str, changes: Changes) -> Result<ApiKey, Failure> {
+    let key = in_force(change, actor, id)?;
+    let Changes { name, connectors, expires_at, limits } = changes;
+    if let Some(name) = &name {
+        check_name(name)?;
+    }
+    if let Some(Some(connectors)) = &connectors {
+        if connectors.is_empty() {
+            return Err(Failure::of("connectors", "must name a connector, or be null for all"));
+        }
+        check_connectors(connectors)?;
+    }
+    if expires_at.flatten().is_some_and(|moment| moment <= actor.now) {
+        return Err(Failure::of("expires_at", "must be in the future"));
+    }
+    let name = name.unwrap_or(key.name);
+    let connectors = connectors.unwrap_or(key.connectors);
+    let expires_at = expires_at.map_or(key.expires_at, |moment| moment.map(|moment| moment.to_string()));
+    let limits = limits.unwrap_or(key.limits);
+    let json = |value: Option<serde_json::Value>| value.map(|value| value.to_string());
+    change.execute(
+        "UPDATE api_keys SET name = ?, connectors = ?, expires_at = ?, limits = ? WHERE id = ?",
+        values![
+            &name,
+            json(connectors.as_ref().map(|connectors| json!(connectors))),
+            expires_at.as_deref(),
+            json(limits.as_ref().map(|limits| json!(limits))),
+            id
+        ],
+    )?;
+    let details = json!({"name": name, "connectors": connectors, "expires_at": expires_at, "limits": limits});
+    let record = Record { action: "key.update", org: Some(&key.org), subject: id, details, check: Check::Addition };
+    change.record(actor, &record)?;
+    show(change, actor, id)
+}
+
+/// A key that was replaced by a new one.
+#[derive(Debug)]
+pub struct Rolled {
+    pub new: ApiKey,
+    /// The new key itself.
+    pub key: String,
+    pub old: ApiKey,
+}
+
+/// Creates a key like this one, which then expires after `overlap`. The new key lives as long as the old one was meant to live.
+///
+/// # Errors
+/// If no key has this id, or the key is revoked.
+pub fn roll(change: &Change<'_>, actor: &Actor, id: &str, overlap: Duration) -> Result<Rolled, Failure> {
+    let old = in_force(change, actor, id)?;
+    let moment = |text: &str| Moment::parse(text).map_err(|line| Failure::new(Reason::DatabaseInvalid, line));
+    let old_end = old.expires_at.as_deref().map(moment).transpose()?;
+    let life = old_end.map(|end| Ok::<_, Failure>(end.since(moment(&old.created_at)?))).transpose()?;
+    let new = NewKey {
+        org: &old.org,
+        name: &old.name,
+        connectors: old.connectors.as_deref().unwrap_or_default(),
+        expires_at: life.map(|life| actor.now.plus(life)).transpose()?,
+    };
+    let (new, key) = create(change, actor, &new)?;
+    let limits = old.limits.as_ref().map(|limits| json!(limits).to_string());
+    change.execute("UPDATE api_keys SET limits = ? WHERE id = ?", values![limits, &new.id])?;
+    let end = actor.now.plus(overlap)?;
+    let old = if overlap.is_zero() {
+        revoke(change, actor, id)?
+    } else {
+        let end = old_end.map_or(end, |old_end| old_end.min(end));
+        change.execute("UPDATE api_keys SET expires_at = ? WHERE id = ?", values![end, id])?;
+        let details = json!({"name": old.name, "replaced_by": new.id, "expires_at": end.to_string()});
+        let record = Record { action: "key.roll", org: Some(&old.org), subject: id, details, check: Check::Accepted };
+        change.record(actor, &record)?;
+        show(change, actor, id)?
+    };
+    let new = show(change, actor, &new.id)?;
+    Ok(Rolled { new, key, old })
+}
+
+/// The key, if it is not revoked and the actor may change it.
+fn in_force(change: &Change<'_>, actor: &Actor, id: &str) -> Result<ApiKey, Failure> {
+    let key = show(change, actor, id)?;
+    actor.check_change(&key.org, || unknown(id))?;
+    match &key.revoked_at {
+        Some(at) => Err(Failure::new(Reason::Conflict, format!("{id} was revoked at {at}: create another key"))),
+        None => Ok(key),
+    }
 }

@@ -2,13 +2,15 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::org;
 use crate::access::Actor;
+use crate::clock::Moment;
 use crate::failure::Failure;
-use crate::sql::{Sql, rows, values};
+use crate::sql::{Range, Row, Sql, rows, values};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Entry {
     /// The version of the policy after the change.
     pub version: i64,
@@ -20,7 +22,56 @@ pub struct Entry {
     /// The name or id of what was changed.
     pub subject: String,
     /// A JSON object without any secret.
+    #[schema(value_type = Object)]
     pub details: Value,
+}
+
+impl Entry {
+    fn read(row: &Row<'_>) -> Result<Self, Failure> {
+        Ok(Self {
+            version: row.get("version")?,
+            at: row.get("at")?,
+            actor: row.get("actor")?,
+            action: row.get("action")?,
+            org: row.get("org")?,
+            subject: row.get("subject")?,
+            details: row.json("details")?.unwrap_or_default(),
+        })
+    }
+}
+
+/// Which changes are wanted.
+#[derive(Debug, Default)]
+pub struct Filter {
+    pub org: Option<String>,
+    pub actor: Option<String>,
+    pub action: Option<String>,
+    /// At this time or later.
+    pub from: Option<Moment>,
+    /// Before this time.
+    pub to: Option<Moment>,
+}
+
+/// The changes that the actor may read, the latest first.
+///
+/// # Errors
+/// If the actor may not read the changes of the wanted org.
+pub fn latest(connection: &dyn Sql, actor: &Actor, filter: &Filter, range: &Range) -> Result<Vec<Entry>, Failure> {
+    let org = filter.org.as_deref().or(actor.role.org());
+    if let Some(org) = org {
+        actor.check_read(org, || org::unknown(org))?;
+    }
+    let [before, _] = &range.after;
+    let before = before.parse().unwrap_or(i64::MAX);
+    let query = "SELECT * FROM audit WHERE version < ?
+            AND (CAST(? AS TEXT) IS NULL OR org = ?) AND (CAST(? AS TEXT) IS NULL OR actor = ?)
+            AND (CAST(? AS TEXT) IS NULL OR action = ?) AND (CAST(? AS TEXT) IS NULL OR at >= ?)
+            AND (CAST(? AS TEXT) IS NULL OR at < ?)
+        ORDER BY version DESC LIMIT ?";
+    let (by, action) = (filter.actor.as_deref(), filter.action.as_deref());
+    let (from, to) = (filter.from, filter.to);
+    let values = values![before, org, org, by, by, action, action, from, from, to, to, range.with_next()];
+    rows(connection, query, values, Entry::read)
 }
 
 /// The latest changes of one org or of all, the oldest of them first. Who may read only one org sees only its changes.
@@ -35,15 +86,5 @@ pub fn list(connection: &dyn Sql, actor: &Actor, org: Option<&str>, limit: u32) 
     let query = "SELECT * FROM (
             SELECT * FROM audit WHERE CAST(? AS TEXT) IS NULL OR org = ? ORDER BY version DESC LIMIT ?
         ) AS latest ORDER BY version";
-    rows(connection, query, values![org, org, limit], |row| {
-        Ok(Entry {
-            version: row.get("version")?,
-            at: row.get("at")?,
-            actor: row.get("actor")?,
-            action: row.get("action")?,
-            org: row.get("org")?,
-            subject: row.get("subject")?,
-            details: row.json("details")?.unwrap_or_default(),
-        })
-    })
+    rows(connection, query, values![org, org, limit], Entry::read)
 }

@@ -4,6 +4,7 @@ use apexmcp_core::jose::jwk::JwkSet;
 use apexmcp_core::names::is_plain;
 use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::checks::{check_name, check_scopes};
 use super::org;
@@ -11,10 +12,10 @@ use crate::access::Actor;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::secret;
-use crate::sql::{Row, Sql, exists, first, rows, values};
+use crate::sql::{Range, Row, Sql, exists, first, rows, values};
 
 /// A client without its secrets.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Client {
     /// The id, which is not secret.
     pub client_id: String,
@@ -23,6 +24,7 @@ pub struct Client {
     /// The scopes that its tokens may have.
     pub scopes: Vec<String>,
     /// The public keys with which a client without a secret authenticates (`private_key_jwt`).
+    #[schema(value_type = Option<Object>)]
     pub jwks: Option<Value>,
     /// One time for each secret, the oldest first.
     pub secrets_created_at: Vec<String>,
@@ -122,9 +124,11 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result
 ///
 /// # Errors
 /// If the org does not exist.
-pub fn list(connection: &dyn Sql, actor: &Actor, org: &str) -> Result<Vec<Client>, Failure> {
+pub fn list(connection: &dyn Sql, actor: &Actor, org: &str, range: &Range) -> Result<Vec<Client>, Failure> {
     org::require(connection, actor, org)?;
-    rows(connection, &format!("{SELECT} WHERE org = ? ORDER BY created_at, client_id"), values![org], Client::read)
+    let part = "org = ? AND (oauth_clients.created_at, client_id) > (?, ?) ORDER BY oauth_clients.created_at, client_id LIMIT ?";
+    let [created_at, id] = &range.after;
+    rows(connection, &format!("{SELECT} WHERE {part}"), values![org, created_at, id, range.with_next()], Client::read)
 }
 
 /// # Errors
@@ -136,7 +140,7 @@ pub fn show(connection: &dyn Sql, actor: &Actor, client_id: &str) -> Result<Clie
     Ok(client)
 }
 
-fn unknown(client_id: &str) -> Failure {
+pub(crate) fn unknown(client_id: &str) -> Failure {
     Failure::new(Reason::NotFound, format!("no client has the id {client_id:?}"))
         .hint("Run 'apexmcp client list --org ORG' to see the ids")
 }

@@ -268,6 +268,7 @@ impl Import<'_> {
             return Ok(());
         }
         let provider = Provider {
+            id: provider::id_of(&issuer),
             org: self.org.to_owned(),
             issuer,
             jwks_uri: raw.jwks_uri.unwrap_or_default(),

@@ -2,12 +2,39 @@
 
 use apexmcp_core::limits::document::Limits;
 use serde_json::json;
+use utoipa::ToSchema;
 
 use super::{api_key, org};
 use crate::access::Actor;
 use crate::database::{Change, Check, Record};
 use crate::failure::Failure;
 use crate::sql::{Sql, only, values};
+
+/// The limits of an org or a key, as the API describes them.
+#[derive(ToSchema)]
+#[schema(as = Limits)]
+#[expect(dead_code, reason = "it only describes `Limits` of the core")]
+pub struct LimitsSchema {
+    /// Absent: unlimited.
+    rate: Option<RateSchema>,
+    /// Requests in a calendar month. Absent: unlimited.
+    #[schema(minimum = 1)]
+    monthly_quota: Option<u32>,
+}
+
+#[derive(ToSchema)]
+#[schema(as = Rate)]
+#[expect(dead_code, reason = "it only describes `Rate` of the core")]
+struct RateSchema {
+    /// Requests in each period.
+    #[schema(minimum = 1)]
+    requests: u32,
+    /// `second`, `minute`, `hour` or `day`.
+    per: String,
+    /// Maximum burst. Absent: `requests`.
+    #[schema(minimum = 1)]
+    burst: Option<u32>,
+}
 
 /// The record that is limited.
 #[derive(Clone, Copy, Debug)]

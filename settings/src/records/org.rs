@@ -3,14 +3,15 @@
 use apexmcp_core::names::OrgName;
 use serde::Serialize;
 use serde_json::json;
+use utoipa::ToSchema;
 
 use crate::access::Actor;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
-use crate::sql::{self, Row, Sql, first, rows, values};
+use crate::sql::{self, Range, Row, Sql, first, rows, values};
 
 /// An org, and the number of its records that are in force.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Org {
     /// The name, as it is in paths.
     pub name: String,
@@ -42,9 +43,10 @@ impl Org {
 ///
 /// # Errors
 /// If the database fails.
-pub fn list(connection: &dyn Sql, actor: &Actor) -> Result<Vec<Org>, Failure> {
-    let query = format!("{SELECT} WHERE CAST(? AS TEXT) IS NULL OR name = ? ORDER BY name");
-    rows(connection, &query, values![actor.role.org(), actor.role.org()], Org::read)
+pub fn list(connection: &dyn Sql, actor: &Actor, range: &Range) -> Result<Vec<Org>, Failure> {
+    let query = format!("{SELECT} WHERE (CAST(? AS TEXT) IS NULL OR name = ?) AND name > ? ORDER BY name LIMIT ?");
+    let (own, [after, _]) = (actor.role.org(), &range.after);
+    rows(connection, &query, values![own, own, after, range.with_next()], Org::read)
 }
 
 /// # Errors
@@ -107,8 +109,8 @@ pub fn require(connection: &dyn Sql, actor: &Actor, name: &str) -> Result<(), Fa
 ///
 /// # Errors
 /// As for [`require`], and if the actor may only read.
-pub fn require_change(change: &Change<'_>, actor: &Actor, name: &str) -> Result<(), Failure> {
-    require(change, actor, name)?;
+pub fn require_change(connection: &dyn Sql, actor: &Actor, name: &str) -> Result<(), Failure> {
+    require(connection, actor, name)?;
     actor.check_change(name, || unknown(name))
 }
 

@@ -4,12 +4,14 @@ use apexmcp_core::policy::{MAX_CLIENT_SCOPE_LENGTH, MAX_CLIENT_SCOPES, MAX_IDENT
 use apexmcp_core::scope::is_scope_token;
 use serde::Serialize;
 use serde_json::json;
+use utoipa::ToSchema;
 
 use super::checks::check_scopes;
 use super::org;
 use crate::access::Actor;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
+use crate::secret;
 use crate::sql::{Row, Sql, exists, rows, values};
 
 /// Maximum number of audiences of a provider. One org must not make the policy too long for all.
@@ -17,8 +19,10 @@ const MAX_AUDIENCES: usize = 16;
 /// Maximum length of an audience, in bytes. Audiences are client ids or URLs.
 const MAX_AUDIENCE_LENGTH: usize = 512;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Provider {
+    /// The id, made of the issuer.
+    pub id: String,
     pub org: String,
     /// The `iss` claim of its tokens, exactly as it is in them.
     pub issuer: String,
@@ -36,9 +40,11 @@ pub struct Provider {
 
 impl Provider {
     fn read(row: &Row<'_>) -> Result<Self, Failure> {
+        let issuer: String = row.get("issuer")?;
         Ok(Self {
+            id: id_of(&issuer),
             org: row.get("org")?,
-            issuer: row.get("issuer")?,
+            issuer,
             jwks_uri: row.get("jwks_uri")?,
             audience: row.json("audiences")?.unwrap_or_default(),
             default_scopes: row.json("default_scopes")?,
@@ -46,6 +52,12 @@ impl Provider {
             configured_at: row.get("configured_at")?,
         })
     }
+}
+
+/// The id of the provider with this issuer. An issuer is a URL, which paths cannot contain well.
+pub fn id_of(issuer: &str) -> String {
+    let digits: String = secret::sha256(issuer).chars().take(16).collect();
+    format!("idp_{digits}")
 }
 
 /// Saves a provider. It replaces the provider of the same org and issuer.

@@ -32,6 +32,14 @@ fn outlived(change: &Change<'_>, actor: &Actor) -> Result<String, Failure> {
     Ok(noted.min(actor.now).minus(LONGEST_LIFE).to_string())
 }
 
+/// The moment before which all tokens are older than now. `iat` has whole seconds, and tokens of the present second count too.
+///
+/// # Errors
+/// If there is no later time.
+pub fn until_now(actor: &Actor) -> Result<Moment, Failure> {
+    actor.now.plus(Duration::from_secs(1))
+}
+
 /// Revokes the token with this `jti`.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use rsa::RsaPrivateKey;
 use rsa::pkcs8::{EncodePrivateKey, LineEnding};
 use serde::Serialize;
 use serde_json::json;
+use utoipa::ToSchema;
 
 use crate::access::Actor;
 use crate::database::{Change, Check, Record};
@@ -16,7 +17,7 @@ use crate::sql::{Row, Sql, exists, rows, values};
 const BITS: usize = 2048;
 
 /// A signing key without its private part.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct SigningKey {
     /// The id in the headers of tokens.
     pub kid: String,

@@ -32,10 +32,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 
+use crate::api::{self, Api};
+use crate::database::pool::Pool;
 use crate::database::{Database, Location};
 use crate::failure::{Failure, Reason};
 use counts::Counts;
-use log::log;
+pub(crate) use log::log;
 use published::Published;
 use routes::Service;
 use watcher::Watcher;
@@ -49,6 +51,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum number of connections. Each gateway keeps one. Further connections wait in the queue of the operating system,
 /// where they need no memory of this process.
 const MAX_CONNECTIONS: usize = 4096;
+/// Maximum number of connections of the management API.
+const MAX_API_CONNECTIONS: usize = 512;
 /// File descriptors for the database, the listener and the runtime.
 const OTHER_DESCRIPTORS: usize = 64;
 /// Pause after a connection could not be accepted, mostly because no file descriptor is free.
@@ -56,17 +60,26 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a stop waits for answers that are being sent.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves the policy of `database` at `address` until SIGTERM or Ctrl-C. Calls `listening` with the address, in which port 0 is
-/// replaced by the chosen port.
+/// Where the server listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// For gateways.
+    pub listen: SocketAddr,
+    /// For the management API.
+    pub console: Option<SocketAddr>,
+}
+
+/// Serves the policy of `database` and the management API until SIGTERM or Ctrl-C. Calls `listening` with the addresses, in which
+/// port 0 is replaced by the chosen port.
 ///
 /// # Errors
-/// If the database cannot be read, or the address cannot be used.
+/// If the database cannot be read, or an address cannot be used.
 pub fn run(
     location: &Location,
     mut database: Database,
-    address: SocketAddr,
+    addresses: Addresses,
     token: String,
-    listening: impl FnOnce(SocketAddr),
+    listening: impl FnOnce(Addresses),
 ) -> Result<(), Failure> {
     allow_descriptors();
     let (first, catalog) = Published::read(&mut database)?;
@@ -84,19 +97,50 @@ pub fn run(
     thread::spawn(move || watcher.run());
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::during(Reason::SystemFailed, "threads cannot be started"))?;
     runtime.block_on(async {
-        let failed = || Failure::during(Reason::ListenFailed, format!("cannot listen on {address}"));
-        let listener = TcpListener::bind(address).await.map_err(failed())?;
-        listening(listener.local_addr().map_err(failed())?);
+        let (listener, listen) = bind(addresses.listen).await?;
+        let console = match addresses.console {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        listening(Addresses { listen, console: console.as_ref().map(|(_, address)| *address) });
         let (stop, stopping) = watch::channel(false);
-        let service = Service { token, policy, catalog, stopping, counts };
-        serve(listener, routes::router(Arc::new(service)), stop).await
+        let service = Service { token, policy, catalog, stopping: stopping.clone(), counts };
+        let gateways = serve(listener, routes::router(Arc::new(service)), MAX_CONNECTIONS, stopping.clone());
+        let api = async {
+            if let Some((listener, _)) = console {
+                let api = Api::new(Pool::new(location));
+                serve(listener, api::router(api), MAX_API_CONNECTIONS, stopping).await;
+            }
+        };
+        tokio::join!(gateways, api, signaled(stop)).2
     })
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+    let failed = || Failure::during(Reason::ListenFailed, format!("cannot listen on {address}"));
+    let listener = TcpListener::bind(address).await.map_err(failed())?;
+    let address = listener.local_addr().map_err(failed())?;
+    Ok((listener, address))
+}
+
+/// Waits for a signal, then stops the server.
+async fn signaled(stop: watch::Sender<bool>) -> Result<(), Failure> {
+    let signals = |kind| signal(kind).map_err(Failure::during(Reason::SystemFailed, "signals cannot be handled"));
+    let waited = async {
+        let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        log("stopping");
+        Ok(())
+    };
+    let waited = waited.await;
+    stop.send_replace(true);
+    waited
 }
 
 /// Raises the soft limit of open files, so that each connection can have one. The usual soft limit of 1,024 is for programs
 /// that use `select`.
 fn allow_descriptors() {
-    let wanted = (MAX_CONNECTIONS + OTHER_DESCRIPTORS) as rlim_t;
+    let wanted = (MAX_CONNECTIONS + MAX_API_CONNECTIONS + OTHER_DESCRIPTORS) as rlim_t;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
     if hard < wanted {
         log(format_args!("a hard limit of {hard} open files is too low for {MAX_CONNECTIONS} connections: set it to {wanted}"));
@@ -108,11 +152,10 @@ fn allow_descriptors() {
     }
 }
 
-async fn serve(listener: TcpListener, router: Router, stop: watch::Sender<bool>) -> Result<(), Failure> {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+/// Serves at most `max` connections at the same time, until the server stops.
+async fn serve(listener: TcpListener, router: Router, max: usize, mut stopping: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(max));
     let connections = GracefulShutdown::new();
-    let signals = |kind| signal(kind).map_err(Failure::during(Reason::SystemFailed, "signals cannot be handled"));
-    let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
     let accept = async || {
         let place = Arc::clone(&places).acquire_owned().await;
         listener.accept().await.map(|(stream, _)| (stream, place))
@@ -134,8 +177,7 @@ async fn serve(listener: TcpListener, router: Router, stop: watch::Sender<bool>)
                     continue;
                 }
             },
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = stopping.wait_for(|is_stopping| *is_stopping) => break,
         };
         let connection = connections.watch(connection(stream, router.clone()));
         tokio::spawn(async move {
@@ -145,10 +187,7 @@ async fn serve(listener: TcpListener, router: Router, stop: watch::Sender<bool>)
         });
     }
     drop(listener);
-    log("stopping");
-    stop.send_replace(true);
     tokio::time::timeout(STOP_TIMEOUT, connections.shutdown()).await.ok();
-    Ok(())
 }
 
 /// One connection, with limits for everything that a client can do to it.

@@ -11,9 +11,6 @@ use crate::document;
 use crate::failure::{Failure, Reason};
 use crate::parts;
 
-const OTHER_DATABASE: &str = "this is another database than the one with which the server began: restore a copy of that one, or \
-                              restart 'apexmcp serve' to serve this one";
-
 /// The parts of the policy, which the watcher changes.
 pub(super) type Shared = Arc<RwLock<Catalog>>;
 
@@ -70,7 +67,7 @@ impl Published {
         let (changes, is_whole) = database.read(|sql| {
             // Somebody who has lost the database may run `apexmcp init`. Its empty policy would refuse everybody.
             if document::database_id(sql)? != expected {
-                return Err(Failure::new(Reason::DatabaseMissing, OTHER_DATABASE));
+                return Err(Failure::new(Reason::DatabaseMissing, document::OTHER_DATABASE));
             }
             match parts::changes_since(sql, (version, &tag))? {
                 Some(changes) => Ok((changes, false)),

@@ -1,7 +1,5 @@
 //! Watches the database, and publishes each change of the policy.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +11,7 @@ use tokio::sync::watch;
 use super::counts::{Counts, add};
 use super::log::log;
 use super::published::{Published, Shared};
-use crate::database::{self, Database, Location, Postgres, Sqlite};
+use crate::database::{self, Database, Files, Location, Postgres, Sqlite};
 use crate::failure::Failure;
 
 /// Interval between two looks at the database. A look takes a microsecond.
@@ -25,21 +23,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Interval after a failed look. A failure may have taken as long as the database's timeout.
 const INTERVAL_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// The device and the inode number of a file. `None`: the file does not exist.
-type Identity = Option<(u64, u64)>;
-
 /// The state of the database at a look.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Seen {
-    file: Identity,
-    /// The files `-wal` and `-shm`. They stay the same as long as the connection uses them.
-    beside: [Identity; 2],
+    files: Files,
     /// See [`Sqlite::data_version`]. Numbers of different connections cannot be compared.
     data_version: i64,
-}
-
-fn identity(path: &Path) -> Identity {
-    fs::metadata(path).map(|file| (file.dev(), file.ino())).ok()
 }
 
 pub(super) struct Watcher {
@@ -138,10 +127,10 @@ impl Watcher {
 
     /// Publishes the policy if the file changed since `seen`. Returns the present state.
     fn look(&mut self, path: &Path, seen: Option<Seen>) -> Result<Seen, Failure> {
-        let file = identity(path);
+        let files = Files::at(path);
         // Somebody may have replaced the database by a copy, or -wal and -shm may have been deleted and created anew. The old
         // connection would then see no further change. It must end before the new connection begins.
-        let is_same = seen.is_some_and(|seen| (seen.file, seen.beside) == (file, beside(path)));
+        let is_same = seen.is_some_and(|seen| seen.files == files);
         let database = match self.database.take() {
             Some(Database::Sqlite(database)) if is_same => database,
             left => {
@@ -152,7 +141,7 @@ impl Watcher {
             }
         };
         // Read before the policy, so that the next look finds a change that is committed meanwhile.
-        let now = Seen { file, beside: beside(path), data_version: database.data_version()? };
+        let now = Seen { files: files.opened(path), data_version: database.data_version()? };
         let mut database = Database::Sqlite(database);
         if seen != Some(now)
             && let Err(failure) = self.publish(&mut database)
@@ -168,12 +157,4 @@ impl Watcher {
         self.database = Some(database);
         Ok(now)
     }
-}
-
-fn beside(path: &Path) -> [Identity; 2] {
-    ["-wal", "-shm"].map(|ending| {
-        let mut path = path.to_owned().into_os_string();
-        path.push(ending);
-        identity(Path::new(&path))
-    })
 }

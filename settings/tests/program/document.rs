@@ -12,6 +12,7 @@ use apexmcp_settings::records::client::{self, NewClient};
 use apexmcp_settings::records::limits::{self, Holder};
 use apexmcp_settings::records::provider::{self, Provider};
 use apexmcp_settings::records::{org, revocation, signing_key};
+use apexmcp_settings::sql::Range;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::json;
@@ -90,7 +91,8 @@ fn take(database: &mut Database, actor: &Actor, step: &Step) -> bool {
                 let (org, issuer, jwks_uri) = (org.clone(), issuer.clone(), jwks_uri.clone());
                 let [default_scopes, client_scopes] = scopes.clone();
                 let (audience, configured_at) = (audience.clone(), actor.now.to_string());
-                let provider = Provider { org, issuer, jwks_uri, audience, default_scopes, client_scopes, configured_at };
+                let id = provider::id_of(&issuer);
+                let provider = Provider { id, org, issuer, jwks_uri, audience, default_scopes, client_scopes, configured_at };
                 provider::configure(change, actor, &provider)?;
             }
             Step::Limits { org, requests, per, burst, monthly_quota } => {
@@ -103,7 +105,7 @@ fn take(database: &mut Database, actor: &Actor, step: &Step) -> bool {
             Step::RevokeToken { org, jti } => revocation::of_token(change, actor, org, jti)?,
             Step::SigningKey(kid) => drop(signing_key::create(change, actor, Some(kid), &PEM)?),
             Step::RevokeFirstKey(org) => {
-                if let Some(key) = api_key::list(change, actor, org)?.first() {
+                if let Some(key) = api_key::list(change, actor, org, &Range::all())?.first() {
                     api_key::revoke(change, actor, &key.id)?;
                 }
             }

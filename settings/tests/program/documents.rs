@@ -12,7 +12,7 @@ use crate::support::Settings;
 
 /// The end of the part of the page that people write.
 const MARK: &str = "<!-- Generated from here on. The test that compares it with the program says how to renew it. -->\n";
-const RENEW: &str = "RENEW=1 cargo test --locked --package apexmcp-settings --test program the_page_of_the_command_line";
+const RENEW: &str = "RENEW=1 cargo test --locked --package apexmcp-settings --test program the_page_of_the";
 const LINE_LENGTH: usize = 100;
 
 fn file(name: &str) -> PathBuf {
@@ -30,15 +30,39 @@ fn first_code<'l>(line: &'l str, start: &str) -> Option<&'l str> {
 
 #[test]
 fn the_page_of_the_command_line_is_that_of_the_program() {
-    let page = page("command-line");
+    compare("command-line", &commands());
+}
+
+/// Compares the generated part of a page.
+fn compare(name: &str, expected: &str) {
+    let page = page(name);
     let (written, generated) = page.split_once(MARK).unwrap_or_else(|| panic!("the page has no line {MARK:?}"));
-    let expected = commands();
     if std::env::var_os("RENEW").is_some() {
-        std::fs::write(file("command-line"), format!("{written}{MARK}{expected}")).unwrap();
+        std::fs::write(file(name), format!("{written}{MARK}{expected}")).unwrap();
         return;
     }
     let different = expected.lines().zip(generated.lines()).find(|(expected, found)| expected != found);
-    assert!(generated == expected, "docs/reference/command-line.md is out of date: run {RENEW}\n{different:?}");
+    assert!(generated == expected, "docs/reference/{name}.md is out of date: run {RENEW}\n{different:?}");
+}
+
+#[test]
+fn the_page_of_the_management_api_is_that_of_the_program() {
+    let settings = Settings::new();
+    let description = settings.api(&["operator"]).get("/openapi.json").json;
+    let mut table = "\n| operation | role | meaning |\n| --- | --- | --- |\n".to_owned();
+    for (path, methods) in description["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let (role, summary) = (operation["x-role"].as_str().unwrap(), operation["summary"].as_str().unwrap());
+            writeln!(table, "| `{} {path}` | `{role}` | {summary} |", method.to_uppercase()).unwrap();
+        }
+    }
+    compare("management-api", &table);
+
+    let page = page("management-api");
+    let rows = page.split_once("| code | status | meaning |\n| --- | --- | --- |\n").unwrap().1;
+    let listed = rows.lines().map_while(|row| first_code(row, "| ")).map(|code| format!("urn:apexmcp:problem:{code}"));
+    let types = description["components"]["schemas"]["Problem"]["properties"]["type"]["enum"].as_array().unwrap();
+    assert_eq!(listed.collect::<Vec<_>>(), types.iter().map(|code| code.as_str().unwrap().to_owned()).collect::<Vec<_>>());
 }
 
 /// The generated part of the page: each command with its options, from the same declarations as `--help`.

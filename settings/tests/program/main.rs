@@ -11,6 +11,7 @@
     reason = "a test that panics has found something"
 )]
 
+mod api;
 mod commands;
 mod crowd;
 mod document;

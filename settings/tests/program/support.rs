@@ -169,6 +169,23 @@ impl Settings {
         self.serve_with_log(File::create(self.file("serve.log")).unwrap())
     }
 
+    /// Starts `serve` with the management API, and creates an admin token with these options.
+    pub fn api(&self, role: &[&str]) -> Api {
+        let log = File::create(self.file("serve.log")).unwrap();
+        let mut command = self.command(&["serve", "--listen", "127.0.0.1:0", "--console", "127.0.0.1:0"]);
+        let mut process = command.env("APEXMCP_SETTINGS_TOKEN", TOKEN).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let origin = lines.next().unwrap().strip_prefix("listening on ").unwrap().to_owned();
+        let base = lines.next().unwrap().strip_prefix("management API at ").unwrap().to_owned();
+        Api { _server: Server { process, origin }, base, token: self.admin_token(role) }
+    }
+
+    /// Creates an admin token with these options.
+    pub fn admin_token(&self, role: &[&str]) -> String {
+        let made = self.json(&[&["admin-token", "create", "--name", "test", "--role"][..], role].concat());
+        made["token"].as_str().unwrap().to_owned()
+    }
+
     /// As [`Self::serve`], with this standard error.
     pub fn serve_with_log(&self, log: File) -> Server {
         let mut command = self.command(&["serve", "--listen", "127.0.0.1:0"]);
@@ -192,6 +209,72 @@ pub struct Reply {
     pub status: u16,
     pub etag: String,
     pub body: String,
+}
+
+/// A client of the management API.
+pub struct Api {
+    pub _server: Server,
+    /// `http://127.0.0.1:<port>/api/v1`
+    pub base: String,
+    pub token: String,
+}
+
+/// An answer of the management API.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub text: String,
+    pub json: Value,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|header| header.0 == name).map_or("", |header| &header.1)
+    }
+
+    /// The code in the type of a problem.
+    pub fn problem(&self) -> &str {
+        assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
+        assert_eq!(self.json["status"], self.status, "{self:?}");
+        self.json["type"].as_str().unwrap().strip_prefix("urn:apexmcp:problem:").unwrap()
+    }
+}
+
+impl Api {
+    /// Sends a request with the token, these headers and this body. Null: no body.
+    pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
+        let authorization = format!("Bearer {}", self.token);
+        let mut all = vec![("authorization", authorization.as_str())];
+        let text = if body.is_null() { String::new() } else { body.to_string() };
+        if !text.is_empty() {
+            all.push(("content-type", "application/json"));
+        }
+        self.send(method, path, &[&all[..], headers].concat(), text.as_bytes())
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, &[], &Value::Null)
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
+        self.ask("POST", path, &[], body)
+    }
+
+    /// Sends a request with exactly these headers.
+    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let config = ureq::Agent::config_builder().http_status_as_error(false).allow_non_standard_methods(true).build();
+        let mut response = config.new_agent().run(request.body(body).unwrap()).unwrap();
+        let texts = response.headers().iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));
+        let headers = texts.collect();
+        let text = response.body_mut().read_to_string().unwrap();
+        let json = serde_json::from_str(&text).unwrap_or_default();
+        Answer { status: response.status().as_u16(), headers, text, json }
+    }
 }
 
 impl Server {

@@ -29,6 +29,7 @@ use crate::records::client::NewClient;
 use crate::records::limits::Holder;
 use crate::records::{api_key, client, limits, org, revocation, signing_key};
 use crate::secret::sha256;
+use crate::sql::Range;
 
 /// What happens to the database, or to the messages of a gateway.
 #[derive(Clone, Debug)]
@@ -207,7 +208,7 @@ impl World {
             }
             Event::RevokeKeys(number, count) => {
                 _ = database.change(|change| {
-                    let keys = api_key::list(change, actor, name(number))?;
+                    let keys = api_key::list(change, actor, name(number), &Range::all())?;
                     let mut in_force = keys.iter().filter(|key| !key.revoked).take((*count).into());
                     in_force.try_for_each(|key| api_key::revoke(change, actor, &key.id).map(drop))
                 });

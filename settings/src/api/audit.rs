@@ -1,0 +1,91 @@
+//! `/audit`
+
+use axum::Json;
+use axum::extract::{FromRequestParts, State};
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::call::{Call, query, range};
+use super::keys::moment;
+use super::problem::Problem;
+use super::{Items, Shared};
+use crate::records::audit::{self, Entry, Filter};
+use crate::sql::Range;
+
+/// Which changes are wanted.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AuditQuery {
+    /// Only changes of this org.
+    org: Option<String>,
+    /// Only changes by this actor.
+    actor: Option<String>,
+    /// Only this kind of change, such as `key.create`.
+    action: Option<String>,
+    /// Only changes at this time or later.
+    #[param(format = DateTime)]
+    from: Option<String>,
+    /// Only changes before this time.
+    #[param(format = DateTime)]
+    to: Option<String>,
+    /// Maximum number of records: 1 to 1,000.
+    #[serde(default = "page")]
+    #[param(default = 100, minimum = 1, maximum = 1000)]
+    limit: u32,
+    /// `next` of the page before.
+    cursor: Option<String>,
+}
+
+fn page() -> u32 {
+    100
+}
+
+/// The query, and whether the client wants CSV.
+pub(super) struct Wanted {
+    filter: Filter,
+    range: Range,
+    is_csv: bool,
+}
+
+impl<S: Sync> FromRequestParts<S> for Wanted {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let AuditQuery { org, actor, action, from, to, limit, cursor } = query(parts)?;
+        let [from, to] = [("from", from), ("to", to)].map(|(field, text)| moment(field, text.as_deref()));
+        let filter = Filter { org, actor, action, from: from?, to: to? };
+        let is_csv = parts.headers.get(ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(b"text/csv"));
+        Ok(Self { filter, range: range(limit, cursor.as_deref())?, is_csv })
+    }
+}
+
+/// The changes, the latest first. With `Accept: text/csv`, the same as a table.
+#[utoipa::path(get, path = "/audit", params(AuditQuery), responses((status = 200, content((Items<Entry> = "application/json"), (String = "text/csv")))), extensions(("x-role" = json!("viewer"))))]
+pub(super) async fn list(State(api): Shared, call: Call, wanted: Wanted) -> Result<Response, Problem> {
+    let Wanted { filter, range, is_csv } = wanted;
+    let found = api.read(call, move |sql, actor| {
+        let found = audit::latest(sql, actor, &filter, &range)?;
+        Ok(Items::of(found, &range, |entry| [entry.version.to_string(), String::new()]))
+    });
+    let items = found.await?;
+    if !is_csv {
+        return Ok(Json(items).into_response());
+    }
+    let lines = items.items.iter().map(|entry| {
+        let (version, details) = (entry.version.to_string(), entry.details.to_string());
+        let org = entry.org.as_deref().unwrap_or_default();
+        [&version, &entry.at, &entry.actor, &entry.action, org, &entry.subject, &details].map(cell).join(",") + "\r\n"
+    });
+    let table: String = std::iter::once("version,at,actor,action,org,subject,details\r\n".to_owned()).chain(lines).collect();
+    Ok(([(CONTENT_TYPE, "text/csv; charset=utf-8")], table).into_response())
+}
+
+/// A cell of CSV (RFC 4180). A spreadsheet must not take the text for a formula.
+fn cell(text: &str) -> String {
+    let guard = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
+    format!("\"{guard}{}\"", text.replace('"', "\"\""))
+}

@@ -1,0 +1,188 @@
+//! `/orgs/{org}/keys`
+
+use std::time::Duration;
+
+use apexmcp_core::limits::document::Limits;
+use axum::Json;
+use axum::extract::State;
+use axum::response::Response;
+use serde::{Deserialize, Deserializer};
+use serde_json::json;
+use utoipa::ToSchema;
+
+use super::call::{Body, Call, Page, PageQuery};
+use super::problem::Problem;
+use super::{Items, Made, Path, Shared};
+use crate::access::Actor;
+use crate::clock::Moment;
+use crate::failure::Failure;
+use crate::records::api_key::{self, ApiKey, Changes, NewKey, Rolled};
+use crate::records::limits::LimitsSchema;
+use crate::records::org;
+use crate::sql::Sql;
+
+/// The API keys of an org, the oldest first, including revoked ones.
+#[utoipa::path(get, path = "/orgs/{org}/keys", params(("org", description = "The name of the org"), PageQuery), responses((status = 200, body = Items<ApiKey>)), extensions(("x-role" = json!("viewer"))))]
+pub(super) async fn list(
+    State(api): Shared,
+    call: Call,
+    Path(org): Path<String>,
+    Page(range): Page,
+) -> Result<Json<Items<ApiKey>>, Problem> {
+    let found = api.read(call, move |sql, actor| {
+        let found = api_key::list(sql, actor, &org, &range)?;
+        Ok(Items::of(found, &range, |key| [key.created_at.clone(), key.id.clone()]))
+    });
+    Ok(Json(found.await?))
+}
+
+/// A new API key.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewApiKey {
+    /// A name that says what uses the key.
+    name: String,
+    /// The connectors that the key may call. Absent or null: all.
+    #[serde(default)]
+    connectors: Option<Vec<String>>,
+    /// Absent or null: the key never expires.
+    #[serde(default)]
+    #[schema(format = DateTime)]
+    expires_at: Option<String>,
+}
+
+/// A key with its secret, which only this answer has.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it only describes an answer")]
+pub(super) struct CreatedKey {
+    #[schema(inline)]
+    #[serde(flatten)]
+    record: ApiKey,
+    /// The API key itself.
+    key: String,
+}
+
+/// A moment in a request.
+pub(super) fn moment(field: &'static str, text: Option<&str>) -> Result<Option<Moment>, Failure> {
+    text.map(|text| Moment::parse(text).map_err(|_| Failure::of(field, "must be a timestamp such as 2027-01-01T00:00:00Z")))
+        .transpose()
+}
+
+/// Creates an API key. Store it: it cannot be shown again.
+#[utoipa::path(post, path = "/orgs/{org}/keys", params(("org", description = "The name of the org")), request_body = NewApiKey, responses((status = 201, body = CreatedKey)), extensions(("x-role" = json!("admin"))))]
+pub(super) async fn create(
+    State(api): Shared,
+    call: Call,
+    Path(org): Path<String>,
+    body: Body<NewApiKey>,
+) -> Result<Response, Problem> {
+    api.change(call, body.digest, move |change, actor, _| {
+        org::require_change(change, actor, &org)?;
+        let NewApiKey { name, connectors, expires_at } = &body.value;
+        if connectors.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Failure::of("connectors", "must name a connector; leave it out for a key that may call all"));
+        }
+        let connectors = connectors.as_deref().unwrap_or_default();
+        let expires_at = moment("expires_at", expires_at.as_deref())?;
+        let (record, key) = api_key::create(change, actor, &NewKey { org: &org, name, connectors, expires_at })?;
+        Ok(Made::created(record).with("key", Some(key)))
+    })
+    .await
+}
+
+/// The key `id` of `org`.
+fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<ApiKey, Failure> {
+    let key = api_key::show(sql, actor, id)?;
+    if key.org == org { Ok(key) } else { Err(api_key::unknown(id)) }
+}
+
+/// One API key, without its secret.
+#[utoipa::path(get, path = "/orgs/{org}/keys/{id}", params(("org", description = "The name of the org"), ("id", description = "The id of the key")), responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("viewer"))))]
+pub(super) async fn show(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
+    api.show(call, move |sql, actor| of(sql, actor, &org, &id)).await
+}
+
+/// Changes of an API key. An absent member stays as it is; null removes it.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeyChanges {
+    name: Option<String>,
+    /// The connectors that the key may call. Null: all.
+    #[serde(default, deserialize_with = "present")]
+    connectors: Option<Option<Vec<String>>>,
+    /// Null: the key never expires.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Option<String>>,
+    /// Null: unlimited.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<LimitsSchema>)]
+    limits: Option<Option<Limits>>,
+}
+
+/// Tells null from an absent member.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// Changes an API key.
+#[utoipa::path(patch, path = "/orgs/{org}/keys/{id}", params(("org", description = "The name of the org"), ("id", description = "The id of the key")), request_body = KeyChanges, responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("admin"))))]
+pub(super) async fn update(
+    State(api): Shared,
+    call: Call,
+    Path((org, id)): Path<(String, String)>,
+    body: Body<KeyChanges>,
+) -> Result<Response, Problem> {
+    api.change(call, body.digest, move |change, actor, call| {
+        org::require_change(change, actor, &org)?;
+        call.check(&json!(of(change, actor, &org, &id)?))?;
+        let KeyChanges { name, connectors, expires_at, limits } = body.value;
+        let expires_at = expires_at.map(|text| moment("expires_at", text.as_deref())).transpose()?;
+        let changes = Changes { name, connectors, expires_at, limits };
+        Ok(Made::ok(api_key::update(change, actor, &id, changes)?))
+    })
+    .await
+}
+
+/// Revokes an API key. Gateways refuse it within a second.
+#[utoipa::path(post, path = "/orgs/{org}/keys/{id}/revoke", params(("org", description = "The name of the org"), ("id", description = "The id of the key")), responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("admin"))))]
+pub(super) async fn revoke(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
+    api.change(call, String::new(), move |change, actor, call| {
+        call.check(&json!(of(change, actor, &org, &id)?))?;
+        Ok(Made::ok(api_key::revoke(change, actor, &id)?))
+    })
+    .await
+}
+
+/// How a key is rolled.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Roll {
+    /// How long the old key stays valid, such as `24h`. `0s` revokes it.
+    #[serde(default = "day")]
+    #[schema(default = "24h")]
+    overlap: String,
+}
+
+fn day() -> String {
+    "24h".to_owned()
+}
+
+/// Replaces an API key by a new one of the same name, connectors and limits. The old key expires after the overlap.
+#[utoipa::path(post, path = "/orgs/{org}/keys/{id}/roll", params(("org", description = "The name of the org"), ("id", description = "The id of the key")), request_body = Roll, responses((status = 201, body = CreatedKey)), extensions(("x-role" = json!("admin"))))]
+pub(super) async fn roll(
+    State(api): Shared,
+    call: Call,
+    Path((org, id)): Path<(String, String)>,
+    body: Body<Roll>,
+) -> Result<Response, Problem> {
+    api.change(call, body.digest, move |change, actor, call| {
+        org::require_change(change, actor, &org)?;
+        call.check(&json!(of(change, actor, &org, &id)?))?;
+        let overlap = humantime::parse_duration(&body.value.overlap);
+        let overlap: Duration = overlap.map_err(|_| Failure::of("overlap", "must be a duration such as 24h"))?;
+        let Rolled { new, key, .. } = api_key::roll(change, actor, &id, overlap)?;
+        Ok(Made::created(new).with("key", Some(key)))
+    })
+    .await
+}

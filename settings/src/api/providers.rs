@@ -1,0 +1,159 @@
+//! `/orgs/{org}/identity-providers`
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::json;
+use utoipa::ToSchema;
+
+use super::call::{Body, Call};
+use super::problem::Problem;
+use super::{Items, Made, Path, Shared};
+use crate::access::Actor;
+use crate::clock::Moment;
+use crate::failure::{Failure, Reason};
+use crate::issuer::Reach;
+use crate::records::org;
+use crate::records::provider::{self, Provider};
+use crate::service::{self, Wanted};
+use crate::sql::Sql;
+
+/// The identity providers of an org, by issuer.
+#[utoipa::path(get, path = "/orgs/{org}/identity-providers", params(("org", description = "The name of the org")), responses((status = 200, body = Items<Provider>)), extensions(("x-role" = json!("viewer"))))]
+pub(super) async fn list(State(api): Shared, call: Call, Path(org): Path<String>) -> Result<Json<Items<Provider>>, Problem> {
+    Ok(Json(api.read(call, move |sql, actor| Ok(Items::all(provider::list(sql, actor, &org)?))).await?))
+}
+
+/// An identity provider.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewProvider {
+    /// The `iss` claim of its tokens, exactly as it is in them.
+    issuer: String,
+    /// The URL of its key set.
+    jwks_uri: String,
+    /// The `aud` values that mean this gateway. A token needs one of them.
+    audience: Vec<String>,
+    /// The scopes of a token without any `mcp:` scope. Absent or null: `mcp:call`, but nothing if any value in the token contains
+    /// `mcp:call`. Empty: no scopes.
+    #[serde(default)]
+    default_scopes: Option<Vec<String>>,
+    /// The scopes that clients are told to request from the provider. Absent or null: the mcp scopes. Empty: none are named.
+    #[serde(default)]
+    client_scopes: Option<Vec<String>>,
+    /// Save the provider even if a check of what it publishes fails.
+    #[serde(default)]
+    force: bool,
+    /// Allow addresses outside of the public Internet, and http. Only for operators.
+    #[serde(default)]
+    allow_private_address: bool,
+}
+
+/// Checks what an identity provider publishes, then accepts its tokens.
+#[utoipa::path(post, path = "/orgs/{org}/identity-providers", params(("org", description = "The name of the org")), request_body = NewProvider, responses((status = 201, body = Provider)), extensions(("x-role" = json!("admin"))))]
+pub(super) async fn create(
+    State(api): Shared,
+    call: Call,
+    Path(org): Path<String>,
+    body: Body<NewProvider>,
+) -> Result<Response, Problem> {
+    save(&api, call, org, None, body).await
+}
+
+/// The provider `id` of `org`.
+fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<Provider, Failure> {
+    let unknown = || Failure::new(Reason::NotFound, format!("{org} has no identity provider with the id {id:?}"));
+    provider::list(sql, actor, org)?.into_iter().find(|provider| provider.id == id).ok_or_else(unknown)
+}
+
+/// One identity provider.
+#[utoipa::path(get, path = "/orgs/{org}/identity-providers/{id}", params(("org", description = "The name of the org"), ("id", description = "The id of the provider")), responses((status = 200, body = Provider)), extensions(("x-role" = json!("viewer"))))]
+pub(super) async fn show(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
+    api.show(call, move |sql, actor| of(sql, actor, &org, &id)).await
+}
+
+/// Replaces an identity provider. Its issuer stays the same.
+#[utoipa::path(put, path = "/orgs/{org}/identity-providers/{id}", params(("org", description = "The name of the org"), ("id", description = "The id of the provider")), request_body = NewProvider, responses((status = 200, body = Provider)), extensions(("x-role" = json!("admin"))))]
+pub(super) async fn replace(
+    State(api): Shared,
+    call: Call,
+    Path((org, id)): Path<(String, String)>,
+    body: Body<NewProvider>,
+) -> Result<Response, Problem> {
+    save(&api, call, org, Some(id), body).await
+}
+
+/// Removes an identity provider. Gateways refuse its tokens within a second.
+#[utoipa::path(delete, path = "/orgs/{org}/identity-providers/{id}", params(("org", description = "The name of the org"), ("id", description = "The id of the provider")), responses((status = 204)), extensions(("x-role" = json!("admin"))))]
+pub(super) async fn delete(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
+    api.change(call, String::new(), move |change, actor, call| {
+        let provider = of(change, actor, &org, &id)?;
+        call.check(&json!(provider))?;
+        provider::remove(change, actor, &org, &provider.issuer)?;
+        Ok(Made::deleted())
+    })
+    .await
+}
+
+/// Examines a provider, then saves it. `id` is that of the provider that is replaced.
+async fn save(
+    api: &super::Api,
+    call: Call,
+    org: String,
+    id: Option<String>,
+    body: Body<NewProvider>,
+) -> Result<Response, Problem> {
+    let Body { value: new, digest } = body;
+    // The provider is fetched without a transaction: it may be slow.
+    let (call, org, id, new) = api
+        .pool
+        .run(move |database, _| {
+            let actor = database.read(|sql| {
+                let actor = call.actor(sql, Moment::now())?;
+                org::require_change(sql, &actor, &org)?;
+                if let Some(id) = &id
+                    && of(sql, &actor, &org, id)?.issuer != new.issuer
+                {
+                    return Err(Failure::of("issuer", "must stay the same: create another provider, and delete this one"));
+                }
+                Ok(actor)
+            })?;
+            let reach = if new.allow_private_address {
+                actor.check_operator()?;
+                Reach::Anywhere
+            } else {
+                Reach::Public
+            };
+            let wanted = Wanted {
+                org: &org,
+                issuer: &new.issuer,
+                jwks_uri: &new.jwks_uri,
+                audience: &new.audience,
+                client_scopes: new.client_scopes.as_deref(),
+            };
+            let examined = service::examine(database, &actor, &wanted, reach)?;
+            if let Some(failed) = examined.findings.iter().find(|finding| !finding.ok).filter(|_| !new.force) {
+                let line = format!("nothing was saved: {}; \"force\": true saves it anyway", failed.finding);
+                return Err(Failure::new(Reason::ProviderCheckFailed, line));
+            }
+            Ok((call, org, id, new))
+        })
+        .await?;
+    api.change(call, digest, move |change, actor, call| {
+        if let Some(id) = &id {
+            call.check(&json!(of(change, actor, &org, id)?))?;
+        } else if provider::list(change, actor, &org)?.iter().any(|provider| provider.issuer == new.issuer) {
+            let line = format!("{org} already has a provider with the issuer {:?}: replace it with PUT", new.issuer);
+            return Err(Failure::new(Reason::AlreadyExists, line));
+        }
+        let NewProvider { issuer, jwks_uri, audience, default_scopes, client_scopes, .. } = new;
+        let configured_at = actor.now.to_string();
+        let is_new = id.is_none();
+        let id = provider::id_of(&issuer);
+        let record = Provider { id, org, issuer, jwks_uri, audience, default_scopes, client_scopes, configured_at };
+        provider::configure(change, actor, &record)?;
+        Ok(if is_new { Made::created(record) } else { Made::ok(record) })
+    })
+    .await
+}
