@@ -18,7 +18,7 @@ help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
 # The tests that run again with the native module. The others are about files, documents and the wasm module.
-OF_ONE_MODULE := both_modules cost documents documents_reference image kubernetes operations settings_token web_servers
+OF_ONE_MODULE := both_modules console cost documents documents_reference image kubernetes operations settings_token web_servers
 OF_BOTH_MODULES := $(filter-out $(OF_ONE_MODULE),$(basename $(notdir $(wildcard wasm-test/tests/*.rs))))
 
 run: setup build ## start the gateway on 127.0.0.1:10000 with two demo connectors, until Ctrl-C (MODULE=native: with the native module)

@@ -203,7 +203,7 @@ def call(credential: str) -> str:
     )
 
 
-def instructions(key: str, client: dict, idp: dict) -> str:
+def instructions(key: str, client: dict, idp: dict, sign_in: str) -> str:
     client_id, client_secret = client["client_id"], client["client_secret"]
     take = """python3 -c 'import json,sys; print(json.load(sys.stdin)["access_token"])'"""
     return f"""
@@ -234,7 +234,9 @@ TOKEN=$(curl -s {idp["token_endpoint"]} -u {idp["client_id"]}:{idp["client_secre
 
 {call("Authorization: Bearer $TOKEN")}
 
-Settings: a change is in force within a second.
+Settings: a change is in force within a second. The console, by a link that works once:
+
+{sign_in}
 
 export APEXMCP_DB={SETTINGS_DB.relative_to(ROOT)}
 dist/apexmcp key create --org {ORG} --name another --connector notes
@@ -270,9 +272,11 @@ def start_all(processes: Processes) -> str:
     settings("sso", "configure", "--org", ORG, *provider, "--allow-private-address")
 
     ports = connectors | {"settings": free_port()}
+    console = f"127.0.0.1:{free_port()}"
     environment = os.environ | {"APEXMCP_SETTINGS_TOKEN": secrets.token_urlsafe(32)}
     environment["ENVOY_DYNAMIC_MODULES_SEARCH_PATH"] = str(ROOT / "dist")
     serve = [ROOT / "dist" / "apexmcp", "--db", SETTINGS_DB, "serve", "--listen", f"127.0.0.1:{ports['settings']}"]
+    serve += ["--console", console, "--origin", ORIGIN]
     processes.start("settings", serve, env=environment)
     config = render(ports)
     for name, port in ports.items():
@@ -282,7 +286,8 @@ def start_all(processes: Processes) -> str:
     )
     wait_until("Envoy", lambda: answers(f"http://127.0.0.1:{ADMIN}/ready"), processes)
     wait_until("the gateway", lambda: gateway_lists_tools(key), processes)
-    return instructions(key, client, idp)
+    sign_in = settings("sign-in", "--console", f"http://{console}")["url"]
+    return instructions(key, client, idp, sign_in)
 
 
 def main() -> int:

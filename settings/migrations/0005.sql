@@ -20,3 +20,26 @@ CREATE TABLE replies (
     at TEXT NOT NULL
 ) STRICT;
 CREATE INDEX replies_by_time ON replies (at);
+
+-- People who may use the console for an org.
+CREATE TABLE members (
+    org TEXT NOT NULL REFERENCES orgs (name) ON DELETE CASCADE,
+    email TEXT NOT NULL,            -- in lower case
+    role TEXT NOT NULL,             -- admin or viewer
+    created_at TEXT NOT NULL,
+    PRIMARY KEY (org, email)
+) STRICT, WITHOUT ROWID;
+
+-- One-time links and sessions of the console, as hashes. Without an org, the person is an operator.
+CREATE TABLE sign_in_links (
+    sha256 TEXT PRIMARY KEY,
+    person TEXT NOT NULL,
+    org TEXT REFERENCES orgs (name) ON DELETE CASCADE,
+    expires_at TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE sessions (
+    sha256 TEXT PRIMARY KEY,
+    person TEXT NOT NULL,
+    org TEXT REFERENCES orgs (name) ON DELETE CASCADE,
+    expires_at TEXT NOT NULL
+) STRICT, WITHOUT ROWID;

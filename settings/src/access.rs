@@ -1,11 +1,11 @@
-//! Who asks, and what they may do. Each operation on the records checks it itself, so no way to the records can forget it.
+//! The caller and its role. Each operation on the records checks the role itself, so that no caller of it can forget the check.
 
 use std::fmt;
 
 use crate::clock::Moment;
 use crate::failure::{Failure, Reason};
 
-/// What somebody may do.
+/// What a caller may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Everything, in all orgs.
@@ -58,7 +58,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// Somebody who asks at a certain time.
+/// A caller, and the time of its request.
 #[derive(Clone, Debug)]
 pub struct Actor {
     /// The name in the audit log: of the user of this process, or of an admin token.
@@ -70,7 +70,7 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Whoever can open the database may do everything.
+    /// A process that can open the database has the role operator.
     pub fn operator(name: impl Into<String>, now: Moment) -> Self {
         Self { name: name.into(), now, role: Role::Operator, expires_at: None }
     }
@@ -89,7 +89,8 @@ impl Actor {
     /// Checks that the actor may read the records of `org`.
     ///
     /// # Errors
-    /// If it may not: then `unknown`, which is also the failure if there is no such record. So nobody learns what others have.
+    /// `unknown` if it may not. This is also the failure for a record that does not exist, so the caller cannot find out which
+    /// records other orgs have.
     pub fn check_read(&self, org: &str, unknown: impl FnOnce() -> Failure) -> Result<(), Failure> {
         if self.role.org().is_none_or(|own| own == org) { Ok(()) } else { Err(unknown()) }
     }
@@ -107,7 +108,7 @@ impl Actor {
     }
 
     fn forbidden(&self, line: &str) -> Failure {
-        Failure::new(Reason::Forbidden, format!("{line}, and you are a {}", self.role))
+        Failure::new(Reason::Forbidden, format!("{line}, and your role is {}", self.role))
     }
 }
 

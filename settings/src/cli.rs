@@ -106,9 +106,29 @@ pub enum Command {
         /// The address and port for gateways. Port 0 chooses a free port
         #[arg(long, default_value = "127.0.0.1:9902", value_name = "ADDRESS")]
         listen: SocketAddr,
-        /// The address and port of the management API, such as 127.0.0.1:9903. Without it, there is no API
+        /// The address and port of the console and the management API, such as 127.0.0.1:9903. Without it, there is neither
         #[arg(long, value_name = "ADDRESS")]
         console: Option<SocketAddr>,
+        /// The gateway's public scheme://host[:port], for the examples that the console shows
+        #[arg(long, default_value = "https://gateway.example.com", value_name = "URL", requires = "console")]
+        origin: String,
+    },
+    /// Print a one-time link that signs you in to the console of 'apexmcp serve --console'
+    #[command(after_help = "\
+Without --member, the link is for an operator, who may do everything. It works once, within ten minutes.
+
+  apexmcp sign-in
+  apexmcp sign-in --member ada@example.com --console https://settings.example.com")]
+    SignIn {
+        /// The address of a member of an org, who may do what the role of the member allows
+        #[arg(long, value_name = "EMAIL")]
+        member: Option<String>,
+        /// The org, if the member belongs to more than one
+        #[arg(long, requires = "member")]
+        org: Option<String>,
+        /// The URL at which people reach the console
+        #[arg(long, default_value = "http://127.0.0.1:9903", value_name = "URL")]
+        console: String,
     },
     /// Print a completion script. Example: source <(apexmcp completion bash)
     Completion {
@@ -139,8 +159,9 @@ GET /metrics     for Prometheus
 The document contains private keys, and this server does not encrypt it. Listen where only your gateways can connect, or put
 TLS in front.
 
-With --console, the management API is at /api/v1 of that address; /api/v1/openapi.json describes it. It requires an admin token:
-'apexmcp admin-token create'. Put TLS in front of it as well.";
+With --console, people administer their orgs with a browser at that address: 'apexmcp sign-in' prints a link. The management API
+is at /api/v1; /api/v1/openapi.json describes it. It requires an admin token: 'apexmcp admin-token create'. Put TLS in front of
+both.";
 
 #[derive(Debug, Subcommand)]
 pub enum OrgCommand {

@@ -78,6 +78,7 @@ impl Target {
 /// # Errors
 /// If the file cannot be written.
 pub fn enable(change: &Change<'_>, actor: &Actor, target: &Target) -> Result<Option<Target>, Failure> {
+    actor.check_operator()?;
     let (template, file) = (target.template.display().to_string(), target.file.display().to_string());
     change.execute(
         "INSERT INTO ecds (\"only\", template, file) VALUES (1, ?, ?)
@@ -102,6 +103,7 @@ pub fn enable(change: &Change<'_>, actor: &Actor, target: &Target) -> Result<Opt
 /// # Errors
 /// If no target is enabled.
 pub fn disable(change: &Change<'_>, actor: &Actor) -> Result<Target, Failure> {
+    actor.check_operator()?;
     let target = target(change)?.ok_or_else(not_enabled)?;
     change.execute("DELETE FROM ecds", values![])?;
     let subject = target.file.display().to_string();

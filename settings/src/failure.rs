@@ -108,6 +108,22 @@ impl Failure {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    /// The line as a sentence, for people who see no name of a field.
+    pub fn sentence(&self) -> String {
+        let detail = self.detail();
+        let mut letters = detail.chars();
+        let first = letters.next().map(|letter| letter.to_uppercase().to_string()).unwrap_or_default();
+        format!("{first}{}.", letters.as_str().trim_end_matches('.'))
+    }
+
+    /// The line that stands beside the wrong field of a form.
+    pub fn line_of_field(&self) -> String {
+        match self.field {
+            Some(_) => format!("This {}.", self.line.trim_end_matches('.')),
+            None => self.sentence(),
+        }
+    }
+
     /// The line for users of the API: without options and commands of the command line.
     pub fn detail(&self) -> String {
         match self.field {

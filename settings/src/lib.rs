@@ -10,6 +10,7 @@ pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod commands;
+mod console;
 pub mod database;
 pub mod document;
 pub mod ecds;

@@ -9,7 +9,8 @@ use crate::database::{Change, Database, Done, Location};
 use crate::ecds;
 use crate::failure::{Failure, Reason};
 use crate::issuer::{self, Finding, Inspection, Reach};
-use crate::records::provider;
+use crate::records::{org, provider};
+use crate::sql::Sql;
 
 /// A change that was made.
 #[derive(Debug)]
@@ -83,17 +84,26 @@ impl Examined {
     }
 }
 
-/// Fetches what an identity provider publishes, and compares it with the wanted record.
+/// Checks that a provider could be saved, before anything is fetched. Returns the other orgs that would accept the same tokens.
 ///
 /// # Errors
 /// If the provider cannot be saved in any case.
-pub fn examine(database: &mut Database, actor: &Actor, wanted: &Wanted<'_>, reach: Reach) -> Result<Examined, Failure> {
-    let Wanted { org, issuer, jwks_uri, audience, client_scopes } = *wanted;
-    // Checked before anything is fetched: a provider that cannot be saved needs no inspection.
-    let sharing = database.read(|sql| {
-        provider::require_room(sql, actor, org, issuer)?;
-        provider::sharing(sql, org, issuer, audience)
-    })?;
+pub fn sharing(sql: &dyn Sql, actor: &Actor, wanted: &Wanted<'_>) -> Result<Vec<String>, Failure> {
+    let Wanted { org, issuer, audience, .. } = *wanted;
+    org::require_change(sql, actor, org)?;
+    provider::require_room(sql, actor, org, issuer)?;
+    let sharing = provider::sharing(sql, org, issuer, audience)?;
+    // Only operators may know which orgs there are.
+    let whose = |other: String| actor.check_operator().map_or_else(|_| "another org".to_owned(), |()| format!("the org {other}"));
+    Ok(sharing.into_iter().map(whose).collect())
+}
+
+/// Fetches what an identity provider publishes, and compares it with the wanted record. This takes long, and needs no database.
+///
+/// # Errors
+/// If the provider cannot be saved in any case.
+pub fn examine(sharing: &[String], wanted: &Wanted<'_>, reach: Reach) -> Result<Examined, Failure> {
+    let Wanted { issuer, jwks_uri, audience, client_scopes, .. } = *wanted;
     let Inspection { mut findings, scopes_supported } = issuer::inspect(issuer, jwks_uri, reach)?;
     let proposal = advice::client_scopes(client_scopes, scopes_supported.as_deref());
     findings.extend(proposal.finding.map(Finding::warning));
@@ -102,8 +112,6 @@ pub fn examine(database: &mut Database, actor: &Actor, wanted: &Wanted<'_>, reac
         Some(Finding::warning(format!("audience {audience}: {why}")))
     }));
     findings.extend(sharing.iter().map(|other| {
-        // Only operators may know which orgs there are.
-        let other = actor.check_operator().map_or_else(|_| "another org".to_owned(), |()| format!("the org {other}"));
         Finding::warning(format!(
             "{other} has the same issuer and one of these audiences: a token for one of the two orgs is accepted in both"
         ))

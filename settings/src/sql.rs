@@ -210,6 +210,46 @@ pub fn rows<T>(
     Ok(found)
 }
 
+/// The length of the texts after which a part of a list ends, in bytes.
+const MAX_PART_LENGTH: usize = 1 << 20;
+
+/// A part of a list.
+#[derive(Debug)]
+pub struct Part<T> {
+    pub items: Vec<T>,
+    /// Whether more follow.
+    pub has_more: bool,
+}
+
+/// The rows of a query that ends with `LIMIT ?` and the value of [`Range::with_next`]. A part of long records ends before its
+/// limit, unless the whole list is wanted.
+///
+/// # Errors
+/// If the database or `read` fails.
+pub fn part<T>(
+    sql: &dyn Sql,
+    query: &str,
+    values: &[Value],
+    range: &Range,
+    read: impl Fn(&Row<'_>) -> Result<T, Failure>,
+) -> Result<Part<T>, Failure> {
+    let is_whole = range.limit == u32::MAX;
+    let limit = usize::try_from(range.limit).unwrap_or(usize::MAX);
+    let (mut items, mut length, mut has_more) = (Vec::new(), 0_usize, false);
+    sql.each(query, values, &mut |row| {
+        has_more = has_more || items.len() >= limit || (length > MAX_PART_LENGTH && !is_whole);
+        if !has_more {
+            length = row.values.iter().fold(length, |length, value| match value {
+                Value::Text(text) => length.saturating_add(text.len()),
+                _ => length,
+            });
+            items.push(read(row)?);
+        }
+        Ok(())
+    })?;
+    Ok(Part { items, has_more })
+}
+
 /// The first row of a query.
 ///
 /// # Errors

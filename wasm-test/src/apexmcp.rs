@@ -59,20 +59,34 @@ impl Apexmcp {
 
     /// Starts `apexmcp serve` and returns its port. The port stays the same after a restart.
     pub async fn serve(&mut self) -> u16 {
+        self.serve_with(&[]).await[0].parse().expect("a port")
+    }
+
+    /// As [`Self::serve`], with the console. Returns the port for gateways, and the origin of the console.
+    pub async fn serve_console(&mut self) -> (u16, String) {
+        let lines = self.serve_with(&["--console", "127.0.0.1:0"]).await;
+        (lines[0].parse().expect("a port"), lines[1].clone())
+    }
+
+    /// Starts the server. Returns its port, and what it prints of its console.
+    async fn serve_with(&mut self, more: &[&str]) -> Vec<String> {
         std::fs::write(self.file("stdout"), "").expect("a file");
         let (database, listen) = (self.file("settings.db"), format!("127.0.0.1:{}", self.port));
-        let arguments = ["--db", argument(&database), "serve", "--listen", &listen];
+        let arguments = [&["--db", argument(&database), "serve", "--listen", &listen][..], more].concat();
         let environment = [("APEXMCP_SETTINGS_TOKEN", TOKEN)];
         let program = program();
         let mut process = Process::start_with(argument(&program), &arguments, &environment, &self.folder).expect("it starts");
-        self.port = eventually("Settings listens", async || {
+        let lines = eventually("Settings listens", async || {
             assert!(!process.has_ended(), "Settings ended: {}", self.folder.read("stderr"));
             let printed = self.folder.read("stdout");
-            printed.trim_end_matches('\n').strip_prefix("listening on http://127.0.0.1:")?.parse().ok()
+            let rest = printed.strip_suffix('\n')?.strip_prefix("listening on http://127.0.0.1:")?;
+            let lines: Vec<String> = rest.split("\nconsole at ").map(str::to_owned).collect();
+            (lines.len() == 1 + more.len() / 2).then_some(lines)
         })
         .await;
+        self.port = lines[0].parse().expect("a port");
         self.serving = Some(process);
-        self.port
+        lines
     }
 
     /// The output of the server, including its log.

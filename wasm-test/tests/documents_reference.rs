@@ -597,12 +597,7 @@ const ROWS: &[Row] = &[
         ("settings/src/serve/mod.rs", "MAX_CONNECTIONS: usize = 4096"),
         ("settings/tests/program/crowd.rs", "connections_beyond_the_limit_wait_until_one_ends"),
     ),
-    row(
-        "connections to the management API",
-        "512",
-        ("settings/src/serve/mod.rs", "MAX_API_CONNECTIONS: usize = 512"),
-        NONE,
-    ),
+    row("connections to the management API", "512", ("settings/src/serve/mod.rs", "MAX_API_CONNECTIONS: usize = 512"), NONE),
     row(
         "requests of the management API that use the database",
         "8",
@@ -632,6 +627,26 @@ const ROWS: &[Row] = &[
         "1,000",
         ("settings/src/api/call.rs", "MAX_PAGE: u32 = 1_000"),
         ("settings/tests/program/api.rs", "lists_have_pages"),
+    ),
+    row(
+        "requests that fetch from identity providers, or create signing keys",
+        "4",
+        ("settings/src/database/pool.rs", "MAX_OTHERS: usize = 4"),
+        NONE,
+    ),
+    row("form of the console", "256 KiB", ("settings/src/console/sign_in.rs", "MAX_FORM_LENGTH: usize = 256 << 10"), NONE),
+    row("address of a member", "254 characters", ("settings/src/records/member.rs", "MAX_EMAIL_LENGTH: usize = 254"), NONE),
+    row(
+        "use of a sign-in link",
+        "10 minutes",
+        ("settings/src/records/session.rs", "LINK_LIFE: Duration = Duration::from_secs(10 * 60)"),
+        NONE,
+    ),
+    row(
+        "session of the console",
+        "12 hours",
+        ("settings/src/records/session.rs", "LIFE: Duration = Duration::from_secs(12 * 60 * 60)"),
+        NONE,
     ),
     // A test of the last three would take as long.
     row(
@@ -665,6 +680,7 @@ const UNLISTED: &[(&str, &str)] = &[
     ("core/src/oauth/discovery.rs", "MAX_AGE"),
     ("core/src/origin.rs", "MAX_AGE"),
     ("settings/src/database/pool.rs", "MAX_WAIT"),
+    ("settings/src/sql.rs", "MAX_PART_LENGTH"),
 ];
 
 /// The cells of a row of a table.

@@ -20,3 +20,24 @@ CREATE TABLE replies (
     at TEXT COLLATE "C" NOT NULL
 );
 CREATE INDEX replies_by_time ON replies (at);
+
+CREATE TABLE members (
+    org TEXT COLLATE "C" NOT NULL REFERENCES orgs (name) ON DELETE CASCADE,
+    email TEXT COLLATE "C" NOT NULL,
+    role TEXT NOT NULL,
+    created_at TEXT COLLATE "C" NOT NULL,
+    PRIMARY KEY (org, email)
+);
+
+CREATE TABLE sign_in_links (
+    sha256 TEXT COLLATE "C" PRIMARY KEY,
+    person TEXT COLLATE "C" NOT NULL,
+    org TEXT COLLATE "C" REFERENCES orgs (name) ON DELETE CASCADE,
+    expires_at TEXT COLLATE "C" NOT NULL
+);
+CREATE TABLE sessions (
+    sha256 TEXT COLLATE "C" PRIMARY KEY,
+    person TEXT COLLATE "C" NOT NULL,
+    org TEXT COLLATE "C" REFERENCES orgs (name) ON DELETE CASCADE,
+    expires_at TEXT COLLATE "C" NOT NULL
+);

@@ -1,5 +1,7 @@
 //! `/admin-tokens`
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
@@ -8,7 +10,7 @@ use serde_json::json;
 use utoipa::ToSchema;
 
 use super::call::{Body, Call, Page, PageQuery};
-use super::keys::moment;
+use super::keys::{moment, present};
 use super::problem::Problem;
 use super::{Items, Made, Path, Shared};
 use crate::access::Role;
@@ -19,10 +21,13 @@ use crate::records::admin_token::{self, AdminToken, NewToken};
 pub(super) async fn list(State(api): Shared, call: Call, Page(range): Page) -> Result<Json<Items<AdminToken>>, Problem> {
     let found = api.read(call, move |sql, actor| {
         let found = admin_token::list(sql, actor, &range)?;
-        Ok(Items::of(found, &range, |token| [token.created_at.clone(), token.id.clone()]))
+        Ok(Items::of(found, |token| [token.created_at.clone(), token.id.clone()]))
     });
     Ok(Json(found.await?))
 }
+
+/// How long a token is valid if the request does not say it.
+const LIFE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
 /// A new admin token.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -35,10 +40,10 @@ pub(super) struct NewAdminToken {
     /// The org of an admin or a viewer.
     #[serde(default)]
     org: Option<String>,
-    /// Absent or null: the token never expires. It cannot outlive the token of the request.
-    #[serde(default)]
-    #[schema(format = DateTime)]
-    expires_at: Option<String>,
+    /// Absent: in 90 days, or when the token of the request expires. Null: never. No token outlives the one that created it.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Option<String>>,
 }
 
 /// A token with its secret, which only this answer has.
@@ -59,7 +64,13 @@ pub(super) async fn create(State(api): Shared, call: Call, body: Body<NewAdminTo
         let NewAdminToken { name, role, org, expires_at } = &body.value;
         actor.check_operator()?;
         let role = Role::of(role, org.as_deref())?;
-        let expires_at = moment("expires_at", expires_at.as_deref())?;
+        let expires_at = match expires_at {
+            Some(text) => moment("expires_at", text.as_deref())?,
+            None => {
+                let usual = actor.now.plus(LIFE)?;
+                Some(actor.expires_at.map_or(usual, |end| end.min(usual)))
+            }
+        };
         let (record, token) = admin_token::create(change, actor, &NewToken { name, role: &role, expires_at })?;
         Ok(Made::created(record).with("token", Some(token)))
     })
@@ -67,13 +78,13 @@ pub(super) async fn create(State(api): Shared, call: Call, body: Body<NewAdminTo
 }
 
 /// One admin token, without its secret.
-#[utoipa::path(get, path = "/admin-tokens/{id}", params(("id", description = "The id of the token")), responses((status = 200, body = AdminToken)), extensions(("x-role" = json!("operator"))))]
+#[utoipa::path(get, path = "/admin-tokens/{id}", params(("id" = String, Path, description = "The id of the token")), responses((status = 200, body = AdminToken)), extensions(("x-role" = json!("operator"))))]
 pub(super) async fn show(State(api): Shared, call: Call, Path(id): Path<String>) -> Result<Response, Problem> {
     api.show(call, move |sql, actor| admin_token::show(sql, actor, &id)).await
 }
 
 /// Revokes an admin token immediately.
-#[utoipa::path(post, path = "/admin-tokens/{id}/revoke", params(("id", description = "The id of the token")), responses((status = 200, body = AdminToken)), extensions(("x-role" = json!("operator"))))]
+#[utoipa::path(post, path = "/admin-tokens/{id}/revoke", params(("id" = String, Path, description = "The id of the token")), responses((status = 200, body = AdminToken)), extensions(("x-role" = json!("operator"))))]
 pub(super) async fn revoke(State(api): Shared, call: Call, Path(id): Path<String>) -> Result<Response, Problem> {
     api.change(call, String::new(), move |change, actor, call| {
         call.check(&json!(admin_token::show(change, actor, &id)?))?;

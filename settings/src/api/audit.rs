@@ -2,13 +2,14 @@
 
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
-use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::HeaderValue;
+use axum::http::header::{ACCEPT, CONTENT_TYPE, LINK};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::call::{Call, query, range};
+use super::call::{Call, page, query, range};
 use super::keys::moment;
 use super::problem::Problem;
 use super::{Items, Shared};
@@ -40,15 +41,13 @@ pub(super) struct AuditQuery {
     cursor: Option<String>,
 }
 
-fn page() -> u32 {
-    100
-}
-
 /// The query, and whether the client wants CSV.
 pub(super) struct Wanted {
     filter: Filter,
     range: Range,
     is_csv: bool,
+    /// The query without its cursor.
+    query: String,
 }
 
 impl<S: Sync> FromRequestParts<S> for Wanted {
@@ -58,18 +57,22 @@ impl<S: Sync> FromRequestParts<S> for Wanted {
         let AuditQuery { org, actor, action, from, to, limit, cursor } = query(parts)?;
         let [from, to] = [("from", from), ("to", to)].map(|(field, text)| moment(field, text.as_deref()));
         let filter = Filter { org, actor, action, from: from?, to: to? };
-        let is_csv = parts.headers.get(ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(b"text/csv"));
-        Ok(Self { filter, range: range(limit, cursor.as_deref())?, is_csv })
+        let accepted = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let mut ranges = accepted.flat_map(|ranges| ranges.split(','));
+        let is_csv = ranges.any(|range| range.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/csv")));
+        let pairs = parts.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.starts_with("cursor="));
+        let query = pairs.filter(|pair| !pair.is_empty()).fold(String::new(), |query, pair| query + pair + "&");
+        Ok(Self { filter, range: range(limit, cursor.as_deref())?, is_csv, query })
     }
 }
 
-/// The changes, the latest first. With `Accept: text/csv`, the same as a table.
+/// The changes, the latest first. With `Accept: text/csv`, a table; its header `Link` names the next part.
 #[utoipa::path(get, path = "/audit", params(AuditQuery), responses((status = 200, content((Items<Entry> = "application/json"), (String = "text/csv")))), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn list(State(api): Shared, call: Call, wanted: Wanted) -> Result<Response, Problem> {
-    let Wanted { filter, range, is_csv } = wanted;
+    let Wanted { filter, range, is_csv, query } = wanted;
     let found = api.read(call, move |sql, actor| {
         let found = audit::latest(sql, actor, &filter, &range)?;
-        Ok(Items::of(found, &range, |entry| [entry.version.to_string(), String::new()]))
+        Ok(Items::of(found, |entry| [entry.version.to_string(), String::new()]))
     });
     let items = found.await?;
     if !is_csv {
@@ -81,7 +84,12 @@ pub(super) async fn list(State(api): Shared, call: Call, wanted: Wanted) -> Resu
         [&version, &entry.at, &entry.actor, &entry.action, org, &entry.subject, &details].map(cell).join(",") + "\r\n"
     });
     let table: String = std::iter::once("version,at,actor,action,org,subject,details\r\n".to_owned()).chain(lines).collect();
-    Ok(([(CONTENT_TYPE, "text/csv; charset=utf-8")], table).into_response())
+    let mut response = ([(CONTENT_TYPE, "text/csv; charset=utf-8")], table).into_response();
+    let next = items.next.and_then(|next| HeaderValue::from_str(&format!("<?{query}cursor={next}>; rel=\"next\"")).ok());
+    if let Some(next) = next {
+        response.headers_mut().insert(LINK, next);
+    }
+    Ok(response)
 }
 
 /// A cell of CSV (RFC 4180). A spreadsheet must not take the text for a formula.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use axum::body::to_bytes;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
-use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, IF_MATCH};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -26,7 +26,7 @@ use crate::sql::{Range, Sql};
 /// Maximum length of a request's body, in bytes. A JWK Set of a client is the longest.
 const MAX_BODY_LENGTH: usize = 256 << 10;
 /// How long a client may take to send a body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum length of an `Idempotency-Key`, in bytes.
 const MAX_IDEMPOTENCY_KEY_LENGTH: usize = 255;
 /// Maximum number of records in one answer, and the number without `limit`.
@@ -70,16 +70,18 @@ impl Call {
         }
         let if_match = only(&parts.headers, &IF_MATCH)?;
         let if_match = if_match.iter().flat_map(|tags| tags.split(',')).map(|tag| tag.trim().to_owned()).collect();
+        // The other methods can be repeated without it.
+        let idempotency_key = idempotency_key.filter(|_| parts.method == Method::POST);
         let what = format!("{} {}", parts.method, parts.uri.path());
         Ok(Self { what, token: token.to_owned(), if_match, idempotency_key })
     }
 
-    /// Who asks.
+    /// The caller.
     ///
     /// # Errors
     /// If nobody has the token.
     pub(super) fn actor(&self, sql: &dyn Sql, now: Moment) -> Result<Actor, Failure> {
-        let line = "nobody has this admin token: it is revoked, expired or mistyped";
+        let line = "the admin token is unknown, revoked or expired: create another one";
         admin_token::owner(sql, &self.token, now)?.ok_or_else(|| Failure::new(Reason::Unauthenticated, line))
     }
 
@@ -123,7 +125,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Body<T> {
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
-        // Nobody without a token makes this server read a body.
+        // The server checks the token before it reads the body.
         api.read(Call::read(&parts)?, |_, _| Ok(())).await?;
         let media_type = only(&parts.headers, &CONTENT_TYPE)?.unwrap_or_default();
         let is_json = media_type.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
@@ -134,8 +136,16 @@ impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Body<T> {
             return Err(Failure::new(Reason::RequestMalformed, "the body must have the Content-Type application/json").into());
         }
         let text = std::str::from_utf8(&bytes).map_err(|_| Failure::new(Reason::RequestMalformed, "the body is not UTF-8"))?;
-        // Nothing is an object without members.
-        let text = if text.trim().is_empty() { "{}" } else { text };
+        // PostgreSQL cannot store it.
+        if text.contains("\\u0000") {
+            return Err(Failure::new(Reason::RequestMalformed, "the body contains the character U+0000").into());
+        }
+        // serde would also read an array as an object. Only operations with optional members read nothing.
+        let text = match text.trim_start() {
+            "" => "null",
+            object if object.starts_with('{') => text,
+            _ => return Err(Failure::new(Reason::RequestMalformed, "the body must be a JSON object").into()),
+        };
         let mut reader = serde_json::Deserializer::from_str(text);
         let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
             let (path, why) = (error.path().to_string(), error.inner().to_string());
@@ -161,7 +171,7 @@ pub(super) struct PageQuery {
     cursor: Option<String>,
 }
 
-fn page() -> u32 {
+pub(super) fn page() -> u32 {
     PAGE
 }
 

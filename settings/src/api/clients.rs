@@ -16,7 +16,7 @@ use crate::records::client::{self, Client, NewClient};
 use crate::sql::Sql;
 
 /// The OAuth clients of an org, the oldest first, including revoked ones.
-#[utoipa::path(get, path = "/orgs/{org}/clients", params(("org", description = "The name of the org"), PageQuery), responses((status = 200, body = Items<Client>)), extensions(("x-role" = json!("viewer"))))]
+#[utoipa::path(get, path = "/orgs/{org}/clients", params(("org" = String, Path, description = "The name of the org"), PageQuery), responses((status = 200, body = Items<Client>)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn list(
     State(api): Shared,
     call: Call,
@@ -25,7 +25,7 @@ pub(super) async fn list(
 ) -> Result<Json<Items<Client>>, Problem> {
     let found = api.read(call, move |sql, actor| {
         let found = client::list(sql, actor, &org, &range)?;
-        Ok(Items::of(found, &range, |client| [client.created_at.clone(), client.client_id.clone()]))
+        Ok(Items::of(found, |client| [client.created_at.clone(), client.client_id.clone()]))
     });
     Ok(Json(found.await?))
 }
@@ -62,7 +62,7 @@ pub(super) struct CreatedClient {
 }
 
 /// Creates an OAuth client. Store its secret: it cannot be shown again.
-#[utoipa::path(post, path = "/orgs/{org}/clients", params(("org", description = "The name of the org")), request_body = NewOauthClient, responses((status = 201, body = CreatedClient)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(post, path = "/orgs/{org}/clients", params(("org" = String, Path, description = "The name of the org")), request_body = NewOauthClient, responses((status = 201, body = CreatedClient)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn create(
     State(api): Shared,
     call: Call,
@@ -84,13 +84,13 @@ fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<Client, Failu
 }
 
 /// One OAuth client, without its secrets.
-#[utoipa::path(get, path = "/orgs/{org}/clients/{id}", params(("org", description = "The name of the org"), ("id", description = "The id of the client")), responses((status = 200, body = Client)), extensions(("x-role" = json!("viewer"))))]
+#[utoipa::path(get, path = "/orgs/{org}/clients/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the client")), responses((status = 200, body = Client)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn show(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
     api.show(call, move |sql, actor| of(sql, actor, &org, &id)).await
 }
 
 /// Revokes an OAuth client and all its tokens. Gateways refuse them within a second.
-#[utoipa::path(post, path = "/orgs/{org}/clients/{id}/revoke", params(("org", description = "The name of the org"), ("id", description = "The id of the client")), responses((status = 200, body = Client)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(post, path = "/orgs/{org}/clients/{id}/revoke", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the client")), responses((status = 200, body = Client)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn revoke(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
     api.change(call, String::new(), move |change, actor, call| {
         call.check(&json!(of(change, actor, &org, &id)?))?;
@@ -100,7 +100,7 @@ pub(super) async fn revoke(State(api): Shared, call: Call, Path((org, id)): Path
 }
 
 /// Adds a second secret. The first one stays valid.
-#[utoipa::path(post, path = "/orgs/{org}/clients/{id}/secrets", params(("org", description = "The name of the org"), ("id", description = "The id of the client")), responses((status = 201, body = CreatedClient)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(post, path = "/orgs/{org}/clients/{id}/secrets", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the client")), responses((status = 201, body = CreatedClient)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn add_secret(
     State(api): Shared,
     call: Call,
@@ -115,7 +115,7 @@ pub(super) async fn add_secret(
 }
 
 /// Drops the older of two secrets.
-#[utoipa::path(delete, path = "/orgs/{org}/clients/{id}/secrets", params(("org", description = "The name of the org"), ("id", description = "The id of the client")), responses((status = 200, body = Client)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(delete, path = "/orgs/{org}/clients/{id}/secrets", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the client")), responses((status = 200, body = Client)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn drop_secret(
     State(api): Shared,
     call: Call,

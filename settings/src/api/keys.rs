@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use apexmcp_core::limits::document::Limits;
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
@@ -17,12 +16,12 @@ use crate::access::Actor;
 use crate::clock::Moment;
 use crate::failure::Failure;
 use crate::records::api_key::{self, ApiKey, Changes, NewKey, Rolled};
-use crate::records::limits::LimitsSchema;
+use crate::records::limits::LimitsBody;
 use crate::records::org;
 use crate::sql::Sql;
 
 /// The API keys of an org, the oldest first, including revoked ones.
-#[utoipa::path(get, path = "/orgs/{org}/keys", params(("org", description = "The name of the org"), PageQuery), responses((status = 200, body = Items<ApiKey>)), extensions(("x-role" = json!("viewer"))))]
+#[utoipa::path(get, path = "/orgs/{org}/keys", params(("org" = String, Path, description = "The name of the org"), PageQuery), responses((status = 200, body = Items<ApiKey>)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn list(
     State(api): Shared,
     call: Call,
@@ -31,7 +30,7 @@ pub(super) async fn list(
 ) -> Result<Json<Items<ApiKey>>, Problem> {
     let found = api.read(call, move |sql, actor| {
         let found = api_key::list(sql, actor, &org, &range)?;
-        Ok(Items::of(found, &range, |key| [key.created_at.clone(), key.id.clone()]))
+        Ok(Items::of(found, |key| [key.created_at.clone(), key.id.clone()]))
     });
     Ok(Json(found.await?))
 }
@@ -69,7 +68,7 @@ pub(super) fn moment(field: &'static str, text: Option<&str>) -> Result<Option<M
 }
 
 /// Creates an API key. Store it: it cannot be shown again.
-#[utoipa::path(post, path = "/orgs/{org}/keys", params(("org", description = "The name of the org")), request_body = NewApiKey, responses((status = 201, body = CreatedKey)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(post, path = "/orgs/{org}/keys", params(("org" = String, Path, description = "The name of the org")), request_body = NewApiKey, responses((status = 201, body = CreatedKey)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn create(
     State(api): Shared,
     call: Call,
@@ -97,15 +96,17 @@ fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<ApiKey, Failu
 }
 
 /// One API key, without its secret.
-#[utoipa::path(get, path = "/orgs/{org}/keys/{id}", params(("org", description = "The name of the org"), ("id", description = "The id of the key")), responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("viewer"))))]
+#[utoipa::path(get, path = "/orgs/{org}/keys/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the key")), responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn show(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
     api.show(call, move |sql, actor| of(sql, actor, &org, &id)).await
 }
 
-/// Changes of an API key. An absent member stays as it is; null removes it.
+/// Changes of an API key. An absent member stays as it is.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct KeyChanges {
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>, nullable = false)]
     name: Option<String>,
     /// The connectors that the key may call. Null: all.
     #[serde(default, deserialize_with = "present")]
@@ -116,17 +117,17 @@ pub(super) struct KeyChanges {
     expires_at: Option<Option<String>>,
     /// Null: unlimited.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<LimitsSchema>)]
-    limits: Option<Option<Limits>>,
+    #[schema(value_type = Option<LimitsBody>)]
+    limits: Option<Option<LimitsBody>>,
 }
 
 /// Tells null from an absent member.
-fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+pub(super) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
 /// Changes an API key.
-#[utoipa::path(patch, path = "/orgs/{org}/keys/{id}", params(("org", description = "The name of the org"), ("id", description = "The id of the key")), request_body = KeyChanges, responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(patch, path = "/orgs/{org}/keys/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the key")), request_body = KeyChanges, responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn update(
     State(api): Shared,
     call: Call,
@@ -138,6 +139,7 @@ pub(super) async fn update(
         call.check(&json!(of(change, actor, &org, &id)?))?;
         let KeyChanges { name, connectors, expires_at, limits } = body.value;
         let expires_at = expires_at.map(|text| moment("expires_at", text.as_deref())).transpose()?;
+        let limits = limits.map(|limits| limits.map(Into::into));
         let changes = Changes { name, connectors, expires_at, limits };
         Ok(Made::ok(api_key::update(change, actor, &id, changes)?))
     })
@@ -145,7 +147,7 @@ pub(super) async fn update(
 }
 
 /// Revokes an API key. Gateways refuse it within a second.
-#[utoipa::path(post, path = "/orgs/{org}/keys/{id}/revoke", params(("org", description = "The name of the org"), ("id", description = "The id of the key")), responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(post, path = "/orgs/{org}/keys/{id}/revoke", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the key")), responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn revoke(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
     api.change(call, String::new(), move |change, actor, call| {
         call.check(&json!(of(change, actor, &org, &id)?))?;
@@ -169,17 +171,18 @@ fn day() -> String {
 }
 
 /// Replaces an API key by a new one of the same name, connectors and limits. The old key expires after the overlap.
-#[utoipa::path(post, path = "/orgs/{org}/keys/{id}/roll", params(("org", description = "The name of the org"), ("id", description = "The id of the key")), request_body = Roll, responses((status = 201, body = CreatedKey)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(post, path = "/orgs/{org}/keys/{id}/roll", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the key")), request_body = Option<Roll>, responses((status = 201, body = CreatedKey)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn roll(
     State(api): Shared,
     call: Call,
     Path((org, id)): Path<(String, String)>,
-    body: Body<Roll>,
+    body: Body<Option<Roll>>,
 ) -> Result<Response, Problem> {
     api.change(call, body.digest, move |change, actor, call| {
         org::require_change(change, actor, &org)?;
         call.check(&json!(of(change, actor, &org, &id)?))?;
-        let overlap = humantime::parse_duration(&body.value.overlap);
+        let overlap = body.value.map_or_else(day, |roll| roll.overlap);
+        let overlap = humantime::parse_duration(&overlap);
         let overlap: Duration = overlap.map_err(|_| Failure::of("overlap", "must be a duration such as 24h"))?;
         let Rolled { new, key, .. } = api_key::roll(change, actor, &id, overlap)?;
         Ok(Made::created(new).with("key", Some(key)))

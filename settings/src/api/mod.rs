@@ -19,7 +19,7 @@ mod tokens;
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request};
-use axum::http::header::{ALLOW, CACHE_CONTROL, ETAG, HeaderName};
+use axum::http::header::{CACHE_CONTROL, ETAG, HeaderName};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -35,8 +35,10 @@ use crate::clock::Moment;
 use crate::database::pool::Pool;
 use crate::database::{Change, Database};
 use crate::failure::{Failure, Reason};
+use crate::serve::log;
 use crate::service::{self, Changed};
-use crate::sql::{Range, Sql};
+use crate::sql::{Part, Range, Sql};
+pub(crate) use call::BODY_TIMEOUT;
 use call::{Call, etag};
 use problem::Problem;
 use replies::Place;
@@ -60,12 +62,13 @@ pub(super) struct Made {
     body: Value,
     /// A secret with its name, which only this answer contains.
     secret: Option<(&'static str, String)>,
+    warnings: Vec<String>,
     is_replayed: bool,
 }
 
 impl Made {
     fn ok(record: impl Serialize) -> Self {
-        Self { status: 200, body: json!(record), secret: None, is_replayed: false }
+        Self { status: 200, body: json!(record), secret: None, warnings: Vec::new(), is_replayed: false }
     }
 
     fn created(record: impl Serialize) -> Self {
@@ -121,13 +124,10 @@ struct Items<T> {
 }
 
 impl<T> Items<T> {
-    /// `found` has one record more than `range` asks for, unless it has all. `place` is the place of a record in the list.
-    fn of(mut found: Vec<T>, range: &Range, place: impl Fn(&T) -> [String; 2]) -> Self {
-        let limit = usize::try_from(range.limit).unwrap_or(usize::MAX);
-        let has_more = found.len() > limit;
-        found.truncate(limit);
-        let next = found.last().filter(|_| has_more).map(|last| Range::cursor(&place(last)));
-        Self { items: found, next }
+    /// `place` is the place of a record in the list.
+    fn of(part: Part<T>, place: impl Fn(&T) -> [String; 2]) -> Self {
+        let next = part.items.last().filter(|_| part.has_more).map(|last| Range::cursor(&place(last)));
+        Self { items: part.items, next }
     }
 
     fn all(items: Vec<T>) -> Self {
@@ -168,21 +168,25 @@ impl Api {
         action: impl FnOnce(&Change<'_>, &Actor, &Call) -> Result<Made, Failure> + Send + 'static,
     ) -> Result<Response, Problem> {
         let make = move |database: &mut Database, location: &_| {
+            // Before the lock of all changes: a caller without a token must not take it.
+            database.read(|sql| call.actor(sql, Moment::now()))?;
             service::change(database, location, |change| {
                 let actor = call.actor(change, Moment::now())?;
                 let place = Place::of(&call, &digest, &actor);
-                if let Some(known) = place.as_ref().map(|place| place.known(change)).transpose()?.flatten() {
+                if let Some(known) = place.known(change, &actor)? {
                     return Ok(known);
                 }
                 let made = action(change, &actor, &call)?;
-                if let Some(place) = place {
-                    place.keep(change, &made, &actor)?;
-                }
+                place.keep(change, &made, &actor)?;
                 Ok(made)
             })
         };
         let Changed { value, warnings, file } = self.pool.run(make).await?;
-        let warnings = warnings.iter().map(ToString::to_string).chain(file.map(|failure| failure.to_string())).collect();
+        let file = file.map(|failure| {
+            log(failure);
+            "the change is made, but Envoy still has the old policy: tell your operator".to_owned()
+        });
+        let warnings = value.warnings.iter().cloned().chain(warnings.iter().map(ToString::to_string)).chain(file).collect();
         Ok(value.into_response(warnings))
     }
 }
@@ -223,7 +227,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
     });
     router
         .route(&format!("{BASE}/openapi.json"), document)
-        .fallback(unknown)
+        .route(&format!("{BASE}/{{*path}}"), axum::routing::any(unknown))
         .method_not_allowed_fallback(not_allowed)
         .with_state(api)
         .layer(middleware::from_fn(guard))
@@ -232,8 +236,11 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
 /// No answer may be kept by a cache: it may contain a secret, and the next one may differ.
 async fn guard(request: Request, next: Next) -> Response {
     // axum answers HEAD by GET, without a word in the description.
+    let target = request.uri().path_and_query().map_or("", |target| target.as_str());
     let mut response = match *request.method() {
         Method::HEAD => not_allowed().await,
+        // PostgreSQL cannot store this character.
+        _ if target.contains("%00") => unknown().await,
         _ => next.run(request).await,
     };
     let headers = response.headers_mut();
@@ -243,17 +250,13 @@ async fn guard(request: Request, next: Next) -> Response {
 }
 
 async fn unknown() -> Response {
-    Problem::from(Failure::new(Reason::NotFound, format!("no such path: {BASE}/openapi.json lists them"))).into_response()
+    Problem::from(Failure::new(Reason::NotFound, format!("this API has no such path: {BASE}/openapi.json lists all paths")))
+        .into_response()
 }
 
 async fn not_allowed() -> Response {
-    let line = format!("this path has no such method: {BASE}/openapi.json lists them");
-    let mut response = Problem::from(Failure::new(Reason::MethodNotAllowed, line)).into_response();
-    // axum adds the methods of the path if there is no such header yet.
-    if response.headers().get(ALLOW).is_none() {
-        response.headers_mut().remove(ALLOW);
-    }
-    response
+    let line = format!("this path has no such method: {BASE}/openapi.json lists the methods of each path");
+    Problem::from(Failure::new(Reason::MethodNotAllowed, line)).into_response()
 }
 
 /// The parts of a path. A part that is not UTF-8 names no record.

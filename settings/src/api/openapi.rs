@@ -1,4 +1,4 @@
-//! What the description of the API has beside its operations.
+//! The parts of the OpenAPI document other than the operations.
 
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, InfoBuilder, ObjectBuilder, OpenApi, Ref, RefOr, ResponseBuilder, Schema, Type};
@@ -27,11 +27,30 @@ pub(super) fn complete(mut description: OpenApi) -> OpenApi {
         let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(Problem::name()))).build();
         ResponseBuilder::new().description("Why the request failed (RFC 9457)").content(MEDIA_TYPE, content).build()
     };
-    for item in description.paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten();
-        for operation in operations {
+    for (path, item) in &mut description.paths.paths {
+        let methods = [
+            ("get", &mut item.get),
+            ("post", &mut item.post),
+            ("put", &mut item.put),
+            ("patch", &mut item.patch),
+            ("delete", &mut item.delete),
+        ];
+        for (method, operation) in methods.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?))) {
+            operation.operation_id = Some(operation_id(method, path));
+            for response in operation.responses.responses.values_mut() {
+                if let RefOr::T(response) = response {
+                    response.description = operation.summary.clone().unwrap_or_default();
+                }
+            }
             operation.responses.responses.insert("default".to_owned(), RefOr::T(problem()));
         }
     }
     description
+}
+
+/// A name for the operation in generated clients, such as `get_orgs_keys`, and `get_orgs_keys_one` for one record.
+fn operation_id(method: &str, path: &str) -> String {
+    let parts = path.split('/').skip(3).filter(|part| !part.is_empty() && !part.starts_with('{'));
+    let ending = if path.ends_with('}') { "_one" } else { "" };
+    parts.fold(method.to_owned(), |id, part| format!("{id}_{}", part.replace('-', "_"))) + ending
 }

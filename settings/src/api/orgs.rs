@@ -16,7 +16,7 @@ use crate::records::org::{self, Org};
 pub(super) async fn list(State(api): Shared, call: Call, Page(range): Page) -> Result<Json<Items<Org>>, Problem> {
     let found = api.read(call, move |sql, actor| {
         let found = org::list(sql, actor, &range)?;
-        Ok(Items::of(found, &range, |org| [org.name.clone(), String::new()]))
+        Ok(Items::of(found, |org| [org.name.clone(), String::new()]))
     });
     Ok(Json(found.await?))
 }
@@ -36,13 +36,13 @@ pub(super) async fn create(State(api): Shared, call: Call, body: Body<NewOrg>) -
 }
 
 /// One org.
-#[utoipa::path(get, path = "/orgs/{org}", params(("org", description = "The name of the org")), responses((status = 200, body = Org)), extensions(("x-role" = json!("viewer"))))]
+#[utoipa::path(get, path = "/orgs/{org}", params(("org" = String, Path, description = "The name of the org")), responses((status = 200, body = Org)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn show(State(api): Shared, call: Call, Path(org): Path<String>) -> Result<Response, Problem> {
     api.show(call, move |sql, actor| org::show(sql, actor, &org)).await
 }
 
 /// Deletes an org with all its records. This cannot be undone.
-#[utoipa::path(delete, path = "/orgs/{org}", params(("org", description = "The name of the org")), responses((status = 204)), extensions(("x-role" = json!("operator"))))]
+#[utoipa::path(delete, path = "/orgs/{org}", params(("org" = String, Path, description = "The name of the org")), responses((status = 204)), extensions(("x-role" = json!("operator"))))]
 pub(super) async fn delete(State(api): Shared, call: Call, Path(org): Path<String>) -> Result<Response, Problem> {
     api.change(call, String::new(), move |change, actor, call| {
         call.check(&serde_json::json!(org::show(change, actor, &org)?))?;

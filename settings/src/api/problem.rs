@@ -58,7 +58,7 @@ fn kind(reason: Reason) -> (StatusCode, &'static str) {
     }
 }
 
-/// What the server failed for is in its log.
+/// The code of every failure of the server itself. The reason is in the log of the server.
 const SERVER_FAILED: &str = "server_failed";
 
 /// The code of a reason.
@@ -79,7 +79,7 @@ pub(super) fn types() -> Vec<String> {
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
         let (status, title) = kind(failure.reason);
-        let detail = if status.is_server_error() {
+        let detail = if status.is_server_error() && failure.reason != Reason::DatabaseBusy {
             // The line may name files and addresses of this machine.
             log(&failure);
             "the log of apexmcp serve has the reason: try again, or tell your operator".to_owned()

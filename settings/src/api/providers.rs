@@ -9,18 +9,18 @@ use utoipa::ToSchema;
 
 use super::call::{Body, Call};
 use super::problem::Problem;
-use super::{Items, Made, Path, Shared};
+use super::replies::Place;
+use super::{Api, Items, Made, Path, Shared};
 use crate::access::Actor;
 use crate::clock::Moment;
 use crate::failure::{Failure, Reason};
 use crate::issuer::Reach;
-use crate::records::org;
 use crate::records::provider::{self, Provider};
 use crate::service::{self, Wanted};
 use crate::sql::Sql;
 
 /// The identity providers of an org, by issuer.
-#[utoipa::path(get, path = "/orgs/{org}/identity-providers", params(("org", description = "The name of the org")), responses((status = 200, body = Items<Provider>)), extensions(("x-role" = json!("viewer"))))]
+#[utoipa::path(get, path = "/orgs/{org}/identity-providers", params(("org" = String, Path, description = "The name of the org")), responses((status = 200, body = Items<Provider>)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn list(State(api): Shared, call: Call, Path(org): Path<String>) -> Result<Json<Items<Provider>>, Problem> {
     Ok(Json(api.read(call, move |sql, actor| Ok(Items::all(provider::list(sql, actor, &org)?))).await?))
 }
@@ -36,7 +36,7 @@ pub(super) struct NewProvider {
     /// The `aud` values that mean this gateway. A token needs one of them.
     audience: Vec<String>,
     /// The scopes of a token without any `mcp:` scope. Absent or null: `mcp:call`, but nothing if any value in the token contains
-    /// `mcp:call`. Empty: no scopes.
+    /// `mcp:call`; this does not replace other scopes. Empty: no scopes.
     #[serde(default)]
     default_scopes: Option<Vec<String>>,
     /// The scopes that clients are told to request from the provider. Absent or null: the mcp scopes. Empty: none are named.
@@ -51,7 +51,7 @@ pub(super) struct NewProvider {
 }
 
 /// Checks what an identity provider publishes, then accepts its tokens.
-#[utoipa::path(post, path = "/orgs/{org}/identity-providers", params(("org", description = "The name of the org")), request_body = NewProvider, responses((status = 201, body = Provider)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(post, path = "/orgs/{org}/identity-providers", params(("org" = String, Path, description = "The name of the org")), request_body = NewProvider, responses((status = 201, body = Provider)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn create(
     State(api): Shared,
     call: Call,
@@ -68,13 +68,13 @@ fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<Provider, Fai
 }
 
 /// One identity provider.
-#[utoipa::path(get, path = "/orgs/{org}/identity-providers/{id}", params(("org", description = "The name of the org"), ("id", description = "The id of the provider")), responses((status = 200, body = Provider)), extensions(("x-role" = json!("viewer"))))]
+#[utoipa::path(get, path = "/orgs/{org}/identity-providers/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the provider")), responses((status = 200, body = Provider)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn show(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
     api.show(call, move |sql, actor| of(sql, actor, &org, &id)).await
 }
 
 /// Replaces an identity provider. Its issuer stays the same.
-#[utoipa::path(put, path = "/orgs/{org}/identity-providers/{id}", params(("org", description = "The name of the org"), ("id", description = "The id of the provider")), request_body = NewProvider, responses((status = 200, body = Provider)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(put, path = "/orgs/{org}/identity-providers/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the provider")), request_body = NewProvider, responses((status = 200, body = Provider)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn replace(
     State(api): Shared,
     call: Call,
@@ -85,7 +85,7 @@ pub(super) async fn replace(
 }
 
 /// Removes an identity provider. Gateways refuse its tokens within a second.
-#[utoipa::path(delete, path = "/orgs/{org}/identity-providers/{id}", params(("org", description = "The name of the org"), ("id", description = "The id of the provider")), responses((status = 204)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(delete, path = "/orgs/{org}/identity-providers/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the provider")), responses((status = 204)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn delete(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
     api.change(call, String::new(), move |change, actor, call| {
         let provider = of(change, actor, &org, &id)?;
@@ -97,49 +97,46 @@ pub(super) async fn delete(State(api): Shared, call: Call, Path((org, id)): Path
 }
 
 /// Examines a provider, then saves it. `id` is that of the provider that is replaced.
-async fn save(
-    api: &super::Api,
-    call: Call,
-    org: String,
-    id: Option<String>,
-    body: Body<NewProvider>,
-) -> Result<Response, Problem> {
+async fn save(api: &Api, call: Call, org: String, id: Option<String>, body: Body<NewProvider>) -> Result<Response, Problem> {
     let Body { value: new, digest } = body;
-    // The provider is fetched without a transaction: it may be slow.
-    let (call, org, id, new) = api
-        .pool
-        .run(move |database, _| {
-            let actor = database.read(|sql| {
-                let actor = call.actor(sql, Moment::now())?;
-                org::require_change(sql, &actor, &org)?;
-                if let Some(id) = &id
-                    && of(sql, &actor, &org, id)?.issuer != new.issuer
-                {
-                    return Err(Failure::of("issuer", "must stay the same: create another provider, and delete this one"));
-                }
-                Ok(actor)
-            })?;
-            let reach = if new.allow_private_address {
-                actor.check_operator()?;
-                Reach::Anywhere
-            } else {
-                Reach::Public
-            };
-            let wanted = Wanted {
-                org: &org,
-                issuer: &new.issuer,
-                jwks_uri: &new.jwks_uri,
-                audience: &new.audience,
-                client_scopes: new.client_scopes.as_deref(),
-            };
-            let examined = service::examine(database, &actor, &wanted, reach)?;
-            if let Some(failed) = examined.findings.iter().find(|finding| !finding.ok).filter(|_| !new.force) {
-                let line = format!("nothing was saved: {}; \"force\": true saves it anyway", failed.finding);
-                return Err(Failure::new(Reason::ProviderCheckFailed, line));
+    // A provider may be slow, so it is fetched without a connection to the database.
+    let checked = api.pool.run(move |database, _| {
+        let answer = database.read(|sql| {
+            let actor = call.actor(sql, Moment::now())?;
+            if let Some(known) = Place::of(&call, &digest, &actor).known(sql, &actor)? {
+                return Ok(Err(known));
             }
-            Ok((call, org, id, new))
-        })
-        .await?;
+            let sharing = service::sharing(sql, &actor, &wanted(&org, &new))?;
+            if let Some(id) = &id
+                && of(sql, &actor, &org, id)?.issuer != new.issuer
+            {
+                return Err(Failure::of("issuer", "must stay the same: create another provider, and delete this one"));
+            }
+            if new.allow_private_address {
+                actor.check_operator()?;
+            }
+            Ok(Ok(sharing))
+        });
+        Ok((answer?, call, digest, org, id, new))
+    });
+    let (sharing, call, digest, org, id, new) = checked.await?;
+    let sharing = match sharing {
+        Ok(sharing) => sharing,
+        Err(known) => return Ok(known.into_response(Vec::new())),
+    };
+    let examined = api.pool.run_aside(move || {
+        let reach = if new.allow_private_address { Reach::Anywhere } else { Reach::Public };
+        let examined = service::examine(&sharing, &wanted(&org, &new), reach)?;
+        Ok((examined, org, new))
+    });
+    let (examined, org, new) = examined.await?;
+    let of_kind = |ok: bool| examined.findings.iter().filter(move |finding| finding.ok == ok && (!ok || finding.warning));
+    let failed: Vec<String> = of_kind(false).map(|finding| finding.finding.clone()).collect();
+    if !failed.is_empty() && !new.force {
+        let line = format!("nothing was saved: {}; \"force\": true saves it anyway", failed.join("; "));
+        return Err(Failure::new(Reason::ProviderCheckFailed, line).into());
+    }
+    let warnings = failed.into_iter().chain(of_kind(true).map(|finding| finding.finding.clone())).collect();
     api.change(call, digest, move |change, actor, call| {
         if let Some(id) = &id {
             call.check(&json!(of(change, actor, &org, id)?))?;
@@ -153,7 +150,17 @@ async fn save(
         let id = provider::id_of(&issuer);
         let record = Provider { id, org, issuer, jwks_uri, audience, default_scopes, client_scopes, configured_at };
         provider::configure(change, actor, &record)?;
-        Ok(if is_new { Made::created(record) } else { Made::ok(record) })
+        Ok(Made { warnings, ..if is_new { Made::created(record) } else { Made::ok(record) } })
     })
     .await
+}
+
+fn wanted<'a>(org: &'a str, new: &'a NewProvider) -> Wanted<'a> {
+    Wanted {
+        org,
+        issuer: &new.issuer,
+        jwks_uri: &new.jwks_uri,
+        audience: &new.audience,
+        client_scopes: new.client_scopes.as_deref(),
+    }
 }

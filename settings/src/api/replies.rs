@@ -17,24 +17,26 @@ const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The place of an answer.
 pub(super) struct Place {
-    key: String,
+    /// `None`: the request has no key.
+    key: Option<String>,
     request: String,
 }
 
 impl Place {
-    /// The place of the answer to this request. `None`: it has no key.
-    pub(super) fn of(call: &Call, digest: &str, actor: &Actor) -> Option<Self> {
-        let key = call.idempotency_key.as_ref()?;
-        Some(Self { key: sha256(&format!("{}\n{key}", actor.name)), request: sha256(&format!("{}\n{digest}", call.what)) })
+    /// The place of the answer to this request.
+    pub(super) fn of(call: &Call, digest: &str, actor: &Actor) -> Self {
+        let key = call.idempotency_key.as_ref().map(|key| sha256(&format!("{}\n{key}", actor.name)));
+        Self { key, request: sha256(&format!("{}\n{digest}", call.what)) }
     }
 
     /// The answer that the request got before.
     ///
     /// # Errors
     /// If another request came with this key.
-    pub(super) fn known(&self, change: &Change<'_>) -> Result<Option<Made>, Failure> {
-        let query = "SELECT request, status, body FROM replies WHERE key = ?";
-        let found = first(change, query, values![&self.key], |row| {
+    pub(super) fn known(&self, sql: &dyn Sql, actor: &Actor) -> Result<Option<Made>, Failure> {
+        let Some(key) = &self.key else { return Ok(None) };
+        let query = "SELECT request, status, body FROM replies WHERE key = ? AND at >= ?";
+        let found = first(sql, query, values![key, actor.now.minus(KEPT)], |row| {
             let status: u32 = row.get("status")?;
             Ok((row.get::<String>("request")?, status, row.json::<Value>("body")?.unwrap_or_default()))
         })?;
@@ -52,10 +54,13 @@ impl Place {
     /// If the database fails.
     pub(super) fn keep(&self, change: &Change<'_>, made: &Made, actor: &Actor) -> Result<(), Failure> {
         change.execute("DELETE FROM replies WHERE at < ?", values![actor.now.minus(KEPT)])?;
+        let Some(key) = &self.key else { return Ok(()) };
         change.execute(
             "INSERT INTO replies (key, request, status, body, at) VALUES (?, ?, ?, ?, ?)",
-            values![&self.key, &self.request, u32::from(made.status), made.body.to_string(), actor.now],
+            values![key, &self.request, u32::from(made.status), made.body.to_string(), actor.now],
         )?;
+        // A request that changes no record has an answer, too.
+        change.commit_anyway();
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use super::call::{Body, Call};
 use super::keys::moment;
 use super::problem::Problem;
 use super::{Made, Path, Shared};
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::records::{org, revocation};
 
 /// The tokens to revoke: exactly one of `jti`, `client_id` and `principal`.
@@ -28,7 +28,7 @@ pub(super) struct Revocation {
 }
 
 /// Revokes tokens before they expire.
-#[utoipa::path(post, path = "/orgs/{org}/revoked-tokens", params(("org", description = "The name of the org")), request_body = Revocation, responses((status = 204)), extensions(("x-role" = json!("admin"))))]
+#[utoipa::path(post, path = "/orgs/{org}/revoked-tokens", params(("org" = String, Path, description = "The name of the org")), request_body = Revocation, responses((status = 204)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn revoke(
     State(api): Shared,
     call: Call,
@@ -45,7 +45,7 @@ pub(super) async fn revoke(
             (Some(_), None, None) => return Err(Failure::of("issued_before", "is only for tokens of a client or a principal")),
             (None, Some(client), None) => revocation::of_client(change, actor, &org, &client, until)?,
             (None, None, Some(principal)) => revocation::of_principal(change, actor, &org, &principal, until)?,
-            _ => return Err(Failure::of("jti", "or client_id or principal must be there, and only one of them")),
+            _ => return Err(Failure::new(Reason::InvalidArgument, "pass exactly one of jti, client_id and principal")),
         }
         Ok(Made::deleted())
     })

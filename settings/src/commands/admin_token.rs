@@ -29,7 +29,7 @@ pub(super) fn run(session: &Session<'_>, command: AdminTokenCommand) -> Result<A
             )
         }
         AdminTokenCommand::List => {
-            let tokens = session.open()?.read(|connection| admin_token::list(connection, &session.actor, &Range::all()))?;
+            let tokens = session.open()?.read(|connection| admin_token::list(connection, &session.actor, &Range::all()))?.items;
             Ok(session.answer(|| rows(&tokens), json!(tokens)))
         }
         AdminTokenCommand::Revoke { id } => session.change(

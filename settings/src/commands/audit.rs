@@ -6,11 +6,14 @@ use super::session::Session;
 use crate::cli::AuditCommand;
 use crate::failure::Failure;
 use crate::output::{Answer, table};
-use crate::records::audit::{self, Entry};
+use crate::records::audit::{self, Entry, Filter};
+use crate::sql::Range;
 
 pub(super) fn run(session: &Session<'_>, command: AuditCommand) -> Result<Answer, Failure> {
     let AuditCommand::List { org, limit } = command;
-    let entries = session.open()?.read(|connection| audit::list(connection, &session.actor, org.as_deref(), limit))?;
+    let (filter, range) = (Filter { org, ..Filter::default() }, Range { limit, ..Range::default() });
+    let mut entries = session.open()?.read(|connection| audit::latest(connection, &session.actor, &filter, &range))?.items;
+    entries.reverse();
     let row = |entry: &Entry| {
         let org = entry.org.clone().unwrap_or_default();
         let details = if entry.details == json!({}) { String::new() } else { entry.details.to_string() };

@@ -30,7 +30,7 @@ pub(super) fn run(session: &Session<'_>, command: ClientCommand) -> Result<Answe
             )
         }
         ClientCommand::List { org } => {
-            let clients = session.open()?.read(|connection| client::list(connection, &session.actor, &org, &Range::all()))?;
+            let clients = session.open()?.read(|connection| client::list(connection, &session.actor, &org, &Range::all()))?.items;
             Ok(session.answer(|| rows(&clients), json!(clients)))
         }
         ClientCommand::Show { client_id } => {

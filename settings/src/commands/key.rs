@@ -31,7 +31,7 @@ pub(super) fn run(session: &Session<'_>, command: KeyCommand) -> Result<Answer, 
             )
         }
         KeyCommand::List { org } => {
-            let keys = session.open()?.read(|connection| api_key::list(connection, &session.actor, &org, &Range::all()))?;
+            let keys = session.open()?.read(|connection| api_key::list(connection, &session.actor, &org, &Range::all()))?.items;
             Ok(session.answer(|| rows(&keys), json!(keys)))
         }
         KeyCommand::Show { id } => {

@@ -14,6 +14,7 @@ mod org;
 mod policy;
 mod serve;
 mod session;
+mod sign_in;
 mod signing_key;
 mod sso;
 mod tables;
@@ -49,7 +50,8 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
         Command::Database(command) => database::run(&session, command),
         Command::Ecds(command) => ecds::run(&session, command),
         Command::PluginConfig { format, origin } => plugin_config::render(format, &origin),
-        Command::Serve { listen, console } => serve::run(&session, listen, console),
+        Command::Serve { listen, console, origin } => serve::run(&session, listen, console, origin),
+        Command::SignIn { member, org, console } => sign_in::run(&session, member, org, &console),
         Command::Completion { shell } => completion::run(shell),
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn run(session: &Session<'_>, command: OrgCommand) -> Result<Answer, 
             },
         ),
         OrgCommand::List => {
-            let orgs = session.open()?.read(|connection| org::list(connection, &session.actor, &Range::all()))?;
+            let orgs = session.open()?.read(|connection| org::list(connection, &session.actor, &Range::all()))?.items;
             Ok(session.answer(|| rows(&orgs), json!(orgs)))
         }
         OrgCommand::Show { name } => {

@@ -9,14 +9,19 @@ use super::session::Session;
 use crate::database::Database;
 use crate::failure::{Failure, Reason};
 use crate::output::Answer;
-use crate::serve::{self, Addresses};
+use crate::serve::{self, Addresses, Options};
 
 /// The environment variable with the token that gateways send to fetch the policy.
 const TOKEN: &str = "APEXMCP_SETTINGS_TOKEN";
 /// Minimum length of the token. The token gives access to the private signing keys.
 const MIN_TOKEN_LENGTH: usize = 16;
 
-pub(super) fn run(session: &Session<'_>, listen: SocketAddr, console: Option<SocketAddr>) -> Result<Answer, Failure> {
+pub(super) fn run(
+    session: &Session<'_>,
+    listen: SocketAddr,
+    console: Option<SocketAddr>,
+    origin: String,
+) -> Result<Answer, Failure> {
     let token = std::env::var(TOKEN).unwrap_or_default();
     if token.len() < MIN_TOKEN_LENGTH || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Failure::new(
@@ -29,16 +34,21 @@ pub(super) fn run(session: &Session<'_>, listen: SocketAddr, console: Option<Soc
     }
     let json = session.json;
     // Not `session.open()`: the server itself warns if others can read the database.
-    serve::run(session.location, Database::open(session.location)?, Addresses { listen, console }, token, |at| {
-        let Addresses { listen, console } = at;
-        let line = match (json, console) {
-            (true, None) => json!({"listening": listen}).to_string(),
-            (true, Some(console)) => json!({"listening": listen, "console": console}).to_string(),
-            (false, None) => format!("listening on http://{listen}"),
-            (false, Some(console)) => format!("listening on http://{listen}\nmanagement API at http://{console}/api/v1"),
-        };
-        // Standard output may be closed.
-        let _ = writeln!(std::io::stdout(), "{line}");
-    })?;
+    serve::run(
+        session.location,
+        Database::open(session.location)?,
+        Options { addresses: Addresses { listen, console }, token, origin },
+        |at| {
+            let Addresses { listen, console } = at;
+            let line = match (json, console) {
+                (true, None) => json!({"listening": listen}).to_string(),
+                (true, Some(console)) => json!({"listening": listen, "console": console}).to_string(),
+                (false, None) => format!("listening on http://{listen}"),
+                (false, Some(console)) => format!("listening on http://{listen}\nconsole at http://{console}"),
+            };
+            // Standard output may be closed.
+            let _ = writeln!(std::io::stdout(), "{line}");
+        },
+    )?;
     Ok(Answer::silent())
 }

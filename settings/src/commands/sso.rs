@@ -31,7 +31,8 @@ fn configure(session: &Session<'_>, arguments: ConfigureArgs) -> Result<Answer, 
     let client_scopes = chosen(arguments.client_scopes, arguments.no_client_scope);
     let wanted =
         Wanted { org: &org, issuer: &issuer, jwks_uri: &jwks_uri, audience: &audiences, client_scopes: client_scopes.as_deref() };
-    let examined = service::examine(&mut session.open()?, &session.actor, &wanted, reach)?;
+    let sharing = session.open()?.read(|sql| service::sharing(sql, &session.actor, &wanted))?;
+    let examined = service::examine(&sharing, &wanted, reach)?;
     let failed = examined.failed();
     let Examined { findings, proposed_client_scopes: proposed } = examined;
     let lines: Vec<String> = findings.iter().map(|finding| format!("{}  {}", finding.mark(), finding.finding)).collect();

@@ -9,7 +9,7 @@ use crate::parts;
 use crate::sql::{Sql, Value, only, values};
 
 /// All tables, each after those to which it refers. The copy has the same versions, so gateways need not fetch it anew.
-const TABLES: [&str; 17] = [
+const TABLES: [&str; 20] = [
     "policy",
     "identity",
     "orgs",
@@ -27,6 +27,9 @@ const TABLES: [&str; 17] = [
     "key_parts",
     "admin_tokens",
     "replies",
+    "members",
+    "sign_in_links",
+    "sessions",
 ];
 
 /// What was copied.

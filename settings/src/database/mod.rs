@@ -159,7 +159,7 @@ impl Database {
             let change = Change::of(sql);
             let value = action(&change)?;
             if !change.is_recorded.get() {
-                return Ok((Done { value, warnings: Vec::new() }, false));
+                return Ok((Done { value, warnings: Vec::new() }, change.is_needed.get()));
             }
             let warnings = change.conclude()?;
             accept(&change)?;
@@ -211,6 +211,8 @@ pub fn exposure(location: &Location) -> Option<String> {
 pub struct Change<'t> {
     transaction: &'t dyn Sql,
     is_recorded: Cell<bool>,
+    /// Whether to commit without a record.
+    is_needed: Cell<bool>,
     /// The strictest check that the records ask for, by org.
     checks: RefCell<BTreeMap<String, Check>>,
 }
@@ -231,7 +233,7 @@ impl Sql for Change<'_> {
 
 impl<'t> Change<'t> {
     fn of(transaction: &'t dyn Sql) -> Self {
-        Self { transaction, is_recorded: Cell::default(), checks: RefCell::default() }
+        Self { transaction, is_recorded: Cell::default(), is_needed: Cell::default(), checks: RefCell::default() }
     }
 
     /// Writes an entry of the audit log, and gives the policy its next version.
@@ -252,6 +254,11 @@ impl<'t> Change<'t> {
             *check = record.check.max(*check);
         }
         Ok(())
+    }
+
+    /// Commits the transaction although it changes no record, for what is not a setting.
+    pub fn commit_anyway(&self) {
+        self.is_needed.set(true);
     }
 
     /// Ends the transaction that creates or migrates a database.
@@ -280,10 +287,8 @@ impl<'t> Change<'t> {
                 ));
             }
             if name.starts_with("client/") && !exists(self, "SELECT 1 AS one FROM signing_keys", values![])? {
-                return Err(Failure::new(
-                    Reason::PolicyRefused,
-                    "an OAuth client needs a signing key: run 'apexmcp signing-key create' first",
-                ));
+                let line = "an OAuth client needs a signing key: create one first";
+                return Err(Failure::new(Reason::PolicyRefused, line).hint("Run 'apexmcp signing-key create'"));
             }
             let notes = reader.check(&name, &text).map_err(|problems| {
                 let first = problems.first().map(Problem::to_string).unwrap_or_default();

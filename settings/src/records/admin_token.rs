@@ -11,7 +11,7 @@ use crate::clock::Moment;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::secret;
-use crate::sql::{Range, Row, Sql, exists, first, rows, values};
+use crate::sql::{Part, Range, Row, Sql, exists, first, part, values};
 
 /// The beginning of every token.
 const PREFIX: &str = "apx_admin_";
@@ -116,11 +116,11 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewToken<'_>) -> Result<
 ///
 /// # Errors
 /// If the actor is no operator.
-pub fn list(connection: &dyn Sql, actor: &Actor, range: &Range) -> Result<Vec<AdminToken>, Failure> {
+pub fn list(connection: &dyn Sql, actor: &Actor, range: &Range) -> Result<Part<AdminToken>, Failure> {
     actor.check_operator()?;
     let query = "SELECT * FROM admin_tokens WHERE (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?";
     let [created_at, id] = &range.after;
-    rows(connection, query, values![created_at, id, range.with_next()], AdminToken::read)
+    part(connection, query, values![created_at, id, range.with_next()], range, AdminToken::read)
 }
 
 /// # Errors
@@ -150,7 +150,7 @@ pub fn revoke(change: &Change<'_>, actor: &Actor, id: &str) -> Result<AdminToken
     show(change, actor, id)
 }
 
-/// Who has this token. `None`: nobody, or the token is revoked or expired.
+/// The caller with this token. `None`: the token is unknown, revoked or expired.
 ///
 /// # Errors
 /// If the database fails.

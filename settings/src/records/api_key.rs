@@ -8,14 +8,14 @@ use serde_json::json;
 use utoipa::ToSchema;
 
 use super::checks::{check_connectors, check_name};
-use super::limits::LimitsSchema;
+use super::limits::LimitsBody;
 use super::org;
 use crate::access::Actor;
 use crate::clock::Moment;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::secret;
-use crate::sql::{Range, Row, Sql, exists, first, rows, values};
+use crate::sql::{Part, Range, Row, Sql, exists, first, part, values};
 
 /// Length of the part of a key that is stored unhashed, so that its owner can recognize it: `apx_live_sk_` and four characters.
 const SHOWN: usize = 16;
@@ -34,7 +34,7 @@ pub struct ApiKey {
     pub created_at: String,
     pub expires_at: Option<String>,
     /// The limits of this key. Those of its org apply as well.
-    #[schema(value_type = Option<LimitsSchema>)]
+    #[schema(value_type = Option<LimitsBody>)]
     pub limits: Option<Limits>,
     pub revoked: bool,
     pub revoked_at: Option<String>,
@@ -120,11 +120,11 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
 ///
 /// # Errors
 /// If the org does not exist.
-pub fn list(connection: &dyn Sql, actor: &Actor, org: &str, range: &Range) -> Result<Vec<ApiKey>, Failure> {
+pub fn list(connection: &dyn Sql, actor: &Actor, org: &str, range: &Range) -> Result<Part<ApiKey>, Failure> {
     org::require(connection, actor, org)?;
     let query = "SELECT * FROM api_keys WHERE org = ? AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?";
     let [created_at, id] = &range.after;
-    rows(connection, query, values![org, created_at, id, range.with_next()], ApiKey::read)
+    part(connection, query, values![org, created_at, id, range.with_next()], range, ApiKey::read)
 }
 
 /// # Errors
@@ -224,6 +224,14 @@ pub struct Rolled {
 /// If no key has this id, or the key is revoked.
 pub fn roll(change: &Change<'_>, actor: &Actor, id: &str, overlap: Duration) -> Result<Rolled, Failure> {
     let old = in_force(change, actor, id)?;
+    // Its end is that of the overlap, and no longer that of its life.
+    let rolled = "SELECT 1 AS one FROM audit WHERE org = ? AND action = 'key.roll' AND subject = ?";
+    if exists(change, rolled, values![&old.org, id])? {
+        return Err(Failure::new(
+            Reason::Conflict,
+            format!("{id} was rolled before: roll the key that replaced it, or create one"),
+        ));
+    }
     let moment = |text: &str| Moment::parse(text).map_err(|line| Failure::new(Reason::DatabaseInvalid, line));
     let old_end = old.expires_at.as_deref().map(moment).transpose()?;
     let life = old_end.map(|end| Ok::<_, Failure>(end.since(moment(&old.created_at)?))).transpose()?;
@@ -231,12 +239,14 @@ pub fn roll(change: &Change<'_>, actor: &Actor, id: &str, overlap: Duration) -> 
         org: &old.org,
         name: &old.name,
         connectors: old.connectors.as_deref().unwrap_or_default(),
-        expires_at: life.map(|life| actor.now.plus(life)).transpose()?,
+        // An end that is too far for the calendar stays the same.
+        expires_at: life.map(|life| actor.now.plus(life).ok()).map_or(old_end, |end| end.or(old_end)),
     };
     let (new, key) = create(change, actor, &new)?;
     let limits = old.limits.as_ref().map(|limits| json!(limits).to_string());
     change.execute("UPDATE api_keys SET limits = ? WHERE id = ?", values![limits, &new.id])?;
-    let end = actor.now.plus(overlap)?;
+    let too_long = |_| Failure::of("overlap", "must end before the year 10000");
+    let end = actor.now.plus(overlap).map_err(too_long)?;
     let old = if overlap.is_zero() {
         revoke(change, actor, id)?
     } else {

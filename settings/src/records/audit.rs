@@ -8,7 +8,7 @@ use super::org;
 use crate::access::Actor;
 use crate::clock::Moment;
 use crate::failure::Failure;
-use crate::sql::{Range, Row, Sql, rows, values};
+use crate::sql::{Part, Range, Row, Sql, first, part, values};
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Entry {
@@ -56,35 +56,29 @@ pub struct Filter {
 ///
 /// # Errors
 /// If the actor may not read the changes of the wanted org.
-pub fn latest(connection: &dyn Sql, actor: &Actor, filter: &Filter, range: &Range) -> Result<Vec<Entry>, Failure> {
+pub fn latest(connection: &dyn Sql, actor: &Actor, filter: &Filter, range: &Range) -> Result<Part<Entry>, Failure> {
     let org = filter.org.as_deref().or(actor.role.org());
     if let Some(org) = org {
         actor.check_read(org, || org::unknown(org))?;
     }
     let [before, _] = &range.after;
-    let before = before.parse().unwrap_or(i64::MAX);
-    let query = "SELECT * FROM audit WHERE version < ?
+    let wrong = || Failure::of("cursor", "must be the next of an answer to the same request");
+    let before = if before.is_empty() { i64::MAX } else { before.parse().map_err(|_| wrong())? };
+    // An earlier org of the same name may have been that of other people.
+    let born = first(
+        connection,
+        "SELECT max(version) AS born FROM audit WHERE org = ? AND action = 'org.create'",
+        values![actor.role.org()],
+        |row| row.get::<Option<i64>>("born"),
+    )?;
+    let born = born.flatten().unwrap_or(0);
+    let query = "SELECT * FROM audit WHERE version < ? AND version >= ?
             AND (CAST(? AS TEXT) IS NULL OR org = ?) AND (CAST(? AS TEXT) IS NULL OR actor = ?)
             AND (CAST(? AS TEXT) IS NULL OR action = ?) AND (CAST(? AS TEXT) IS NULL OR at >= ?)
             AND (CAST(? AS TEXT) IS NULL OR at < ?)
         ORDER BY version DESC LIMIT ?";
     let (by, action) = (filter.actor.as_deref(), filter.action.as_deref());
     let (from, to) = (filter.from, filter.to);
-    let values = values![before, org, org, by, by, action, action, from, from, to, to, range.with_next()];
-    rows(connection, query, values, Entry::read)
-}
-
-/// The latest changes of one org or of all, the oldest of them first. Who may read only one org sees only its changes.
-///
-/// # Errors
-/// If the actor may not read the changes of this org.
-pub fn list(connection: &dyn Sql, actor: &Actor, org: Option<&str>, limit: u32) -> Result<Vec<Entry>, Failure> {
-    let org = org.or(actor.role.org());
-    if let Some(org) = org {
-        actor.check_read(org, || org::unknown(org))?;
-    }
-    let query = "SELECT * FROM (
-            SELECT * FROM audit WHERE CAST(? AS TEXT) IS NULL OR org = ? ORDER BY version DESC LIMIT ?
-        ) AS latest ORDER BY version";
-    rows(connection, query, values![org, org, limit], Entry::read)
+    let values = values![before, born, org, org, by, by, action, action, from, from, to, to, range.with_next()];
+    part(connection, query, values, range, Entry::read)
 }

@@ -12,7 +12,7 @@ use crate::access::Actor;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::secret;
-use crate::sql::{Range, Row, Sql, exists, first, rows, values};
+use crate::sql::{Part, Range, Row, Sql, exists, first, part, values};
 
 /// A client without its secrets.
 #[derive(Debug, Serialize, ToSchema)]
@@ -124,11 +124,12 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result
 ///
 /// # Errors
 /// If the org does not exist.
-pub fn list(connection: &dyn Sql, actor: &Actor, org: &str, range: &Range) -> Result<Vec<Client>, Failure> {
+pub fn list(connection: &dyn Sql, actor: &Actor, org: &str, range: &Range) -> Result<Part<Client>, Failure> {
     org::require(connection, actor, org)?;
-    let part = "org = ? AND (oauth_clients.created_at, client_id) > (?, ?) ORDER BY oauth_clients.created_at, client_id LIMIT ?";
+    let wanted =
+        "org = ? AND (oauth_clients.created_at, client_id) > (?, ?) ORDER BY oauth_clients.created_at, client_id LIMIT ?";
     let [created_at, id] = &range.after;
-    rows(connection, &format!("{SELECT} WHERE {part}"), values![org, created_at, id, range.with_next()], Client::read)
+    part(connection, &format!("{SELECT} WHERE {wanted}"), values![org, created_at, id, range.with_next()], range, Client::read)
 }
 
 /// # Errors

@@ -55,6 +55,7 @@ impl Counts {
 /// # Errors
 /// If a record is not allowed, or contradicts a record in the database. The line names its JSON path.
 pub fn import(change: &Change<'_>, actor: &Actor, policy: RawPolicy) -> Result<Counts, Failure> {
+    actor.check_operator()?;
     let mut counts = Counts::default();
     for (index, key) in policy.signing_keys.into_iter().enumerate() {
         let path = format!("signing_keys[{index}]");

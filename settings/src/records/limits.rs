@@ -1,6 +1,8 @@
 //! The limits of an org or of one of its keys.
 
-use apexmcp_core::limits::document::Limits;
+use apexmcp_core::limits::Unit;
+use apexmcp_core::limits::document::{Limits, Rate};
+use serde::Deserialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
@@ -10,30 +12,38 @@ use crate::database::{Change, Check, Record};
 use crate::failure::Failure;
 use crate::sql::{Sql, only, values};
 
-/// The limits of an org or a key, as the API describes them.
-#[derive(ToSchema)]
+/// The limits of an org or a key in the API, which refuses unknown members: a misspelled limit would be none.
+#[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = Limits)]
-#[expect(dead_code, reason = "it only describes `Limits` of the core")]
-pub struct LimitsSchema {
+#[serde(deny_unknown_fields)]
+pub struct LimitsBody {
     /// Absent: unlimited.
-    rate: Option<RateSchema>,
+    rate: Option<RateBody>,
     /// Requests in a calendar month. Absent: unlimited.
-    #[schema(minimum = 1)]
-    monthly_quota: Option<u32>,
+    #[schema(minimum = 1, maximum = 4294967295_i64)]
+    monthly_quota: Option<u64>,
 }
 
-#[derive(ToSchema)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = Rate)]
-#[expect(dead_code, reason = "it only describes `Rate` of the core")]
-struct RateSchema {
+#[serde(deny_unknown_fields)]
+struct RateBody {
     /// Requests in each period.
-    #[schema(minimum = 1)]
-    requests: u32,
+    #[schema(minimum = 1, maximum = 4294967295_i64)]
+    requests: u64,
     /// `second`, `minute`, `hour` or `day`.
-    per: String,
+    #[schema(value_type = String, pattern = "^(second|minute|hour|day)$")]
+    per: Unit,
     /// Maximum burst. Absent: `requests`.
-    #[schema(minimum = 1)]
-    burst: Option<u32>,
+    #[schema(minimum = 1, maximum = 4294967295_i64)]
+    burst: Option<u64>,
+}
+
+impl From<LimitsBody> for Limits {
+    fn from(LimitsBody { rate, monthly_quota }: LimitsBody) -> Self {
+        let rate = rate.map(|RateBody { requests, per, burst }| Rate { requests: Some(requests), per: Some(per), burst });
+        Self { rate, monthly_quota }
+    }
 }
 
 /// The record that is limited.

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::access::Actor;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
-use crate::sql::{self, Range, Row, Sql, first, rows, values};
+use crate::sql::{self, Part, Range, Row, Sql, first, part, values};
 
 /// An org, and the number of its records that are in force.
 #[derive(Debug, Serialize, ToSchema)]
@@ -43,10 +43,10 @@ impl Org {
 ///
 /// # Errors
 /// If the database fails.
-pub fn list(connection: &dyn Sql, actor: &Actor, range: &Range) -> Result<Vec<Org>, Failure> {
+pub fn list(connection: &dyn Sql, actor: &Actor, range: &Range) -> Result<Part<Org>, Failure> {
     let query = format!("{SELECT} WHERE (CAST(? AS TEXT) IS NULL OR name = ?) AND name > ? ORDER BY name LIMIT ?");
     let (own, [after, _]) = (actor.role.org(), &range.after);
-    rows(connection, &query, values![own, own, after, range.with_next()], Org::read)
+    part(connection, &query, values![own, own, after, range.with_next()], range, Org::read)
 }
 
 /// # Errors

@@ -113,11 +113,9 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
 fn require_no_narrow_default(change: &Change<'_>, provider: &Provider) -> Result<(), Failure> {
     let query = "SELECT 1 FROM identity_providers WHERE org = ? AND issuer = ? AND default_scopes != '[\"mcp:call\"]'";
     if exists(change, query, values![&provider.org, &provider.issuer])? {
-        return Err(Failure::new(
-            Reason::Conflict,
-            "this provider has --default-scope or --no-default-scope: repeat the option, or pass --default-scope mcp:call to let \
-             tokens without an mcp: scope call every connector",
-        ));
+        let line = "must be given again, because this provider has some; mcp:call lets tokens without an mcp: scope call every connector";
+        let hint = "Repeat the option, pass --default-scope mcp:call, or pass --no-default-scope";
+        return Err(Failure::of("default_scopes", line).because(Reason::Conflict).hint(hint));
     }
     Ok(())
 }

@@ -47,10 +47,7 @@ pub fn until_now(actor: &Actor) -> Result<Moment, Failure> {
 pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Result<(), Failure> {
     org::require_change(change, actor, org)?;
     if jti.is_empty() || jti.len() > MAX_JTI_LENGTH || !jti.chars().all(is_plain) {
-        return Err(Failure::new(
-            Reason::InvalidArgument,
-            format!("--jti must be the jti claim of a token, at most {MAX_JTI_LENGTH} bytes"),
-        ));
+        return Err(Failure::of("jti", format!("must be the jti claim of a token, at most {MAX_JTI_LENGTH} bytes")));
     }
     // A provider decides how long its tokens live. So the revocations of an org with providers are never deleted.
     change.execute(
@@ -75,10 +72,8 @@ pub fn of_token(change: &Change<'_>, actor: &Actor, org: &str, jti: &str) -> Res
 pub fn of_client(change: &Change<'_>, actor: &Actor, org: &str, client_id: &str, issued_before: Moment) -> Result<(), Failure> {
     org::require_change(change, actor, org)?;
     if client::show(change, actor, client_id)?.org != org {
-        return Err(Failure::new(
-            Reason::NotFound,
-            format!("{client_id} is not a client of {org}. Run 'apexmcp client list --org {org}' to see its clients"),
-        ));
+        return Err(Failure::new(Reason::NotFound, format!("{client_id} is not a client of {org}"))
+            .hint(format!("Run 'apexmcp client list --org {org}' to see its clients")));
     }
     revoke_until(change, actor, org, client_id, issued_before)
 }
@@ -101,20 +96,17 @@ pub fn of_principal(
         subject.is_some_and(|subject| !subject.is_empty())
     };
     if !provider::list(change, actor, org)?.iter().any(|provider| belongs_to(&provider.issuer)) {
-        return Err(Failure::new(
-            Reason::NotFound,
-            format!(
-                "--principal {principal:?}: expected {org}/idp/<issuer>#<sub> with an issuer of this org, as in the access log; \
-             'apexmcp sso list --org {org}' shows the issuers"
-            ),
-        ));
+        let line = format!("{principal:?} must be {org}/idp/<issuer>#<sub> with an issuer of this org, as in the access log");
+        return Err(Failure::of("principal", line)
+            .because(Reason::NotFound)
+            .hint(format!("'apexmcp sso list --org {org}' shows the issuers")));
     }
     if principal.len() > MAX_PRINCIPAL_LENGTH || !principal.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Failure::new(
-            Reason::InvalidArgument,
+        return Err(Failure::of(
+            "principal",
             format!(
-                "--principal: expected at most {MAX_PRINCIPAL_LENGTH} characters of visible ASCII; \
-             copy the name from the access log, where other characters are percent-encoded"
+                "must be at most {MAX_PRINCIPAL_LENGTH} characters of visible ASCII: copy the name from the access log, where \
+                 other characters are percent-encoded"
             ),
         ));
     }
@@ -126,10 +118,8 @@ fn revoke_until(change: &Change<'_>, actor: &Actor, org: &str, whose: &str, issu
     // One second more than now, so that tokens of the present second are revoked too. A later moment would also revoke tokens
     // that are issued in the future.
     if issued_before > actor.now.plus(Duration::from_secs(1))? {
-        return Err(Failure::new(
-            Reason::InvalidArgument,
-            "--issued-before must not be in the future. To revoke a client for good, run 'apexmcp client revoke'",
-        ));
+        return Err(Failure::of("issued_before", "must not be in the future")
+            .hint("To revoke a client for good, run 'apexmcp client revoke'"));
     }
     // A provider decides how long its tokens live. So the revocations of its principals are never deleted.
     change.execute(

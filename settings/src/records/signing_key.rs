@@ -61,14 +61,12 @@ pub fn create(change: &Change<'_>, actor: &Actor, kid: Option<&str>, private_key
         )
     };
     let kid = match kid {
-        Some(kid) if is_taken(kid)? => {
-            return Err(Failure::new(
-                Reason::AlreadyExists,
-                format!("the signing key {kid:?} already exists, or existed before: choose another --kid"),
-            ));
-        }
         Some(kid) if !is_record_id(kid) => {
             return Err(Failure::of("kid", "must be 1 to 128 of A-Z a-z 0-9 . _ ~ -"));
+        }
+        Some(kid) if is_taken(kid)? => {
+            let line = format!("{kid:?} already is, or was, that of a signing key: choose another one");
+            return Err(Failure::of("kid", line).because(Reason::AlreadyExists));
         }
         Some(kid) => kid.to_owned(),
         None => {
@@ -146,6 +144,7 @@ pub fn remove(change: &Change<'_>, actor: &Actor, kid: &str) -> Result<SigningKe
 /// # Errors
 /// If a key cannot be decrypted.
 pub fn reseal(change: &Change<'_>, actor: &Actor, is_encrypted: bool) -> Result<u64, Failure> {
+    actor.check_operator()?;
     let keyring = change.keyring();
     if is_encrypted && !keyring.encrypts() {
         let line = format!("there is no master key. Run: export {}=$(openssl rand -hex 32)", encryption::KEY);
@@ -172,7 +171,9 @@ pub fn reseal(change: &Change<'_>, actor: &Actor, is_encrypted: bool) -> Result<
     Ok(changed)
 }
 
-fn find(connection: &dyn Sql, actor: &Actor, kid: &str) -> Result<SigningKey, Failure> {
+/// # Errors
+/// If no key has this `kid`.
+pub fn find(connection: &dyn Sql, actor: &Actor, kid: &str) -> Result<SigningKey, Failure> {
     let unknown = || {
         Failure::new(Reason::NotFound, format!("no signing key has the id {kid:?}"))
             .hint("Run 'apexmcp signing-key list' to see the ids")

@@ -33,6 +33,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 
 use crate::api::{self, Api};
+use crate::console::{self, Console};
 use crate::database::pool::Pool;
 use crate::database::{Database, Location};
 use crate::failure::{Failure, Reason};
@@ -69,6 +70,16 @@ pub struct Addresses {
     pub console: Option<SocketAddr>,
 }
 
+/// How the server runs.
+#[derive(Debug)]
+pub struct Options {
+    pub addresses: Addresses,
+    /// The token of gateways.
+    pub token: String,
+    /// The gateway's public origin, for the examples of the console.
+    pub origin: String,
+}
+
 /// Serves the policy of `database` and the management API until SIGTERM or Ctrl-C. Calls `listening` with the addresses, in which
 /// port 0 is replaced by the chosen port.
 ///
@@ -77,15 +88,17 @@ pub struct Addresses {
 pub fn run(
     location: &Location,
     mut database: Database,
-    addresses: Addresses,
-    token: String,
+    Options { addresses, token, origin }: Options,
     listening: impl FnOnce(Addresses),
 ) -> Result<(), Failure> {
     allow_descriptors();
     let (first, catalog) = Published::read(&mut database)?;
     let catalog = Arc::new(RwLock::new(catalog));
+    let first_id = first.database_id.clone();
     let (publisher, policy) = watch::channel(Arc::new(first));
     let counts = Arc::new(Counts::default());
+    // It must be dropped after the runtime.
+    let pool = Pool::new(location, &first_id);
     let watcher = Watcher {
         location: location.clone(),
         database: Some(database),
@@ -108,8 +121,9 @@ pub fn run(
         let gateways = serve(listener, routes::router(Arc::new(service)), MAX_CONNECTIONS, stopping.clone());
         let api = async {
             if let Some((listener, _)) = console {
-                let api = Api::new(Pool::new(location));
-                serve(listener, api::router(api), MAX_API_CONNECTIONS, stopping).await;
+                let console = Console::new(Arc::clone(&pool), origin);
+                let router = console::router(console).merge(api::router(Api::new(Arc::clone(&pool))));
+                serve(listener, router, MAX_API_CONNECTIONS, stopping).await;
             }
         };
         tokio::join!(gateways, api, signaled(stop)).2

@@ -53,6 +53,7 @@ fn a_key_is_created_changed_rolled_and_revoked() {
     assert_eq!((again.status, &api.get(&format!("{KEYS}/{new}")).json["revoked"]), (201, &json!(true)));
     assert_eq!(api.post(&format!("{KEYS}/{new}/roll"), &Value::Null).problem(), "conflict");
 
+    assert_eq!(api.post(&format!("{path}/roll"), &Value::Null).problem(), "conflict", "a key is rolled once");
     let revoked = api.post(&format!("{path}/revoke"), &Value::Null);
     assert_eq!((revoked.status, &revoked.json["revoked"], is_admitted(&settings, id)), (200, &json!(true), false));
     let stored = settings.text(&["audit", "list"]) + &api.get("/audit").text;
@@ -85,6 +86,9 @@ fn the_records_of_an_org_are_managed() {
     let limits = json!({"monthly_quota": 5});
     assert_eq!(api.ask("PUT", "/orgs/beta/limits", &[], &limits).json, limits);
     assert_eq!(api.get("/orgs/beta/limits").json, limits);
+    for wrong in [json!({"monthly_qouta": 5}), json!({"rate": {"requests": 1, "per": "day", "x": 1}}), Value::Null] {
+        assert_eq!(api.ask("PUT", "/orgs/beta/limits", &[], &wrong).problem(), "request_malformed", "{wrong}");
+    }
     assert_eq!(api.ask("PUT", "/orgs/beta/limits", &[], &json!({})).json, json!({}));
 
     let kid = api.post("/signing-keys", &json!({"kid": "next"}));
@@ -224,6 +228,12 @@ fn a_repeated_request_with_an_idempotency_key_changes_nothing_and_shows_no_secre
     assert_ne!(of_other.json["id"], first.json["id"], "the keys of two callers are independent");
     assert_eq!(api.get(KEYS).json["items"].as_array().unwrap().len(), 3);
     assert_eq!(create(&"x".repeat(256), &body).problem(), "request_malformed");
+    // The second revocation changes nothing, but its answer is kept as well.
+    let revoke = |id: &Value, key: &str| {
+        api.ask("POST", &format!("{KEYS}/{}/revoke", id.as_str().unwrap()), &[("idempotency-key", key)], &Value::Null)
+    };
+    assert_eq!((revoke(&first.json["id"], "c").status, revoke(&first.json["id"], "d").status), (200, 200));
+    assert_eq!(revoke(&of_other.json["id"], "d").problem(), "idempotency_key_reused");
 }
 
 #[test]
@@ -287,6 +297,9 @@ fn a_request_that_cannot_be_read_is_refused_with_a_problem() {
         (&[json_type, authorization], br#"{"name": "x"} {}"#, "request_malformed"),
         (&[json_type, authorization], br#"{"name": "x", "nope": 1}"#, "request_malformed"),
         (&[json_type, authorization], br#"{"name": 1}"#, "request_malformed"),
+        (&[json_type, authorization], br#"["name"]"#, "request_malformed"),
+        (&[json_type, authorization], br#"{"name": "a\u0000"}"#, "request_malformed"),
+        (&[json_type, authorization], b"", "request_malformed"),
         (&[json_type, authorization, ("if-match", "a"), ("if-match", "b")], br#"{"name": "x"}"#, "request_malformed"),
         (&[json_type, authorization], long.as_bytes(), "request_too_long"),
     ] {
@@ -300,7 +313,9 @@ fn a_request_that_cannot_be_read_is_refused_with_a_problem() {
     assert_eq!(api.get("/nothing").problem(), "not_found");
     assert_eq!(api.ask("PUT", KEYS, &[], &json!({})).problem(), "method_not_allowed");
     assert_eq!(api.send("HEAD", KEYS, &[authorization], b"").status, 405);
-    assert_eq!(api.get("/orgs/acme/keys/%ff").problem(), "not_found");
+    for path in ["/orgs/acme/keys/%ff", "/orgs/acme/keys/%00", "/audit?actor=%00"] {
+        assert_eq!(api.get(path).problem(), "not_found", "{path}");
+    }
     let another = api.post("/orgs", &json!({"name": "other"}));
     assert_eq!(another.status, 201);
     let key = api.post(KEYS, &json!({"name": "k"})).json["id"].as_str().unwrap().to_owned();
@@ -330,6 +345,32 @@ fn a_token_creates_no_token_that_outlives_it() {
     let viewer = Api { token: made.json["token"].as_str().unwrap().to_owned(), ..settings.api(&["operator"]) };
     assert_eq!(viewer.get("/orgs").json["items"].as_array().unwrap().len(), 1);
     assert!(!settings.text(&["audit", "list", "--json"]).contains(&viewer.token));
+}
+
+#[test]
+fn a_page_of_long_records_ends_early() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    let connectors: Vec<String> = (0..256).map(|number| format!("{number:0>120}")).collect();
+    for number in 0..40 {
+        assert_eq!(api.post(KEYS, &json!({"name": number.to_string(), "connectors": connectors})).status, 201);
+    }
+    let first = api.get(KEYS);
+    let (found, next) = (first.json["items"].as_array().unwrap().len(), first.json["next"].as_str().unwrap());
+    assert!((30..40).contains(&found) && first.text.len() < 1_200_000, "{found}");
+    let rest = api.get(&format!("{KEYS}?cursor={next}")).json;
+    assert_eq!((rest["items"].as_array().unwrap().len(), rest["next"].is_null()), (40 - found, true));
+}
+
+/// Connections to PostgreSQL end after the runtime: otherwise the process aborts.
+#[test]
+fn the_server_stops_after_requests_to_the_api() {
+    let settings = Settings::new();
+    let mut api = settings.api(&["operator"]);
+    assert_eq!(api.get("/orgs").status, 200);
+    api.server.terminate();
+    let status = api.server.process.wait().unwrap();
+    assert!(status.success(), "{status}");
 }
 
 /// A database that is replaced by a copy is used at once. A change in the old file would be lost.

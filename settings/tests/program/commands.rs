@@ -129,7 +129,7 @@ fn signing_keys_rotate() {
     let [third, fourth] = [(), ()].map(|()| settings.json(&["signing-key", "create"])["kid"].clone());
     // A removed key keeps its id, because somebody may still have it in a cache.
     assert_eq!((third, fourth), (json!(format!("{first}-2")), json!(format!("{first}-3"))));
-    assert!(settings.failure(&["signing-key", "create", "--kid", &first]).contains("existed before"));
+    assert!(settings.failure(&["signing-key", "create", "--kid", &first]).contains("already is, or was"));
 }
 
 #[test]
@@ -596,7 +596,7 @@ fn a_database_without_client_scopes_is_migrated() {
     let database = rusqlite::Connection::open(settings.file("test.db")).unwrap();
     let newer = "SELECT group_concat(format('DROP %s %s;', type, name), '') FROM sqlite_schema
         WHERE type = 'trigger' OR name IN ('parts', 'versions', 'key_parts', 'touched', 'api_keys_in_force', 'api_keys_by_connectors',
-            'admin_tokens', 'replies')";
+            'admin_tokens', 'replies', 'members', 'sign_in_links', 'sessions')";
     let newer: String = database.query_row(newer, [], |row| row.get(0)).unwrap();
     database.execute_batch(&(newer + older)).unwrap();
     let listed = settings.json(&["sso", "list", "--org", "acme"]);

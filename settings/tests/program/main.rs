@@ -13,6 +13,7 @@
 
 mod api;
 mod commands;
+mod console;
 mod crowd;
 mod document;
 mod documents;

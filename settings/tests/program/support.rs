@@ -176,8 +176,8 @@ impl Settings {
         let mut process = command.env("APEXMCP_SETTINGS_TOKEN", TOKEN).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
         let origin = lines.next().unwrap().strip_prefix("listening on ").unwrap().to_owned();
-        let base = lines.next().unwrap().strip_prefix("management API at ").unwrap().to_owned();
-        Api { _server: Server { process, origin }, base, token: self.admin_token(role) }
+        let base = lines.next().unwrap().strip_prefix("console at ").unwrap().to_owned() + "/api/v1";
+        Api { server: Server { process, origin }, base, token: self.admin_token(role) }
     }
 
     /// Creates an admin token with these options.
@@ -213,7 +213,7 @@ pub struct Reply {
 
 /// A client of the management API.
 pub struct Api {
-    pub _server: Server,
+    pub server: Server,
     /// `http://127.0.0.1:<port>/api/v1`
     pub base: String,
     pub token: String,
@@ -263,11 +263,17 @@ impl Api {
 
     /// Sends a request with exactly these headers.
     pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.base));
+        self.send_to(&self.base, method, path, headers, body)
+    }
+
+    /// As [`Self::send`], to another place of the server.
+    pub fn send_to(&self, base: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{base}{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let config = ureq::Agent::config_builder().http_status_as_error(false).allow_non_standard_methods(true).build();
+        let config =
+            ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).allow_non_standard_methods(true).build();
         let mut response = config.new_agent().run(request.body(body).unwrap()).unwrap();
         let texts = response.headers().iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));
         let headers = texts.collect();

@@ -208,7 +208,7 @@ impl World {
             }
             Event::RevokeKeys(number, count) => {
                 _ = database.change(|change| {
-                    let keys = api_key::list(change, actor, name(number), &Range::all())?;
+                    let keys = api_key::list(change, actor, name(number), &Range::all())?.items;
                     let mut in_force = keys.iter().filter(|key| !key.revoked).take((*count).into());
                     in_force.try_for_each(|key| api_key::revoke(change, actor, &key.id).map(drop))
                 });

@@ -1,0 +1,164 @@
+//! `OAuth clients`
+
+use askama::Template;
+use axum::extract::{Path, State};
+use serde::Deserialize;
+
+use super::frame::{Frame, Wrong};
+use super::keys::{back, words};
+use super::sign_in::Form;
+use super::{Page, Refused, Session, Shared, show, show_again};
+use crate::access::Actor;
+use crate::failure::Failure;
+use crate::records::client::{self, Client, NewClient};
+use crate::records::org;
+use crate::sql::{Range, Sql};
+
+const SECTION: &str = "OAuth clients";
+
+#[derive(Template)]
+#[template(path = "clients.html")]
+struct ListPage {
+    frame: Frame,
+    org: String,
+    clients: Vec<Client>,
+}
+
+fn frame(actor: &Actor, org: &str, title: &str) -> Frame {
+    Frame::new(actor, Some(org), SECTION, title)
+}
+
+/// The OAuth clients of an org.
+pub(super) async fn list(State(console): Shared, session: Session, Path(org): Path<String>) -> Page {
+    let name = org.clone();
+    let (actor, clients) = console
+        .read(session, move |sql, actor| client::list(sql, actor, &name, &Range { limit: 1_000, ..Range::default() }))
+        .await?;
+    Ok(show(&ListPage { frame: frame(&actor, &org, "OAuth Clients"), org, clients: clients.items }))
+}
+
+/// The fields of a new client.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct Fields {
+    #[serde(default)]
+    name: String,
+    /// Separated by spaces, commas or lines.
+    #[serde(default)]
+    scopes: String,
+    /// A JWK Set. Empty: the client gets a secret.
+    #[serde(default)]
+    jwks: String,
+}
+
+#[derive(Template)]
+#[template(path = "client_new.html")]
+struct NewPage {
+    frame: Frame,
+    org: String,
+    fields: Fields,
+    wrong: Wrong,
+}
+
+/// The form for a new client.
+pub(super) async fn new(State(console): Shared, session: Session, Path(org): Path<String>) -> Page {
+    let name = org.clone();
+    let (actor, ()) = console.read(session, move |sql, actor| org::require_change(sql, actor, &name)).await?;
+    let fields = Fields { scopes: "mcp:call".to_owned(), ..Fields::default() };
+    Ok(show(&NewPage { frame: frame(&actor, &org, "Create OAuth client"), org, fields, wrong: Wrong::default() }))
+}
+
+/// A client with its new secret, which is shown only here.
+#[derive(Template)]
+#[template(path = "client_created.html")]
+struct CreatedPage {
+    frame: Frame,
+    client: Client,
+    secret: Option<String>,
+    /// The URL of the token endpoint.
+    token_endpoint: String,
+}
+
+impl CreatedPage {
+    fn curl(&self, secret: &str) -> String {
+        let example = include_str!("../../templates/examples/token.txt").trim_end();
+        let example = example.replace("ENDPOINT", &self.token_endpoint).replace("CLIENT_ID", &self.client.client_id);
+        example.replace("CLIENT_SECRET", secret)
+    }
+}
+
+/// Creates a client.
+pub(super) async fn create(State(console): Shared, session: Session, Path(org): Path<String>, form: Form<Fields>) -> Page {
+    let (name, fields) = (org.clone(), form.0.clone());
+    let made = console.change(session, move |change, actor| {
+        org::require_change(change, actor, &name)?;
+        let jwks = match fields.jwks.trim() {
+            "" => None,
+            text => Some(serde_json::from_str(text).map_err(|_| Failure::of("jwks", "must be a JWK Set in JSON"))?),
+        };
+        let scopes = words(&fields.scopes);
+        client::create(change, actor, &NewClient { org: &name, name: fields.name.trim(), scopes: &scopes, jwks: jwks.as_ref() })
+    });
+    let token_endpoint = format!("{}/oauth/token", console.origin);
+    Ok(match made.await? {
+        (actor, Ok((client, secret))) => {
+            show(&CreatedPage { frame: frame(&actor, &org, "OAuth client created"), client, secret, token_endpoint })
+        }
+        (actor, Err(failure)) => {
+            let frame = frame(&actor, &org, "Create OAuth client");
+            show_again(&NewPage { frame, org, fields: form.0, wrong: failure.into() })
+        }
+    })
+}
+
+/// A client of this org that the actor may change.
+fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<Client, Failure> {
+    org::require_change(sql, actor, org)?;
+    let client = client::show(sql, actor, id)?;
+    if client.org == org { Ok(client) } else { Err(client::unknown(id)) }
+}
+
+#[derive(Template)]
+#[template(path = "client_revoke.html")]
+struct RevokePage {
+    frame: Frame,
+    client: Client,
+}
+
+/// Asks whether to revoke a client.
+pub(super) async fn confirm(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
+    let (actor, client) = console.read(session, move |sql, actor| of(sql, actor, &org, &id)).await?;
+    Ok(show(&RevokePage { frame: frame(&actor, &client.org, "Revoke OAuth client"), client }))
+}
+
+/// Revokes a client.
+pub(super) async fn revoke(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
+    let made = console.change(session, move |change, actor| {
+        of(change, actor, &org, &id)?;
+        client::revoke(change, actor, &id)
+    });
+    let (_, client) = made.await?;
+    Ok(back(&client.map_err(Refused::Failure)?.org, "clients"))
+}
+
+/// Adds a second secret.
+pub(super) async fn add_secret(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
+    let made = console.change(session, move |change, actor| {
+        of(change, actor, &org, &id)?;
+        client::rotate_secret(change, actor, &id)
+    });
+    let (actor, made) = made.await?;
+    let (client, secret) = made.map_err(Refused::Failure)?;
+    let token_endpoint = format!("{}/oauth/token", console.origin);
+    let frame = frame(&actor, &client.org, "Second secret created");
+    Ok(show(&CreatedPage { frame, client, secret: Some(secret), token_endpoint }))
+}
+
+/// Drops the older of two secrets.
+pub(super) async fn drop_secret(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
+    let made = console.change(session, move |change, actor| {
+        of(change, actor, &org, &id)?;
+        client::drop_secret(change, actor, &id)
+    });
+    let (_, client) = made.await?;
+    Ok(back(&client.map_err(Refused::Failure)?.org, "clients"))
+}

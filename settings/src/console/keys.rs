@@ -1,0 +1,266 @@
+//! `API keys`
+
+use askama::Template;
+use axum::extract::{Path, Query, State};
+use serde::Deserialize;
+
+use super::frame::{Frame, Wrong};
+use super::sign_in::Form;
+use super::{Page, Refused, Session, Shared, show, show_again};
+use crate::access::Actor;
+use crate::clock::Moment;
+use crate::failure::Failure;
+use crate::records::api_key::{self, ApiKey, NewKey, Rolled};
+use crate::records::org;
+use crate::sql::{Range, Sql};
+
+const SECTION: &str = "API keys";
+/// Number of keys on a page.
+const PAGE: u32 = 100;
+
+/// Whether a key can be used.
+fn status(key: &ApiKey, now: &str) -> &'static str {
+    match &key.expires_at {
+        _ if key.revoked => "Revoked",
+        Some(end) if end.as_str() <= now => "Expired",
+        _ => "Active",
+    }
+}
+
+/// A key with its status.
+struct Shown {
+    key: ApiKey,
+    status: &'static str,
+}
+
+/// Which part of the list is wanted.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Wanted {
+    cursor: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "keys.html")]
+struct ListPage {
+    frame: Frame,
+    org: String,
+    keys: Vec<Shown>,
+    next: Option<String>,
+    is_first: bool,
+}
+
+/// The keys of an org.
+pub(super) async fn list(
+    State(console): Shared,
+    session: Session,
+    Path(org): Path<String>,
+    Query(wanted): Query<Wanted>,
+) -> Page {
+    let after = wanted.cursor.as_deref().and_then(Range::from_cursor);
+    let is_first = after.is_none();
+    let range = Range { after: after.unwrap_or_default(), limit: PAGE };
+    let name = org.clone();
+    let (actor, keys) = console.read(session, move |sql, actor| api_key::list(sql, actor, &name, &range)).await?;
+    let next = keys.items.last().filter(|_| keys.has_more).map(|key| Range::cursor(&[key.created_at.clone(), key.id.clone()]));
+    let now = actor.now.to_string();
+    let keys = keys.items.into_iter().map(|key| Shown { status: status(&key, &now), key }).collect();
+    Ok(show(&ListPage { frame: Frame::new(&actor, Some(&org), SECTION, "API Keys"), org, keys, next, is_first }))
+}
+
+/// The fields of a new key.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct Fields {
+    #[serde(default)]
+    name: String,
+    /// Separated by spaces, commas or lines. Empty: all connectors.
+    #[serde(default)]
+    connectors: String,
+    /// Days until the key expires. Empty: never.
+    #[serde(default)]
+    days: String,
+}
+
+#[derive(Template)]
+#[template(path = "key_new.html")]
+struct NewPage {
+    frame: Frame,
+    org: String,
+    fields: Fields,
+    wrong: Wrong,
+}
+
+/// The form for a new key.
+pub(super) async fn new(State(console): Shared, session: Session, Path(org): Path<String>) -> Page {
+    let name = org.clone();
+    let (actor, ()) = console.read(session, move |sql, actor| org::require_change(sql, actor, &name)).await?;
+    let fields = Fields { days: "90".to_owned(), ..Fields::default() };
+    Ok(show(&NewPage { frame: frame(&actor, &org, "Create API key"), org, fields, wrong: Wrong::default() }))
+}
+
+fn frame(actor: &Actor, org: &str, title: &str) -> Frame {
+    Frame::new(actor, Some(org), SECTION, title)
+}
+
+/// The words of a field that takes several.
+pub(super) fn words(text: &str) -> Vec<String> {
+    text.split([' ', ',', '\n', '\r', '\t']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+/// The end of a number of days from now.
+fn end(now: Moment, days: &str) -> Result<Option<Moment>, Failure> {
+    let days = days.trim();
+    if days.is_empty() {
+        return Ok(None);
+    }
+    let wrong = || Failure::of("days", "must be a number of days from 1 to 3650, or nothing");
+    let days: u32 = days.parse().ok().filter(|days| (1..=3650).contains(days)).ok_or_else(wrong)?;
+    now.plus(std::time::Duration::from_secs(u64::from(days).saturating_mul(24 * 60 * 60))).map(Some)
+}
+
+/// A new key, with ready-made lines for clients. It is shown only here.
+#[derive(Template)]
+#[template(path = "key_created.html")]
+struct CreatedPage {
+    frame: Frame,
+    key: ApiKey,
+    secret: String,
+    /// The URL at which clients call the gateway.
+    endpoint: String,
+    /// What happened to the key that this one replaces.
+    old: Option<String>,
+}
+
+impl CreatedPage {
+    fn new(actor: &Actor, key: ApiKey, secret: String, origin: &str, old: Option<String>) -> Self {
+        let connector = match key.connectors.as_deref() {
+            Some([one]) => format!("/{one}"),
+            _ => String::new(),
+        };
+        let endpoint = format!("{origin}/mcp/{}{connector}", key.org);
+        Self { frame: frame(actor, &key.org, "API key created"), key, secret, endpoint, old }
+    }
+
+    fn curl(&self) -> String {
+        self.filled(include_str!("../../templates/examples/curl.txt"))
+    }
+
+    fn python(&self) -> String {
+        self.filled(include_str!("../../templates/examples/python.txt"))
+    }
+
+    fn typescript(&self) -> String {
+        self.filled(include_str!("../../templates/examples/typescript.txt"))
+    }
+
+    fn config(&self) -> String {
+        self.filled(include_str!("../../templates/examples/config.txt"))
+    }
+
+    fn filled(&self, example: &str) -> String {
+        example.trim_end().replace("ENDPOINT", &self.endpoint).replace("API_KEY", &self.secret)
+    }
+}
+
+/// Creates a key.
+pub(super) async fn create(State(console): Shared, session: Session, Path(org): Path<String>, form: Form<Fields>) -> Page {
+    let (name, fields) = (org.clone(), form.0.clone());
+    let made = console.change(session, move |change, actor| {
+        org::require_change(change, actor, &name)?;
+        let (connectors, expires_at) = (words(&fields.connectors), end(actor.now, &fields.days)?);
+        api_key::create(change, actor, &NewKey { org: &name, name: fields.name.trim(), connectors: &connectors, expires_at })
+    });
+    Ok(match made.await? {
+        (actor, Ok((key, secret))) => show(&CreatedPage::new(&actor, key, secret, &console.origin, None)),
+        (actor, Err(failure)) => {
+            let frame = frame(&actor, &org, "Create API key");
+            show_again(&NewPage { frame, org, fields: form.0, wrong: failure.into() })
+        }
+    })
+}
+
+/// A key of this org that the actor may change.
+fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<ApiKey, Failure> {
+    org::require_change(sql, actor, org)?;
+    let key = api_key::show(sql, actor, id)?;
+    if key.org == org { Ok(key) } else { Err(api_key::unknown(id)) }
+}
+
+#[derive(Template)]
+#[template(path = "key_revoke.html")]
+struct RevokePage {
+    frame: Frame,
+    key: ApiKey,
+}
+
+/// Asks whether to revoke a key.
+pub(super) async fn confirm(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
+    let (actor, key) = console.read(session, move |sql, actor| of(sql, actor, &org, &id)).await?;
+    Ok(show(&RevokePage { frame: frame(&actor, &key.org, "Revoke API key"), key }))
+}
+
+/// Revokes a key.
+pub(super) async fn revoke(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
+    let made = console.change(session, move |change, actor| {
+        of(change, actor, &org, &id)?;
+        api_key::revoke(change, actor, &id)
+    });
+    let (_, key) = made.await?;
+    let key = key.map_err(Refused::Failure)?;
+    Ok(back(&key.org, "keys"))
+}
+
+/// Back to a list of an org.
+pub(super) fn back(org: &str, list: &str) -> axum::response::Response {
+    use axum::response::IntoResponse;
+    axum::response::Redirect::to(&format!("/orgs/{org}/{list}")).into_response()
+}
+
+/// How long the old key stays valid.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct RollFields {
+    overlap: String,
+}
+
+#[derive(Template)]
+#[template(path = "key_roll.html")]
+struct RollPage {
+    frame: Frame,
+    key: ApiKey,
+    wrong: Wrong,
+}
+
+/// Asks how to roll a key.
+pub(super) async fn ask_roll(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
+    let (actor, key) = console.read(session, move |sql, actor| of(sql, actor, &org, &id)).await?;
+    Ok(show(&RollPage { frame: frame(&actor, &key.org, "Roll API key"), key, wrong: Wrong::default() }))
+}
+
+/// Rolls a key.
+pub(super) async fn roll(
+    State(console): Shared,
+    session: Session,
+    Path((org, id)): Path<(String, String)>,
+    Form(fields): Form<RollFields>,
+) -> Page {
+    let again = session.clone();
+    let (of_org, of_id) = (org.clone(), id.clone());
+    let made = console.change(session, move |change, actor| {
+        of(change, actor, &of_org, &of_id)?;
+        let overlap = humantime::parse_duration(&fields.overlap);
+        let overlap = overlap.map_err(|_| Failure::of("overlap", "must be a duration such as 24h"))?;
+        api_key::roll(change, actor, &of_id, overlap)
+    });
+    match made.await? {
+        (actor, Ok(Rolled { new, key, old })) => {
+            let old = match (&old.revoked_at, &old.expires_at) {
+                (None, Some(end)) => format!("The old key {} stays valid until {end}.", old.id),
+                _ => format!("The old key {} is revoked.", old.id),
+            };
+            Ok(show(&CreatedPage::new(&actor, new, key, &console.origin, Some(old))))
+        }
+        (_, Err(failure)) => {
+            let (actor, key) = console.read(again, move |sql, actor| of(sql, actor, &org, &id)).await?;
+            Ok(show_again(&RollPage { frame: frame(&actor, &key.org, "Roll API key"), key, wrong: failure.into() }))
+        }
+    }
+}

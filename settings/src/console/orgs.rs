@@ -1,0 +1,117 @@
+//! `Organizations`
+
+use askama::Template;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Redirect};
+use serde::Deserialize;
+
+use super::frame::{Frame, Wrong};
+use super::keys::back;
+use super::sign_in::Form;
+use super::{Page, Session, Shared, show, show_again};
+use crate::failure::Failure;
+use crate::records::org::{self, Org};
+use crate::sql::Range;
+
+const SECTION: &str = "Organizations";
+/// Number of orgs on the page.
+const PAGE: u32 = 1_000;
+
+/// The first page of whoever is signed in.
+pub(super) async fn home(State(console): Shared, session: Session) -> Page {
+    let (actor, ()) = console.read(session, |_, _| Ok(())).await?;
+    Ok(match actor.role.org() {
+        Some(org) => back(org, "keys"),
+        None => Redirect::to("/orgs").into_response(),
+    })
+}
+
+/// The fields of a new org.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct Fields {
+    #[serde(default)]
+    name: String,
+}
+
+#[derive(Template)]
+#[template(path = "orgs.html")]
+struct ListPage {
+    frame: Frame,
+    orgs: Vec<Org>,
+    fields: Fields,
+    wrong: Wrong,
+}
+
+fn first() -> Range {
+    Range { limit: PAGE, ..Range::default() }
+}
+
+/// All orgs.
+pub(super) async fn list(State(console): Shared, session: Session) -> Page {
+    let (actor, orgs) = console
+        .read(session, |sql, actor| {
+            actor.check_operator()?;
+            org::list(sql, actor, &first())
+        })
+        .await?;
+    let frame = Frame::new(&actor, None, SECTION, "Organizations");
+    Ok(show(&ListPage { frame, orgs: orgs.items, fields: Fields::default(), wrong: Wrong::default() }))
+}
+
+/// Creates an org.
+pub(super) async fn create(State(console): Shared, session: Session, form: Form<Fields>) -> Page {
+    let (name, again) = (form.0.name.trim().to_owned(), session.clone());
+    let wrong_name = |failure: Failure| Wrong { field: "name", line: failure.sentence() };
+    match console.change(session, move |change, actor| org::create(change, actor, &name)).await? {
+        (_, Ok(org)) => Ok(back(&org.name, "keys")),
+        (_, Err(failure)) => {
+            let (actor, orgs) = console.read(again, |sql, actor| org::list(sql, actor, &first())).await?;
+            let frame = Frame::new(&actor, None, SECTION, "Organizations");
+            Ok(show_again(&ListPage { frame, orgs: orgs.items, fields: form.0, wrong: wrong_name(failure) }))
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "org_delete.html")]
+struct DeletePage {
+    frame: Frame,
+    org: Org,
+    wrong: Wrong,
+}
+
+/// Asks whether to delete an org.
+pub(super) async fn confirm(State(console): Shared, session: Session, Path(org): Path<String>) -> Page {
+    let asked = console.read(session, move |sql, actor| {
+        actor.check_operator()?;
+        org::show(sql, actor, &org)
+    });
+    let (actor, org) = asked.await?;
+    let frame = Frame::new(&actor, Some(&org.name), SECTION, "Delete organization");
+    Ok(show(&DeletePage { frame, org, wrong: Wrong::default() }))
+}
+
+/// Deletes an org, if its name was typed.
+pub(super) async fn delete(
+    State(console): Shared,
+    session: Session,
+    Path(org): Path<String>,
+    Form(fields): Form<Fields>,
+) -> Page {
+    let (name, again) = (org.clone(), session.clone());
+    let made = console.change(session, move |change, actor| {
+        actor.check_operator()?;
+        if fields.name.trim() != name {
+            return Err(Failure::of("name", format!("must be {name}, so that nothing is deleted by mistake")));
+        }
+        org::delete(change, actor, &name)
+    });
+    match made.await? {
+        (_, Ok(_)) => Ok(Redirect::to("/orgs").into_response()),
+        (_, Err(failure)) => {
+            let (actor, org) = console.read(again, move |sql, actor| org::show(sql, actor, &org)).await?;
+            let frame = Frame::new(&actor, Some(&org.name), SECTION, "Delete organization");
+            Ok(show_again(&DeletePage { frame, org, wrong: failure.into() }))
+        }
+    }
+}

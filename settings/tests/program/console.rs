@@ -1,0 +1,274 @@
+//! The console of `serve --console`, without a browser: what each person sees, and what the forms do.
+
+use serde_json::json;
+
+use crate::support::{Answer, Api, Settings};
+
+/// A person with a browser.
+struct Person<'a> {
+    api: &'a Api,
+    cookie: String,
+}
+
+const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
+const OWN: (&str, &str) = ("sec-fetch-site", "same-origin");
+
+/// The text of a field of a form.
+fn encoded(text: &str) -> String {
+    text.bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+fn send(api: &Api, method: &str, path: &str, headers: &[(&str, &str)], fields: &[(&str, &str)]) -> Answer {
+    let body: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+    api.send_to(&api.base.replace("/api/v1", ""), method, path, headers, body.join("&").as_bytes())
+}
+
+impl<'a> Person<'a> {
+    /// Signs in with a link.
+    fn with(api: &'a Api, url: &str) -> Self {
+        let link = url.split_once("link=").unwrap().1;
+        let begun = send(api, "POST", "/sign-in", &[FORM, OWN], &[("link", link)]);
+        assert_eq!((begun.status, begun.header("location")), (303, "/"), "{begun:?}");
+        let cookie = begun.header("set-cookie");
+        assert!(cookie.contains("; HttpOnly; SameSite=Lax") && !cookie.contains("Secure"), "{cookie}");
+        Self { api, cookie: cookie.split(';').next().unwrap().to_owned() }
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        send(self.api, "GET", path, &[("cookie", &self.cookie)], &[])
+    }
+
+    fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+        send(self.api, "POST", path, &[("cookie", &self.cookie), FORM, OWN], fields)
+    }
+}
+
+fn link(settings: &Settings, more: &[&str]) -> String {
+    settings.json(&[&["sign-in"], more].concat())["url"].as_str().unwrap().to_owned()
+}
+
+/// The secret in a field of a page.
+fn secret<'p>(page: &'p Answer, id: &str) -> &'p str {
+    let rest = page.text.split_once(&format!("id=\"{id}\" value=\"")).unwrap_or_else(|| panic!("{}", page.text)).1;
+    rest.split('"').next().unwrap()
+}
+
+#[test]
+fn an_administrator_creates_rolls_and_revokes_a_key() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    assert_eq!(operator.get("/").header("location"), "/orgs");
+    let added = operator.post("/orgs/acme/members", &[("email", "Ada@Example.com"), ("role", "admin")]);
+    assert_eq!(added.status, 303, "{added:?}");
+    let ada = Person::with(&api, &link(&settings, &["--member", "ada@example.com"]));
+    assert_eq!(ada.get("/").header("location"), "/orgs/acme/keys");
+    let empty = ada.get("/orgs/acme/keys");
+    assert!(empty.text.contains("No API keys yet. Create one to let an agent call <code>/mcp/acme</code>."), "{}", empty.text);
+
+    let name = "<b>\"ci\" & co</b>";
+    let made = ada.post("/orgs/acme/keys", &[("name", name), ("connectors", "github, jira"), ("days", "30")]);
+    let key = secret(&made, "key");
+    assert!(made.status == 200 && key.starts_with("apx_live_sk_"), "{made:?}");
+    assert!(made.text.contains("https://gateway.example.com/mcp/acme"), "{}", made.text);
+    let listed = ada.get("/orgs/acme/keys");
+    assert!(!listed.text.contains(key) && !listed.text.contains(name) && listed.text.contains("&#60;b&#62;"), "{}", listed.text);
+    for (fields, id, part) in [
+        ([("name", ""), ("days", "30")], "name-wrong", "This must be 1 to 200 visible characters."),
+        ([("name", "k"), ("days", "0")], "days-wrong", "This must be a number of days"),
+    ] {
+        let refused = ada.post("/orgs/acme/keys", &fields);
+        assert_eq!(refused.status, 422);
+        assert!(refused.text.contains(&format!("id=\"{id}\">{part}")), "{}", refused.text);
+    }
+    let stored = settings.json(&["key", "list", "--org", "acme"]);
+    assert_eq!((stored.as_array().unwrap().len(), &stored[0]["connectors"]), (1, &json!(["github", "jira"])));
+    let path = format!("/orgs/acme/keys/{}", stored[0]["id"].as_str().unwrap());
+    assert!(ada.get(&format!("{path}/roll")).text.contains("stays valid for"));
+    let rolled = ada.post(&format!("{path}/roll"), &[("overlap", "24h")]);
+    assert!(secret(&rolled, "key") != key && rolled.text.contains("stays valid until"), "{rolled:?}");
+    assert!(ada.get(&format!("{path}/revoke")).text.contains("is refused within a second"));
+    assert_eq!(ada.post(&format!("{path}/revoke"), &[]).status, 303);
+    let listed = ada.get("/orgs/acme/keys").text;
+    assert!(listed.contains("<span class=\"status revoked\">Revoked</span>"), "a revoked key stays visible: {listed}");
+    let audit = ada.get("/orgs/acme/audit").text;
+    assert!(audit.contains("key.revoke") && audit.contains("ada@example.com") && !audit.contains(key), "{audit}");
+}
+
+#[test]
+fn a_link_and_a_session_end() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    let url = link(&settings, &["--console", "https://settings.example.com/"]);
+    assert!(url.starts_with("https://settings.example.com/sign-in?link="), "{url}");
+    let operator = Person::with(&api, &url);
+    let used = url.split_once("link=").unwrap().1;
+    let again = send(&api, "POST", "/sign-in", &[FORM, OWN], &[("link", used)]);
+    assert!(again.header("set-cookie").is_empty() && again.text.contains("was used already"), "{again:?}");
+    assert!(send(&api, "GET", &format!("/sign-in?link={used}"), &[], &[]).header("set-cookie").is_empty());
+    let page = operator.get("/orgs");
+    assert_eq!((page.status, page.header("cache-control")), (200, "no-store"));
+    assert!(page.header("content-security-policy").starts_with("default-src 'none'; style-src 'self'; script-src 'self'"));
+    assert!(!page.text.contains("<script>") && !page.text.contains(" style=") && !page.text.contains(" onclick="));
+    let behind_tls = link(&settings, &[]);
+    let headers = [FORM, OWN, ("x-forwarded-proto", "https")];
+    let begun = send(&api, "POST", "/sign-in", &headers, &[("link", behind_tls.split_once("link=").unwrap().1)]);
+    assert!(begun.header("set-cookie").ends_with("; Secure"), "{begun:?}");
+
+    assert_eq!(operator.post("/sign-out", &[]).header("location"), "/sign-in");
+    assert_eq!(operator.get("/orgs").header("location"), "/sign-in", "the session has ended");
+    for (method, path) in [("GET", "/orgs/acme/keys"), ("POST", "/orgs/acme/keys"), ("GET", "/audit"), ("GET", "/")] {
+        let refused = send(&api, method, path, &[FORM, OWN, ("cookie", "apexmcp_session=nope")], &[("name", "k")]);
+        assert_eq!((refused.status, refused.header("location")), (303, "/sign-in"), "{method} {path}");
+    }
+    let database = settings.text(&["audit", "list", "--json"]);
+    assert!(database.contains("session.begin") && !database.contains(used) && !database.contains(&operator.cookie), "{database}");
+}
+
+/// Each page and form, for each person: another org is not found, a viewer changes nothing, and only operators see all orgs.
+#[test]
+fn a_member_sees_only_the_own_org_and_a_viewer_only_reads() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    settings.json(&["org", "create", "other"]);
+    let key = settings.json(&["key", "create", "--org", "other", "--name", "theirs"])["id"].as_str().unwrap().to_owned();
+    let own = settings.json(&["key", "create", "--org", "acme", "--name", "ours"])["id"].as_str().unwrap().to_owned();
+    let operator = Person::with(&api, &link(&settings, &[]));
+    for (email, role) in [("admin@example.com", "admin"), ("viewer@example.com", "viewer")] {
+        operator.post("/orgs/acme/members", &[("email", email), ("role", role)]);
+    }
+    let admin = Person::with(&api, &link(&settings, &["--member", "admin@example.com"]));
+    let viewer = Person::with(&api, &link(&settings, &["--member", "viewer@example.com"]));
+    for list in ["keys", "clients", "sso", "limits", "members", "audit"] {
+        for person in [&admin, &viewer] {
+            let page = person.get(&format!("/orgs/acme/{list}"));
+            assert!(
+                page.status == 200 && !page.text.contains("Organizations") && !page.text.contains("theirs"),
+                "{list} {page:?}"
+            );
+            assert_eq!(person.get(&format!("/orgs/other/{list}")).status, 404, "{list}");
+        }
+    }
+    for path in ["/orgs", "/signing-keys", "/audit", "/orgs/acme/delete"] {
+        assert_eq!((admin.get(path).status, viewer.get(path).status, operator.get(path).status), (403, 403, 200), "{path}");
+    }
+    let forms: &[(&str, &[(&str, &str)])] = &[
+        ("/orgs/acme/keys", &[("name", "k")]),
+        ("/orgs/acme/clients", &[("name", "c"), ("scopes", "mcp:call")]),
+        ("/orgs/acme/sso/configure", &[("issuer", "https://a"), ("jwks_uri", "https://a"), ("audience", "a")]),
+        ("/orgs/acme/members", &[("email", "x@example.com"), ("role", "admin")]),
+        ("/orgs/acme/members/remove", &[("email", "admin@example.com")]),
+        ("/orgs/acme/members/link", &[("email", "admin@example.com")]),
+        ("/orgs/acme/limits", &[("monthly_quota", "1")]),
+        ("/orgs/acme/delete", &[("name", "acme")]),
+        ("/orgs", &[("name", "new")]),
+        ("/signing-keys", &[]),
+        (&format!("/orgs/acme/keys/{own}/revoke"), &[]),
+        (&format!("/orgs/acme/keys/{own}/roll"), &[("overlap", "1h")]),
+    ];
+    for (path, fields) in forms {
+        assert_eq!(viewer.post(path, fields).status, 403, "{path}");
+        if path.contains("acme/") {
+            let answer = admin.post(&path.replace("acme", "other").replace(&own, &key), fields);
+            assert!([403, 404].contains(&answer.status), "{path}: {answer:?}");
+        }
+    }
+    assert_eq!(admin.post(&format!("/orgs/acme/keys/{key}/revoke"), &[]).status, 404, "a key is found only in its own org");
+    for path in ["/orgs/acme/limits", "/orgs/acme/delete", "/orgs", "/signing-keys"] {
+        assert_eq!(admin.post(path, &[("name", "acme"), ("monthly_quota", "1")]).status, 403, "{path}");
+    }
+    assert_eq!(settings.json(&["org", "list"]).as_array().unwrap().len(), 2);
+
+    // A member who is removed is signed out.
+    assert_eq!(admin.post("/orgs/acme/members/remove", &[("email", "viewer@example.com")]).status, 303);
+    assert_eq!(viewer.get("/orgs/acme/keys").header("location"), "/sign-in");
+    let invited = admin.post("/orgs/acme/members/link", &[("email", "admin@example.com")]);
+    Person::with(&api, secret(&invited, "link"));
+}
+
+/// A page of another site cannot send a form, with any of the methods that browsers have.
+#[test]
+fn forms_of_other_sites_are_refused() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    let host = api.base.strip_prefix("http://").unwrap().strip_suffix("/api/v1").unwrap().to_owned();
+    let own = format!("http://{host}");
+    let cookie = ("cookie", operator.cookie.as_str());
+    for (header, allowed) in [
+        (("sec-fetch-site", "same-origin"), true),
+        (("sec-fetch-site", "same-site"), false),
+        (("sec-fetch-site", "cross-site"), false),
+        (("sec-fetch-site", "none"), false),
+        (("origin", own.as_str()), true),
+        (("origin", "https://evil.example"), false),
+        (("origin", "null"), false),
+        (("x-nothing", "1"), false),
+    ] {
+        let answer = send(&api, "POST", "/orgs", &[cookie, FORM, header], &[("name", "made")]);
+        assert_eq!(answer.status != 403, allowed, "{header:?}: {answer:?}");
+        let url = link(&settings, &[]);
+        let begun = send(&api, "POST", "/sign-in", &[FORM, header], &[("link", url.split_once("link=").unwrap().1)]);
+        assert_eq!(begun.status == 303, allowed, "{header:?}: {begun:?}");
+    }
+    for method in ["PUT", "DELETE", "PATCH"] {
+        assert_eq!(send(&api, method, "/orgs", &[cookie, FORM], &[]).status, 403, "{method}");
+    }
+}
+
+#[test]
+fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    assert_eq!(operator.post("/orgs", &[("name", "beta")]).header("location"), "/orgs/beta/keys");
+    let wrong = operator.post("/orgs", &[("name", "a/b")]);
+    assert!(wrong.status == 422 && wrong.text.contains("id=\"name-wrong\""), "{wrong:?}");
+
+    let made = operator.post("/orgs/beta/clients", &[("name", "billing"), ("scopes", "mcp:call:github")]);
+    let (id, first) = (secret(&made, "client_id").to_owned(), secret(&made, "client_secret").to_owned());
+    assert!(made.text.contains("https://gateway.example.com/oauth/token") && first.starts_with("apx_secret_"), "{}", made.text);
+    let second = operator.post(&format!("/orgs/beta/clients/{id}/secrets"), &[]);
+    assert_ne!(secret(&second, "client_secret"), first);
+    assert!(operator.get("/orgs/beta/clients").text.contains("Two secrets"));
+    assert_eq!(operator.post(&format!("/orgs/beta/clients/{id}/secrets/drop"), &[]).status, 303);
+    assert_eq!(operator.post(&format!("/orgs/beta/clients/{id}/revoke"), &[]).status, 303);
+    let refused = operator.post("/orgs/beta/clients", &[("name", "x"), ("scopes", "nope")]);
+    assert!(refused.text.contains("id=\"scopes-wrong\">This &#34;nope&#34; must be mcp:call"), "{}", refused.text);
+
+    let limits = [("requests", "600"), ("per", "minute"), ("burst", ""), ("monthly_quota", "1000")];
+    assert_eq!(operator.post("/orgs/beta/limits", &limits).status, 303);
+    let shown = settings.json(&["limits", "show", "--org", "beta"])["limits"].clone();
+    assert_eq!(shown, json!({"rate": {"requests": 600, "per": "minute"}, "monthly_quota": 1000}));
+    assert!(operator.get("/orgs/beta/limits").text.contains("value=\"600\""));
+    assert_eq!(operator.post("/orgs/beta/limits", &[("requests", "x"), ("per", "day")]).status, 422);
+
+    assert_eq!(operator.post("/signing-keys", &[]).status, 303);
+    let keys = settings.json(&["signing-key", "list"]);
+    let [old, new] = [0, 1].map(|index: usize| keys[index]["kid"].as_str().unwrap().to_owned());
+    assert_eq!(operator.post(&format!("/signing-keys/{old}/remove"), &[]).status, 409, "it signs");
+    assert_eq!(operator.post(&format!("/signing-keys/{new}/use"), &[]).status, 303);
+    assert_eq!(operator.post(&format!("/signing-keys/{old}/remove"), &[]).status, 303);
+
+    let provider = [("issuer", "https://localhost/"), ("jwks_uri", "https://localhost/keys"), ("audience", "a")];
+    let private = operator.post("/orgs/beta/sso/configure", &provider);
+    assert!(private.status == 422 && private.text.contains("id=\"issuer-wrong\""), "{}", private.text);
+    let checked = operator.post("/orgs/beta/sso/configure", &[&provider[..], &[("private", "on")]].concat());
+    assert!(checked.text.contains("Nothing was saved, because a check failed"), "{}", checked.text);
+    assert_eq!(
+        operator.post("/orgs/beta/sso/configure", &[&provider[..], &[("private", "on"), ("force", "on")]].concat()).status,
+        303
+    );
+    let saved = settings.json(&["sso", "list", "--org", "beta"]);
+    assert_eq!(saved[0]["audience"], json!(["a"]));
+    let path = format!("/orgs/beta/sso/{}/remove", saved[0]["id"].as_str().unwrap());
+    assert!(operator.get(&path).status == 200 && operator.post(&path, &[]).status == 303);
+
+    assert_eq!(operator.post("/orgs/beta/delete", &[("name", "bet")]).status, 422);
+    assert_eq!(operator.post("/orgs/beta/delete", &[("name", "beta")]).header("location"), "/orgs");
+    assert_eq!(operator.get("/orgs/beta/keys").status, 404);
+    assert!(operator.get("/audit?action=org.delete").text.contains("beta"));
+    assert_eq!(operator.get("/nothing").status, 404);
+}

@@ -1,0 +1,155 @@
+// A person in Chromium who walks through the console: looks at every page on a screen, in the dark and on a phone, creates an
+// API key, waits until the gateway admits it, revokes it, and waits until the gateway refuses it.
+//
+//   node walk.mjs CONSOLE SIGN-IN-LINK ENDPOINT PROFILE [without-scripts]
+//
+// CONSOLE is the origin of the console, ENDPOINT the URL of the org at the gateway, PROFILE a folder for Chromium. Prints a
+// list of problems in JSON. Uses the Chrome DevTools protocol.
+
+import { spawn } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+
+const [origin, link, endpoint, profile, scripts] = process.argv.slice(2);
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const problems = [];
+
+const flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"];
+const chromium = spawn("chromium", [...flags, "--remote-debugging-port=0", `--user-data-dir=${profile}`, "about:blank"], {
+  stdio: ["ignore", "ignore", "pipe"],
+});
+process.on("exit", () => chromium.kill());
+const devtools = await new Promise((resolve) => {
+  let said = "";
+  chromium.stderr.on("data", (text) => {
+    said += text;
+    const found = /ws:\/\/\S+/.exec(said);
+    if (found) resolve(found[0]);
+  });
+});
+
+const socket = new WebSocket(devtools);
+await new Promise((resolve) => { socket.onopen = resolve; });
+const answers = new Map();
+let loaded = () => {};
+socket.onmessage = ({ data }) => {
+  const message = JSON.parse(data);
+  if (message.method === "Page.loadEventFired") loaded();
+  answers.get(message.id)?.(message);
+};
+let number = 0;
+let sessionId;
+function ask(method, params = {}) {
+  const id = ++number;
+  socket.send(JSON.stringify({ id, method, params, sessionId }));
+  return new Promise((resolve, reject) => {
+    answers.set(id, ({ result, error }) => (error ? reject(new Error(`${method}: ${error.message}`)) : resolve(result)));
+  });
+}
+
+const { targetId } = await ask("Target.createTarget", { url: "about:blank" });
+({ sessionId } = await ask("Target.attachToTarget", { targetId, flatten: true }));
+await ask("Page.enable");
+if (scripts === "without-scripts") await ask("Emulation.setScriptExecutionDisabled", { value: true });
+
+// Runs an expression in the page. This also works if the page's own scripts are disabled.
+async function inPage(expression) {
+  const { result, exceptionDetails } = await ask("Runtime.evaluate", { expression, awaitPromise: true, returnByValue: true });
+  if (exceptionDetails) throw new Error(`${expression.slice(0, 80)}: ${exceptionDetails.exception?.description}`);
+  return result.value;
+}
+
+async function andWait(action) {
+  const load = new Promise((resolve) => { loaded = resolve; });
+  await action();
+  await load;
+}
+const open = (path) => andWait(() => ask("Page.navigate", { url: new URL(path, origin).href }));
+const click = (selector) => andWait(() => inPage(`document.querySelector(${JSON.stringify(selector)}).click()`));
+const type = (selector, text) =>
+  inPage(`document.querySelector(${JSON.stringify(selector)}).value = ${JSON.stringify(text)}`);
+
+const screens = [
+  ["screen", 1280, "light"],
+  ["dark", 1280, "dark"],
+  ["phone", 360, "light"],
+];
+
+async function look(page) {
+  for (const [name, width, scheme] of screens) {
+    await ask("Emulation.setDeviceMetricsOverride", { width, height: 800, deviceScaleFactor: 1, mobile: width < 500 });
+    await ask("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
+    const wide = await inPage("document.documentElement.scrollWidth - innerWidth");
+    if (wide > 0) problems.push(`${page}, ${name}: ${wide} pixels too wide`);
+    if (scripts) continue;
+    await inPage(axe);
+    const found = await inPage("axe.run().then(({ violations }) => violations.map(({ id, nodes }) => `${id}: ${nodes[0].html}`))");
+    problems.push(...found.map((violation) => `${page}, ${name}: ${violation}`));
+  }
+}
+
+async function visit(page, path) {
+  await open(path);
+  await look(page);
+}
+
+const list = { jsonrpc: "2.0", id: 1, method: "tools/list", params: {} };
+async function untilStatus(key, status) {
+  for (;;) {
+    const headers = { "x-api-key": key, "content-type": "application/json" };
+    const answer = await fetch(endpoint, { method: "POST", body: JSON.stringify(list), headers });
+    if (answer.status === status) return;
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+await visit("sign-in", "/sign-in");
+await visit("sign-in by a link", link);
+await click("main button");
+const pages = {
+  "API keys": "keys",
+  "API keys, empty": "../other/keys",
+  "Create API key": "keys/new",
+  "OAuth clients": "clients",
+  "Create OAuth client": "clients/new",
+  SSO: "sso",
+  "Configure BYOIDP": "sso/configure",
+  "Limits and usage": "limits",
+  Members: "members",
+  "Audit log": "audit",
+  Organizations: "..",
+  "Signing keys": "/signing-keys",
+  "All changes": "/audit",
+  "Delete organization": "delete",
+  "Not found": "/nothing",
+};
+for (const [page, path] of Object.entries(pages)) {
+  await visit(page, new URL(path, `${origin}/orgs/acme/`).pathname.replace(/\/orgs\/$/, "/orgs"));
+}
+
+const name = `agent-${scripts ?? "with-scripts"}`;
+await open("/orgs/acme/keys/new");
+await type("#name", name);
+await type("#days", "x");
+await click("main form button");
+await look("Create API key, refused");
+if (!(await inPage("document.querySelector('#days-wrong')?.textContent"))) problems.push("a wrong field has no message");
+await type("#days", "30");
+await click("main form button");
+await look("API key created");
+const key = await inPage("document.querySelector('#key').value");
+const shown = await inPage("[...document.querySelectorAll('[data-copy]')].filter((button) => !button.hidden).length");
+if (scripts ? shown !== 0 : shown === 0) problems.push(`${shown} buttons to copy`);
+await untilStatus(key, 200);
+await open("/orgs/acme/keys");
+if (await inPage(`document.documentElement.outerHTML.includes(${JSON.stringify(key)})`)) problems.push("the key is shown again");
+const id = await inPage(
+  `[...document.querySelectorAll("tbody tr")].find((row) => row.querySelector("th").firstChild.data === "${name}").querySelector(".id").innerText`,
+);
+await visit("Roll API key", `/orgs/acme/keys/${id}/roll`);
+await visit("Revoke API key", `/orgs/acme/keys/${id}/revoke`);
+await click("main button");
+await untilStatus(key, 401);
+
+console.log(JSON.stringify(problems));
+process.exit(0);
