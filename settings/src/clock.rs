@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use apexmcp_core::time::UnixTime;
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
 use crate::failure::{Failure, Reason};
@@ -53,6 +54,12 @@ impl Moment {
     fn rounded(timestamp: Timestamp, mode: RoundMode) -> Self {
         let whole = TimestampRound::new().smallest(Unit::Second).mode(mode);
         Self(timestamp.round(whole).unwrap_or(timestamp))
+    }
+}
+
+impl From<Moment> for UnixTime {
+    fn from(moment: Moment) -> Self {
+        Self::from_secs(moment.0.as_second().try_into().unwrap_or(0))
     }
 }
 

@@ -17,6 +17,7 @@ use ureq::http::Uri;
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use utoipa::ToSchema;
 
 use crate::address::is_public;
 use crate::failure::{Failure, Reason};
@@ -27,6 +28,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_LENGTH: u64 = 256 << 10;
 /// Maximum length of a URL. Real ones stay below 200 characters.
 const MAX_URL_LENGTH: usize = 2048;
+/// Maximum number of keys that [`published`] describes. The gateway accepts no more in a key set.
+const MAX_SHOWN_KEYS: usize = 100;
 /// The `Accept` header for metadata documents. It accepts every type, because a document is judged by its content.
 const ACCEPT_METADATA: &str = "application/json, */*;q=0.1";
 /// Suffixes of names that exist only within a network: RFC 6761, RFC 6762, RFC 8375, and those of clouds and clusters.
@@ -141,6 +144,17 @@ pub fn wrong_with_keys(jwks_uri: &str, reach: Reach) -> Option<String> {
     }
 }
 
+/// Fetches the keys at `jwks_uri`. The error says why there are none.
+///
+/// # Errors
+/// If the gateway could not use what is there, or must not fetch it.
+pub fn keys(jwks_uri: &str, reach: Reach) -> Result<JwkSet, String> {
+    let url = JwksUri::parse(jwks_uri).map_err(ToOwned::to_owned)?;
+    judge_url("jwks_uri", &url, reach).map_err(|failure| failure.detail())?;
+    let body = fetch(&agent(reach, Arc::default()), jwks_uri, jwks::ACCEPT)?;
+    JwkSet::parse(&body).map_err(|why| format!("is not a key set for RS256: {why}"))
+}
+
 /// Fetches the keys at `jwks_uri` and reports whether they are usable.
 fn fetch_keys(agent: &Agent, jwks_uri: &str) -> Finding {
     match fetch(agent, jwks_uri, jwks::ACCEPT) {
@@ -156,7 +170,7 @@ fn fetch_keys(agent: &Agent, jwks_uri: &str) -> Finding {
 fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>) -> Result<Option<Vec<String>>, Failure> {
     let was_private = Arc::new(AtomicBool::new(false));
     let agent = agent(reach, Arc::clone(&was_private));
-    let metadata = is_url(issuer).then(|| discover(&agent, issuer, jwks_uri, findings)).flatten();
+    let metadata = is_url(issuer).then(|| compare(&agent, issuer, jwks_uri, findings)).flatten();
     let list = |member: &str| {
         let values = metadata.as_ref()?.get(member)?.as_array()?;
         Some(values.iter().filter_map(|value| Some(value.as_str()?.to_owned())).collect::<Vec<_>>())
@@ -184,8 +198,9 @@ fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>)
     }
 }
 
-/// Fetches the metadata as in OpenID Connect Discovery §4, or else as in RFC 8414 §3, and compares it with the options.
-fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>) -> Option<Value> {
+/// Fetches the metadata as in OpenID Connect Discovery §4, or else as in RFC 8414 §3. Returns its URL with it. The error says why
+/// there is none.
+fn metadata(agent: &Agent, issuer: &str) -> Result<(String, Value), String> {
     let base = issuer.trim_end_matches('/');
     let oidc = format!("{base}/.well-known/openid-configuration");
     let oauth = base.split_once("://").map(|(scheme, rest)| {
@@ -197,16 +212,19 @@ fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Find
         let oauth = oauth.ok_or_else(|| why.clone())?;
         fetch(agent, &oauth, ACCEPT_METADATA).map(|body| (oauth, body)).map_err(|_| why)
     });
-    let (url, body) = match document {
+    let (url, body) = document.map_err(|why| format!("{oidc} {why}"))?;
+    let read = serde_json::from_slice::<Value>(without_byte_order_mark(&body));
+    read.map(|document| (url.clone(), document)).map_err(|_| format!("{url} is not JSON"))
+}
+
+/// Compares the metadata of an issuer with a record.
+fn compare(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>) -> Option<Value> {
+    let (url, document) = match metadata(agent, issuer) {
         Ok(found) => found,
         Err(why) => {
-            findings.push(Finding::new(false, format!("{oidc} {why}")));
+            findings.push(Finding::new(false, why));
             return None;
         }
-    };
-    let Ok(document) = serde_json::from_slice::<Value>(without_byte_order_mark(&body)) else {
-        findings.push(Finding::new(false, format!("{url} is not JSON")));
-        return None;
     };
     for (member, expected) in [("issuer", issuer), ("jwks_uri", jwks_uri)] {
         let found = document.get(member).and_then(Value::as_str);
@@ -217,6 +235,91 @@ fn discover(agent: &Agent, issuer: &str, jwks_uri: &str, findings: &mut Vec<Find
         });
     }
     Some(document)
+}
+
+/// What an identity provider publishes.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub struct Published {
+    /// `issuer` of its metadata. The `iss` claim of its tokens is the same.
+    pub issuer: Option<String>,
+    /// `jwks_uri` of its metadata.
+    pub jwks_uri: Option<String>,
+    /// `scopes_supported` of its metadata.
+    pub scopes_supported: Option<Vec<String>>,
+    pub keys: Vec<PublishedKey>,
+    /// What is wrong.
+    pub problems: Vec<String>,
+}
+
+/// A key of an identity provider.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PublishedKey {
+    pub kid: Option<String>,
+    /// The algorithm for which the key is, or else its type.
+    pub alg: Option<String>,
+    /// Why the gateway cannot use the key. Null: it can.
+    pub problem: Option<String>,
+}
+
+impl PublishedKey {
+    fn of(key: &Value) -> Self {
+        let text = |member: &str| key.get(member).and_then(Value::as_str).map(str::to_owned);
+        let alone = serde_json::json!({ "keys": [key] }).to_string();
+        let problem = JwkSet::parse(alone.as_bytes()).err().map(|error| error.to_string());
+        Self { kid: text("kid"), alg: text("alg").or_else(|| text("kty")), problem }
+    }
+}
+
+/// Fetches what a provider publishes, of which only the issuer is known.
+///
+/// # Errors
+/// If the issuer is no URL, or one of the URLs leads to an address that `reach` does not allow. Other problems are in the result.
+pub fn published(issuer: &str, reach: Reach) -> Result<Published, Failure> {
+    if !is_url(issuer) {
+        return Err(Failure::of("issuer", "must be a URL; without one, write the JWKS URI yourself"));
+    }
+    let url = JwksUri::parse(issuer).map_err(|wrong| Failure::of("issuer", wrong.to_string()))?;
+    let mut problems: Vec<String> = judge_url("issuer", &url, reach)?.into_iter().map(|finding| finding.finding).collect();
+    let was_private = Arc::new(AtomicBool::new(false));
+    let agent = agent(reach, Arc::clone(&was_private));
+    let mut found = Published::default();
+    match metadata(&agent, issuer) {
+        Err(why) => problems.push(why),
+        Ok((url, document)) => {
+            let text = |member: &str| document.get(member).and_then(Value::as_str).map(str::to_owned);
+            (found.issuer, found.jwks_uri) = (text("issuer"), text("jwks_uri"));
+            let scopes = document.get("scopes_supported").and_then(Value::as_array);
+            found.scopes_supported =
+                scopes.map(|scopes| scopes.iter().filter_map(|scope| Some(scope.as_str()?.to_owned())).collect());
+            if found.issuer.as_deref() != Some(issuer) {
+                let named = found.issuer.as_deref().unwrap_or("none");
+                problems.push(format!("{url} names the issuer {named}: use that one, exactly as it is"));
+            }
+            match &found.jwks_uri {
+                None => problems.push(format!("{url} names no jwks_uri")),
+                Some(uri) => {
+                    let parsed = JwksUri::parse(uri).map_err(|wrong| Failure::of("jwks_uri", wrong.to_string()))?;
+                    problems.extend(judge_url("jwks_uri", &parsed, reach)?.map(|finding| finding.finding));
+                    match fetch(&agent, uri, jwks::ACCEPT) {
+                        Err(why) => problems.push(format!("{uri} {why}")),
+                        Ok(body) => {
+                            let keys = serde_json::from_slice::<Value>(without_byte_order_mark(&body)).unwrap_or_default();
+                            let keys = keys.get("keys").and_then(Value::as_array);
+                            found.keys = keys.into_iter().flatten().take(MAX_SHOWN_KEYS).map(PublishedKey::of).collect();
+                            if let Err(why) = JwkSet::parse(&body) {
+                                problems.push(format!("{uri} is not a key set for RS256: {why}"));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    if was_private.load(Ordering::Relaxed) {
+        let line = format!("issuer or jwks_uri leads to an address outside of the public Internet: {INTO_THE_NETWORK}");
+        return Err(Failure::new(Reason::PrivateAddress, line).hint(ALLOW));
+    }
+    Ok(Published { problems, ..found })
 }
 
 /// Fetches the body of a 200. The error says why there is none.

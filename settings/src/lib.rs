@@ -15,6 +15,7 @@ pub mod database;
 pub mod document;
 pub mod ecds;
 pub mod encryption;
+pub mod explain;
 pub mod failure;
 pub mod issuer;
 mod json;

@@ -114,6 +114,7 @@ const pages = {
   "Create OAuth client": "clients/new",
   SSO: "sso",
   "Configure BYOIDP": "sso/configure",
+  "Why was this token refused?": "sso/explain",
   "Limits and usage": "limits",
   Members: "members",
   "Audit log": "audit",

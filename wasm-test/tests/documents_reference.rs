@@ -680,6 +680,8 @@ const UNLISTED: &[(&str, &str)] = &[
     ("core/src/oauth/discovery.rs", "MAX_AGE"),
     ("core/src/origin.rs", "MAX_AGE"),
     ("settings/src/database/pool.rs", "MAX_WAIT"),
+    ("settings/src/explain.rs", "MAX_FETCHES"),
+    ("settings/src/issuer.rs", "MAX_SHOWN_KEYS"),
     ("settings/src/sql.rs", "MAX_PART_LENGTH"),
 ];
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::call::{Body, Call, Page, PageQuery};
+use super::keys::present;
 use super::problem::Problem;
 use super::{Items, Made, Path, Shared};
 use crate::access::Actor;
@@ -87,6 +88,35 @@ fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<Client, Failu
 #[utoipa::path(get, path = "/orgs/{org}/clients/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the client")), responses((status = 200, body = Client)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn show(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
     api.show(call, move |sql, actor| of(sql, actor, &org, &id)).await
+}
+
+/// Changes of an OAuth client. An absent member stays as it is.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClientChanges {
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>, nullable = false)]
+    name: Option<String>,
+    /// The scopes that its tokens may have. Tokens that it has keep theirs.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<Vec<String>>, nullable = false)]
+    scopes: Option<Vec<String>>,
+}
+
+/// Changes an OAuth client.
+#[utoipa::path(patch, path = "/orgs/{org}/clients/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the client")), request_body = ClientChanges, responses((status = 200, body = Client)), extensions(("x-role" = json!("admin"))))]
+pub(super) async fn update(
+    State(api): Shared,
+    call: Call,
+    Path((org, id)): Path<(String, String)>,
+    body: Body<ClientChanges>,
+) -> Result<Response, Problem> {
+    api.change(call, body.digest, move |change, actor, call| {
+        call.check(&json!(of(change, actor, &org, &id)?))?;
+        let ClientChanges { name, scopes } = &body.value;
+        Ok(Made::ok(client::update(change, actor, &id, name.as_deref(), scopes.as_deref())?))
+    })
+    .await
 }
 
 /// Revokes an OAuth client and all its tokens. Gateways refuse them within a second.

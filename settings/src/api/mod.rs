@@ -6,8 +6,10 @@ mod admin_tokens;
 mod audit;
 mod call;
 mod clients;
+mod explain;
 mod keys;
 mod limits;
+mod members;
 mod openapi;
 mod orgs;
 mod problem;
@@ -50,6 +52,8 @@ const BASE: &str = "/api/v1";
 #[derive(Debug)]
 pub(crate) struct Api {
     pool: Arc<Pool>,
+    /// The gateway's public origin.
+    origin: String,
 }
 
 type Shared = axum::extract::State<Arc<Api>>;
@@ -136,8 +140,8 @@ impl<T> Items<T> {
 }
 
 impl Api {
-    pub(crate) fn new(pool: Arc<Pool>) -> Arc<Self> {
-        Arc::new(Self { pool })
+    pub(crate) fn new(pool: Arc<Pool>, origin: String) -> Arc<Self> {
+        Arc::new(Self { pool, origin })
     }
 
     /// Answers a question about the records.
@@ -201,13 +205,16 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(keys::revoke))
         .routes(routes!(keys::roll))
         .routes(routes!(clients::list, clients::create))
-        .routes(routes!(clients::show))
+        .routes(routes!(clients::show, clients::update))
         .routes(routes!(clients::revoke))
         .routes(routes!(clients::add_secret, clients::drop_secret))
         .routes(routes!(providers::list, providers::create))
+        .routes(routes!(providers::discover))
         .routes(routes!(providers::show, providers::replace, providers::delete))
         .routes(routes!(limits::show, limits::replace))
+        .routes(routes!(explain::explain))
         .routes(routes!(tokens::revoke))
+        .routes(routes!(members::list, members::add, members::remove))
         .routes(routes!(audit::list))
         .routes(routes!(signing_keys::list, signing_keys::create))
         .routes(routes!(signing_keys::delete))

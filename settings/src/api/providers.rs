@@ -14,7 +14,8 @@ use super::{Api, Items, Made, Path, Shared};
 use crate::access::Actor;
 use crate::clock::Moment;
 use crate::failure::{Failure, Reason};
-use crate::issuer::Reach;
+use crate::issuer::{self, Published, Reach};
+use crate::records::org;
 use crate::records::provider::{self, Provider};
 use crate::service::{self, Wanted};
 use crate::sql::Sql;
@@ -48,6 +49,35 @@ pub(super) struct NewProvider {
     /// Allow addresses outside of the public Internet, and http. Only for operators.
     #[serde(default)]
     allow_private_address: bool,
+}
+
+/// An issuer of which nothing else is known.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Issuer {
+    /// Its URL.
+    issuer: String,
+    /// Allow addresses outside of the public Internet, and http. Only for operators.
+    #[serde(default)]
+    allow_private_address: bool,
+}
+
+/// Fetches what an identity provider publishes. Nothing is saved.
+#[utoipa::path(post, path = "/orgs/{org}/identity-providers/discover", params(("org" = String, Path, description = "The name of the org")), request_body = Issuer, responses((status = 200, body = Published)), extensions(("x-role" = json!("admin"))))]
+pub(super) async fn discover(
+    State(api): Shared,
+    call: Call,
+    Path(org): Path<String>,
+    body: Body<Issuer>,
+) -> Result<Json<Published>, Problem> {
+    let Issuer { issuer, allow_private_address } = body.value;
+    api.read(call, move |sql, actor| {
+        org::require_change(sql, actor, &org)?;
+        if allow_private_address { actor.check_operator() } else { Ok(()) }
+    })
+    .await?;
+    let reach = if allow_private_address { Reach::Anywhere } else { Reach::Public };
+    Ok(Json(api.pool.run_aside(move || issuer::published(&issuer, reach)).await?))
 }
 
 /// Checks what an identity provider publishes, then accepts its tokens.

@@ -5,6 +5,7 @@
 
 mod audit;
 mod clients;
+mod explain;
 mod frame;
 mod keys;
 mod limits;
@@ -225,6 +226,8 @@ pub(crate) fn router(console: Arc<Console>) -> Router {
         .route("/orgs/{org}/clients/{id}/secrets/drop", post(clients::drop_secret))
         .route("/orgs/{org}/sso", get(providers::list))
         .route("/orgs/{org}/sso/configure", get(providers::form).post(providers::configure))
+        .route("/orgs/{org}/sso/discover", post(providers::discover))
+        .route("/orgs/{org}/sso/explain", get(explain::form).post(explain::explain))
         .route("/orgs/{org}/sso/{id}/remove", get(providers::confirm).post(providers::remove))
         .route("/orgs/{org}/limits", get(limits::page).post(limits::set))
         .route("/orgs/{org}/members", get(members::list).post(members::add))

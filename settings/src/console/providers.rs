@@ -10,7 +10,7 @@ use super::sign_in::Form;
 use super::{Console, Page, Refused, Session, Shared, is_of_form, show, show_again};
 use crate::access::Actor;
 use crate::failure::{Failure, Reason};
-use crate::issuer::{Finding, Reach};
+use crate::issuer::{self, Finding, Published, Reach};
 use crate::records::org;
 use crate::records::provider::{self, Provider};
 use crate::service::{self, Wanted};
@@ -65,8 +65,10 @@ struct FormPage {
     org: String,
     fields: Fields,
     wrong: Wrong,
-    /// What the provider publishes.
+    /// What the checks found.
     findings: Vec<Finding>,
+    /// What the provider publishes.
+    published: Option<Published>,
 }
 
 /// Which provider is changed.
@@ -102,7 +104,32 @@ pub(super) async fn form(
         ..Fields::default()
     });
     let (frame, wrong) = (frame(&actor, &org, "Configure BYOIDP"), Wrong::default());
-    Ok(show(&FormPage { frame, org, fields, wrong, findings: Vec::new() }))
+    Ok(show(&FormPage { frame, org, fields, wrong, findings: Vec::new(), published: None }))
+}
+
+/// Shows what a provider publishes, and fills the form with it.
+pub(super) async fn discover(State(console): Shared, session: Session, Path(org): Path<String>, form: Form<Fields>) -> Page {
+    let Form(mut fields) = form;
+    let (name, is_private) = (org.clone(), fields.private == "on");
+    let asked = console.read(session, move |sql, actor| {
+        org::require_change(sql, actor, &name)?;
+        if is_private { actor.check_operator() } else { Ok(()) }
+    });
+    let (actor, ()) = asked.await?;
+    let issuer = fields.issuer.trim().to_owned();
+    let reach = if is_private { Reach::Anywhere } else { Reach::Public };
+    let (frame, findings) = (frame(&actor, &org, "Configure BYOIDP"), Vec::new());
+    match console.pool.run_aside(move || issuer::published(&issuer, reach)).await {
+        Ok(published) => {
+            fields.jwks_uri = published.jwks_uri.clone().unwrap_or(fields.jwks_uri);
+            let (wrong, published) = (Wrong::default(), Some(published));
+            Ok(show(&FormPage { frame, org, fields, wrong, findings, published }))
+        }
+        Err(failure) if is_of_form(&failure) => {
+            Ok(show_again(&FormPage { frame, org, fields, wrong: failure.into(), findings, published: None }))
+        }
+        Err(failure) => Err(failure.into()),
+    }
 }
 
 /// What became of a form.
@@ -119,8 +146,12 @@ pub(super) async fn configure(State(console): Shared, session: Session, Path(org
     let frame = frame(&actor, &org, "Configure BYOIDP");
     Ok(match saved {
         Ok(Outcome::Saved) => back(&org, "sso"),
-        Ok(Outcome::Checked(findings)) => show_again(&FormPage { frame, org, fields: form.0, wrong: Wrong::default(), findings }),
-        Err(failure) => show_again(&FormPage { frame, org, fields: form.0, wrong: failure.into(), findings: Vec::new() }),
+        Ok(Outcome::Checked(findings)) => {
+            show_again(&FormPage { frame, org, fields: form.0, wrong: Wrong::default(), findings, published: None })
+        }
+        Err(failure) => {
+            show_again(&FormPage { frame, org, fields: form.0, wrong: failure.into(), findings: Vec::new(), published: None })
+        }
     })
 }
 

@@ -146,6 +146,31 @@ pub(crate) fn unknown(client_id: &str) -> Failure {
         .hint("Run 'apexmcp client list --org ORG' to see the ids")
 }
 
+/// Changes the name or the scopes of a client. `None`: the value stays as it is.
+///
+/// # Errors
+/// If the client does not exist or is revoked, or a value is not allowed.
+pub fn update(
+    change: &Change<'_>,
+    actor: &Actor,
+    client_id: &str,
+    name: Option<&str>,
+    scopes: Option<&[String]>,
+) -> Result<Client, Failure> {
+    let client = in_force(change, actor, client_id)?;
+    let (name, scopes) = (name.unwrap_or(&client.name), scopes.unwrap_or(&client.scopes));
+    check_name(name)?;
+    check_scopes("scopes", scopes)?;
+    change.execute(
+        "UPDATE oauth_clients SET name = ?, scopes = ? WHERE client_id = ?",
+        values![name, json!(scopes).to_string(), client_id],
+    )?;
+    let details = json!({"name": name, "scopes": scopes});
+    let record = Record { action: "client.update", org: Some(&client.org), subject: client_id, details, check: Check::Addition };
+    change.record(actor, &record)?;
+    show(change, actor, client_id)
+}
+
 /// Adds a second secret. The first one stays valid. The secret itself is only returned: the database keeps its hash.
 ///
 /// # Errors

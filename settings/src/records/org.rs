@@ -118,7 +118,7 @@ fn exists(connection: &dyn Sql, name: &str) -> Result<bool, Failure> {
     sql::exists(connection, "SELECT 1 AS one FROM orgs WHERE name = ?", values![name])
 }
 
-pub(super) fn unknown(name: &str) -> Failure {
+pub(crate) fn unknown(name: &str) -> Failure {
     Failure::new(Reason::NotFound, format!("no org has the name {name:?}"))
         .hint("Run 'apexmcp org list' to see the names, or 'apexmcp org create' to create it")
 }

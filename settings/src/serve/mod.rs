@@ -121,8 +121,8 @@ pub fn run(
         let gateways = serve(listener, routes::router(Arc::new(service)), MAX_CONNECTIONS, stopping.clone());
         let api = async {
             if let Some((listener, _)) = console {
-                let console = Console::new(Arc::clone(&pool), origin);
-                let router = console::router(console).merge(api::router(Api::new(Arc::clone(&pool))));
+                let console = Console::new(Arc::clone(&pool), origin.clone());
+                let router = console::router(console).merge(api::router(Api::new(Arc::clone(&pool), origin)));
                 serve(listener, router, MAX_API_CONNECTIONS, stopping).await;
             }
         };

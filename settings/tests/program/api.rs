@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use apexmcp_core::testing::{jwk_set, sign};
 use serde_json::{Value, json};
 
 use crate::support::{Api, Settings, website};
@@ -74,6 +75,14 @@ fn the_records_of_an_org_are_managed() {
     let second = api.post(&format!("{path}/secrets"), &Value::Null);
     assert!(second.status == 201 && second.json["client_secret"] != *secret, "{second:?}");
     assert_eq!(api.post(&format!("{path}/secrets"), &Value::Null).problem(), "conflict");
+    let renamed = api.ask("PATCH", &path, &[], &json!({"scopes": ["mcp:call"]}));
+    assert_eq!((&renamed.json["name"], &renamed.json["scopes"]), (&json!("billing"), &json!(["mcp:call"])), "{renamed:?}");
+    assert_eq!(api.ask("PATCH", &path, &[], &json!({"name": null})).problem(), "request_malformed");
+    let member = api.post("/orgs/beta/members", &json!({"email": "Ada@example.com", "role": "viewer"}));
+    assert_eq!((member.status, &member.json["email"]), (201, &json!("ada@example.com")), "{member:?}");
+    assert_eq!(api.post("/orgs/beta/members", &json!({"email": "ada", "role": "viewer"})).json["field"], "email");
+    assert_eq!(api.ask("DELETE", "/orgs/beta/members?email=ada%40example.com", &[], &Value::Null).status, 204);
+    assert_eq!(api.get("/orgs/beta/members").json["items"], json!([]));
     assert_eq!(api.ask("DELETE", &format!("{path}/secrets"), &[], &Value::Null).status, 200);
     let revocation = json!({"client_id": made.json["client_id"]});
     assert_eq!(api.post("/orgs/beta/revoked-tokens", &revocation).status, 204);
@@ -121,6 +130,12 @@ fn an_identity_provider_is_examined_before_it_is_saved() {
         wanted
     };
     assert_eq!(operator.post(path, &wanted).json["field"], "issuer", "http leads out of the Internet");
+    let discover = format!("{path}/discover");
+    let found = operator.post(&discover, &json!({"issuer": origin, "allow_private_address": true}));
+    assert_eq!((found.status, &found.json["jwks_uri"]), (200, &json!(format!("{origin}/keys"))), "{found:?}");
+    assert_eq!(found.json["keys"], json!([{"kid": "a", "alg": "RS256", "problem": null}]));
+    assert_eq!(operator.post(&discover, &json!({"issuer": origin})).json["field"], "issuer");
+    assert_eq!(operator.get(path).json["items"], json!([]), "nothing is saved");
     let saved = operator.post(path, &with(json!({"allow_private_address": true})));
     assert_eq!((saved.status, &saved.json["issuer"]), (201, &json!(origin)), "{saved:?}");
     let again = operator.post(path, &with(json!({"allow_private_address": true})));
@@ -168,6 +183,7 @@ fn each_role_may_do_what_the_description_says() {
             let id = if path.contains("/keys/") { &key } else { &client };
             let at = path.strip_prefix("/api/v1").unwrap().replace("{org}", "acme").replace("{id}", id).replace("{kid}", "none");
             let method = method.to_uppercase();
+            let at = if method == "DELETE" && at.ends_with("/members") { at + "?email=nobody" } else { at };
             for (role, token) in &roles {
                 api.token.clone_from(token);
                 // The least body that each operation reads. Most are refused as invalid, after the role was checked.
@@ -178,6 +194,9 @@ fn each_role_may_do_what_the_description_says() {
                         json!({"issuer": "", "jwks_uri": "", "audience": []})
                     }
                     ("POST", "signing-keys") => json!({"kid": ""}),
+                    ("POST", "discover") => json!({"issuer": ""}),
+                    ("POST", "explain") => json!({"key": "x"}),
+                    ("POST", "members") => json!({"email": "", "role": ""}),
                     ("POST", "roll") => json!({"overlap": "?"}),
                     ("PATCH", _) => json!({"name": ""}),
                     ("PUT", "limits") => json!({"rate": {"requests": 0, "per": "day"}}),
@@ -390,4 +409,65 @@ fn changes_go_into_a_restored_database() {
     let names: Vec<Value> =
         settings.json(&["key", "list", "--org", "acme"]).as_array().unwrap().iter().map(|key| key["name"].clone()).collect();
     assert_eq!(names, ["after"]);
+}
+
+/// The gateway's own code judges a token, with the keys that the provider publishes.
+#[test]
+fn a_refused_token_is_explained() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    let keys = jwk_set(&["a"]).to_document();
+    let origin = website(vec![("/keys", 200, keys), ("/none", 404, String::new())]);
+    let jwks_uri = format!("{origin}/keys");
+    let provider =
+        json!({"issuer": origin, "jwks_uri": jwks_uri, "audience": ["apexmcp"], "force": true, "allow_private_address": true});
+    assert_eq!(api.post("/orgs/acme/identity-providers", &provider).status, 201);
+    let claims = |more: Value| {
+        let mut claims =
+            json!({"iss": origin, "sub": "agent", "aud": "apexmcp", "iat": 1, "exp": 4102444800_u64, "scope": "mcp:call"});
+        claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        claims
+    };
+    let header = json!({"alg": "RS256", "kid": "a"});
+    let ask = |body: Value| api.post("/orgs/acme/explain", &body);
+    let explain = |header: &Value, claims: &Value| ask(json!({"token": sign(header, claims)})).json;
+    let good = explain(&header, &claims(json!({})));
+    assert_eq!(
+        (&good["admitted"], &good["reason"], &good["principal"]["subject"]),
+        (&json!(true), &json!("ok"), &json!("agent")),
+        "{good}"
+    );
+    for (header, more, reason, part) in [
+        (&header, json!({"exp": 5}), "token_expired", "Take a new token"),
+        (&header, json!({"aud": "other"}), "audience_mismatch", "audience"),
+        (&header, json!({"iss": "https://other.example"}), "issuer_unknown", "Configure this issuer"),
+        (&header, json!({"scope": "mcp:call:github", "aud": "apexmcp"}), "ok", ""),
+        (&json!({"alg": "RS256", "kid": "b"}), json!({}), "key_unknown", "JWKS URI"),
+        (&json!({"alg": "none", "kid": "a"}), json!({}), "algorithm_not_allowed", "RS256"),
+    ] {
+        let explained = explain(header, &claims(more.clone()));
+        assert_eq!(explained["reason"], reason, "{more}: {explained}");
+        assert!(explained["advice"].as_str().unwrap_or_default().contains(part), "{explained}");
+        assert_eq!(explained["claims"]["sub"], "agent");
+    }
+    let changed = sign(&header, &claims(json!({}))) + "x";
+    assert_ne!(ask(json!({"token": changed})).json["admitted"], true);
+    assert_eq!(ask(json!({"token": "nonsense"})).json["admitted"], false);
+    assert_eq!(ask(json!({"token": "a\nb"})).json["admitted"], false);
+    let key = api.post(KEYS, &json!({"name": "k"})).json;
+    assert_eq!(ask(json!({"key": key["key"]})).json["reason"], "ok");
+    api.post(&format!("{KEYS}/{}/revoke", key["id"].as_str().unwrap()), &Value::Null);
+    assert_eq!(ask(json!({"key": key["key"]})).json["reason"], "api_key_unknown");
+    assert_eq!(ask(json!({"key": "a", "token": "b"})).problem(), "invalid_argument");
+    let client = api.post("/orgs/acme/clients", &json!({"name": "c"})).json;
+    assert!(client["client_secret"].is_string());
+    let down = json!({"issuer": origin, "jwks_uri": format!("{origin}/none"), "audience": ["apexmcp"], "force": true, "allow_private_address": true});
+    let id = api.get("/orgs/acme/identity-providers").json["items"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(api.ask("PUT", &format!("/orgs/acme/identity-providers/{id}"), &[], &down).status, 200);
+    let unavailable = explain(&header, &claims(json!({})));
+    assert_eq!(unavailable["reason"], "jwks_unavailable", "{unavailable}");
+    assert!(unavailable["details"].as_str().unwrap().contains("answered 404"), "{unavailable}");
+    // Neither the log nor the database has a credential.
+    let log = std::fs::read_to_string(settings.file("serve.log")).unwrap() + &settings.text(&["audit", "list", "--json"]);
+    assert!(!log.contains("eyJ") && !log.contains(key["key"].as_str().unwrap()));
 }

@@ -158,6 +158,8 @@ fn a_member_sees_only_the_own_org_and_a_viewer_only_reads() {
         ("/orgs/acme/keys", &[("name", "k")]),
         ("/orgs/acme/clients", &[("name", "c"), ("scopes", "mcp:call")]),
         ("/orgs/acme/sso/configure", &[("issuer", "https://a"), ("jwks_uri", "https://a"), ("audience", "a")]),
+        ("/orgs/acme/sso/discover", &[("issuer", "https://a")]),
+        ("/orgs/acme/sso/explain", &[("token", "a")]),
         ("/orgs/acme/members", &[("email", "x@example.com"), ("role", "admin")]),
         ("/orgs/acme/members/remove", &[("email", "admin@example.com")]),
         ("/orgs/acme/members/link", &[("email", "admin@example.com")]),
@@ -253,6 +255,8 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     assert_eq!(operator.post(&format!("/signing-keys/{old}/remove"), &[]).status, 303);
 
     let provider = [("issuer", "https://localhost/"), ("jwks_uri", "https://localhost/keys"), ("audience", "a")];
+    let discovered = operator.post("/orgs/beta/sso/discover", &[("issuer", "http://127.0.0.1:1"), ("private", "on")]);
+    assert!(discovered.text.contains("cannot be fetched"), "{}", discovered.text);
     let private = operator.post("/orgs/beta/sso/configure", &provider);
     assert!(private.status == 422 && private.text.contains("id=\"issuer-wrong\""), "{}", private.text);
     let checked = operator.post("/orgs/beta/sso/configure", &[&provider[..], &[("private", "on")]].concat());
@@ -265,6 +269,12 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     assert_eq!(saved[0]["audience"], json!(["a"]));
     let path = format!("/orgs/beta/sso/{}/remove", saved[0]["id"].as_str().unwrap());
     assert!(operator.get(&path).status == 200 && operator.post(&path, &[]).status == 303);
+
+    assert!(operator.get("/orgs/beta/sso").text.contains("Why was this token refused?"));
+    let explained = operator.post("/orgs/beta/sso/explain", &[("token", "Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiI8Yj4ifQ.")]);
+    assert!(explained.status == 200 && explained.text.contains("Refused: <code>"), "{}", explained.text);
+    assert!(!explained.text.contains("<b>") && explained.text.contains("&#60;b&#62;"), "{}", explained.text);
+    assert_eq!(operator.post("/orgs/beta/sso/explain", &[("token", "")]).status, 422);
 
     assert_eq!(operator.post("/orgs/beta/delete", &[("name", "bet")]).status, 422);
     assert_eq!(operator.post("/orgs/beta/delete", &[("name", "beta")]).header("location"), "/orgs");

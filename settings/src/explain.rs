@@ -1,0 +1,273 @@
+//! Explains what a gateway decides on a credential. The gateway's own code decides, with the policy of one org.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use apexmcp_core::access_token::AccessTokenClaims;
+use apexmcp_core::config::Config;
+use apexmcp_core::denial::Denial;
+use apexmcp_core::gateway::{Findings, Gateway, NotAdmitted};
+use apexmcp_core::host::{Host, Shared, Update};
+use apexmcp_core::jose::compact::CompactJws;
+use apexmcp_core::jose::jwk::RsaPublicKey;
+use apexmcp_core::jose::signature::verify_in_rust;
+use apexmcp_core::names::OrgName;
+use apexmcp_core::path::Resource;
+use apexmcp_core::policy::raw::{RawOrg, RawPolicy};
+use apexmcp_core::principal::{Attribute, Principal};
+use apexmcp_core::request::RequestHead;
+use apexmcp_core::serialized_map::SerializedMap;
+use apexmcp_core::signing_key::SigningKey;
+use apexmcp_core::time::UnixTime;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use crate::access::Actor;
+use crate::document;
+use crate::failure::{Failure, Reason};
+use crate::issuer::{self, Reach};
+use crate::records::org;
+use crate::secret::sha256;
+use crate::sql::{Sql, rows, values};
+
+/// Maximum number of key sets that one explanation fetches. A token needs the key set of one issuer.
+const MAX_FETCHES: usize = 2;
+
+/// What is explained.
+#[derive(Clone, Debug)]
+pub enum Credential {
+    /// A token of the gateway or of an identity provider.
+    Token(String),
+    ApiKey(String),
+}
+
+/// What a gateway decides on a credential at the endpoint of all connectors, and why.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Explanation {
+    pub admitted: bool,
+    /// The reason of the refusal, as in access logs. `ok`: there is none.
+    pub reason: String,
+    /// What the client is told.
+    pub description: String,
+    /// What did not match.
+    pub details: Option<String>,
+    /// What to change.
+    pub advice: Option<String>,
+    /// Whom the credential proves. It may lack a scope.
+    pub principal: Option<Proven>,
+    /// The header of the token. It is not verified.
+    #[schema(value_type = Option<Object>)]
+    pub header: Option<Value>,
+    /// The claims of the token. They are not verified.
+    #[schema(value_type = Option<Object>)]
+    pub claims: Option<Value>,
+}
+
+/// A proven principal, as in the identity headers.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Proven {
+    pub principal: String,
+    pub subject: String,
+    /// `api_key`, `oauth_client` or `byoidp`.
+    pub method: String,
+    /// All scopes, separated by spaces.
+    pub scope: String,
+}
+
+impl Proven {
+    fn of(principal: &Principal) -> Self {
+        let [principal, subject, method, scope] = [Attribute::Principal, Attribute::Subject, Attribute::Method, Attribute::Scope]
+            .map(|it| principal.attribute(it).to_owned());
+        Self { principal, subject, method, scope }
+    }
+}
+
+/// The configuration of a gateway with the records of `org` that concern the credential. `origin` is the gateway's own.
+///
+/// # Errors
+/// If the actor may not change the records of this org.
+pub fn configuration(sql: &dyn Sql, actor: &Actor, org: &str, credential: &Credential, origin: &str) -> Result<Vec<u8>, Failure> {
+    org::require_change(sql, actor, org)?;
+    let mut raw: RawOrg = document::org(sql, org)?.unwrap_or_default();
+    match credential {
+        Credential::Token(_) => {
+            let query = format!("{} AND org = ?", document::CLIENTS);
+            raw.oauth_clients = rows(sql, &query, values![org], document::client)?;
+        }
+        Credential::ApiKey(key) => {
+            let query = "SELECT * FROM api_keys WHERE sha256 = ? AND org = ? AND revoked_at IS NULL";
+            raw.api_keys = rows(sql, query, values![sha256(key), org], document::api_key)?;
+        }
+    }
+    let orgs = std::iter::once((org.to_owned(), raw)).collect::<std::collections::BTreeMap<_, _>>();
+    let policy = RawPolicy { version: Some("1".to_owned()), signing_keys: document::signing_keys(sql)?, orgs: orgs.into() };
+    let clusters = json!({"https_cluster": "keys", "http_cluster": "keys"});
+    let configuration = json!({"gateway": {"origin": origin}, "jwks": clusters, "policy": {"inline": policy}});
+    Ok(configuration.to_string().into_bytes())
+}
+
+/// Lets a gateway with this configuration decide. It may fetch the key set of an identity provider.
+///
+/// # Errors
+/// If the gateway would refuse the policy.
+pub fn explain(
+    configuration: &[u8],
+    org: &str,
+    credential: &Credential,
+    reach: Reach,
+    now: UnixTime,
+) -> Result<Explanation, Failure> {
+    let refused = |problems: Vec<apexmcp_core::problem::Problem>| {
+        let first = problems.first().map(ToString::to_string).unwrap_or_default();
+        Failure::new(Reason::PolicyRefused, format!("a gateway would refuse the policy of this org: {first}"))
+    };
+    let (config, policy) = Config::parse(configuration, &|_| None).map_err(refused)?;
+    let (mut gateway, host) = (Gateway::new(config, policy), Memory::default());
+    let malformed = || Failure::of("token", "must be text that a header can contain");
+    let header = match credential {
+        Credential::Token(token) => ("authorization", format!("Bearer {token}")),
+        Credential::ApiKey(key) => ("x-api-key", key.clone()),
+    };
+    let path = format!("/mcp/{org}");
+    let headers = [(":method", "POST"), (":path", path.as_str()), (header.0, header.1.as_str())];
+    let head = SerializedMap::of(&headers).and_then(RequestHead::new).ok_or_else(malformed)?;
+    let org = OrgName::parse(org).ok_or_else(|| org::unknown(org))?;
+    let resource = Resource { org, connector: None };
+    let (mut problem, mut fetches) = (None, 0_usize);
+    let (denial, findings) = loop {
+        let mut findings = Findings::default();
+        let denial = match gateway.admit(&head, &resource, now, &host, &mut findings) {
+            Ok(_) => None,
+            Err(NotAdmitted::Denied(denial)) => Some(denial),
+            Err(NotAdmitted::AwaitKeySet(id)) => {
+                let timing = gateway.config.jwks;
+                let uri = gateway.key_sets.get(id).map(|set| set.uri().as_str().to_owned());
+                let fetch = gateway.key_sets.sync(id, now, &timing, &host).ok().flatten();
+                let (Some(uri), Some(fetch)) = (uri, fetch.filter(|_| fetches < MAX_FETCHES)) else {
+                    break (Some(apexmcp_core::reason::Reason::JwksUnavailable.into()), findings);
+                };
+                fetches = fetches.saturating_add(1);
+                let keys = issuer::keys(&uri, reach);
+                problem = keys.as_ref().err().map(|why| format!("{uri} {why}"));
+                // The shared document is that of this call, which can be read.
+                let _ = gateway.key_sets.finish(&fetch, keys.as_ref().ok(), now, &timing, &host);
+                continue;
+            }
+        };
+        break (denial, findings);
+    };
+    let [header, claims] = match credential {
+        Credential::Token(token) => parts(token),
+        Credential::ApiKey(_) => [None, None],
+    };
+    let principal = findings.principal.as_deref().map(Proven::of);
+    let Some(denial) = denial else {
+        let description = "The gateway admits this credential.".to_owned();
+        return Ok(Explanation {
+            admitted: true,
+            reason: "ok".to_owned(),
+            description,
+            details: findings.note,
+            advice: None,
+            principal,
+            header,
+            claims,
+        });
+    };
+    let word = denial.reason().word();
+    Ok(Explanation {
+        admitted: false,
+        reason: word.to_owned(),
+        description: told(&denial),
+        details: problem.or_else(|| denial.details().map(|details| details.to_string())),
+        advice: advice(word).map(str::to_owned),
+        principal,
+        header,
+        claims,
+    })
+}
+
+/// What the client is told.
+fn told(denial: &Denial) -> String {
+    let body: Value = serde_json::from_str(&denial.reply(None).body).unwrap_or_default();
+    body.get("error_description").and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// The header and the claims of a token, unverified.
+fn parts(token: &str) -> [Option<Value>; 2] {
+    let mut parts = token.split('.').map(|part| serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok());
+    [(); 2].map(|()| parts.next().flatten())
+}
+
+/// What an administrator of the org can do about a reason.
+fn advice(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "issuer_unknown" => {
+            "Configure this issuer at SSO, exactly as it is in the claim iss, or take a token of a provider that is there."
+        }
+        "audience_mismatch" => {
+            "Let the client request a token for the audience that is configured at SSO, or add the audience of the token there."
+        }
+        "signature_invalid" => {
+            "The token was changed, or another provider made it. Take a new token. Compare the JWKS URI with that of the provider."
+        }
+        "key_unknown" => {
+            "The provider no longer publishes the key of this token. Take a new token. Compare the JWKS URI with that of the provider."
+        }
+        "jwks_unavailable" => "The keys of the provider cannot be fetched. Compare the JWKS URI with that of the provider.",
+        "algorithm_not_allowed" => "Let the provider sign access tokens with RS256.",
+        "token_malformed" => {
+            "Copy the whole token. The gateway reads signed JWTs (three parts with dots), not opaque or encrypted tokens."
+        }
+        "token_expired" => "Take a new token.",
+        "token_not_yet_valid" => "The clock of the provider is ahead. Check the time of both machines.",
+        "claim_missing" => "Let the provider put iss, aud, sub, exp and iat into its access tokens.",
+        "token_revoked" => "The token was revoked. Take a new one.",
+        "client_unknown" => "The OAuth client was revoked, or belongs to another organization. Create one at OAuth clients.",
+        "scope_insufficient" => {
+            "Let the provider grant a scope such as mcp:call, or set the scopes of a token that names none at SSO."
+        }
+        "api_key_unknown" => "The key was revoked, mistyped, or belongs to another organization. Create one at API keys.",
+        "api_key_expired" => "Create a new key at API keys.",
+        "credential_malformed" => "Copy the whole credential, without spaces and line breaks.",
+        _ => return None,
+    })
+}
+
+/// A host for one explanation, without a gateway around it.
+#[derive(Default)]
+struct Memory(RefCell<HashMap<String, Shared>>);
+
+impl Host for Memory {
+    fn verify(&self, key: &RsaPublicKey, jws: &CompactJws<'_>) -> bool {
+        verify_in_rust(key, jws)
+    }
+
+    fn sign(&self, _: &SigningKey, _: &AccessTokenClaims<'_>) -> Option<String> {
+        None
+    }
+
+    fn random(&self) -> Option<[u8; 16]> {
+        crate::secret::random().ok()
+    }
+
+    fn shared(&self, name: &str) -> Option<Shared> {
+        self.0.borrow().get(name).cloned()
+    }
+
+    fn update(&self, name: &str, change: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>) -> Update {
+        let mut shared = self.0.borrow_mut();
+        let before = shared.get(name);
+        let revision = before.map_or(0, |before| before.revision).wrapping_add(1);
+        match change(before.map_or(&[], |before| &before.bytes)) {
+            None => Update::Unchanged,
+            Some(bytes) => {
+                shared.insert(name.to_owned(), Shared { bytes, revision });
+                Update::Changed
+            }
+        }
+    }
+}
