@@ -153,6 +153,9 @@ impl Catalog {
             (None, _) => state(first).map(Position::At),
             (Some(to), Some(after)) => {
                 let from = if first == NOTHING { None } else { Some(state(first)?) };
+                let (to, newest) = to.split_once('~').unwrap_or((to, to));
+                // Some of its parts are those of `newest`, which a restored backup does not have.
+                state(newest)?;
                 Some(Position::Between { from, to: state(to)?, after: after.to_owned() })
             }
             (Some(_), None) => None,
@@ -190,7 +193,8 @@ impl Catalog {
         let next = match parts.last() {
             Some((last, _)) if !is_last => {
                 let from = from.map_or_else(|| NOTHING.to_owned(), State::to_string);
-                format!("{from}.{to}.{last}")
+                let newest = if *to == self.state { String::new() } else { format!("~{}", self.state) };
+                format!("{from}.{to}{newest}.{last}")
             }
             _ => to.to_string(),
         };
