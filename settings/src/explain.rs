@@ -56,7 +56,7 @@ pub struct Explanation {
     pub details: Option<String>,
     /// What to change.
     pub advice: Option<String>,
-    /// Whom the credential proves. It may lack a scope.
+    /// The principal that the credential proves. It may lack a scope.
     pub principal: Option<Proven>,
     /// The header of the token. It is not verified.
     #[schema(value_type = Option<Object>)]

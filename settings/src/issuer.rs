@@ -49,6 +49,13 @@ pub enum Reach {
     Anywhere,
 }
 
+impl Reach {
+    /// The reach of somebody who may, or may not, lead into the operator's network.
+    pub fn allowing_private(is_allowed: bool) -> Self {
+        if is_allowed { Self::Anywhere } else { Self::Public }
+    }
+}
+
 /// The result of one check.
 #[derive(Debug, Serialize)]
 pub struct Finding {

@@ -9,8 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::call::{Body, Call, Page, PageQuery};
-use super::keys::{moment, present};
+use super::call::{Body, Call, Page, PageQuery, moment, present};
 use super::problem::Problem;
 use super::{Items, Made, Path, Shared};
 use crate::access::Role;

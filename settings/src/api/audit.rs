@@ -9,8 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::call::{Call, page, query, range};
-use super::keys::moment;
+use super::call::{Call, moment, page, query, range};
 use super::problem::Problem;
 use super::{Items, Shared};
 use crate::records::audit::{self, Entry, Filter};

@@ -1,4 +1,4 @@
-//! What a request to the management API says beside its path: who asks, under which condition, and what it sends.
+//! The parts of a request to the management API: the admin token, the conditions, the query and the body.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, IF_MATCH};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tokio::time::timeout;
 use utoipa::IntoParams;
@@ -208,4 +208,15 @@ pub(super) fn range(limit: u32, cursor: Option<&str>) -> Result<Range, Failure> 
     let wrong = || Failure::of("cursor", "must be the next of an answer to the same request");
     let after = cursor.map(|cursor| Range::from_cursor(cursor).ok_or_else(wrong)).transpose()?;
     Ok(Range { after: after.unwrap_or_default(), limit })
+}
+
+/// A moment in a request.
+pub(super) fn moment(field: &'static str, text: Option<&str>) -> Result<Option<Moment>, Failure> {
+    text.map(|text| Moment::parse(text).map_err(|_| Failure::of(field, "must be a timestamp such as 2027-01-01T00:00:00Z")))
+        .transpose()
+}
+
+/// Tells null from an absent member.
+pub(super) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }

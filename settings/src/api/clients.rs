@@ -7,14 +7,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::call::{Body, Call, Page, PageQuery};
-use super::keys::present;
+use super::call::{Body, Call, Page, PageQuery, present};
 use super::problem::Problem;
 use super::{Items, Made, Path, Shared};
-use crate::access::Actor;
-use crate::failure::Failure;
 use crate::records::client::{self, Client, NewClient};
-use crate::sql::Sql;
 
 /// The OAuth clients of an org, the oldest first, including revoked ones.
 #[utoipa::path(get, path = "/orgs/{org}/clients", params(("org" = String, Path, description = "The name of the org"), PageQuery), responses((status = 200, body = Items<Client>)), extensions(("x-role" = json!("viewer"))))]
@@ -78,16 +74,10 @@ pub(super) async fn create(
     .await
 }
 
-/// The client `id` of `org`.
-fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<Client, Failure> {
-    let client = client::show(sql, actor, id)?;
-    if client.org == org { Ok(client) } else { Err(client::unknown(id)) }
-}
-
 /// One OAuth client, without its secrets.
 #[utoipa::path(get, path = "/orgs/{org}/clients/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the client")), responses((status = 200, body = Client)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn show(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
-    api.show(call, move |sql, actor| of(sql, actor, &org, &id)).await
+    api.show(call, move |sql, actor| client::of_org(sql, actor, &org, &id)).await
 }
 
 /// Changes of an OAuth client. An absent member stays as it is.
@@ -112,7 +102,7 @@ pub(super) async fn update(
     body: Body<ClientChanges>,
 ) -> Result<Response, Problem> {
     api.change(call, body.digest, move |change, actor, call| {
-        call.check(&json!(of(change, actor, &org, &id)?))?;
+        call.check(&json!(client::of_org(change, actor, &org, &id)?))?;
         let ClientChanges { name, scopes } = &body.value;
         Ok(Made::ok(client::update(change, actor, &id, name.as_deref(), scopes.as_deref())?))
     })
@@ -123,7 +113,7 @@ pub(super) async fn update(
 #[utoipa::path(post, path = "/orgs/{org}/clients/{id}/revoke", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the client")), responses((status = 200, body = Client)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn revoke(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
     api.change(call, String::new(), move |change, actor, call| {
-        call.check(&json!(of(change, actor, &org, &id)?))?;
+        call.check(&json!(client::of_org(change, actor, &org, &id)?))?;
         Ok(Made::ok(client::revoke(change, actor, &id)?))
     })
     .await
@@ -137,7 +127,7 @@ pub(super) async fn add_secret(
     Path((org, id)): Path<(String, String)>,
 ) -> Result<Response, Problem> {
     api.change(call, String::new(), move |change, actor, call| {
-        call.check(&json!(of(change, actor, &org, &id)?))?;
+        call.check(&json!(client::of_org(change, actor, &org, &id)?))?;
         let (record, secret) = client::rotate_secret(change, actor, &id)?;
         Ok(Made::created(record).with("client_secret", Some(secret)))
     })
@@ -152,7 +142,7 @@ pub(super) async fn drop_secret(
     Path((org, id)): Path<(String, String)>,
 ) -> Result<Response, Problem> {
     api.change(call, String::new(), move |change, actor, call| {
-        call.check(&json!(of(change, actor, &org, &id)?))?;
+        call.check(&json!(client::of_org(change, actor, &org, &id)?))?;
         Ok(Made::ok(client::drop_secret(change, actor, &id)?))
     })
     .await

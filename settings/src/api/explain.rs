@@ -38,7 +38,7 @@ pub(super) async fn explain(
     };
     let (name, of, origin) = (org.clone(), credential.clone(), api.origin.clone());
     let asked = api.read(call, move |sql, actor| {
-        let reach = if actor.role == Role::Operator { Reach::Anywhere } else { Reach::Public };
+        let reach = Reach::allowing_private(actor.role == Role::Operator);
         Ok((explain::configuration(sql, actor, &name, &of, &origin)?, reach, actor.now))
     });
     let (configuration, reach, now) = asked.await?;

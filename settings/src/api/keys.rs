@@ -5,20 +5,17 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::call::{Body, Call, Page, PageQuery};
+use super::call::{Body, Call, Page, PageQuery, moment, present};
 use super::problem::Problem;
 use super::{Items, Made, Path, Shared};
-use crate::access::Actor;
-use crate::clock::Moment;
 use crate::failure::Failure;
 use crate::records::api_key::{self, ApiKey, Changes, NewKey, Rolled};
 use crate::records::limits::LimitsBody;
 use crate::records::org;
-use crate::sql::Sql;
 
 /// The API keys of an org, the oldest first, including revoked ones.
 #[utoipa::path(get, path = "/orgs/{org}/keys", params(("org" = String, Path, description = "The name of the org"), PageQuery), responses((status = 200, body = Items<ApiKey>)), extensions(("x-role" = json!("viewer"))))]
@@ -61,12 +58,6 @@ pub(super) struct CreatedKey {
     key: String,
 }
 
-/// A moment in a request.
-pub(super) fn moment(field: &'static str, text: Option<&str>) -> Result<Option<Moment>, Failure> {
-    text.map(|text| Moment::parse(text).map_err(|_| Failure::of(field, "must be a timestamp such as 2027-01-01T00:00:00Z")))
-        .transpose()
-}
-
 /// Creates an API key. Store it: it cannot be shown again.
 #[utoipa::path(post, path = "/orgs/{org}/keys", params(("org" = String, Path, description = "The name of the org")), request_body = NewApiKey, responses((status = 201, body = CreatedKey)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn create(
@@ -89,16 +80,10 @@ pub(super) async fn create(
     .await
 }
 
-/// The key `id` of `org`.
-fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<ApiKey, Failure> {
-    let key = api_key::show(sql, actor, id)?;
-    if key.org == org { Ok(key) } else { Err(api_key::unknown(id)) }
-}
-
 /// One API key, without its secret.
 #[utoipa::path(get, path = "/orgs/{org}/keys/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the key")), responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn show(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
-    api.show(call, move |sql, actor| of(sql, actor, &org, &id)).await
+    api.show(call, move |sql, actor| api_key::of_org(sql, actor, &org, &id)).await
 }
 
 /// Changes of an API key. An absent member stays as it is.
@@ -121,11 +106,6 @@ pub(super) struct KeyChanges {
     limits: Option<Option<LimitsBody>>,
 }
 
-/// Tells null from an absent member.
-pub(super) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
-
 /// Changes an API key.
 #[utoipa::path(patch, path = "/orgs/{org}/keys/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the key")), request_body = KeyChanges, responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn update(
@@ -136,7 +116,7 @@ pub(super) async fn update(
 ) -> Result<Response, Problem> {
     api.change(call, body.digest, move |change, actor, call| {
         org::require_change(change, actor, &org)?;
-        call.check(&json!(of(change, actor, &org, &id)?))?;
+        call.check(&json!(api_key::of_org(change, actor, &org, &id)?))?;
         let KeyChanges { name, connectors, expires_at, limits } = body.value;
         let expires_at = expires_at.map(|text| moment("expires_at", text.as_deref())).transpose()?;
         let limits = limits.map(|limits| limits.map(Into::into));
@@ -150,7 +130,7 @@ pub(super) async fn update(
 #[utoipa::path(post, path = "/orgs/{org}/keys/{id}/revoke", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the key")), responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn revoke(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
     api.change(call, String::new(), move |change, actor, call| {
-        call.check(&json!(of(change, actor, &org, &id)?))?;
+        call.check(&json!(api_key::of_org(change, actor, &org, &id)?))?;
         Ok(Made::ok(api_key::revoke(change, actor, &id)?))
     })
     .await
@@ -180,7 +160,7 @@ pub(super) async fn roll(
 ) -> Result<Response, Problem> {
     api.change(call, body.digest, move |change, actor, call| {
         org::require_change(change, actor, &org)?;
-        call.check(&json!(of(change, actor, &org, &id)?))?;
+        call.check(&json!(api_key::of_org(change, actor, &org, &id)?))?;
         let overlap = body.value.map_or_else(day, |roll| roll.overlap);
         let overlap = humantime::parse_duration(&overlap);
         let overlap: Duration = overlap.map_err(|_| Failure::of("overlap", "must be a duration such as 24h"))?;

@@ -11,14 +11,12 @@ use super::call::{Body, Call};
 use super::problem::Problem;
 use super::replies::Place;
 use super::{Api, Items, Made, Path, Shared};
-use crate::access::Actor;
 use crate::clock::Moment;
 use crate::failure::{Failure, Reason};
 use crate::issuer::{self, Published, Reach};
 use crate::records::org;
 use crate::records::provider::{self, Provider};
 use crate::service::{self, Wanted};
-use crate::sql::Sql;
 
 /// The identity providers of an org, by issuer.
 #[utoipa::path(get, path = "/orgs/{org}/identity-providers", params(("org" = String, Path, description = "The name of the org")), responses((status = 200, body = Items<Provider>)), extensions(("x-role" = json!("viewer"))))]
@@ -76,7 +74,7 @@ pub(super) async fn discover(
         if allow_private_address { actor.check_operator() } else { Ok(()) }
     })
     .await?;
-    let reach = if allow_private_address { Reach::Anywhere } else { Reach::Public };
+    let reach = Reach::allowing_private(allow_private_address);
     Ok(Json(api.pool.run_aside(move || issuer::published(&issuer, reach)).await?))
 }
 
@@ -91,16 +89,10 @@ pub(super) async fn create(
     save(&api, call, org, None, body).await
 }
 
-/// The provider `id` of `org`.
-fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<Provider, Failure> {
-    let unknown = || Failure::new(Reason::NotFound, format!("{org} has no identity provider with the id {id:?}"));
-    provider::list(sql, actor, org)?.into_iter().find(|provider| provider.id == id).ok_or_else(unknown)
-}
-
 /// One identity provider.
 #[utoipa::path(get, path = "/orgs/{org}/identity-providers/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the provider")), responses((status = 200, body = Provider)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn show(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
-    api.show(call, move |sql, actor| of(sql, actor, &org, &id)).await
+    api.show(call, move |sql, actor| provider::of_org(sql, actor, &org, &id)).await
 }
 
 /// Replaces an identity provider. Its issuer stays the same.
@@ -118,7 +110,7 @@ pub(super) async fn replace(
 #[utoipa::path(delete, path = "/orgs/{org}/identity-providers/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the provider")), responses((status = 204)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn delete(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
     api.change(call, String::new(), move |change, actor, call| {
-        let provider = of(change, actor, &org, &id)?;
+        let provider = provider::of_org(change, actor, &org, &id)?;
         call.check(&json!(provider))?;
         provider::remove(change, actor, &org, &provider.issuer)?;
         Ok(Made::deleted())
@@ -138,7 +130,7 @@ async fn save(api: &Api, call: Call, org: String, id: Option<String>, body: Body
             }
             let sharing = service::sharing(sql, &actor, &wanted(&org, &new))?;
             if let Some(id) = &id
-                && of(sql, &actor, &org, id)?.issuer != new.issuer
+                && provider::of_org(sql, &actor, &org, id)?.issuer != new.issuer
             {
                 return Err(Failure::of("issuer", "must stay the same: create another provider, and delete this one"));
             }
@@ -155,7 +147,7 @@ async fn save(api: &Api, call: Call, org: String, id: Option<String>, body: Body
         Err(known) => return Ok(known.into_response(Vec::new())),
     };
     let examined = api.pool.run_aside(move || {
-        let reach = if new.allow_private_address { Reach::Anywhere } else { Reach::Public };
+        let reach = Reach::allowing_private(new.allow_private_address);
         let examined = service::examine(&sharing, &wanted(&org, &new), reach)?;
         Ok((examined, org, new))
     });
@@ -169,7 +161,7 @@ async fn save(api: &Api, call: Call, org: String, id: Option<String>, body: Body
     let warnings = failed.into_iter().chain(of_kind(true).map(|finding| finding.finding.clone())).collect();
     api.change(call, digest, move |change, actor, call| {
         if let Some(id) = &id {
-            call.check(&json!(of(change, actor, &org, id)?))?;
+            call.check(&json!(provider::of_org(change, actor, &org, id)?))?;
         } else if provider::list(change, actor, &org)?.iter().any(|provider| provider.issuer == new.issuer) {
             let line = format!("{org} already has a provider with the issuer {:?}: replace it with PUT", new.issuer);
             return Err(Failure::new(Reason::AlreadyExists, line));

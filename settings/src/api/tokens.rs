@@ -5,8 +5,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::call::{Body, Call};
-use super::keys::moment;
+use super::call::{Body, Call, moment};
 use super::problem::Problem;
 use super::{Made, Path, Shared};
 use crate::failure::{Failure, Reason};

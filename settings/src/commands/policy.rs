@@ -31,7 +31,7 @@ pub(super) fn run(session: &Session<'_>, command: PolicyCommand) -> Result<Answe
         PolicyCommand::Check { file, clusters, connectors, fetch_keys, allow_private_address } => {
             let (clusters, connectors) = (clusters.into_iter().collect(), connectors.into_iter().collect());
             let surroundings = Surroundings { clusters, connectors, ..Surroundings::default() };
-            let reach = if allow_private_address { Reach::Anywhere } else { Reach::Public };
+            let reach = Reach::allowing_private(allow_private_address);
             check(&file, &surroundings, session.actor.now, fetch_keys.then_some(reach))
         }
     }

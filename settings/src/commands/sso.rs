@@ -27,7 +27,7 @@ pub(super) fn run(session: &Session<'_>, command: SsoCommand) -> Result<Answer, 
 
 fn configure(session: &Session<'_>, arguments: ConfigureArgs) -> Result<Answer, Failure> {
     let ConfigureArgs { org, issuer, jwks_uri, audiences, .. } = arguments;
-    let reach = if arguments.allow_private_address { Reach::Anywhere } else { Reach::Public };
+    let reach = Reach::allowing_private(arguments.allow_private_address);
     let client_scopes = chosen(arguments.client_scopes, arguments.no_client_scope);
     let wanted =
         Wanted { org: &org, issuer: &issuer, jwks_uri: &jwks_uri, audience: &audiences, client_scopes: client_scopes.as_deref() };

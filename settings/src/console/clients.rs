@@ -5,9 +5,8 @@ use axum::extract::{Path, State};
 use serde::Deserialize;
 
 use super::frame::{Frame, Wrong};
-use super::keys::{back, words};
 use super::sign_in::Form;
-use super::{Page, Refused, Session, Shared, show, show_again};
+use super::{Page, Refused, Session, Shared, back, show, show_again, words};
 use crate::access::Actor;
 use crate::failure::Failure;
 use crate::records::client::{self, Client, NewClient};
@@ -113,8 +112,7 @@ pub(super) async fn create(State(console): Shared, session: Session, Path(org): 
 /// A client of this org that the actor may change.
 fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<Client, Failure> {
     org::require_change(sql, actor, org)?;
-    let client = client::show(sql, actor, id)?;
-    if client.org == org { Ok(client) } else { Err(client::unknown(id)) }
+    client::of_org(sql, actor, org, id)
 }
 
 #[derive(Template)]

@@ -55,7 +55,7 @@ pub(super) async fn explain(State(console): Shared, session: Session, Path(org):
     let credential = if text.starts_with("apx_live_sk_") { Credential::ApiKey(text) } else { Credential::Token(text) };
     let (name, of, origin) = (org.clone(), credential.clone(), console.origin.clone());
     let asked = console.read(session, move |sql, actor| {
-        let reach = if actor.role == Role::Operator { Reach::Anywhere } else { Reach::Public };
+        let reach = Reach::allowing_private(actor.role == Role::Operator);
         Ok((explain::configuration(sql, actor, &name, &of, &origin)?, reach))
     });
     let (actor, (configuration, reach)) = asked.await?;

@@ -79,7 +79,7 @@ impl Wrong {
 }
 
 impl From<crate::failure::Failure> for Wrong {
-    /// `fields` of the form are known by their names. The line continues the name of the field.
+    /// The fields of forms have the names that the API uses.
     fn from(failure: crate::failure::Failure) -> Self {
         Self { field: failure.field.unwrap_or_default(), line: failure.line_of_field() }
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::frame::{Frame, Wrong};
 use super::sign_in::Form;
-use super::{Page, Refused, Session, Shared, show, show_again};
+use super::{Page, Refused, Session, Shared, back, show, show_again, words};
 use crate::access::Actor;
 use crate::clock::Moment;
 use crate::failure::Failure;
@@ -101,11 +101,6 @@ fn frame(actor: &Actor, org: &str, title: &str) -> Frame {
     Frame::new(actor, Some(org), SECTION, title)
 }
 
-/// The words of a field that takes several.
-pub(super) fn words(text: &str) -> Vec<String> {
-    text.split([' ', ',', '\n', '\r', '\t']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
-}
-
 /// The end of a number of days from now.
 fn end(now: Moment, days: &str) -> Result<Option<Moment>, Failure> {
     let days = days.trim();
@@ -181,8 +176,7 @@ pub(super) async fn create(State(console): Shared, session: Session, Path(org): 
 /// A key of this org that the actor may change.
 fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<ApiKey, Failure> {
     org::require_change(sql, actor, org)?;
-    let key = api_key::show(sql, actor, id)?;
-    if key.org == org { Ok(key) } else { Err(api_key::unknown(id)) }
+    api_key::of_org(sql, actor, org, id)
 }
 
 #[derive(Template)]
@@ -207,12 +201,6 @@ pub(super) async fn revoke(State(console): Shared, session: Session, Path((org, 
     let (_, key) = made.await?;
     let key = key.map_err(Refused::Failure)?;
     Ok(back(&key.org, "keys"))
-}
-
-/// Back to a list of an org.
-pub(super) fn back(org: &str, list: &str) -> axum::response::Response {
-    use axum::response::IntoResponse;
-    axum::response::Redirect::to(&format!("/orgs/{org}/{list}")).into_response()
 }
 
 /// How long the old key stays valid.

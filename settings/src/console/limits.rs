@@ -7,9 +7,8 @@ use axum::extract::{Path, State};
 use serde::Deserialize;
 
 use super::frame::{Frame, Wrong};
-use super::keys::back;
 use super::sign_in::Form;
-use super::{Page, Session, Shared, show, show_again};
+use super::{Page, Session, Shared, back, show, show_again};
 use crate::failure::Failure;
 use crate::records::limits::{self, Holder};
 

@@ -7,9 +7,8 @@ use axum::http::header::{HOST, HeaderName};
 use serde::Deserialize;
 
 use super::frame::{Frame, Wrong};
-use super::keys::back;
 use super::sign_in::Form;
-use super::{Page, Refused, Session, Shared, show, show_again};
+use super::{Page, Refused, Session, Shared, back, show, show_again};
 use crate::records::member::{self, Member};
 use crate::records::session::{self, Person};
 

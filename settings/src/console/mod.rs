@@ -148,6 +148,16 @@ fn show_again(page: &impl Template) -> Response {
     (StatusCode::UNPROCESSABLE_ENTITY, show(page)).into_response()
 }
 
+/// The words of a field that takes several.
+fn words(text: &str) -> Vec<String> {
+    text.split([' ', ',', '\n', '\r', '\t']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+/// Back to a list of an org.
+fn back(org: &str, list: &str) -> Response {
+    Redirect::to(&format!("/orgs/{org}/{list}")).into_response()
+}
+
 /// Whether a failure belongs into the form that caused it. Others have a page of their own.
 fn is_of_form(failure: &Failure) -> bool {
     matches!(

@@ -6,9 +6,8 @@ use axum::response::{IntoResponse, Redirect};
 use serde::Deserialize;
 
 use super::frame::{Frame, Wrong};
-use super::keys::back;
 use super::sign_in::Form;
-use super::{Page, Session, Shared, show, show_again};
+use super::{Page, Session, Shared, back, show, show_again};
 use crate::failure::Failure;
 use crate::records::org::{self, Org};
 use crate::sql::Range;

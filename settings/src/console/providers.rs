@@ -5,11 +5,10 @@ use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 
 use super::frame::{Frame, Wrong};
-use super::keys::{back, words};
 use super::sign_in::Form;
-use super::{Console, Page, Refused, Session, Shared, is_of_form, show, show_again};
+use super::{Console, Page, Refused, Session, Shared, back, is_of_form, show, show_again, words};
 use crate::access::Actor;
-use crate::failure::{Failure, Reason};
+use crate::failure::Failure;
 use crate::issuer::{self, Finding, Published, Reach};
 use crate::records::org;
 use crate::records::provider::{self, Provider};
@@ -79,8 +78,7 @@ pub(super) struct Chosen {
 
 fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<Provider, Failure> {
     org::require_change(sql, actor, org)?;
-    let unknown = || Failure::new(Reason::NotFound, format!("{org} has no such identity provider"));
-    provider::list(sql, actor, org)?.into_iter().find(|provider| provider.id == id).ok_or_else(unknown)
+    provider::of_org(sql, actor, org, id)
 }
 
 /// The form for a provider.
@@ -117,7 +115,7 @@ pub(super) async fn discover(State(console): Shared, session: Session, Path(org)
     });
     let (actor, ()) = asked.await?;
     let issuer = fields.issuer.trim().to_owned();
-    let reach = if is_private { Reach::Anywhere } else { Reach::Public };
+    let reach = Reach::allowing_private(is_private);
     let (frame, findings) = (frame(&actor, &org, "Configure BYOIDP"), Vec::new());
     match console.pool.run_aside(move || issuer::published(&issuer, reach)).await {
         Ok(published) => {
@@ -203,7 +201,7 @@ async fn save(
         if new.audience.is_empty() {
             return Ok((Err(Failure::of("audience", "must name at least one audience")), new));
         }
-        let reach = if is_private { Reach::Anywhere } else { Reach::Public };
+        let reach = Reach::allowing_private(is_private);
         Ok((service::examine(&sharing, &new.wanted(), reach), new))
     });
     let (examined, new) = examined.await?;

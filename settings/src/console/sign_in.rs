@@ -36,10 +36,10 @@ impl Session {
         pairs.find(|(name, _)| *name == COOKIE_NAME).map(|(_, value)| Self(value.to_owned()))
     }
 
-    /// Who is signed in.
+    /// The person who is signed in.
     ///
     /// # Errors
-    /// If nobody is.
+    /// If the session is unknown or has ended.
     pub(super) fn actor(&self, sql: &dyn Sql, now: Moment) -> Result<Actor, Failure> {
         let signed_out = || Failure::new(Reason::Unauthenticated, "you are signed out");
         session::owner(sql, &self.0, now)?.ok_or_else(signed_out)
@@ -62,7 +62,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<Console>> for Form<T> {
 
     async fn from_request(request: Request, console: &Arc<Console>) -> Result<Self, Refused> {
         let session = Session::of(request.headers()).ok_or(Refused::SignedOut)?;
-        // Nobody who is signed out makes this server read a form.
+        // The server checks the session before it reads the form.
         console.read(session, |_, _| Ok(())).await?;
         read(request).await
     }
@@ -71,13 +71,15 @@ impl<T: DeserializeOwned> FromRequest<Arc<Console>> for Form<T> {
 /// Reads a form.
 async fn read<T: DeserializeOwned>(request: Request) -> Result<Form<T>, Refused> {
     let (parts, body) = request.into_parts();
-    let late = |_| Failure::new(Reason::RequestTimeout, "send it again");
-    let long = |_| Failure::new(Reason::RequestTooLong, format!("it may have {MAX_FORM_LENGTH} bytes"));
+    let seconds = crate::api::BODY_TIMEOUT.as_secs();
+    let late =
+        |_| Failure::new(Reason::RequestTimeout, format!("the form did not arrive within {seconds} seconds: send it again"));
+    let long = |_| Failure::new(Reason::RequestTooLong, format!("a form may have at most {MAX_FORM_LENGTH} bytes"));
     let read = tokio::time::timeout(crate::api::BODY_TIMEOUT, body::to_bytes(body, MAX_FORM_LENGTH));
     let bytes = read.await.map_err(late)?.map_err(long)?;
     // PostgreSQL cannot store this character.
     if bytes.windows(3).any(|letters| letters == b"%00") || bytes.contains(&0) {
-        return Err(Failure::new(Reason::RequestMalformed, "it contains the character U+0000").into());
+        return Err(Failure::new(Reason::RequestMalformed, "the form contains the character U+0000: remove it").into());
     }
     let request = Request::from_parts(parts, body::Body::from(bytes));
     let wrong = |error: axum::extract::rejection::FormRejection| Failure::new(Reason::RequestMalformed, error.body_text());
@@ -114,7 +116,7 @@ pub(super) async fn begin(State(console): Shared, headers: HeaderMap, request: R
         return Ok(show(&SignInPage { link: String::new(), is_wrong: true }));
     };
     let life = session::LIFE.as_secs();
-    // A proxy that speaks TLS says so. A wrong word of a client only keeps its own cookie off plain HTTP.
+    // A proxy with TLS sets this header. A client that sets it itself only makes its own cookie unusable over plain HTTP.
     let is_secure = headers.get(HeaderName::from_static("x-forwarded-proto")).is_some_and(|scheme| scheme == "https");
     let secure = if is_secure { "; Secure" } else { "" };
     let cookie = format!("{COOKIE_NAME}={session}; Path=/; Max-Age={life}; HttpOnly; SameSite=Lax{secure}");
@@ -124,7 +126,7 @@ pub(super) async fn begin(State(console): Shared, headers: HeaderMap, request: R
 /// Signs out.
 pub(super) async fn end(State(console): Shared, session: Session) -> Page {
     let own = session.clone();
-    // Somebody who is signed out already stays so.
+    // If the session has ended already, only the cookie is left to remove.
     let _ = console.change(session, move |change, actor| session::end(change, actor, &own.0)).await;
     let cookie = format!("{COOKIE_NAME}=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax");
     Ok((AppendHeaders([(SET_COOKIE, cookie)]), Redirect::to("/sign-in")).into_response())

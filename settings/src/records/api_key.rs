@@ -136,7 +136,16 @@ pub fn show(connection: &dyn Sql, actor: &Actor, id: &str) -> Result<ApiKey, Fai
     Ok(key)
 }
 
-pub(crate) fn unknown(id: &str) -> Failure {
+/// A key of this org.
+///
+/// # Errors
+/// If the org has no key with this id.
+pub fn of_org(connection: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<ApiKey, Failure> {
+    let key = show(connection, actor, id)?;
+    if key.org == org { Ok(key) } else { Err(unknown(id)) }
+}
+
+fn unknown(id: &str) -> Failure {
     Failure::new(Reason::NotFound, format!("no API key has the id {id:?}"))
         .hint("Run 'apexmcp key list --org ORG' to see the ids")
 }

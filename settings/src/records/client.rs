@@ -141,7 +141,16 @@ pub fn show(connection: &dyn Sql, actor: &Actor, client_id: &str) -> Result<Clie
     Ok(client)
 }
 
-pub(crate) fn unknown(client_id: &str) -> Failure {
+/// A client of this org.
+///
+/// # Errors
+/// If the org has no client with this id.
+pub fn of_org(connection: &dyn Sql, actor: &Actor, org: &str, client_id: &str) -> Result<Client, Failure> {
+    let client = show(connection, actor, client_id)?;
+    if client.org == org { Ok(client) } else { Err(unknown(client_id)) }
+}
+
+fn unknown(client_id: &str) -> Failure {
     Failure::new(Reason::NotFound, format!("no client has the id {client_id:?}"))
         .hint("Run 'apexmcp client list --org ORG' to see the ids")
 }

@@ -177,6 +177,15 @@ pub fn show(connection: &dyn Sql, actor: &Actor, org: &str, issuer: &str) -> Res
     list(connection, actor, org)?.into_iter().find(|provider| provider.issuer == issuer).ok_or_else(unknown)
 }
 
+/// The provider of this org with this id.
+///
+/// # Errors
+/// If there is none.
+pub fn of_org(connection: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<Provider, Failure> {
+    let unknown = || Failure::new(Reason::NotFound, format!("{org} has no identity provider with the id {id:?}"));
+    list(connection, actor, org)?.into_iter().find(|provider| provider.id == id).ok_or_else(unknown)
+}
+
 /// The other orgs that accept tokens of this issuer for one of these audiences. All of these orgs accept the same token.
 ///
 /// # Errors

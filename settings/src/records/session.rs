@@ -17,7 +17,7 @@ pub const LINK_LIFE: Duration = Duration::from_secs(10 * 60);
 /// How long a session lasts.
 pub const LIFE: Duration = Duration::from_secs(12 * 60 * 60);
 
-/// Who signs in.
+/// The person who signs in.
 #[derive(Debug)]
 pub enum Person<'a> {
     /// An operator, by the name for the audit log.
@@ -83,7 +83,7 @@ pub fn begin(change: &Change<'_>, link: &str, now: Moment) -> Result<Option<Stri
     Ok(Some(session))
 }
 
-/// Who has this session. `None`: nobody, or it has ended.
+/// The person with this session. `None`: the session is unknown or has ended.
 ///
 /// # Errors
 /// If the database fails.
