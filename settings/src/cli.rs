@@ -11,6 +11,7 @@ use clap_complete::Shell;
 
 use crate::clock::Moment;
 use crate::database::Location;
+use crate::oidc::OperatorRule;
 use crate::plugin_config::Format;
 
 const EXAMPLES: &str = "\
@@ -112,6 +113,8 @@ pub enum Command {
         /// The gateway's public scheme://host[:port], for the examples that the console shows
         #[arg(long, default_value = "https://gateway.example.com", value_name = "URL", requires = "console")]
         origin: String,
+        #[command(flatten)]
+        sign_in: SignInArgs,
     },
     /// Print a one-time link that signs you in to the console of 'apexmcp serve --console'
     #[command(after_help = "\
@@ -135,6 +138,27 @@ Without --member, the link is for an operator, who may do everything. It works o
         /// The shell
         shell: Shell,
     },
+}
+
+/// Sign-in to the console with your OpenID Connect provider.
+#[derive(Args, Debug)]
+pub struct SignInArgs {
+    /// The issuer of your OpenID Connect provider, with which people sign in to the console
+    #[arg(long, value_name = "URL", requires_all = ["console", "sign_in_client_id", "console_url"])]
+    pub sign_in_issuer: Option<String>,
+    /// The client id that your provider gave to this console
+    #[arg(long, value_name = "ID", requires = "sign_in_issuer")]
+    pub sign_in_client_id: Option<String>,
+    /// The people who are operators: an address that your provider has verified, or a claim and its value. Repeat the option for
+    /// more
+    #[arg(long = "sign-in-operator", value_name = "EMAIL|CLAIM=VALUE", requires = "sign_in_issuer")]
+    pub sign_in_operators: Vec<OperatorRule>,
+    /// A scope to request from your provider, besides openid. Repeat the option for more
+    #[arg(long = "sign-in-scope", value_name = "SCOPE", requires = "sign_in_issuer", default_value = "email")]
+    pub sign_in_scopes: Vec<String>,
+    /// The URL at which people reach the console
+    #[arg(long, value_name = "URL", requires = "console")]
+    pub console_url: Option<String>,
 }
 
 const ROTATION: &str = "\
@@ -161,7 +185,15 @@ TLS in front.
 
 With --console, people administer their orgs with a browser at that address: 'apexmcp sign-in' prints a link. The management API
 is at /api/v1; /api/v1/openapi.json describes it. It requires an admin token: 'apexmcp admin-token create'. Put TLS in front of
-both.";
+both.
+
+People can also sign in with your OpenID Connect provider. Register the console there as a web application with the redirect URI
+<console URL>/sign-in/callback, and put its secret into APEXMCP_SIGN_IN_SECRET. Members of an org sign in with the address that
+the provider has verified:
+
+  apexmcp serve --console 127.0.0.1:9903 --console-url https://settings.example.com \\
+    --sign-in-issuer https://login.example.com --sign-in-client-id apexmcp-console \\
+    --sign-in-operator ada@example.com --sign-in-operator groups=platform";
 
 #[derive(Debug, Subcommand)]
 pub enum OrgCommand {

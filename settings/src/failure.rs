@@ -35,6 +35,8 @@ reasons! {
     MethodNotAllowed = "method_not_allowed",
     /// The record changed since it was read: its ETag is not that of `If-Match`.
     PreconditionFailed = "precondition_failed",
+    /// Too many requests came with a credential, or too many invalid ones from an address.
+    RateLimited = "rate_limited",
     /// The same `Idempotency-Key` came with another request.
     IdempotencyKeyReused = "idempotency_key_reused",
     NotFound = "not_found",
@@ -86,11 +88,13 @@ pub struct Failure {
     pub field: Option<&'static str>,
     /// The command that helps.
     hint: Option<String>,
+    /// After how many seconds another attempt can succeed.
+    pub retry_after: Option<u64>,
 }
 
 impl Failure {
     pub fn new(reason: Reason, line: impl Into<String>) -> Self {
-        Self { reason, line: line.into(), field: None, hint: None }
+        Self { reason, line: line.into(), field: None, hint: None, retry_after: None }
     }
 
     /// A value that is not allowed. `line` continues the name of the value: "must be ...".
@@ -106,6 +110,11 @@ impl Failure {
     /// The same failure, with a command that helps. Only users of the command line see it.
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// The same failure, with the time until another attempt can succeed, in seconds.
+    pub fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..self }
     }
 
     /// The line as a sentence, for people who see no name of a field.

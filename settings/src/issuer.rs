@@ -384,7 +384,7 @@ fn refuse_private(field: &'static str, url: &JwksUri) -> Result<Option<Finding>,
     }
 }
 
-fn agent(reach: Reach, was_private: Arc<AtomicBool>) -> Agent {
+pub(crate) fn agent(reach: Reach, was_private: Arc<AtomicBool>) -> Agent {
     let tls = TlsConfig::builder()
         // The trust store of the system, which may contain the company's own authority.
         .root_certs(RootCerts::PlatformVerifier)

@@ -244,7 +244,9 @@ fn ask_for_policy(settings: &RemoteSettings, due: &Due, envoy: &impl Envoy) -> R
     let is_waiting = due.may_wait && !settings.long_poll.is_zero();
     let wait = format!("{}wait={}s", if settings.path.contains('?') { '&' } else { '?' }, settings.long_poll.as_secs());
     let path = format!("{}{}", settings.path, if is_waiting { wait.as_str() } else { "" });
+    let gateway = format!("{} {VERSION}", due.gateway);
     let mut headers = vec![(":scheme", "http"), (":authority", settings.authority.as_str()), (":path", path.as_str())];
+    headers.push((page::GATEWAY_HEADER, &gateway));
     headers.extend(bearer.as_deref().map(|bearer| ("authorization", bearer)));
     headers.extend(due.etag.as_deref().map(|etag| ("if-none-match", etag)));
     let patience = if is_waiting { settings.long_poll } else { Duration::ZERO };

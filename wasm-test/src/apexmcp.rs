@@ -59,21 +59,27 @@ impl Apexmcp {
 
     /// Starts `apexmcp serve` and returns its port. The port stays the same after a restart.
     pub async fn serve(&mut self) -> u16 {
-        self.serve_with(&[]).await[0].parse().expect("a port")
+        self.serve_with(&[], &[]).await[0].parse().expect("a port")
     }
 
     /// As [`Self::serve`], with the console. Returns the port for gateways, and the origin of the console.
     pub async fn serve_console(&mut self) -> (u16, String) {
-        let lines = self.serve_with(&["--console", "127.0.0.1:0"]).await;
+        let lines = self.serve_with(&["--console", "127.0.0.1:0"], &[]).await;
         (lines[0].parse().expect("a port"), lines[1].clone())
     }
 
+    /// As [`Self::serve`], with these options and the secret of the console at an identity provider.
+    pub async fn serve_with_sign_in(&mut self, options: &[(&str, &str)], secret: &str) {
+        let options: Vec<&str> = options.iter().flat_map(|(name, value)| [*name, *value]).collect();
+        self.serve_with(&options, &[("APEXMCP_SIGN_IN_SECRET", secret)]).await;
+    }
+
     /// Starts the server. Returns its port, and what it prints of its console.
-    async fn serve_with(&mut self, more: &[&str]) -> Vec<String> {
+    async fn serve_with(&mut self, more: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
         std::fs::write(self.file("stdout"), "").expect("a file");
         let (database, listen) = (self.file("settings.db"), format!("127.0.0.1:{}", self.port));
         let arguments = [&["--db", argument(&database), "serve", "--listen", &listen][..], more].concat();
-        let environment = [("APEXMCP_SETTINGS_TOKEN", TOKEN)];
+        let environment = [&[("APEXMCP_SETTINGS_TOKEN", TOKEN)], environment].concat();
         let program = program();
         let mut process = Process::start_with(argument(&program), &arguments, &environment, &self.folder).expect("it starts");
         let lines = eventually("Settings listens", async || {
@@ -81,7 +87,7 @@ impl Apexmcp {
             let printed = self.folder.read("stdout");
             let rest = printed.strip_suffix('\n')?.strip_prefix("listening on http://127.0.0.1:")?;
             let lines: Vec<String> = rest.split("\nconsole at ").map(str::to_owned).collect();
-            (lines.len() == 1 + more.len() / 2).then_some(lines)
+            (lines.len() == 1 + usize::from(more.contains(&"--console"))).then_some(lines)
         })
         .await;
         self.port = lines[0].parse().expect("a port");

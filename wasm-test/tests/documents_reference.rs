@@ -635,6 +635,46 @@ const ROWS: &[Row] = &[
         NONE,
     ),
     row("form of the console", "256 KiB", ("settings/src/console/sign_in.rs", "MAX_FORM_LENGTH: usize = 256 << 10"), NONE),
+    row("sessions of a person in an organization", "20", ("settings/src/records/session.rs", "MAX_SESSIONS: usize = 20"), NONE),
+    row("sessions in the list of the console", "1,000", ("settings/src/records/session.rs", "MAX_LISTED: usize = 1_000"), NONE),
+    row(
+        "requests of one admin token or session",
+        "200 a second, 400 at once",
+        ("settings/src/throttle.rs", "CREDENTIAL_BURST: u32 = 400"),
+        ("settings/src/throttle.rs", "a_credential_has_400_requests_and_200_more_each_second"),
+    ),
+    row(
+        "invalid credentials from one address",
+        "1 a second, 30 at once",
+        ("settings/src/throttle.rs", "FAILURE_BURST: u32 = 30"),
+        ("settings/src/throttle.rs", "an_address_has_30_failed_attempts_and_one_more_each_second"),
+    ),
+    row(
+        "tokens, sessions and addresses that are counted",
+        "10,000 each",
+        ("settings/src/throttle.rs", "MAX_REMEMBERED: usize = 10_000"),
+        ("settings/src/throttle.rs", "many_addresses_share_one_limit_when_no_more_can_be_remembered"),
+    ),
+    row(
+        "gateways in the list",
+        "10,000",
+        ("settings/src/serve/gateways.rs", "MAX_GATEWAYS: usize = 10_000"),
+        ("settings/src/serve/gateways.rs", "the_number_of_gateways_is_bounded"),
+    ),
+    row(
+        "gateway in the list after its last request",
+        "24 hours",
+        ("settings/src/serve/gateways.rs", "REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60)"),
+        ("settings/src/serve/gateways.rs", "a_gateway_is_behind_from_its_first_request_without_the_present_state"),
+    ),
+    row(
+        "documents of the provider for sign-in",
+        "60 s; 10 s after a failure",
+        ("settings/src/oidc.rs", "MAX_AGE: Duration = Duration::from_secs(60)"),
+        NONE,
+    ),
+    row("requests to this provider at the same time", "4", ("settings/src/oidc.rs", "MAX_REQUESTS: usize = 4"), NONE),
+    row("answer of this provider", "256 KiB", ("settings/src/oidc.rs", "MAX_ANSWER_LENGTH: u64 = 256 << 10"), NONE),
     row("address of a member", "254 characters", ("settings/src/records/member.rs", "MAX_EMAIL_LENGTH: usize = 254"), NONE),
     row(
         "use of a sign-in link",
@@ -682,6 +722,8 @@ const UNLISTED: &[(&str, &str)] = &[
     ("settings/src/database/pool.rs", "MAX_WAIT"),
     ("settings/src/explain.rs", "MAX_FETCHES"),
     ("settings/src/issuer.rs", "MAX_SHOWN_KEYS"),
+    ("settings/src/oidc.rs", "MAX_VALUE_LENGTH"),
+    ("settings/src/serve/gateways.rs", "MAX_NAME_LENGTH"),
     ("settings/src/sql.rs", "MAX_PART_LENGTH"),
 ];
 

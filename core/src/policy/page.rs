@@ -13,6 +13,9 @@ use super::raw::Members;
 /// The media type of a page.
 pub const CONTENT_TYPE: &str = "application/vnd.apexmcp.policy-parts+json";
 
+/// The request header in which a gateway names itself: a random id of its Envoy, a space, and the version of its module.
+pub const GATEWAY_HEADER: &str = "x-apexmcp-gateway";
+
 /// Some parts of a policy. All parts of one page were in force at the same time.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Page<'a> {

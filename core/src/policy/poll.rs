@@ -60,6 +60,8 @@ pub struct Due {
     pub etag: Option<String>,
     /// Whether the service is asked to wait for a change.
     pub may_wait: bool,
+    /// The random id of this Envoy. The Settings service can then tell gateways with the same address apart.
+    pub gateway: String,
     started_at: UnixTime,
 }
 
@@ -137,20 +139,17 @@ impl Poller {
         }
         let mut claimed = None;
         let is_claimed = change(settings, host, |poll| {
-            claimed = poll.claim(now, serves_requests, settings);
+            claimed = poll.claim(now, serves_requests, settings).map(|poll| poll.named(host));
             claimed.clone()
         });
         let claimed = claimed.filter(|_| is_claimed)?;
         // If another thread has taken a page since, this thread does not know all names that arrived.
         self.transfer.take_if(|transfer| transfer.at != claimed.page_at);
-        let started_at = claimed.started_at;
-        Some(match &self.transfer {
-            Some(transfer) => Due { etag: Some(quoted(&transfer.next)), may_wait: false, started_at },
-            None => {
-                let etag = claimed.etag(self.judge).map(str::to_owned);
-                Due { may_wait: etag.is_some(), etag, started_at }
-            }
-        })
+        let (etag, may_wait) = match &self.transfer {
+            Some(transfer) => (Some(quoted(&transfer.next)), false),
+            None => (claimed.etag(self.judge).map(str::to_owned), true),
+        };
+        Some(Due { may_wait: may_wait && etag.is_some(), etag, gateway: claimed.gateway, started_at: claimed.started_at })
     }
 
     /// The request was sent under the number `call`.
@@ -397,6 +396,8 @@ enum Answer {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)] // An older module may have written it.
 struct Poll {
+    /// The random id of this Envoy, from its first request on.
+    gateway: String,
     etag: Option<String>,
     /// The sum of all parts, if they came in pages.
     sum: Option<String>,
@@ -438,6 +439,15 @@ impl Poll {
             return None;
         }
         Some(Self { started_at: now, claim: Lease::new(LEASE, now), ..self.clone() })
+    }
+
+    /// The record with an id of this Envoy.
+    fn named(self, host: &dyn Host) -> Self {
+        if !self.gateway.is_empty() {
+            return self;
+        }
+        let [first, second, third, fourth, ..] = host.random().unwrap_or_default();
+        Self { gateway: format!("{:08x}", u32::from_be_bytes([first, second, third, fourth])), ..self }
     }
 
     /// Renews the claim of the request that began at `started_at`. `None` if another request has begun since.

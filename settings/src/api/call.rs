@@ -22,6 +22,7 @@ use crate::failure::{Failure, Reason};
 use crate::records::admin_token;
 use crate::secret::sha256;
 use crate::sql::{Range, Sql};
+use crate::throttle::{Caller, Throttle};
 
 /// Maximum length of a request's body, in bytes. A JWK Set of a client is the longest.
 const MAX_BODY_LENGTH: usize = 256 << 10;
@@ -39,6 +40,7 @@ pub(super) struct Call {
     /// The method and the path.
     pub(super) what: String,
     token: String,
+    caller: Caller,
     if_match: Vec<String>,
     pub(super) idempotency_key: Option<String>,
 }
@@ -55,7 +57,7 @@ fn only(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Failur
 }
 
 impl Call {
-    fn read(parts: &Parts) -> Result<Self, Failure> {
+    fn read(parts: &Parts, throttle: &Arc<Throttle>) -> Result<Self, Failure> {
         let unauthenticated = || {
             let line = "the request needs 'Authorization: Bearer' with an admin token, which is neither revoked nor expired";
             Failure::new(Reason::Unauthenticated, line)
@@ -73,7 +75,8 @@ impl Call {
         // The other methods can be repeated without it.
         let idempotency_key = idempotency_key.filter(|_| parts.method == Method::POST);
         let what = format!("{} {}", parts.method, parts.uri.path());
-        Ok(Self { what, token: token.to_owned(), if_match, idempotency_key })
+        let caller = throttle.caller(token, &parts.headers, &parts.extensions);
+        Ok(Self { what, token: token.to_owned(), caller, if_match, idempotency_key })
     }
 
     /// The caller.
@@ -81,8 +84,13 @@ impl Call {
     /// # Errors
     /// If nobody has the token.
     pub(super) fn actor(&self, sql: &dyn Sql, now: Moment) -> Result<Actor, Failure> {
-        let line = "the admin token is unknown, revoked or expired: create another one";
-        admin_token::owner(sql, &self.token, now)?.ok_or_else(|| Failure::new(Reason::Unauthenticated, line))
+        let Some(owner) = admin_token::owner(sql, &self.token, now)? else {
+            self.caller.failed();
+            let line = "the admin token is unknown, revoked or expired: create another one";
+            return Err(Failure::new(Reason::Unauthenticated, line));
+        };
+        self.caller.passed();
+        Ok(owner)
     }
 
     /// Checks the condition of a change (RFC 9110 §13.1.1). `record` is the present state.
@@ -104,11 +112,13 @@ pub(super) fn etag(record: &Value) -> String {
     format!("\"{hash}\"")
 }
 
-impl<S: Sync> FromRequestParts<S> for Call {
+impl FromRequestParts<Arc<Api>> for Call {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        Ok(Self::read(parts)?)
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let call = Self::read(parts, &api.throttle)?;
+        call.caller.check()?;
+        Ok(call)
     }
 }
 
@@ -126,7 +136,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Body<T> {
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         // The server checks the token before it reads the body.
-        api.read(Call::read(&parts)?, |_, _| Ok(())).await?;
+        api.read(Call::read(&parts, &api.throttle)?, |_, _| Ok(())).await?;
         let media_type = only(&parts.headers, &CONTENT_TYPE)?.unwrap_or_default();
         let is_json = media_type.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
         let late = |_| Failure::new(Reason::RequestTimeout, format!("the body took over {} seconds", BODY_TIMEOUT.as_secs()));

@@ -3,30 +3,63 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::json;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
-use super::call::{Body, Call, Page, PageQuery, moment, present};
+use super::call::{Body, Call, moment, page, present, query, range};
 use super::problem::Problem;
 use super::{Items, Made, Path, Shared};
 use crate::failure::Failure;
-use crate::records::api_key::{self, ApiKey, Changes, NewKey, Rolled};
+use crate::records::api_key::{self, ApiKey, Changes, Filter, NewKey, Rolled, Status};
 use crate::records::limits::LimitsBody;
 use crate::records::org;
+use crate::sql::Range;
+
+/// Which keys are wanted.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeysQuery {
+    /// Only keys with this status.
+    #[param(inline)]
+    status: Option<Status>,
+    /// Only keys whose name contains this text, or whose id or first characters begin with it.
+    #[serde(default)]
+    search: String,
+    /// Maximum number of records: 1 to 1,000.
+    #[serde(default = "page")]
+    #[param(default = 100, minimum = 1, maximum = 1000)]
+    limit: u32,
+    /// `next` of the page before.
+    cursor: Option<String>,
+}
+
+/// The wanted keys.
+pub(super) struct Wanted(Filter, Range);
+
+impl<S: Sync> FromRequestParts<S> for Wanted {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let KeysQuery { status, search, limit, cursor } = query(parts)?;
+        Ok(Self(Filter { status, search }, range(limit, cursor.as_deref())?))
+    }
+}
 
 /// The API keys of an org, the oldest first, including revoked ones.
-#[utoipa::path(get, path = "/orgs/{org}/keys", params(("org" = String, Path, description = "The name of the org"), PageQuery), responses((status = 200, body = Items<ApiKey>)), extensions(("x-role" = json!("viewer"))))]
+#[utoipa::path(get, path = "/orgs/{org}/keys", params(("org" = String, Path, description = "The name of the org"), KeysQuery), responses((status = 200, body = Items<ApiKey>)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn list(
     State(api): Shared,
     call: Call,
     Path(org): Path<String>,
-    Page(range): Page,
+    Wanted(filter, range): Wanted,
 ) -> Result<Json<Items<ApiKey>>, Problem> {
     let found = api.read(call, move |sql, actor| {
-        let found = api_key::list(sql, actor, &org, &range)?;
+        let found = api_key::list(sql, actor, &org, &filter, &range)?;
         Ok(Items::of(found, |key| [key.created_at.clone(), key.id.clone()]))
     });
     Ok(Json(found.await?))

@@ -7,6 +7,7 @@ mod audit;
 mod call;
 mod clients;
 mod explain;
+mod gateways;
 mod keys;
 mod limits;
 mod members;
@@ -37,9 +38,10 @@ use crate::clock::Moment;
 use crate::database::pool::Pool;
 use crate::database::{Change, Database};
 use crate::failure::{Failure, Reason};
-use crate::serve::log;
+use crate::serve::{Connected, log};
 use crate::service::{self, Changed};
 use crate::sql::{Part, Range, Sql};
+use crate::throttle::Throttle;
 pub(crate) use call::BODY_TIMEOUT;
 use call::{Call, etag};
 use problem::Problem;
@@ -52,6 +54,8 @@ const BASE: &str = "/api/v1";
 #[derive(Debug)]
 pub(crate) struct Api {
     pool: Arc<Pool>,
+    throttle: Arc<Throttle>,
+    gateways: Connected,
     /// The gateway's public origin.
     origin: String,
 }
@@ -140,8 +144,8 @@ impl<T> Items<T> {
 }
 
 impl Api {
-    pub(crate) fn new(pool: Arc<Pool>, origin: String) -> Arc<Self> {
-        Arc::new(Self { pool, origin })
+    pub(crate) fn new(pool: Arc<Pool>, throttle: Arc<Throttle>, gateways: Connected, origin: String) -> Arc<Self> {
+        Arc::new(Self { pool, throttle, gateways, origin })
     }
 
     /// Answers a question about the records.
@@ -219,6 +223,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(signing_keys::list, signing_keys::create))
         .routes(routes!(signing_keys::delete))
         .routes(routes!(signing_keys::sign))
+        .routes(routes!(gateways::list))
         .routes(routes!(admin_tokens::list, admin_tokens::create))
         .routes(routes!(admin_tokens::show))
         .routes(routes!(admin_tokens::revoke))

@@ -32,6 +32,9 @@ pub(super) struct Problem {
     /// The member of the request that is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
+    /// After how many seconds another attempt can succeed.
+    #[serde(skip)]
+    pub retry_after: Option<u64>,
 }
 
 /// The status and the title of a reason.
@@ -44,6 +47,7 @@ fn kind(reason: Reason) -> (StatusCode, &'static str) {
         Reason::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "The request was not received in time"),
         Reason::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "This path has no such method"),
         Reason::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, "The record has changed"),
+        Reason::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
         Reason::IdempotencyKeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "The Idempotency-Key was used for another request"),
         Reason::NotFound => (StatusCode::NOT_FOUND, "No such record"),
         Reason::Forbidden => (StatusCode::FORBIDDEN, "The role of the token does not allow this"),
@@ -87,24 +91,23 @@ impl From<Failure> for Problem {
             failure.detail()
         };
         let field = failure.field.map(str::to_owned);
-        Self { r#type: format!("{TYPES}{}", code(failure.reason)), title, status: status.as_u16(), detail, field }
+        let retry_after = failure.retry_after.or_else(|| (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1));
+        Self { r#type: format!("{TYPES}{}", code(failure.reason)), title, status: status.as_u16(), detail, field, retry_after }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.retry_after;
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
-        match status {
-            StatusCode::UNAUTHORIZED => {
-                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
-            StatusCode::SERVICE_UNAVAILABLE => {
-                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            }
-            _ => {}
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = retry_after {
+            headers.insert(RETRY_AFTER, seconds.into());
         }
         response
     }

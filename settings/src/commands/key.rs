@@ -10,8 +10,8 @@ use super::tables::or_dash;
 use crate::cli::KeyCommand;
 use crate::failure::Failure;
 use crate::output::{Answer, table};
-use crate::records::api_key::{self, ApiKey, NewKey, Rolled};
-use crate::sql::Range;
+use crate::records::api_key::{self, ApiKey, Filter, NewKey, Rolled};
+use crate::sql::{Range, Sql};
 
 pub(super) fn run(session: &Session<'_>, command: KeyCommand) -> Result<Answer, Failure> {
     match command {
@@ -31,7 +31,8 @@ pub(super) fn run(session: &Session<'_>, command: KeyCommand) -> Result<Answer, 
             )
         }
         KeyCommand::List { org } => {
-            let keys = session.open()?.read(|connection| api_key::list(connection, &session.actor, &org, &Range::all()))?.items;
+            let all = |connection: &dyn Sql| api_key::list(connection, &session.actor, &org, &Filter::default(), &Range::all());
+            let keys = session.open()?.read(all)?.items;
             Ok(session.answer(|| rows(&keys), json!(keys)))
         }
         KeyCommand::Show { id } => {

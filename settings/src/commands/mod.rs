@@ -26,6 +26,7 @@ use crate::clock::Moment;
 use crate::failure::Failure;
 use crate::output::Answer;
 use crate::plugin_config;
+use crate::serve::Addresses;
 use session::Session;
 
 /// Runs the command of a parsed command line.
@@ -50,7 +51,9 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
         Command::Database(command) => database::run(&session, command),
         Command::Ecds(command) => ecds::run(&session, command),
         Command::PluginConfig { format, origin } => plugin_config::render(format, &origin),
-        Command::Serve { listen, console, origin } => serve::run(&session, listen, console, origin),
+        Command::Serve { listen, console, origin, sign_in } => {
+            serve::run(&session, Addresses { listen, console }, origin, sign_in)
+        }
         Command::SignIn { member, org, console } => sign_in::run(&session, member, org, &console),
         Command::Completion { shell } => completion::run(shell),
     }

@@ -1,13 +1,14 @@
 //! `apexmcp serve`
 
 use std::io::Write;
-use std::net::SocketAddr;
 
 use serde_json::json;
 
 use super::session::Session;
+use crate::cli::SignInArgs;
 use crate::database::Database;
 use crate::failure::{Failure, Reason};
+use crate::oidc::{Config, Oidc};
 use crate::output::Answer;
 use crate::serve::{self, Addresses, Options};
 
@@ -15,13 +16,21 @@ use crate::serve::{self, Addresses, Options};
 const TOKEN: &str = "APEXMCP_SETTINGS_TOKEN";
 /// Minimum length of the token. The token gives access to the private signing keys.
 const MIN_TOKEN_LENGTH: usize = 16;
+/// The environment variable with the secret that the identity provider gave to the console.
+const SIGN_IN_SECRET: &str = "APEXMCP_SIGN_IN_SECRET";
 
-pub(super) fn run(
-    session: &Session<'_>,
-    listen: SocketAddr,
-    console: Option<SocketAddr>,
-    origin: String,
-) -> Result<Answer, Failure> {
+fn oidc(args: SignInArgs) -> Result<Option<Oidc>, Failure> {
+    let SignInArgs { sign_in_issuer, sign_in_client_id, sign_in_operators, sign_in_scopes, console_url } = args;
+    let (Some(issuer), Some(client_id), Some(url)) = (sign_in_issuer, sign_in_client_id, console_url) else { return Ok(None) };
+    let client_secret = std::env::var(SIGN_IN_SECRET).ok().filter(|secret| !secret.is_empty());
+    let console_url = url.trim_end_matches('/').to_owned();
+    let config = Config { issuer, client_id, client_secret, operators: sign_in_operators, scopes: sign_in_scopes, console_url };
+    config.check()?;
+    Ok(Some(Oidc::new(config)))
+}
+
+pub(super) fn run(session: &Session<'_>, addresses: Addresses, origin: String, sign_in: SignInArgs) -> Result<Answer, Failure> {
+    let oidc = oidc(sign_in)?;
     let token = std::env::var(TOKEN).unwrap_or_default();
     if token.len() < MIN_TOKEN_LENGTH || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Failure::new(
@@ -34,21 +43,16 @@ pub(super) fn run(
     }
     let json = session.json;
     // Not `session.open()`: the server itself warns if others can read the database.
-    serve::run(
-        session.location,
-        Database::open(session.location)?,
-        Options { addresses: Addresses { listen, console }, token, origin },
-        |at| {
-            let Addresses { listen, console } = at;
-            let line = match (json, console) {
-                (true, None) => json!({"listening": listen}).to_string(),
-                (true, Some(console)) => json!({"listening": listen, "console": console}).to_string(),
-                (false, None) => format!("listening on http://{listen}"),
-                (false, Some(console)) => format!("listening on http://{listen}\nconsole at http://{console}"),
-            };
-            // Standard output may be closed.
-            let _ = writeln!(std::io::stdout(), "{line}");
-        },
-    )?;
+    serve::run(session.location, Database::open(session.location)?, Options { addresses, token, origin, oidc }, |at| {
+        let Addresses { listen, console } = at;
+        let line = match (json, console) {
+            (true, None) => json!({"listening": listen}).to_string(),
+            (true, Some(console)) => json!({"listening": listen, "console": console}).to_string(),
+            (false, None) => format!("listening on http://{listen}"),
+            (false, Some(console)) => format!("listening on http://{listen}\nconsole at http://{console}"),
+        };
+        // Standard output may be closed.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    })?;
     Ok(Answer::silent())
 }

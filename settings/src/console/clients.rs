@@ -1,17 +1,17 @@
 //! `OAuth clients`
 
 use askama::Template;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 
 use super::frame::{Frame, Wrong};
 use super::sign_in::Form;
-use super::{Page, Refused, Session, Shared, back, show, show_again, words};
+use super::{Cursor, Page, Refused, Session, Shared, back, next, show, show_again, words};
 use crate::access::Actor;
 use crate::failure::Failure;
 use crate::records::client::{self, Client, NewClient};
 use crate::records::org;
-use crate::sql::{Range, Sql};
+use crate::sql::Sql;
 
 const SECTION: &str = "OAuth clients";
 
@@ -21,6 +21,7 @@ struct ListPage {
     frame: Frame,
     org: String,
     clients: Vec<Client>,
+    next: Option<String>,
 }
 
 fn frame(actor: &Actor, org: &str, title: &str) -> Frame {
@@ -28,12 +29,16 @@ fn frame(actor: &Actor, org: &str, title: &str) -> Frame {
 }
 
 /// The OAuth clients of an org.
-pub(super) async fn list(State(console): Shared, session: Session, Path(org): Path<String>) -> Page {
-    let name = org.clone();
-    let (actor, clients) = console
-        .read(session, move |sql, actor| client::list(sql, actor, &name, &Range { limit: 1_000, ..Range::default() }))
-        .await?;
-    Ok(show(&ListPage { frame: frame(&actor, &org, "OAuth Clients"), org, clients: clients.items }))
+pub(super) async fn list(
+    State(console): Shared,
+    session: Session,
+    Path(org): Path<String>,
+    Query(wanted): Query<Cursor>,
+) -> Page {
+    let (name, range) = (org.clone(), wanted.range());
+    let (actor, clients) = console.read(session, move |sql, actor| client::list(sql, actor, &name, &range)).await?;
+    let next = next(&clients, |client| [client.created_at.clone(), client.client_id.clone()]);
+    Ok(show(&ListPage { frame: frame(&actor, &org, "OAuth Clients"), org, clients: clients.items, next }))
 }
 
 /// The fields of a new client.

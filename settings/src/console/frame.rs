@@ -53,7 +53,12 @@ impl Frame {
     pub(super) fn of_operator(&self) -> Vec<Entry> {
         let entry = |name, href: &str| Entry { name, href: href.to_owned() };
         match self.is_operator {
-            true => vec![entry("Organizations", "/orgs"), entry("Signing keys", "/signing-keys"), entry("All changes", "/audit")],
+            true => vec![
+                entry("Organizations", "/orgs"),
+                entry("Signing keys", "/signing-keys"),
+                entry("Gateways", "/gateways"),
+                entry("All changes", "/audit"),
+            ],
             false => Vec::new(),
         }
     }

@@ -6,37 +6,36 @@ use serde::Deserialize;
 
 use super::frame::{Frame, Wrong};
 use super::sign_in::Form;
-use super::{Page, Refused, Session, Shared, back, show, show_again, words};
+use super::{Cursor, Page, Refused, Session, Shared, back, next, show, show_again, words};
 use crate::access::Actor;
 use crate::clock::Moment;
 use crate::failure::Failure;
-use crate::records::api_key::{self, ApiKey, NewKey, Rolled};
+use crate::records::api_key::{self, ApiKey, Filter, NewKey, Rolled, Status};
 use crate::records::org;
-use crate::sql::{Range, Sql};
+use crate::sql::Sql;
 
 const SECTION: &str = "API keys";
-/// Number of keys on a page.
-const PAGE: u32 = 100;
-
-/// Whether a key can be used.
-fn status(key: &ApiKey, now: &str) -> &'static str {
-    match &key.expires_at {
-        _ if key.revoked => "Revoked",
-        Some(end) if end.as_str() <= now => "Expired",
-        _ => "Active",
-    }
-}
-
 /// A key with its status.
 struct Shown {
     key: ApiKey,
-    status: &'static str,
+    status: Status,
 }
 
 /// Which part of the list is wanted.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Wanted {
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    search: String,
     cursor: Option<String>,
+}
+
+impl Wanted {
+    fn filter(&self) -> Filter {
+        let statuses = [Status::Active, Status::Expired, Status::Revoked];
+        Filter { status: statuses.into_iter().find(|status| status.name() == self.status), search: self.search.trim().to_owned() }
+    }
 }
 
 #[derive(Template)]
@@ -45,8 +44,16 @@ struct ListPage {
     frame: Frame,
     org: String,
     keys: Vec<Shown>,
+    wanted: Wanted,
     next: Option<String>,
-    is_first: bool,
+}
+
+impl ListPage {
+    /// Whether the list was not narrowed down.
+    fn is_whole(&self) -> bool {
+        let Wanted { status, search, cursor } = &self.wanted;
+        status.is_empty() && search.is_empty() && cursor.is_none()
+    }
 }
 
 /// The keys of an org.
@@ -56,15 +63,11 @@ pub(super) async fn list(
     Path(org): Path<String>,
     Query(wanted): Query<Wanted>,
 ) -> Page {
-    let after = wanted.cursor.as_deref().and_then(Range::from_cursor);
-    let is_first = after.is_none();
-    let range = Range { after: after.unwrap_or_default(), limit: PAGE };
-    let name = org.clone();
-    let (actor, keys) = console.read(session, move |sql, actor| api_key::list(sql, actor, &name, &range)).await?;
-    let next = keys.items.last().filter(|_| keys.has_more).map(|key| Range::cursor(&[key.created_at.clone(), key.id.clone()]));
-    let now = actor.now.to_string();
-    let keys = keys.items.into_iter().map(|key| Shown { status: status(&key, &now), key }).collect();
-    Ok(show(&ListPage { frame: Frame::new(&actor, Some(&org), SECTION, "API Keys"), org, keys, next, is_first }))
+    let (name, filter, range) = (org.clone(), wanted.filter(), Cursor { cursor: wanted.cursor.clone() }.range());
+    let (actor, keys) = console.read(session, move |sql, actor| api_key::list(sql, actor, &name, &filter, &range)).await?;
+    let next = next(&keys, |key| [key.created_at.clone(), key.id.clone()]);
+    let keys = keys.items.into_iter().map(|key| Shown { status: key.status(actor.now), key }).collect();
+    Ok(show(&ListPage { frame: Frame::new(&actor, Some(&org), SECTION, "API Keys"), org, keys, wanted, next }))
 }
 
 /// The fields of a new key.

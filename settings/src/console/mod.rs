@@ -7,11 +7,13 @@ mod audit;
 mod clients;
 mod explain;
 mod frame;
+mod gateways;
 mod keys;
 mod limits;
 mod members;
 mod orgs;
 mod providers;
+mod sessions;
 mod sign_in;
 mod signing_keys;
 
@@ -21,8 +23,8 @@ use askama::Template;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
-    X_FRAME_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName, ORIGIN, REFERRER_POLICY, RETRY_AFTER,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
@@ -34,17 +36,23 @@ use crate::clock::Moment;
 use crate::database::pool::Pool;
 use crate::database::{Change, Database};
 use crate::failure::{Failure, Reason};
-use crate::serve::log;
+use crate::oidc::{self, Oidc};
+use crate::serve::{Connected, log};
 use crate::service::{self, Changed};
-use crate::sql::Sql;
+use crate::sql::{Part, Range, Sql};
+use crate::throttle::Throttle;
 use sign_in::Session;
 
 /// What all pages share.
 #[derive(Debug)]
 pub(crate) struct Console {
     pool: Arc<Pool>,
+    throttle: Arc<Throttle>,
+    gateways: Connected,
     /// The gateway's public origin.
     origin: String,
+    /// Sign-in with the operator's identity provider.
+    oidc: Option<Oidc>,
 }
 
 type Shared = State<Arc<Console>>;
@@ -88,6 +96,7 @@ impl IntoResponse for Refused {
             Reason::Conflict | Reason::AlreadyExists | Reason::PolicyRefused | Reason::LimitExceeded => {
                 (StatusCode::CONFLICT, "Nothing was changed")
             }
+            Reason::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
             Reason::DatabaseBusy => (StatusCode::SERVICE_UNAVAILABLE, "The database is busy"),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "The server failed"),
         };
@@ -97,7 +106,8 @@ impl IntoResponse for Refused {
         } else {
             failure.sentence()
         };
-        (status, show(&FailurePage { title, detail })).into_response()
+        let retry_after = failure.retry_after.map(|seconds| [(RETRY_AFTER, seconds.to_string())]);
+        (status, retry_after, show(&FailurePage { title, detail })).into_response()
     }
 }
 
@@ -153,6 +163,28 @@ fn words(text: &str) -> Vec<String> {
     text.split([' ', ',', '\n', '\r', '\t']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
+/// Maximum number of records on a page of a list.
+const PAGE: u32 = 100;
+
+/// Which part of a list is wanted.
+#[derive(Debug, Default, serde::Deserialize)]
+struct Cursor {
+    cursor: Option<String>,
+}
+
+impl Cursor {
+    /// A cursor that cannot be read is the first part.
+    fn range(&self) -> Range {
+        let after = self.cursor.as_deref().and_then(Range::from_cursor);
+        Range { after: after.unwrap_or_default(), limit: PAGE }
+    }
+}
+
+/// The cursor of the next part. `place` is the place of a record in the list.
+fn next<T>(part: &Part<T>, place: impl Fn(&T) -> [String; 2]) -> Option<String> {
+    part.items.last().filter(|_| part.has_more).map(|last| Range::cursor(&place(last)))
+}
+
 /// Back to a list of an org.
 fn back(org: &str, list: &str) -> Response {
     Redirect::to(&format!("/orgs/{org}/{list}")).into_response()
@@ -173,8 +205,14 @@ fn is_of_form(failure: &Failure) -> bool {
 }
 
 impl Console {
-    pub(crate) fn new(pool: Arc<Pool>, origin: String) -> Arc<Self> {
-        Arc::new(Self { pool, origin: origin.trim_end_matches('/').to_owned() })
+    pub(crate) fn new(
+        pool: Arc<Pool>,
+        throttle: Arc<Throttle>,
+        gateways: Connected,
+        origin: String,
+        oidc: Option<Oidc>,
+    ) -> Arc<Self> {
+        Arc::new(Self { pool, throttle, gateways, origin: origin.trim_end_matches('/').to_owned(), oidc })
     }
 
     /// Reads records for the person who is signed in.
@@ -222,7 +260,11 @@ pub(crate) fn router(console: Arc<Console>) -> Router {
     Router::new()
         .route("/", get(orgs::home))
         .route("/sign-in", get(sign_in::page).post(sign_in::begin))
+        .route("/sign-in/provider", get(sign_in::ask_provider))
+        .route(oidc::CALLBACK, get(sign_in::answer))
         .route("/sign-out", post(sign_in::end))
+        .route("/sessions", get(sessions::list))
+        .route("/sessions/{id}/end", post(sessions::end))
         .route("/orgs", get(orgs::list).post(orgs::create))
         .route("/orgs/{org}/delete", get(orgs::confirm).post(orgs::delete))
         .route("/orgs/{org}/keys", get(keys::list).post(keys::create))
@@ -245,6 +287,7 @@ pub(crate) fn router(console: Arc<Console>) -> Router {
         .route("/orgs/{org}/members/link", post(members::link))
         .route("/orgs/{org}/audit", get(audit::of_org))
         .route("/audit", get(audit::of_all))
+        .route("/gateways", get(gateways::list))
         .route("/signing-keys", get(signing_keys::list).post(signing_keys::create))
         .route("/signing-keys/{kid}/use", post(signing_keys::sign))
         .route("/signing-keys/{kid}/remove", post(signing_keys::remove))

@@ -1,20 +1,19 @@
 //! `Organizations`
 
 use askama::Template;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Redirect};
 use serde::Deserialize;
 
 use super::frame::{Frame, Wrong};
 use super::sign_in::Form;
-use super::{Page, Session, Shared, back, show, show_again};
+use super::{Cursor, Page, Session, Shared, back, next, show, show_again};
+use crate::access::Actor;
 use crate::failure::Failure;
 use crate::records::org::{self, Org};
-use crate::sql::Range;
+use crate::sql::Part;
 
 const SECTION: &str = "Organizations";
-/// Number of orgs on the page.
-const PAGE: u32 = 1_000;
 
 /// The first page of whoever is signed in.
 pub(super) async fn home(State(console): Shared, session: Session) -> Page {
@@ -39,22 +38,24 @@ struct ListPage {
     orgs: Vec<Org>,
     fields: Fields,
     wrong: Wrong,
+    next: Option<String>,
 }
 
-fn first() -> Range {
-    Range { limit: PAGE, ..Range::default() }
+impl ListPage {
+    fn new(actor: &Actor, orgs: Part<Org>, fields: Fields, wrong: Wrong) -> Self {
+        let next = next(&orgs, |org| [org.name.clone(), String::new()]);
+        Self { frame: Frame::new(actor, None, SECTION, "Organizations"), orgs: orgs.items, fields, wrong, next }
+    }
 }
 
 /// All orgs.
-pub(super) async fn list(State(console): Shared, session: Session) -> Page {
-    let (actor, orgs) = console
-        .read(session, |sql, actor| {
-            actor.check_operator()?;
-            org::list(sql, actor, &first())
-        })
-        .await?;
-    let frame = Frame::new(&actor, None, SECTION, "Organizations");
-    Ok(show(&ListPage { frame, orgs: orgs.items, fields: Fields::default(), wrong: Wrong::default() }))
+pub(super) async fn list(State(console): Shared, session: Session, Query(wanted): Query<Cursor>) -> Page {
+    let listed = console.read(session, move |sql, actor| {
+        actor.check_operator()?;
+        org::list(sql, actor, &wanted.range())
+    });
+    let (actor, orgs) = listed.await?;
+    Ok(show(&ListPage::new(&actor, orgs, Fields::default(), Wrong::default())))
 }
 
 /// Creates an org.
@@ -64,9 +65,8 @@ pub(super) async fn create(State(console): Shared, session: Session, form: Form<
     match console.change(session, move |change, actor| org::create(change, actor, &name)).await? {
         (_, Ok(org)) => Ok(back(&org.name, "keys")),
         (_, Err(failure)) => {
-            let (actor, orgs) = console.read(again, |sql, actor| org::list(sql, actor, &first())).await?;
-            let frame = Frame::new(&actor, None, SECTION, "Organizations");
-            Ok(show_again(&ListPage { frame, orgs: orgs.items, fields: form.0, wrong: wrong_name(failure) }))
+            let (actor, orgs) = console.read(again, |sql, actor| org::list(sql, actor, &Cursor::default().range())).await?;
+            Ok(show_again(&ListPage::new(&actor, orgs, form.0, wrong_name(failure))))
         }
     }
 }

@@ -1,39 +1,68 @@
-//! Signing in with a one-time link, and out.
+//! Signing in with a one-time link or with the operator's identity provider, and out.
 
 use std::sync::Arc;
 
 use askama::Template;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request, State};
-use axum::http::HeaderMap;
 use axum::http::header::{COOKIE, HeaderName, SET_COOKIE};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
 use axum::{Form as AxumForm, body};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::{Console, Page, Refused, Shared, show};
+use super::{Console, Page, Refused, Shared, show, show_again};
 use crate::access::Actor;
 use crate::clock::Moment;
 use crate::failure::{Failure, Reason};
-use crate::records::session;
+use crate::oidc::{Attempt, Oidc};
+use crate::records::session::{self, Admitted};
+use crate::serve::log;
 use crate::service;
 use crate::sql::Sql;
+use crate::throttle::Caller;
 
 /// The cookie of a session.
 const COOKIE_NAME: &str = "apexmcp_session";
 /// Maximum length of a form, in bytes. A JWK Set of a client is the longest.
 const MAX_FORM_LENGTH: usize = 256 << 10;
 
+/// The cookie of a sign-in that began at the identity provider.
+const ATTEMPT_NAME: &str = "apexmcp_sign_in";
+
+/// The value of a cookie.
+fn cookie<'h>(headers: &'h HeaderMap, wanted: &str) -> Option<&'h str> {
+    let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(name, _)| *name == wanted).map(|(_, value)| value)
+}
+
+/// A header that sets a cookie for some seconds. Scripts cannot read it, and forms of other sites do not send it.
+fn set_cookie(headers: &HeaderMap, name: &str, value: &str, seconds: u64) -> (HeaderName, String) {
+    // A proxy with TLS sets this header. A client that sets it itself only makes its own cookie unusable over plain HTTP.
+    let is_secure = headers.get(HeaderName::from_static("x-forwarded-proto")).is_some_and(|scheme| scheme == "https");
+    let secure = if is_secure { "; Secure" } else { "" };
+    (SET_COOKIE, format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"))
+}
+
 /// The session of a request.
 #[derive(Clone, Debug)]
-pub(super) struct Session(String);
+pub(super) struct Session {
+    secret: String,
+    caller: Caller,
+}
 
 impl Session {
-    fn of(headers: &HeaderMap) -> Option<Self> {
-        let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
-        let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        pairs.find(|(name, _)| *name == COOKIE_NAME).map(|(_, value)| Self(value.to_owned()))
+    fn of(parts: &Parts, console: &Console) -> Result<Self, Refused> {
+        let secret = cookie(&parts.headers, COOKIE_NAME).ok_or(Refused::SignedOut)?.to_owned();
+        let caller = console.throttle.caller(&secret, &parts.headers, &parts.extensions);
+        Ok(Self { secret, caller })
+    }
+
+    /// The id of the session in lists.
+    pub(super) fn id(&self) -> String {
+        session::id(&self.secret)
     }
 
     /// The person who is signed in.
@@ -41,16 +70,22 @@ impl Session {
     /// # Errors
     /// If the session is unknown or has ended.
     pub(super) fn actor(&self, sql: &dyn Sql, now: Moment) -> Result<Actor, Failure> {
-        let signed_out = || Failure::new(Reason::Unauthenticated, "you are signed out");
-        session::owner(sql, &self.0, now)?.ok_or_else(signed_out)
+        let Some(owner) = session::owner(sql, &self.secret, now)? else {
+            self.caller.failed();
+            return Err(Failure::new(Reason::Unauthenticated, "you are signed out"));
+        };
+        self.caller.passed();
+        Ok(owner)
     }
 }
 
-impl<S: Sync> FromRequestParts<S> for Session {
+impl FromRequestParts<Arc<Console>> for Session {
     type Rejection = Refused;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
-        Self::of(&parts.headers).ok_or(Refused::SignedOut)
+    async fn from_request_parts(parts: &mut Parts, console: &Arc<Console>) -> Result<Self, Refused> {
+        let session = Self::of(parts, console)?;
+        session.caller.check()?;
+        Ok(session)
     }
 }
 
@@ -61,10 +96,10 @@ impl<T: DeserializeOwned> FromRequest<Arc<Console>> for Form<T> {
     type Rejection = Refused;
 
     async fn from_request(request: Request, console: &Arc<Console>) -> Result<Self, Refused> {
-        let session = Session::of(request.headers()).ok_or(Refused::SignedOut)?;
+        let (parts, body) = request.into_parts();
         // The server checks the session before it reads the form.
-        console.read(session, |_, _| Ok(())).await?;
-        read(request).await
+        console.read(Session::of(&parts, console)?, |_, _| Ok(())).await?;
+        read(Request::from_parts(parts, body)).await
     }
 }
 
@@ -98,36 +133,127 @@ pub(super) struct Link {
 #[template(path = "sign_in.html")]
 struct SignInPage {
     link: String,
-    is_wrong: bool,
+    /// Why the person is not signed in.
+    wrong: &'static str,
+    /// The host of the identity provider.
+    provider: Option<String>,
+}
+
+const USED: &str = "This link was used already, or is older than ten minutes. Ask for a new one.";
+const STRANGER: &str = "Your identity provider knows you, but you are neither an operator nor a member of an organization here. \
+                        Ask an administrator of your organization to add your address at the page Members.";
+const FAILED: &str = "The sign-in with your identity provider failed. Try again. If it fails again, tell your operator: the log of \
+                      apexmcp serve has the reason.";
+
+impl SignInPage {
+    fn new(console: &Console, wrong: &'static str) -> Self {
+        Self { link: String::new(), wrong, provider: console.oidc.as_ref().map(|oidc| oidc.host().to_owned()) }
+    }
 }
 
 /// Shows a button. The link alone signs nobody in: programs that look at links in messages would use it up.
-pub(super) async fn page(Query(Link { link }): Query<Link>) -> Response {
-    show(&SignInPage { link, is_wrong: false })
+pub(super) async fn page(State(console): Shared, Query(Link { link }): Query<Link>) -> Response {
+    show(&SignInPage { link, ..SignInPage::new(&console, "") })
 }
 
-/// Signs in.
-pub(super) async fn begin(State(console): Shared, headers: HeaderMap, request: Request) -> Page {
-    let Form(Link { link }) = read(request).await?;
+/// Signs in with a link.
+pub(super) async fn begin(State(console): Shared, request: Request) -> Page {
+    let (parts, body) = request.into_parts();
+    let Form(Link { link }) = read(Request::from_parts(parts.clone(), body)).await?;
+    let caller = console.throttle.caller(&link, &parts.headers, &parts.extensions);
+    caller.check()?;
     let made = console.pool.run(move |database, location| {
         service::change(database, location, |change| session::begin(change, &link, Moment::now()))
     });
     let Some(session) = made.await?.value else {
-        return Ok(show(&SignInPage { link: String::new(), is_wrong: true }));
+        caller.failed();
+        return Ok(show_again(&SignInPage::new(&console, USED)));
     };
-    let life = session::LIFE.as_secs();
-    // A proxy with TLS sets this header. A client that sets it itself only makes its own cookie unusable over plain HTTP.
-    let is_secure = headers.get(HeaderName::from_static("x-forwarded-proto")).is_some_and(|scheme| scheme == "https");
-    let secure = if is_secure { "; Secure" } else { "" };
-    let cookie = format!("{COOKIE_NAME}={session}; Path=/; Max-Age={life}; HttpOnly; SameSite=Lax{secure}");
-    Ok((AppendHeaders([(SET_COOKIE, cookie)]), Redirect::to("/")).into_response())
+    Ok(signed_in(&parts.headers, &session))
+}
+
+fn signed_in(headers: &HeaderMap, session: &str) -> Response {
+    let cookie = set_cookie(headers, COOKIE_NAME, session, session::LIFE.as_secs());
+    (AppendHeaders([cookie]), Redirect::to("/")).into_response()
+}
+
+fn oidc(console: &Console) -> Result<&Oidc, Failure> {
+    console.oidc.as_ref().ok_or_else(|| Failure::new(Reason::NotFound, "there is no such page"))
+}
+
+/// Sends the browser to the identity provider.
+pub(super) async fn ask_provider(State(console): Shared, headers: HeaderMap) -> Page {
+    match oidc(&console)?.begin().await {
+        Ok((url, attempt)) => {
+            let cookie = set_cookie(&headers, ATTEMPT_NAME, &attempt.to_text(), session::LINK_LIFE.as_secs());
+            Ok((AppendHeaders([cookie]), Redirect::to(&url)).into_response())
+        }
+        Err(failure) => {
+            log(format_args!("sign-in: the identity provider cannot be asked: {failure}"));
+            Ok((StatusCode::BAD_GATEWAY, show(&SignInPage::new(&console, FAILED))).into_response())
+        }
+    }
+}
+
+/// What the identity provider sends the browser back with (RFC 6749 §4.1.2).
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Answer {
+    #[serde(default)]
+    state: String,
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    error: String,
+}
+
+#[derive(Template)]
+#[template(path = "choose.html")]
+struct ChoosePage {
+    name: String,
+    /// An org, or `None` for an operator, with the secret of a link.
+    roles: Vec<(Option<String>, String)>,
+}
+
+/// Signs in a person who comes back from the identity provider.
+pub(super) async fn answer(State(console): Shared, Query(answer): Query<Answer>, request: Request) -> Page {
+    let (oidc, headers) = (oidc(&console)?, request.headers());
+    let caller = console.throttle.caller(&answer.code, headers, request.extensions());
+    caller.check()?;
+    let attempt = cookie(headers, ATTEMPT_NAME).and_then(Attempt::from_text);
+    let person = match attempt {
+        _ if !answer.error.is_empty() => Err(format!("the identity provider answered {:?}", answer.error)),
+        None => Err("the answer does not belong to a sign-in that this browser began in the last ten minutes".to_owned()),
+        Some(attempt) => oidc.complete(attempt, &answer.state, answer.code).await.map_err(|failure| failure.to_string()),
+    };
+    let person = match person {
+        Ok(person) => person,
+        Err(line) => {
+            caller.failed();
+            log(format_args!("sign-in: {line}"));
+            return Ok(show_again(&SignInPage::new(&console, FAILED)));
+        }
+    };
+    let name = person.name.clone();
+    let made = console.pool.run(move |database, location| {
+        service::change(database, location, |change| session::admit(change, &person, Moment::now()))
+    });
+    let over = set_cookie(headers, ATTEMPT_NAME, "", 0);
+    let response = match made.await?.value {
+        Admitted::Session(session) => signed_in(headers, &session),
+        Admitted::Choice(roles) => show(&ChoosePage { name, roles }),
+        Admitted::Nobody => {
+            log(format_args!("sign-in: {name} is neither an operator nor a member of an org"));
+            (StatusCode::FORBIDDEN, show(&SignInPage::new(&console, STRANGER))).into_response()
+        }
+    };
+    Ok((AppendHeaders([over]), response).into_response())
 }
 
 /// Signs out.
-pub(super) async fn end(State(console): Shared, session: Session) -> Page {
+pub(super) async fn end(State(console): Shared, headers: HeaderMap, session: Session) -> Page {
     let own = session.clone();
     // If the session has ended already, only the cookie is left to remove.
-    let _ = console.change(session, move |change, actor| session::end(change, actor, &own.0)).await;
-    let cookie = format!("{COOKIE_NAME}=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax");
-    Ok((AppendHeaders([(SET_COOKIE, cookie)]), Redirect::to("/sign-in")).into_response())
+    let _ = console.change(session, move |change, actor| session::end(change, actor, &own.secret)).await;
+    let cookie = set_cookie(&headers, COOKIE_NAME, "", 0);
+    Ok((AppendHeaders([cookie]), Redirect::to("/sign-in")).into_response())
 }

@@ -20,7 +20,10 @@ const MAX_OTHERS: usize = 4;
 
 /// Runs `work` in a thread that may wait, if one of `places` is free in time. The place is free again when `work` ends, even if its
 /// client has disconnected.
-async fn in_thread<T: Send + 'static>(
+///
+/// # Errors
+/// If `work` fails, or no place is free in time.
+pub async fn in_thread<T: Send + 'static>(
     places: &Arc<Semaphore>,
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use apexmcp_core::limits::document::Limits;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
@@ -15,7 +15,7 @@ use crate::clock::Moment;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::secret;
-use crate::sql::{Part, Range, Row, Sql, exists, first, part, values};
+use crate::sql::{Part, Range, Row, Sql, Value, exists, first, part, values};
 
 /// Length of the part of a key that is stored unhashed, so that its owner can recognize it: `apx_live_sk_` and four characters.
 const SHOWN: usize = 16;
@@ -55,6 +55,15 @@ impl ApiKey {
             revoked: revoked_at.is_some(),
             revoked_at,
         })
+    }
+
+    /// Whether the key can be used.
+    pub fn status(&self, now: Moment) -> Status {
+        match &self.expires_at {
+            _ if self.revoked => Status::Revoked,
+            Some(end) if *end <= now.to_string() => Status::Expired,
+            _ => Status::Active,
+        }
     }
 }
 
@@ -116,15 +125,67 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
     Ok((made, key))
 }
 
-/// The keys of an org, the oldest first, including revoked ones.
+/// Whether a key can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Active,
+    Expired,
+    Revoked,
+}
+
+impl Status {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "Active",
+            Self::Expired => "Expired",
+            Self::Revoked => "Revoked",
+        }
+    }
+}
+
+/// Which keys are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// `None`: all.
+    pub status: Option<Status>,
+    /// A part of the name, or the beginning of the id or of the key. Its letters match in both cases. Empty: all.
+    pub search: String,
+}
+
+/// The keys of an org that the filter wants, the oldest first, including revoked ones.
 ///
 /// # Errors
 /// If the org does not exist.
-pub fn list(connection: &dyn Sql, actor: &Actor, org: &str, range: &Range) -> Result<Part<ApiKey>, Failure> {
+pub fn list(
+    connection: &dyn Sql,
+    actor: &Actor,
+    org: &str,
+    Filter { status, search }: &Filter,
+    range: &Range,
+) -> Result<Part<ApiKey>, Failure> {
     org::require(connection, actor, org)?;
-    let query = "SELECT * FROM api_keys WHERE org = ? AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?";
+    let now = actor.now.to_string();
+    let (condition, mut values) = match status {
+        None => ("", Vec::new()),
+        Some(Status::Revoked) => (" AND revoked_at IS NOT NULL", Vec::new()),
+        Some(Status::Expired) => (" AND revoked_at IS NULL AND expires_at <= ?", vec![now]),
+        Some(Status::Active) => (" AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)", vec![now]),
+    };
+    let searches = if search.is_empty() {
+        ""
+    } else {
+        let literal: String = search.to_ascii_lowercase().chars().flat_map(|letter| ['\\', letter]).collect();
+        values.extend([format!("%{literal}%"), format!("{literal}%"), format!("{literal}%")]);
+        r" AND (lower(name) LIKE ? ESCAPE '\' OR id LIKE ? ESCAPE '\' OR lower(prefix) LIKE ? ESCAPE '\')"
+    };
+    let query = format!(
+        "SELECT * FROM api_keys WHERE org = ?{condition}{searches} AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?"
+    );
     let [created_at, id] = &range.after;
-    part(connection, query, values![org, created_at, id, range.with_next()], range, ApiKey::read)
+    let values: Vec<Value> = [org.to_owned()].into_iter().chain(values).map(Value::Text).collect();
+    let values = [values, values![created_at, id, range.with_next()].to_vec()].concat();
+    part(connection, &query, &values, range, ApiKey::read)
 }
 
 /// # Errors

@@ -6,6 +6,7 @@
 
 mod catalog;
 mod counts;
+mod gateways;
 mod log;
 mod published;
 mod routes;
@@ -32,12 +33,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 
+use crate::access::Actor;
 use crate::api::{self, Api};
 use crate::console::{self, Console};
 use crate::database::pool::Pool;
 use crate::database::{Database, Location};
 use crate::failure::{Failure, Reason};
+use crate::oidc::Oidc;
+use crate::throttle::{Peer, Throttle};
 use counts::Counts;
+pub(crate) use gateways::{Gateway, Gateways};
 pub(crate) use log::log;
 use published::Published;
 use routes::Service;
@@ -70,6 +75,30 @@ pub struct Addresses {
     pub console: Option<SocketAddr>,
 }
 
+/// The gateways, and the policy that they should have.
+#[derive(Clone, Debug)]
+pub(crate) struct Connected {
+    gateways: Arc<Gateways>,
+    policy: watch::Receiver<Arc<Published>>,
+}
+
+impl Connected {
+    /// The version of the policy that is served.
+    pub(crate) fn version(&self) -> i64 {
+        self.policy.borrow().state.version
+    }
+
+    /// The gateways that ask this server for the policy, those without the present one first.
+    ///
+    /// # Errors
+    /// If the actor is no operator.
+    pub(crate) fn list(&self, actor: &Actor) -> Result<Vec<Gateway>, Failure> {
+        actor.check_operator()?;
+        let present = self.policy.borrow().state.to_string();
+        Ok(self.gateways.list(&present, actor.now))
+    }
+}
+
 /// How the server runs.
 #[derive(Debug)]
 pub struct Options {
@@ -78,6 +107,8 @@ pub struct Options {
     pub token: String,
     /// The gateway's public origin, for the examples of the console.
     pub origin: String,
+    /// Sign-in with the operator's provider.
+    pub oidc: Option<Oidc>,
 }
 
 /// Serves the policy of `database` and the management API until SIGTERM or Ctrl-C. Calls `listening` with the addresses, in which
@@ -88,7 +119,7 @@ pub struct Options {
 pub fn run(
     location: &Location,
     mut database: Database,
-    Options { addresses, token, origin }: Options,
+    Options { addresses, token, origin, oidc }: Options,
     listening: impl FnOnce(Addresses),
 ) -> Result<(), Failure> {
     allow_descriptors();
@@ -117,12 +148,16 @@ pub fn run(
         };
         listening(Addresses { listen, console: console.as_ref().map(|(_, address)| *address) });
         let (stop, stopping) = watch::channel(false);
-        let service = Service { token, policy, catalog, stopping: stopping.clone(), counts };
+        let gateways = Arc::new(Gateways::default());
+        let connected = Connected { gateways: Arc::clone(&gateways), policy: policy.clone() };
+        let service = Service { token, policy, catalog, stopping: stopping.clone(), counts, gateways };
         let gateways = serve(listener, routes::router(Arc::new(service)), MAX_CONNECTIONS, stopping.clone());
         let api = async {
             if let Some((listener, _)) = console {
-                let console = Console::new(Arc::clone(&pool), origin.clone());
-                let router = console::router(console).merge(api::router(Api::new(Arc::clone(&pool), origin)));
+                let throttle = Arc::new(Throttle::default());
+                let api = Api::new(Arc::clone(&pool), Arc::clone(&throttle), connected.clone(), origin.clone());
+                let console = Console::new(Arc::clone(&pool), throttle, connected, origin, oidc);
+                let router = console::router(console).merge(api::router(api));
                 serve(listener, router, MAX_API_CONNECTIONS, stopping).await;
             }
         };
@@ -172,11 +207,11 @@ async fn serve(listener: TcpListener, router: Router, max: usize, mut stopping: 
     let connections = GracefulShutdown::new();
     let accept = async || {
         let place = Arc::clone(&places).acquire_owned().await;
-        listener.accept().await.map(|(stream, _)| (stream, place))
+        listener.accept().await.map(|(stream, address)| (stream, Peer(address.ip()), place))
     };
     let mut is_failing = false;
     loop {
-        let (stream, place) = tokio::select! {
+        let (stream, peer, place) = tokio::select! {
             accepted = accept() => match accepted {
                 Ok(accepted) => {
                     is_failing = false;
@@ -193,7 +228,7 @@ async fn serve(listener: TcpListener, router: Router, max: usize, mut stopping: 
             },
             _ = stopping.wait_for(|is_stopping| *is_stopping) => break,
         };
-        let connection = connections.watch(connection(stream, router.clone()));
+        let connection = connections.watch(connection(stream, peer, router.clone()));
         tokio::spawn(async move {
             // An error only says that the client disconnected or exceeded a limit.
             connection.await.ok();
@@ -205,12 +240,13 @@ async fn serve(listener: TcpListener, router: Router, max: usize, mut stopping: 
 }
 
 /// One connection, with limits for everything that a client can do to it.
-fn connection<S>(stream: S, router: Router) -> impl GracefulConnection<Error = hyper::Error>
+fn connection<S>(stream: S, peer: Peer, router: Router) -> impl GracefulConnection<Error = hyper::Error>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let router = TowerToHyperService::new(router);
-    let answer = service_fn(move |request: hyper::Request<Incoming>| {
+    let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         let answer = router.call(request);
         async move { answer.await.map(without_length_of_nothing) }
     });
@@ -246,7 +282,14 @@ mod tests {
         let published = Published::with_document("\"1\"", vec![b' '; length].into());
         let (publisher, policy) = watch::channel(Arc::new(published));
         let (stop, stopping) = watch::channel(false);
-        let service = Service { token: TOKEN.to_owned(), policy, catalog: Arc::default(), stopping, counts: Arc::default() };
+        let service = Service {
+            token: TOKEN.to_owned(),
+            policy,
+            catalog: Arc::default(),
+            stopping,
+            counts: Arc::default(),
+            gateways: Arc::default(),
+        };
         (routes::router(Arc::new(service)), publisher, stop)
     }
 
@@ -259,7 +302,7 @@ mod tests {
     fn served(length: usize) -> (DuplexStream, tokio::task::JoinHandle<Duration>) {
         let (client, server) = duplex(4096);
         let began = Instant::now();
-        let connection = connection(server, router(length).0);
+        let connection = connection(server, Peer([127, 0, 0, 1].into()), router(length).0);
         let ended = async move {
             connection.await.ok();
             began.elapsed()

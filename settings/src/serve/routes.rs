@@ -8,7 +8,7 @@ use std::time::Duration;
 use apexmcp_core::policy::page;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::header::{
     ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
 };
@@ -20,9 +20,12 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 use super::counts::{Counts, Waiting, add};
+use super::gateways::Gateways;
 use super::log::log;
 use super::published::{Published, Shared};
+use crate::clock::Moment;
 use crate::failure::Failure;
+use crate::throttle::Peer;
 
 /// Maximum wait for a change. A proxy on the way must not take the connection for dead.
 const MAX_WAIT: Duration = Duration::from_secs(300);
@@ -35,6 +38,7 @@ pub(super) struct Service {
     pub(super) catalog: Shared,
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) counts: Arc<Counts>,
+    pub(super) gateways: Arc<Gateways>,
 }
 
 pub(super) fn router(service: Arc<Service>) -> Router {
@@ -66,7 +70,12 @@ async fn health(State(service): State<Arc<Service>>) -> Response {
     }
 }
 
-async fn policy(State(service): State<Arc<Service>>, headers: HeaderMap, uri: Uri) -> Response {
+async fn policy(
+    State(service): State<Arc<Service>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
     if !is_authorized(&headers, &service.token) {
         add(&service.counts.unauthorized);
         let text = "the request needs the bearer token of APEXMCP_SETTINGS_TOKEN\n";
@@ -87,6 +96,12 @@ async fn policy(State(service): State<Arc<Service>>, headers: HeaderMap, uri: Ur
     let is_known = |published: &Published| known.iter().any(|etag| is_this(etag, published) || *etag == b"*");
     let (mut policy, mut stopping) = (service.policy.clone(), service.stopping.clone());
     let mut published = Arc::clone(&policy.borrow());
+    let named = known.first().and_then(|etag| std::str::from_utf8(etag).ok()).map(state_in);
+    let said = headers.get(page::GATEWAY_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let _visit = takes_pages(&headers).then(|| {
+        let present = published.state.to_string();
+        service.gateways.visit(said, peer, named.unwrap_or_default(), &present, Moment::now())
+    });
     if is_known(&published) && !wait.is_zero() {
         let _waiting = Waiting::of(&service.counts);
         tokio::select! {
@@ -99,7 +114,6 @@ async fn policy(State(service): State<Arc<Service>>, headers: HeaderMap, uri: Ur
         add(&service.counts.unchanged);
         StatusCode::NOT_MODIFIED.into_response()
     } else if takes_pages(&headers) {
-        let named = known.first().and_then(|etag| std::str::from_utf8(etag).ok()).map(state_in);
         match page(&service, named) {
             Ok(response) => response,
             Err(failure) => return failed(&failure),
@@ -181,10 +195,16 @@ fn wait(uri: &Uri) -> Result<Duration, &'static str> {
 async fn metrics(State(service): State<Arc<Service>>) -> String {
     let (published, counts) = (service.policy.borrow().clone(), &service.counts);
     let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let gateways = service.gateways.list(&published.state.to_string(), Moment::now());
+    let connected = gateways.iter().filter(|gateway| gateway.is_connected);
+    let behind = connected.clone().filter(|gateway| !gateway.is_current).count();
+    let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
     let mut text = String::new();
     for (name, kind, help, value) in [
         ("policy_version", "gauge", "Version of the policy that is served.", u64::try_from(published.state.version).unwrap_or(0)),
-        ("policy_bytes", "gauge", "Length of its parts.", u64::try_from(published.length).unwrap_or(u64::MAX)),
+        ("policy_bytes", "gauge", "Length of its parts.", number(published.length)),
+        ("gateways", "gauge", "Gateways that are connected.", number(connected.count())),
+        ("gateways_behind", "gauge", "Connected gateways without the present policy.", number(behind)),
         ("waiting_requests", "gauge", "Requests that wait for a change.", count(&counts.waiting)),
         ("database_failures_total", "counter", "Failed reads of the database.", count(&counts.failures)),
         ("policy_sent_total", "counter", "Documents and pages sent.", count(&counts.sent)),

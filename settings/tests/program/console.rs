@@ -151,7 +151,7 @@ fn a_member_sees_only_the_own_org_and_a_viewer_only_reads() {
             assert_eq!(person.get(&format!("/orgs/other/{list}")).status, 404, "{list}");
         }
     }
-    for path in ["/orgs", "/signing-keys", "/audit", "/orgs/acme/delete"] {
+    for path in ["/orgs", "/signing-keys", "/gateways", "/audit", "/orgs/acme/delete"] {
         assert_eq!((admin.get(path).status, viewer.get(path).status, operator.get(path).status), (403, 403, 200), "{path}");
     }
     let forms: &[(&str, &[(&str, &str)])] = &[
@@ -281,4 +281,132 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     assert_eq!(operator.get("/orgs/beta/keys").status, 404);
     assert!(operator.get("/audit?action=org.delete").text.contains("beta"));
     assert_eq!(operator.get("/nothing").status, 404);
+}
+
+#[test]
+fn a_list_of_keys_is_narrowed_down_and_has_pages() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    let keys: Vec<_> = (0..102).map(|number| json!({"id": format!("key_{number:03}"), "sha256": format!("{number:064x}"), "name": format!("100% of agent_{number}")})).collect();
+    let policy = json!({"version": "1", "signing_keys": [], "orgs": {"acme": {"api_keys": keys}}});
+    settings.json(&["policy", "import", &settings.write("policy.json", &policy.to_string())]);
+    settings.json(&["key", "revoke", "key_007"]);
+    settings.json(&["key", "create", "--org", "acme", "--name", "Übung", "--expires", "1s"]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    let rows = |path: &str| {
+        let page = operator.get(path);
+        assert_eq!(page.status, 200, "{page:?}");
+        (page.text.matches("<tr").count() - 1, page.text)
+    };
+    let (count, first) = rows("/orgs/acme/keys");
+    let next = first.split_once("cursor=").unwrap().1.split('"').next().unwrap();
+    let (rest, last) = rows(&format!("/orgs/acme/keys?cursor={next}"));
+    assert_eq!((count, rest, last.contains("Next page")), (100, 3, false));
+    for (query, expected) in [
+        ("status=Revoked", 1),
+        ("search=AGENT_10", 3),
+        ("search=agent_10&status=Active", 3),
+        ("search=agent_7&status=Revoked", 1),
+        ("search=100%25+of", 100),
+        ("search=1_0", 0),
+        ("search=key_01", 10),
+        ("search=nothing", 0),
+        ("search=%27%3B--&status=%27", 0),
+    ] {
+        let page = operator.get(&format!("/orgs/acme/keys?{query}"));
+        assert_eq!((page.status, page.text.matches("<tr").count().saturating_sub(1)), (200, expected), "{query}: {}", page.text);
+    }
+    let of_api = |query: &str| api.get(&format!("/orgs/acme/keys?{query}")).json["items"].as_array().map(Vec::len);
+    assert_eq!((of_api("status=revoked&limit=1000"), of_api("search=agent_10")), (Some(1), Some(3)));
+    assert_eq!(api.get("/orgs/acme/keys?status=gone").problem(), "request_malformed");
+}
+
+#[test]
+fn sessions_are_listed_and_ended_by_those_who_may() {
+    let settings = Settings::new();
+    settings.json(&["org", "create", "other"]);
+    let api = settings.api(&["operator"]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    for (org, email, role) in
+        [("acme", "admin@a.org", "admin"), ("acme", "viewer@a.org", "viewer"), ("other", "admin@a.org", "admin")]
+    {
+        operator.post(&format!("/orgs/{org}/members"), &[("email", email), ("role", role)]);
+    }
+    let member = |org: &str, email: &str| Person::with(&api, &link(&settings, &["--member", email, "--org", org]));
+    let (admin, viewer) = (member("acme", "admin@a.org"), member("acme", "viewer@a.org"));
+    let (other, elsewhere) = (member("other", "admin@a.org"), member("acme", "viewer@a.org"));
+    let ids = |person: &Person<'_>| -> Vec<String> {
+        let page = person.get("/sessions").text;
+        page.split("/sessions/").skip(1).map(|rest| rest.split('/').next().unwrap().to_owned()).collect()
+    };
+    assert_eq!((ids(&operator).len(), ids(&admin).len(), ids(&viewer).len(), ids(&other).len()), (5, 3, 2, 1));
+    assert_eq!(viewer.get("/sessions").text.matches("This browser").count(), 1);
+    let of_admin: Vec<String> = ids(&admin).into_iter().filter(|id| !ids(&viewer).contains(id)).collect();
+    let end = |person: &Person<'_>, id: &str| person.post(&format!("/sessions/{id}/end"), &[]).status;
+    assert_eq!((end(&viewer, &of_admin[0]), end(&other, &of_admin[0]), end(&viewer, "%25")), (404, 404, 404));
+    for id in ids(&viewer) {
+        if viewer.get("/sessions").header("location").is_empty() {
+            assert_eq!(end(&viewer, &id), 303);
+        }
+    }
+    assert!([&viewer, &elsewhere].iter().any(|person| person.get("/sessions").header("location") == "/sign-in"));
+    assert_eq!(end(&operator, &of_admin[0]), 303);
+    assert_eq!(admin.get("/orgs/acme/keys").header("location"), "/sign-in");
+    assert_eq!(other.get("/orgs/other/keys").status, 200);
+    // A twenty-first session ends the oldest.
+    let many: Vec<Person<'_>> = (0..20).map(|_| member("other", "admin@a.org")).collect();
+    assert_eq!((ids(&many[19]).len(), many[19].get("/").status), (20, 303));
+}
+
+#[test]
+fn guesses_from_an_address_are_limited_and_known_people_are_not() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    assert_eq!(operator.get("/orgs").status, 200);
+    assert_eq!(api.get("/orgs").status, 200);
+    let guess = |number: usize| match number % 3 {
+        0 => send(&api, "POST", "/sign-in", &[FORM, OWN], &[("link", &number.to_string())]),
+        1 => send(&api, "GET", "/orgs", &[("cookie", &format!("apexmcp_session={number}"))], &[]),
+        _ => api.send("GET", "/orgs", &[("authorization", &format!("Bearer apx_admin_{number}"))], b""),
+    };
+    let answers: Vec<Answer> = (0..60).map(guess).collect();
+    let refused: Vec<&Answer> = answers.iter().filter(|answer| answer.status == 429).collect();
+    assert!((20..=30).contains(&refused.len()), "{}", refused.len());
+    let last = refused.last().unwrap();
+    assert!(["1", "2"].contains(&last.header("retry-after")), "{last:?}");
+    let stranger = api.send("GET", "/orgs", &[("authorization", "Bearer apx_admin_new")], b"");
+    assert_eq!((stranger.status, stranger.problem()), (429, "rate_limited"));
+    let page = send(&api, "GET", "/orgs", &[("cookie", "apexmcp_session=new")], &[]);
+    assert!(page.status == 429 && page.text.contains("Too many requests"), "{page:?}");
+    let behind_proxy = [("authorization", "Bearer apx_admin_new"), ("x-forwarded-for", "198.51.100.7")];
+    assert_eq!(api.send("GET", "/orgs", &behind_proxy, b"").status, 401);
+    assert_eq!((operator.get("/orgs").status, api.get("/orgs").status), (200, 200));
+}
+
+#[test]
+fn gateways_are_listed_with_the_version_that_they_have() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    assert!(operator.get("/gateways").text.contains("No gateway has asked"));
+    let pages = ("accept", "application/vnd.apexmcp.policy-parts+json");
+    let token = format!("Bearer {}", crate::support::TOKEN);
+    let ask = |etag: &str| {
+        let headers = [("authorization", token.as_str()), pages, ("x-apexmcp-gateway", "1f9c<b> 0.1.0"), ("if-none-match", etag)];
+        api.server.get("/v1/policy", &headers).etag
+    };
+    let etag = ask("\"\"");
+    let listed = api.get("/gateways").json["items"].clone();
+    assert_eq!(
+        (&listed[0]["version"], &listed[0]["is_current"], &listed[0]["is_connected"]),
+        (&json!(null), &json!(false), &json!(true))
+    );
+    assert_eq!(ask(&etag), etag);
+    let listed = api.get("/gateways").json["items"].clone();
+    assert_eq!((&listed[0]["address"], &listed[0]["module"]), (&json!("127.0.0.1"), &json!("0.1.0")));
+    assert_eq!((&listed[0]["is_current"], &listed[0]["behind_since"]), (&json!(true), &json!(null)));
+    let page = operator.get("/gateways").text;
+    assert!(page.contains("Up to date") && page.contains("1f9c&#60;b&#62;") && !page.contains("1f9c<b>"), "{page}");
+    assert!(api.server.get("/metrics", &[]).body.contains("apexmcp_settings_gateways 1\n"));
 }

@@ -105,7 +105,7 @@ fn take(database: &mut Database, actor: &Actor, step: &Step) -> bool {
             Step::RevokeToken { org, jti } => revocation::of_token(change, actor, org, jti)?,
             Step::SigningKey(kid) => drop(signing_key::create(change, actor, Some(kid), &PEM)?),
             Step::RevokeFirstKey(org) => {
-                if let Some(key) = api_key::list(change, actor, org, &Range::all())?.items.first() {
+                if let Some(key) = api_key::list(change, actor, org, &api_key::Filter::default(), &Range::all())?.items.first() {
                     api_key::revoke(change, actor, &key.id)?;
                 }
             }

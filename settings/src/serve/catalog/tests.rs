@@ -24,7 +24,7 @@ use super::*;
 use crate::access::Actor;
 use crate::clock::Moment;
 use crate::database::{Database, Location};
-use crate::records::api_key::NewKey;
+use crate::records::api_key::{Filter, NewKey};
 use crate::records::client::NewClient;
 use crate::records::limits::Holder;
 use crate::records::{api_key, client, limits, org, revocation, signing_key};
@@ -208,7 +208,7 @@ impl World {
             }
             Event::RevokeKeys(number, count) => {
                 _ = database.change(|change| {
-                    let keys = api_key::list(change, actor, name(number), &Range::all())?.items;
+                    let keys = api_key::list(change, actor, name(number), &Filter::default(), &Range::all())?.items;
                     let mut in_force = keys.iter().filter(|key| !key.revoked).take((*count).into());
                     in_force.try_for_each(|key| api_key::revoke(change, actor, &key.id).map(drop))
                 });
