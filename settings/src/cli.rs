@@ -71,6 +71,9 @@ pub enum Command {
     /// Limit the requests of an org or of one of its keys
     #[command(subcommand)]
     Limits(LimitsCommand),
+    /// Create and change orgs and their records, so that they are as a file says
+    #[command(after_help = APPLY)]
+    Apply(ApplyArgs),
     /// Manage the keys that sign the gateway's tokens
     #[command(subcommand, after_help = ROTATION)]
     SigningKey(SigningKeyCommand),
@@ -166,6 +169,42 @@ To change the key without refusing any token:
   apexmcp signing-key create            publish a new key; then wait one minute, because clients cache the old key set that long
   apexmcp signing-key use <kid>         sign with the new key from now on
   apexmcp signing-key remove <old kid>  after the last token of the old key has expired (tokens.ttl, one hour by default)";
+
+const APPLY: &str = "\
+FILE is YAML or JSON. Pass - to read standard input. A complete example:
+
+  orgs:
+    acme-corp:
+      limits: {rate: {requests: 600, per: minute, burst: 60}, monthly_quota: 1000000}
+      api_keys:
+        - name: ci agent
+          connectors: [github]                # the default is all connectors
+          expires_at: 2099-01-01T00:00:00Z    # the default is never
+          limits: {rate: {requests: 10, per: second}}
+      oauth_clients:
+        - name: billing
+          scopes: [mcp:call:github]           # the default is mcp:call
+      identity_providers:
+        - issuer: https://your-company.okta.com/oauth2/default
+          jwks_uri: https://your-company.okta.com/oauth2/default/v1/keys
+          audience: apexmcp                   # or a list
+          default_scopes: [mcp:call]
+          client_scopes: [openid]
+      members:
+        - {email: ada@example.com, role: admin}
+
+What the file omits stays as it is: an org, a kind of record, a record, or a member of a present record. Write null to set
+connectors, expires_at, limits or client_scopes back to the default. --prune removes each record that the file omits, if the file
+has the list of its kind: it revokes keys and clients, and removes providers and members. An empty list removes all of a kind.
+Orgs are never deleted.
+
+The name finds a key or a client. If several have the name, or to change the name, write 'id' of the key or 'client_id' of the
+client. All steps are carried out, or none. The secrets of new keys and clients are printed once.
+
+  apexmcp apply -f orgs.yaml --plan
+  apexmcp apply -f orgs.yaml
+  apexmcp apply -f orgs.yaml --prune          show what would be removed
+  apexmcp apply -f orgs.yaml --prune --yes";
 
 const ECDS: &str = "\
 The template is a discovery response that contains the filter, such as envoy/ecds/filter.yaml. The file is replaced atomically.
@@ -366,6 +405,28 @@ pub struct ConfigureArgs {
     #[arg(long, conflicts_with = "client_scopes")]
     pub no_client_scope: bool,
     /// Save the provider even if a check of what it publishes fails
+    #[arg(long)]
+    pub force: bool,
+    /// Allow addresses outside of the public Internet, and http: for providers within your own network
+    #[arg(long)]
+    pub allow_private_address: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// A YAML or JSON file
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Show the steps and change nothing. Nothing is fetched from identity providers
+    #[arg(long)]
+    pub plan: bool,
+    /// Also remove records that the file omits. Without --yes, the command shows them, changes nothing and fails
+    #[arg(long)]
+    pub prune: bool,
+    /// Confirm the removals. They cannot be undone
+    #[arg(long, requires = "prune", conflicts_with = "plan")]
+    pub yes: bool,
+    /// Save an identity provider even if a check of what it publishes fails
     #[arg(long)]
     pub force: bool,
     /// Allow addresses outside of the public Internet, and http: for providers within your own network

@@ -1,5 +1,6 @@
-//! Finding values in JSON that has no fixed schema.
+//! Finding values in JSON that has no fixed schema, and telling null from an absent member.
 
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 /// All plugin configurations in `value`: as objects, or as JSON in a string.
@@ -32,4 +33,9 @@ pub(crate) fn each_object(value: &Value, visit: &mut dyn FnMut(&Map<String, Valu
 /// The entries of a list with their indexes. None if the member is absent or is no list.
 pub(crate) fn list<'a>(value: &'a Value, member: &str) -> impl Iterator<Item = (usize, &'a Value)> {
     value.get(member).and_then(Value::as_array).into_iter().flatten().enumerate()
+}
+
+/// Tells null from an absent member.
+pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }

@@ -5,6 +5,7 @@ pub mod access;
 pub mod address;
 pub mod advice;
 mod api;
+pub mod apply;
 pub mod chain;
 pub mod check;
 pub mod cli;

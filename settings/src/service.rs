@@ -89,9 +89,17 @@ impl Examined {
 /// # Errors
 /// If the provider cannot be saved in any case.
 pub fn sharing(sql: &dyn Sql, actor: &Actor, wanted: &Wanted<'_>) -> Result<Vec<String>, Failure> {
+    org::require_change(sql, actor, wanted.org)?;
+    provider::require_room(sql, actor, wanted.org, wanted.issuer)?;
+    sharing_orgs(sql, actor, wanted)
+}
+
+/// The other orgs that would accept the same tokens. The org of the provider need not exist yet.
+///
+/// # Errors
+/// If the database fails.
+pub fn sharing_orgs(sql: &dyn Sql, actor: &Actor, wanted: &Wanted<'_>) -> Result<Vec<String>, Failure> {
     let Wanted { org, issuer, audience, .. } = *wanted;
-    org::require_change(sql, actor, org)?;
-    provider::require_room(sql, actor, org, issuer)?;
     let sharing = provider::sharing(sql, org, issuer, audience)?;
     // Only operators may know which orgs there are.
     let whose = |other: String| actor.check_operator().map_or_else(|_| "another org".to_owned(), |()| format!("the org {other}"));

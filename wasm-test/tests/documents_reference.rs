@@ -555,12 +555,17 @@ const ROWS: &[Row] = &[
         (COMMANDS, "policy_check_finds_errors_and_unwise_settings"),
     ),
     row(
-        "file that `policy import` reads",
+        "file that `policy import` or `apply` reads",
         "1 GiB",
         ("settings/src/commands/input.rs", "MAX_IMPORT_LENGTH: usize = 1 << 30"),
         NONE,
     ),
-    row("warnings that `policy import` prints", "20", ("settings/src/commands/policy.rs", "MAX_WARNINGS: usize = 20"), NONE),
+    row(
+        "warnings that `policy import` or `apply` prints",
+        "20",
+        ("settings/src/commands/policy.rs", "MAX_WARNINGS: usize = 20"),
+        NONE,
+    ),
     row(
         "token of the gateways",
         "16 characters or more",

@@ -9,10 +9,11 @@ use serde::Deserialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::call::{Body, Call, Page, PageQuery, moment, present};
+use super::call::{Body, Call, Page, PageQuery, moment};
 use super::problem::Problem;
 use super::{Items, Made, Path, Shared};
 use crate::access::Role;
+use crate::json::present;
 use crate::records::admin_token::{self, AdminToken, NewToken};
 
 /// All admin tokens, the oldest first, including revoked ones.

@@ -8,8 +8,8 @@ use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, IF_MATCH};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tokio::time::timeout;
 use utoipa::IntoParams;
@@ -224,9 +224,4 @@ pub(super) fn range(limit: u32, cursor: Option<&str>) -> Result<Range, Failure> 
 pub(super) fn moment(field: &'static str, text: Option<&str>) -> Result<Option<Moment>, Failure> {
     text.map(|text| Moment::parse(text).map_err(|_| Failure::of(field, "must be a timestamp such as 2027-01-01T00:00:00Z")))
         .transpose()
-}
-
-/// Tells null from an absent member.
-pub(super) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
 }

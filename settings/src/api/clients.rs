@@ -7,9 +7,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::call::{Body, Call, Page, PageQuery, present};
+use super::call::{Body, Call, Page, PageQuery};
 use super::problem::Problem;
 use super::{Items, Made, Path, Shared};
+use crate::json::present;
 use crate::records::client::{self, Client, NewClient};
 
 /// The OAuth clients of an org, the oldest first, including revoked ones.

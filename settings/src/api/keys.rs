@@ -10,10 +10,11 @@ use serde::Deserialize;
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
-use super::call::{Body, Call, moment, page, present, query, range};
+use super::call::{Body, Call, moment, page, query, range};
 use super::problem::Problem;
 use super::{Items, Made, Path, Shared};
 use crate::failure::Failure;
+use crate::json::present;
 use crate::records::api_key::{self, ApiKey, Changes, Filter, NewKey, Rolled, Status};
 use crate::records::limits::LimitsBody;
 use crate::records::org;

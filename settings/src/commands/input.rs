@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::failure::{Failure, Reason};
 
-/// Maximum length of a file to import, in bytes. A million keys have about 150 MB.
+/// Maximum length of a file with many records, in bytes. A million keys have about 150 MB.
 const MAX_IMPORT_LENGTH: usize = 1 << 30;
 
 /// Reads a file, or standard input for `-`. The limit is the length of the longest document that gateways accept.
@@ -17,7 +17,7 @@ pub(super) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
     read_up_to(MAX_DOCUMENT_LENGTH, file)
 }
 
-/// Reads a policy to import.
+/// Reads a file with many records: a policy to import, or what `apply` declares.
 pub(super) fn read_import(file: &Path) -> Result<Vec<u8>, Failure> {
     read_up_to(MAX_IMPORT_LENGTH, file)
 }

@@ -31,14 +31,19 @@ pub(super) fn run(session: &Session<'_>, command: LimitsCommand) -> Result<Answe
     }
 }
 
-fn answer(holder: Holder<'_>, limits: Option<&Limits>) -> Answer {
+/// The limits in one line.
+pub(super) fn described(limits: Option<&Limits>) -> String {
     let rate = limits.and_then(|limits| limits.rate.as_ref()).and_then(|rate| {
         let requests = rate.requests?;
         Some(format!("{requests}/{}, burst {}", rate.per?, rate.burst.unwrap_or(requests)))
     });
     let quota = limits.and_then(|limits| limits.monthly_quota).map(|quota| format!("{quota} a month"));
     let all: Vec<String> = rate.into_iter().chain(quota).collect();
-    let text = format!("{}: {}", holder.name(), if all.is_empty() { "no limits".to_owned() } else { all.join("; ") });
+    if all.is_empty() { "no limits".to_owned() } else { all.join("; ") }
+}
+
+fn answer(holder: Holder<'_>, limits: Option<&Limits>) -> Answer {
+    let text = format!("{}: {}", holder.name(), described(limits));
     Answer::new(text, json!({"holder": holder.name(), "limits": limits}))
 }
 

@@ -1,6 +1,7 @@
 //! The commands: one file per noun of the command line.
 
 mod admin_token;
+mod apply;
 mod audit;
 mod client;
 mod completion;
@@ -43,6 +44,7 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
         Command::Client(command) => client::run(&session, command),
         Command::Sso(command) => sso::run(&session, command),
         Command::Limits(command) => limits::run(&session, command),
+        Command::Apply(arguments) => apply::run(&session, &arguments),
         Command::SigningKey(command) => signing_key::run(&session, command),
         Command::Token(command) => token::run(&session, command),
         Command::AdminToken(command) => admin_token::run(&session, command),

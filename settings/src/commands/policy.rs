@@ -17,8 +17,8 @@ use crate::issuer::{self, Reach};
 use crate::output::{Answer, table};
 use crate::records::import;
 
-/// Maximum number of warnings that an import prints.
-const MAX_WARNINGS: usize = 20;
+/// Maximum number of warnings that a command prints after many changes.
+pub(super) const MAX_WARNINGS: usize = 20;
 
 pub(super) fn run(session: &Session<'_>, command: PolicyCommand) -> Result<Answer, Failure> {
     match command {

@@ -12,6 +12,7 @@
 )]
 
 mod api;
+mod apply;
 mod commands;
 mod console;
 mod crowd;
