@@ -33,7 +33,10 @@ const words = (browser) => browser.inPage("document.querySelector('main').innerT
 const ada = await signIn("ada");
 seen.ada = [await where(ada), await ada.inPage("document.querySelector('.who').innerText")];
 const cookies = (await ada.ask("Network.getCookies", { urls: [console_] })).cookies;
-seen.cookies = cookies.map(({ name, httpOnly, sameSite }) => [name, httpOnly, sameSite]);
+// The provider has cookies, too: it has the same host.
+seen.cookies = cookies
+  .filter(({ name }) => name.startsWith("apexmcp"))
+  .map(({ name, httpOnly, sameSite }) => [name, httpOnly, sameSite]);
 
 const olga = await signIn("olga");
 seen.choices = await olga.inPage("[...document.querySelectorAll('.choices button')].map((button) => button.innerText)");

@@ -57,6 +57,7 @@ await click("main button");
 const pages = {
   "API keys": "keys",
   "API keys, empty": "../other/keys",
+  "API keys, filtered": "keys?status=Revoked&search=x",
   "Create API key": "keys/new",
   "OAuth clients": "clients",
   "Create OAuth client": "clients/new",
@@ -68,12 +69,15 @@ const pages = {
   "Audit log": "audit",
   Organizations: "..",
   "Signing keys": "/signing-keys",
+  Gateways: "/gateways",
+  Sessions: "/sessions",
   "All changes": "/audit",
   "Delete organization": "delete",
   "Not found": "/nothing",
 };
 for (const [page, path] of Object.entries(pages)) {
-  await visit(page, new URL(path, `${origin}/orgs/acme/`).pathname.replace(/\/orgs\/$/, "/orgs"));
+  const { pathname, search } = new URL(path, `${origin}/orgs/acme/`);
+  await visit(page, pathname.replace(/\/orgs\/$/, "/orgs") + search);
 }
 
 const name = `agent-${scripts ?? "with-scripts"}`;

@@ -38,6 +38,15 @@ async fn a_person_walks_through_the_console() {
         let found: Value = serde_json::from_str(&run("node", &arguments).await).expect("a list of problems");
         assert_eq!(found, json!([]), "{more:?}");
     }
+    let token = settings.run("admin-token create --name test --role operator")["token"].as_str().expect("a token").to_owned();
+    let api = Client::new(console.strip_prefix("http://").expect("an http URL"));
+    let gateways = api.send(&Request::get("/api/v1/gateways").bearer(&token)).await.json()["items"].clone();
+    let id = gateways[0]["id"].as_str().expect("an id");
+    assert!(id.len() == 8 && id != "00000000", "{gateways}");
+    for (member, expected) in [("address", json!("127.0.0.1")), ("is_connected", json!(true)), ("is_current", json!(true))] {
+        assert_eq!(gateways[0][member], expected, "{gateways}");
+    }
+    assert_eq!(gateways.as_array().map(Vec::len), Some(1), "one gateway, whatever its number of threads");
 }
 
 /// A member, an operator, who chooses a role, and somebody whose address the provider has not verified.

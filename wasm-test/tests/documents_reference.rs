@@ -640,6 +640,19 @@ const ROWS: &[Row] = &[
         NONE,
     ),
     row("form of the console", "256 KiB", ("settings/src/console/sign_in.rs", "MAX_FORM_LENGTH: usize = 256 << 10"), NONE),
+    row("address of a member", "254 characters", ("settings/src/records/member.rs", "MAX_EMAIL_LENGTH: usize = 254"), NONE),
+    row(
+        "use of a sign-in link",
+        "10 minutes",
+        ("settings/src/records/session.rs", "LINK_LIFE: Duration = Duration::from_secs(10 * 60)"),
+        NONE,
+    ),
+    row(
+        "session of the console",
+        "12 hours",
+        ("settings/src/records/session.rs", "LIFE: Duration = Duration::from_secs(12 * 60 * 60)"),
+        NONE,
+    ),
     row("sessions of a person in an organization", "20", ("settings/src/records/session.rs", "MAX_SESSIONS: usize = 20"), NONE),
     row("sessions in the list of the console", "1,000", ("settings/src/records/session.rs", "MAX_LISTED: usize = 1_000"), NONE),
     row(
@@ -680,19 +693,6 @@ const ROWS: &[Row] = &[
     ),
     row("requests to this provider at the same time", "4", ("settings/src/oidc.rs", "MAX_REQUESTS: usize = 4"), NONE),
     row("answer of this provider", "256 KiB", ("settings/src/oidc.rs", "MAX_ANSWER_LENGTH: u64 = 256 << 10"), NONE),
-    row("address of a member", "254 characters", ("settings/src/records/member.rs", "MAX_EMAIL_LENGTH: usize = 254"), NONE),
-    row(
-        "use of a sign-in link",
-        "10 minutes",
-        ("settings/src/records/session.rs", "LINK_LIFE: Duration = Duration::from_secs(10 * 60)"),
-        NONE,
-    ),
-    row(
-        "session of the console",
-        "12 hours",
-        ("settings/src/records/session.rs", "LIFE: Duration = Duration::from_secs(12 * 60 * 60)"),
-        NONE,
-    ),
     // A test of the last three would take as long.
     row(
         "answer of an identity provider",
@@ -727,6 +727,7 @@ const UNLISTED: &[(&str, &str)] = &[
     ("settings/src/database/pool.rs", "MAX_WAIT"),
     ("settings/src/explain.rs", "MAX_FETCHES"),
     ("settings/src/issuer.rs", "MAX_SHOWN_KEYS"),
+    ("settings/src/oidc.rs", "MAX_AGE_OF_FAILURE"),
     ("settings/src/oidc.rs", "MAX_VALUE_LENGTH"),
     ("settings/src/serve/gateways.rs", "MAX_NAME_LENGTH"),
     ("settings/src/sql.rs", "MAX_PART_LENGTH"),
