@@ -42,9 +42,10 @@ docs: setup ## build the book, dist/docs/index.html
 image: build ## build the OCI images of the modules, their bills of materials and checksums in dist/
 	scripts/image
 
-bench: setup build $(RATELIMIT) ## measure the cost of requests; write target/bench.json (AGAINST=OLD.wasm: compare with an earlier module)
+bench: setup build $(RATELIMIT) ## measure the cost of requests, and Settings; write target/bench.json, target/serve.json (AGAINST=OLD.wasm: compare modules)
 	$(WRK)
 	@.tools/bin/python bench/bench.py $(if $(AGAINST),--rounds 2 --against $(AGAINST))
+	@$(if $(AGAINST),:,.tools/bin/python bench/serve.py)
 
 hostile: setup build $(RATELIMIT) ## check the cost of the most expensive requests; write target/hostile.json
 	$(WRK)

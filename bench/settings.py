@@ -61,11 +61,15 @@ class Postgres:
 class Settings:
     """Serves until `stop`, or until the end of a `with` block. It shares its core with wrk, not with Envoy."""
 
-    def __init__(self, folder: Path, core: int, policy: Path | None = None, database: str = "") -> None:
+    def __init__(
+        self, folder: Path, core: int, policy: Path | None = None, database: str = "", *, with_console: bool = False
+    ) -> None:
         """Imports `policy` first. `database` is the URL of an empty database. Without it, a file is created."""
         self.folder, self.core = folder, core
         self.database = database or folder / "settings.db"
         self.port = free_port()
+        # The port of the console. `None`: there is none.
+        self.console = free_port() if with_console else None
         self.environment = {TOKEN_ENV: secrets.token_urlsafe(32)}
         self.command("init")
         if policy:
@@ -77,6 +81,7 @@ class Settings:
         folder = self.folder
         pinned = ["taskset", "-c", str(self.core)]
         serve = [*pinned, PROGRAM, "--db", self.database, "serve", "--listen", f"127.0.0.1:{self.port}"]
+        serve += ["--console", f"127.0.0.1:{self.console}"] if self.console else []
         with open(folder / "settings.log", "ab") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in serve], stdout=log, stderr=log, env=os.environ | self.environment

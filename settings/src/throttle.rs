@@ -127,6 +127,13 @@ impl Caller {
         }
     }
 
+    /// Counts more requests for one that costs as much.
+    pub(crate) fn charge(&self, requests: u32) {
+        let now = Instant::now();
+        let mut credentials = self.throttle.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        (0..requests).for_each(|_| credentials.take(&self.credential, now));
+    }
+
     /// The credential is valid. From now on it has a limit of its own.
     pub(crate) fn passed(&self) {
         let mut credentials = self.throttle.credentials.lock().unwrap_or_else(PoisonError::into_inner);
@@ -208,6 +215,8 @@ mod tests {
         let other = caller(&throttle, "other", "127.0.0.1", "");
         other.passed();
         other.check().unwrap();
+        other.charge(400);
+        assert!(other.check().is_err());
     }
 
     #[tokio::test(start_paused = true)]

@@ -40,7 +40,7 @@ pub(super) struct Call {
     /// The method and the path.
     pub(super) what: String,
     token: String,
-    caller: Caller,
+    pub(super) caller: Caller,
     if_match: Vec<String>,
     pub(super) idempotency_key: Option<String>,
 }

@@ -59,6 +59,7 @@ pub(super) async fn list(
     Path(org): Path<String>,
     Wanted(filter, range): Wanted,
 ) -> Result<Json<Items<ApiKey>>, Problem> {
+    call.caller.charge(filter.cost().saturating_sub(1));
     let found = api.read(call, move |sql, actor| {
         let found = api_key::list(sql, actor, &org, &filter, &range)?;
         Ok(Items::of(found, |key| [key.created_at.clone(), key.id.clone()]))

@@ -50,7 +50,7 @@ fn set_cookie(headers: &HeaderMap, name: &str, value: &str, seconds: u64) -> (He
 #[derive(Clone, Debug)]
 pub(super) struct Session {
     secret: String,
-    caller: Caller,
+    pub(super) caller: Caller,
 }
 
 impl Session {

@@ -21,8 +21,11 @@ use crate::failure::{Failure, Reason};
 use crate::sql::{Row, Sql, Value, first, values};
 
 /// The migrations in their order. A released migration never changes.
-const MIGRATIONS: &[&str] =
-    &[include_str!("../../migrations/postgres/0001.sql"), include_str!("../../migrations/postgres/0002.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../migrations/postgres/0001.sql"),
+    include_str!("../../migrations/postgres/0002.sql"),
+    include_str!("../../migrations/postgres/0003.sql"),
+];
 /// The schema with all tables of this program.
 const SCHEMA: &str = "apexmcp";
 /// Serializes the migrations of processes that start at the same time: "apex" as a number.

@@ -153,6 +153,13 @@ pub struct Filter {
     pub search: String,
 }
 
+impl Filter {
+    /// How many ordinary requests this list costs: it may have to read all keys of the org.
+    pub fn cost(&self) -> u32 {
+        if self.status.is_some() || !self.search.is_empty() { 20 } else { 1 }
+    }
+}
+
 /// The keys of an org that the filter wants, the oldest first, including revoked ones.
 ///
 /// # Errors
