@@ -34,8 +34,10 @@ const LIFE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 #[serde(deny_unknown_fields)]
 pub(super) struct NewAdminToken {
     /// A name that says what uses the token. The audit log names it.
+    #[schema(min_length = 1, max_length = 200)]
     name: String,
     /// `operator`, `admin` or `viewer`.
+    #[schema(pattern = "^(operator|admin|viewer)$")]
     role: String,
     /// The org of an admin or a viewer.
     #[serde(default)]

@@ -151,8 +151,10 @@ impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Body<T> {
             return Err(Failure::new(Reason::RequestMalformed, "the body contains the character U+0000").into());
         }
         // serde would also read an array as an object. Only operations with optional members read nothing.
-        let text = match text.trim_start() {
+        let text = match text.trim() {
+            // Operations whose body may be missing also take null.
             "" => "null",
+            "null" => text,
             object if object.starts_with('{') => text,
             _ => return Err(Failure::new(Reason::RequestMalformed, "the body must be a JSON object").into()),
         };
@@ -216,7 +218,9 @@ pub(super) fn range(limit: u32, cursor: Option<&str>) -> Result<Range, Failure> 
         return Err(Failure::of("limit", format!("must be 1 to {MAX_PAGE}")));
     }
     let wrong = || Failure::of("cursor", "must be the next of an answer to the same request");
-    let after = cursor.map(|cursor| Range::from_cursor(cursor).ok_or_else(wrong)).transpose()?;
+    // A client may fill a template with nothing.
+    let after =
+        cursor.filter(|cursor| !cursor.is_empty()).map(|cursor| Range::from_cursor(cursor).ok_or_else(wrong)).transpose()?;
     Ok(Range { after: after.unwrap_or_default(), limit })
 }
 

@@ -33,6 +33,7 @@ pub(super) async fn list(
 #[serde(deny_unknown_fields)]
 pub(super) struct NewOauthClient {
     /// A name that says what the client is for.
+    #[schema(min_length = 1, max_length = 200)]
     name: String,
     /// The scopes that its tokens may have.
     #[serde(default = "every_connector")]

@@ -72,6 +72,7 @@ pub(super) async fn list(
 #[serde(deny_unknown_fields)]
 pub(super) struct NewApiKey {
     /// A name that says what uses the key.
+    #[schema(min_length = 1, max_length = 200)]
     name: String,
     /// The connectors that the key may call. Absent or null: all.
     #[serde(default)]

@@ -23,6 +23,7 @@ pub(super) async fn list(State(api): Shared, call: Call, Path(org): Path<String>
 #[serde(deny_unknown_fields)]
 pub(super) struct NewMember {
     /// The address.
+    #[schema(min_length = 3, max_length = 254)]
     email: String,
     /// `admin` or `viewer`.
     #[schema(pattern = "^(admin|viewer)$")]

@@ -1,7 +1,10 @@
 //! The parts of the OpenAPI document other than the operations.
 
+use utoipa::openapi::schema::{ArrayItems, KnownFormat, SchemaFormat};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, InfoBuilder, ObjectBuilder, OpenApi, Ref, RefOr, ResponseBuilder, Schema, Type};
+use utoipa::openapi::{
+    Components, ContentBuilder, InfoBuilder, ObjectBuilder, OpenApi, Ref, RefOr, ResponseBuilder, Schema, Type,
+};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::problem::{MEDIA_TYPE, Problem, types};
@@ -20,6 +23,7 @@ pub(super) fn complete(mut description: OpenApi) -> OpenApi {
     }
     let components = description.components.get_or_insert_default();
     components.schemas.insert(Problem::name().into_owned(), schema);
+    refine(components);
     let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     components.add_security_scheme("adminToken", bearer);
     description.security = Some(vec![SecurityRequirement::new::<_, [String; 0], String>("adminToken", [])]);
@@ -46,6 +50,29 @@ pub(super) fn complete(mut description: OpenApi) -> OpenApi {
         }
     }
     description
+}
+
+/// The beginning of the name of a list's schema. The name of the record follows.
+const LIST: &str = "Items_";
+
+/// Lets generated clients have one type for a record and for the record in a list, and a type of moments.
+fn refine(components: &mut Components) {
+    for (name, schema) in &mut components.schemas {
+        let RefOr::T(Schema::Object(object)) = schema else { continue };
+        for (member, property) in &mut object.properties {
+            match property {
+                RefOr::T(Schema::Array(list)) if member == "items" => {
+                    if let Some(record) = name.strip_prefix(LIST) {
+                        list.items = ArrayItems::RefOrSchema(Box::new(RefOr::Ref(Ref::from_schema_name(record))));
+                    }
+                }
+                RefOr::T(Schema::Object(moment)) if member.ends_with("_at") || member == "at" => {
+                    moment.format = Some(SchemaFormat::KnownFormat(KnownFormat::DateTime));
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 /// A name for the operation in generated clients, such as `get_orgs_keys`, and `get_orgs_keys_one` for one record.

@@ -26,6 +26,7 @@ pub(super) async fn list(State(api): Shared, call: Call, Page(range): Page) -> R
 #[serde(deny_unknown_fields)]
 pub(super) struct NewOrg {
     /// 1 to 128 of `A-Z a-z 0-9 . _ ~ -`. Its clients call `/mcp/<name>`.
+    #[schema(pattern = "^[A-Za-z0-9._~-]{1,128}$")]
     name: String,
 }
 

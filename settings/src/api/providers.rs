@@ -29,8 +29,10 @@ pub(super) async fn list(State(api): Shared, call: Call, Path(org): Path<String>
 #[serde(deny_unknown_fields)]
 pub(super) struct NewProvider {
     /// The `iss` claim of its tokens, exactly as it is in them.
+    #[schema(min_length = 1, max_length = 2048)]
     issuer: String,
     /// The URL of its key set.
+    #[schema(min_length = 1, max_length = 2048)]
     jwks_uri: String,
     /// The `aud` values that mean this gateway. A token needs one of them.
     audience: Vec<String>,
@@ -54,6 +56,7 @@ pub(super) struct NewProvider {
 #[serde(deny_unknown_fields)]
 pub(super) struct Issuer {
     /// Its URL.
+    #[schema(min_length = 1, max_length = 2048)]
     issuer: String,
     /// Allow addresses outside of the public Internet, and http. Only for operators.
     #[serde(default)]

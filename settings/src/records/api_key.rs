@@ -29,7 +29,7 @@ pub struct ApiKey {
     pub name: String,
     /// The first 16 characters of the key.
     pub prefix: String,
-    /// The connectors that the key may call. `None`: all.
+    /// The connectors that the key may call. Null: all.
     pub connectors: Option<Vec<String>>,
     pub created_at: String,
     pub expires_at: Option<String>,
