@@ -86,7 +86,7 @@ impl Default for Throttle {
     }
 }
 
-/// A request with a credential, of which it is not known yet whether it is valid.
+/// A request whose credential is not checked yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     throttle: Arc<Throttle>,

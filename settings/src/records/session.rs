@@ -101,7 +101,7 @@ fn insert(change: &Change<'_>, person: &str, org: Option<&str>, now: Moment) -> 
     Ok(session)
 }
 
-/// What a person can do after an identity provider identified them.
+/// The result of a sign-in with an identity provider.
 #[derive(Debug)]
 pub enum Admitted {
     /// The secret of a session.
