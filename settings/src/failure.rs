@@ -163,13 +163,20 @@ fn option(field: &str) -> String {
     }
 }
 
+/// A character as it is, or the escape sequence of a control character, which a terminal would obey.
+pub fn visible(letter: char) -> impl Iterator<Item = char> {
+    let (itself, escaped) = if letter.is_control() { (None, Some(letter.escape_default())) } else { (Some(letter), None) };
+    itself.into_iter().chain(escaped.into_iter().flatten())
+}
+
 impl fmt::Display for Failure {
     /// One line, even if the failure quotes an error of several lines.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(field) = self.field {
             write!(formatter, "{} ", option(field))?;
         }
-        let mut parts = self.line.lines().map(str::trim).filter(|part| !part.is_empty());
+        let line: String = self.line.lines().map(|line| line.chars().flat_map(visible).collect::<String>() + "\n").collect();
+        let mut parts = line.lines().map(str::trim).filter(|part| !part.is_empty());
         formatter.write_str(parts.next().unwrap_or("failed"))?;
         parts.try_for_each(|part| write!(formatter, "; {part}"))?;
         self.hint.as_ref().map_or(Ok(()), |hint| write!(formatter, ". {hint}"))

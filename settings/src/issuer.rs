@@ -365,7 +365,8 @@ fn refuse_private(field: &'static str, url: &JwksUri) -> Result<Option<Finding>,
     let is_number = name.starts_with('[') || name.split('.').all(|part| part.starts_with(|first: char| first.is_ascii_digit()));
     let means_nothing = !is_number && (!name.contains('.') || PRIVATE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)));
     // The name may have no address on this machine, and a private address on the machine of the gateway.
-    if means_nothing || host.contains('%') {
+    // A resolver reads "10.0.0.1." as a name, or as an address.
+    if means_nothing || host.contains('%') || (is_number && host.ends_with('.')) {
         let line = format!("{host} is not a name of the public Internet: {INTO_THE_NETWORK}");
         return Err(Failure::of(field, line).because(Reason::PrivateAddress).hint(ALLOW));
     }
@@ -436,6 +437,15 @@ mod tests {
             let mut findings = Vec::new();
             let looked = look(reach, "https://localhost:1", "https://localhost:1/keys", &mut findings);
             assert_eq!(looked.is_ok(), is_allowed, "{reach:?}: a failure, not a finding that --force would ignore: {findings:?}");
+        }
+    }
+
+    /// A resolver may read a number with a dot at its end as an address.
+    #[test]
+    fn a_private_address_with_a_dot_at_its_end_is_refused() {
+        for (host, is_refused) in [("10.0.0.1", true), ("10.0.0.1.", true), ("169.254.169.254.", true), ("8.8.8.8", false)] {
+            let url = JwksUri::parse(&format!("https://{host}/keys")).unwrap();
+            assert_eq!(refuse_private("jwks_uri", &url).is_err(), is_refused, "{host}");
         }
     }
 

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use apexmcp_core::names::is_plain;
 use openidconnect::core::{
     CoreAuthDisplay, CoreAuthPrompt, CoreAuthenticationFlow, CoreClientAuthMethod, CoreErrorResponseType, CoreGenderClaim,
     CoreJsonWebKey, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm, CoreProviderMetadata, CoreRevocableToken,
@@ -22,8 +23,9 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
 use crate::database::pool::in_thread;
-use crate::failure::{Failure, Reason};
+use crate::failure::{Failure, Reason, visible};
 use crate::issuer::{self, Reach};
+use crate::serve::log;
 
 /// How long the documents of the provider are used, and how long a failure to fetch them is remembered.
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -33,6 +35,8 @@ const MAX_REQUESTS: usize = 4;
 /// Maximum length of a value that a browser sends back, in bytes. Authorization codes of real providers stay below 2 KiB.
 const MAX_VALUE_LENGTH: usize = 4096;
 
+/// Maximum length of the name of a person, in characters.
+const MAX_NAME_LENGTH: usize = 254;
 /// Maximum length of an answer of the provider, in bytes.
 const MAX_ANSWER_LENGTH: u64 = 256 << 10;
 
@@ -53,6 +57,7 @@ impl std::str::FromStr for OperatorRule {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
+            Some(("email", _)) => Err("must be the address alone, such as ada@example.com".to_owned()),
             Some((name, value)) if !name.is_empty() && !value.is_empty() && !name.contains('@') => {
                 Ok(Self::Claim { name: name.to_owned(), value: value.to_owned() })
             }
@@ -111,6 +116,11 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// Whether the provider's answer with this `state` belongs to the attempt (RFC 6749 §10.12).
+    pub fn is_of(&self, state: &str) -> bool {
+        self.state.as_bytes().ct_eq(state.as_bytes()).into()
+    }
+
     /// A text for a cookie.
     pub fn to_text(&self) -> String {
         [self.state.as_str(), &self.nonce, &self.verifier].join(".")
@@ -139,7 +149,10 @@ pub struct Person {
 impl Person {
     /// The person of these claims. An address that the provider has not verified may belong to somebody else.
     fn of(config: &Config, subject: &str, Said { email, is_verified, others }: Said) -> Self {
-        let email = email.filter(|_| is_verified).map(|email| email.to_ascii_lowercase());
+        let is_address =
+            |email: &String| email.len() <= MAX_NAME_LENGTH && email.chars().all(|letter| is_plain(letter) && letter != ' ');
+        let email = email.filter(|_| is_verified).filter(is_address).map(|email| email.to_ascii_lowercase());
+        let subject: String = subject.chars().flat_map(visible).take(MAX_NAME_LENGTH).collect();
         let has = |name: &str, value: &str| match others.get(name) {
             Some(Value::Array(values)) => values.iter().any(|found| found.as_str() == Some(value)),
             Some(Value::String(found)) => found == value,
@@ -229,15 +242,13 @@ impl Oidc {
         Ok((url.to_string(), attempt))
     }
 
-    /// Ends a sign-in with what the browser brought back. Returns the person.
+    /// Ends a sign-in with the code that belongs to the attempt. Returns the person.
     ///
     /// # Errors
-    /// `unauthenticated` if the answer does not belong to the attempt, or the provider did not identify the person. The line is for
-    /// the log.
-    pub async fn complete(&self, attempt: Attempt, state: &str, code: String) -> Result<Person, Failure> {
-        let is_same: bool = attempt.state.as_bytes().ct_eq(state.as_bytes()).into();
-        if !is_same || code.is_empty() || code.len() > MAX_VALUE_LENGTH {
-            return Err(refused("the answer does not belong to a sign-in that this browser began"));
+    /// `unauthenticated` if the provider did not identify the person. The line is for the log.
+    pub async fn complete(&self, attempt: Attempt, code: String) -> Result<Person, Failure> {
+        if code.is_empty() || code.len() > MAX_VALUE_LENGTH {
+            return Err(refused("the answer of the identity provider has no code"));
         }
         let (config, metadata) = (self.config.clone(), self.metadata().await?);
         in_thread(&self.places, move || {
@@ -284,6 +295,9 @@ impl Oidc {
                 let issuer = IssuerUrl::new(self.config.issuer.clone()).map_err(refused)?;
                 let fetch = move || CoreProviderMetadata::discover(&issuer, &ask).map_err(refused);
                 let found = in_thread(&self.places, fetch).await.map(Arc::new).map_err(|failure| failure.to_string());
+                if let Err(line) = &found {
+                    log(format_args!("sign-in: the documents of the identity provider cannot be fetched: {line}"));
+                }
                 *fetched = Some((Instant::now(), found.clone()));
                 found
             }
@@ -345,14 +359,15 @@ mod tests {
             ("ada@example.com", false, json!(null), "https://login.example.com#7", false),
             ("eve@example.com", true, json!(["web"]), "eve@example.com", false),
             ("eve@example.com", true, json!(["web", "platform"]), "eve@example.com", true),
+            ("ada@example.com\nx", true, json!(null), "https://login.example.com#7", false),
             ("eve@example.com", true, json!("platform"), "eve@example.com", true),
             ("eve@example.com", true, json!("the platform"), "eve@example.com", false),
             ("eve@example.com", true, json!({"platform": true}), "eve@example.com", false),
             ("eve@example.com", false, json!(["platform"]), "https://login.example.com#7", true),
         ] {
             let person = Person::of(&config, "7", said(email, is_verified, groups));
-            let expected = Person { name: name.to_owned(), email: is_verified.then(|| name.to_owned()), is_operator };
-            assert_eq!(person, expected);
+            let email = name.contains('@').then(|| name.to_owned());
+            assert_eq!(person, Person { name: name.to_owned(), email, is_operator });
         }
     }
 
@@ -362,7 +377,7 @@ mod tests {
         assert_eq!("Ada@Example.com".parse(), Ok(OperatorRule::Email("ada@example.com".to_owned())));
         assert_eq!("groups=platform".parse(), claim("groups", "platform"));
         assert_eq!("mail=ada@example.com".parse(), claim("mail", "ada@example.com"));
-        for wrong in ["", "ada", "=platform", "groups="] {
+        for wrong in ["", "ada", "=platform", "groups=", "email=ada@example.com"] {
             assert!(wrong.parse::<OperatorRule>().is_err(), "{wrong}");
         }
     }

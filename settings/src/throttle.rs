@@ -11,15 +11,19 @@ use std::time::Duration;
 use axum::http::Extensions;
 use axum::http::HeaderMap;
 use axum::http::header::HeaderName;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::address::is_public;
+use crate::database::pool::Pool;
 use crate::failure::{Failure, Reason};
 use crate::secret::sha256;
 
 /// Requests per second of one credential, and the maximum burst.
 const CREDENTIAL_RATE: u32 = 200;
 const CREDENTIAL_BURST: u32 = 400;
+/// The number of requests as which a search counts.
+const SEARCH_COST: u32 = 20;
 /// Failed attempts per second of one address, and the maximum burst.
 const FAILURE_RATE: u32 = 1;
 const FAILURE_BURST: u32 = 30;
@@ -127,11 +131,23 @@ impl Caller {
         }
     }
 
-    /// Counts more requests for one that costs as much.
-    pub(crate) fn charge(&self, requests: u32) {
+    /// A place for a list that may be a search, which is then charged. Drop it when the list is read.
+    ///
+    /// # Errors
+    /// If too many searches run.
+    pub(crate) async fn search(&self, is_search: bool, pool: &Pool) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        if !is_search {
+            return Ok(None);
+        }
+        self.charge_search();
+        pool.search().await.map(Some)
+    }
+
+    /// Counts a search as [`SEARCH_COST`] requests: it may read many records.
+    fn charge_search(&self) {
         let now = Instant::now();
         let mut credentials = self.throttle.credentials.lock().unwrap_or_else(PoisonError::into_inner);
-        (0..requests).for_each(|_| credentials.take(&self.credential, now));
+        (1..SEARCH_COST).for_each(|_| credentials.take(&self.credential, now));
     }
 
     /// The credential is valid. From now on it has a limit of its own.
@@ -215,8 +231,8 @@ mod tests {
         let other = caller(&throttle, "other", "127.0.0.1", "");
         other.passed();
         other.check().unwrap();
-        other.charge(400);
-        assert!(other.check().is_err());
+        (0..20).for_each(|_| other.charge_search());
+        assert_eq!((0..1000).filter(|_| other.check().is_ok()).count(), 18);
     }
 
     #[tokio::test(start_paused = true)]

@@ -93,6 +93,6 @@ async fn people_sign_in_with_the_provider_of_the_operator() {
     assert!(words("forged").contains("The sign-in with your identity provider failed."), "{seen}");
     assert_eq!(seen["after"], "/sign-in");
     let log = settings.output();
-    assert!(log.contains("sign-in: the answer does not belong to a sign-in that this browser began"), "{log}");
+    assert!(log.contains("#mallory is neither an operator nor a member of an org"), "{log}");
     assert!(!log.contains(text("client_secret")) && !log.contains("stolen"), "{log}");
 }

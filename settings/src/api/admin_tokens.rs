@@ -56,6 +56,7 @@ pub(super) struct CreatedToken {
     #[serde(flatten)]
     record: AdminToken,
     /// The token itself.
+    #[schema(required = false)]
     token: String,
 }
 

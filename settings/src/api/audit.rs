@@ -69,7 +69,9 @@ impl<S: Sync> FromRequestParts<S> for Wanted {
 #[utoipa::path(get, path = "/audit", params(AuditQuery), responses((status = 200, content((Items<Entry> = "application/json"), (String = "text/csv")))), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn list(State(api): Shared, call: Call, wanted: Wanted) -> Result<Response, Problem> {
     let Wanted { filter, range, is_csv, query } = wanted;
+    let place = call.caller.search(filter.is_search(), &api.pool).await?;
     let found = api.read(call, move |sql, actor| {
+        let _place = place;
         let found = audit::latest(sql, actor, &filter, &range)?;
         Ok(Items::of(found, |entry| [entry.version.to_string(), String::new()]))
     });

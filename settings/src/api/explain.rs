@@ -42,6 +42,7 @@ pub(super) async fn explain(
         Ok((explain::configuration(sql, actor, &name, &of, &origin)?, reach, actor.now))
     });
     let (configuration, reach, now) = asked.await?;
-    let explained = api.pool.run_aside(move || explain::explain(&configuration, &org, &credential, reach, now.into()));
+    let explained =
+        api.pool.run_aside(org.clone(), move || explain::explain(&configuration, &org, &credential, reach, now.into()));
     Ok(Json(explained.await?))
 }

@@ -59,8 +59,9 @@ pub(super) async fn list(
     Path(org): Path<String>,
     Wanted(filter, range): Wanted,
 ) -> Result<Json<Items<ApiKey>>, Problem> {
-    call.caller.charge(filter.cost().saturating_sub(1));
+    let place = call.caller.search(filter.is_search(), &api.pool).await?;
     let found = api.read(call, move |sql, actor| {
+        let _place = place;
         let found = api_key::list(sql, actor, &org, &filter, &range)?;
         Ok(Items::of(found, |key| [key.created_at.clone(), key.id.clone()]))
     });
@@ -91,6 +92,7 @@ pub(super) struct CreatedKey {
     #[serde(flatten)]
     record: ApiKey,
     /// The API key itself.
+    #[schema(required = false)]
     key: String,
 }
 

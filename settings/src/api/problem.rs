@@ -57,7 +57,7 @@ fn kind(reason: Reason) -> (StatusCode, &'static str) {
         Reason::PolicyRefused => (StatusCode::UNPROCESSABLE_ENTITY, "Gateways would refuse the policy"),
         Reason::PrivateAddress => (StatusCode::UNPROCESSABLE_ENTITY, "A URL leads out of the public Internet"),
         Reason::ProviderCheckFailed => (StatusCode::UNPROCESSABLE_ENTITY, "A check of the identity provider failed"),
-        Reason::DatabaseBusy => (StatusCode::SERVICE_UNAVAILABLE, "The database is busy"),
+        Reason::DatabaseBusy => (StatusCode::SERVICE_UNAVAILABLE, "The server is busy"),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "The server failed"),
     }
 }

@@ -72,13 +72,14 @@ pub(super) async fn discover(
     body: Body<Issuer>,
 ) -> Result<Json<Published>, Problem> {
     let Issuer { issuer, allow_private_address } = body.value;
+    let name = org.clone();
     api.read(call, move |sql, actor| {
-        org::require_change(sql, actor, &org)?;
+        org::require_change(sql, actor, &name)?;
         if allow_private_address { actor.check_operator() } else { Ok(()) }
     })
     .await?;
     let reach = Reach::allowing_private(allow_private_address);
-    Ok(Json(api.pool.run_aside(move || issuer::published(&issuer, reach)).await?))
+    Ok(Json(api.pool.run_aside(org, move || issuer::published(&issuer, reach)).await?))
 }
 
 /// Checks what an identity provider publishes, then accepts its tokens.
@@ -149,7 +150,7 @@ async fn save(api: &Api, call: Call, org: String, id: Option<String>, body: Body
         Ok(sharing) => sharing,
         Err(known) => return Ok(known.into_response(Vec::new())),
     };
-    let examined = api.pool.run_aside(move || {
+    let examined = api.pool.run_aside(org.clone(), move || {
         let reach = Reach::allowing_private(new.allow_private_address);
         let examined = service::examine(&sharing, &wanted(&org, &new), reach)?;
         Ok((examined, org, new))

@@ -36,7 +36,7 @@ pub(super) async fn create(State(api): Shared, call: Call, body: Body<Option<New
         Ok(call)
     });
     let call = allowed.await?;
-    let pem = api.pool.run_aside(signing_key::generate).await?;
+    let pem = api.pool.run_aside("", signing_key::generate).await?;
     api.change(call, body.digest, move |change, actor, _| {
         Ok(Made::created(signing_key::create(change, actor, body.value.as_ref().and_then(|new| new.kid.as_deref()), &pem)?))
     })

@@ -10,7 +10,7 @@ use crate::database::Database;
 use crate::failure::{Failure, Reason};
 use crate::oidc::{Config, Oidc};
 use crate::output::Answer;
-use crate::serve::{self, Addresses, Options};
+use crate::serve::{self, Addresses, Options, SignIn};
 
 /// The environment variable with the token that gateways send to fetch the policy.
 const TOKEN: &str = "APEXMCP_SETTINGS_TOKEN";
@@ -19,18 +19,20 @@ const MIN_TOKEN_LENGTH: usize = 16;
 /// The environment variable with the secret that the identity provider gave to the console.
 const SIGN_IN_SECRET: &str = "APEXMCP_SIGN_IN_SECRET";
 
-fn oidc(args: SignInArgs) -> Result<Option<Oidc>, Failure> {
+fn sign_in(args: SignInArgs) -> Result<SignIn, Failure> {
     let SignInArgs { sign_in_issuer, sign_in_client_id, sign_in_operators, sign_in_scopes, console_url } = args;
-    let (Some(issuer), Some(client_id), Some(url)) = (sign_in_issuer, sign_in_client_id, console_url) else { return Ok(None) };
+    let (Some(issuer), Some(client_id), Some(url)) = (sign_in_issuer, sign_in_client_id, console_url.clone()) else {
+        return Ok(SignIn { console_url, oidc: None });
+    };
     let client_secret = std::env::var(SIGN_IN_SECRET).ok().filter(|secret| !secret.is_empty());
-    let console_url = url.trim_end_matches('/').to_owned();
-    let config = Config { issuer, client_id, client_secret, operators: sign_in_operators, scopes: sign_in_scopes, console_url };
+    let (operators, scopes, url) = (sign_in_operators, sign_in_scopes, url.trim_end_matches('/').to_owned());
+    let config = Config { issuer, client_id, client_secret, operators, scopes, console_url: url };
     config.check()?;
-    Ok(Some(Oidc::new(config)))
+    Ok(SignIn { console_url, oidc: Some(Oidc::new(config)) })
 }
 
-pub(super) fn run(session: &Session<'_>, addresses: Addresses, origin: String, sign_in: SignInArgs) -> Result<Answer, Failure> {
-    let oidc = oidc(sign_in)?;
+pub(super) fn run(session: &Session<'_>, addresses: Addresses, origin: String, args: SignInArgs) -> Result<Answer, Failure> {
+    let sign_in = sign_in(args)?;
     let token = std::env::var(TOKEN).unwrap_or_default();
     if token.len() < MIN_TOKEN_LENGTH || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Failure::new(
@@ -43,7 +45,7 @@ pub(super) fn run(session: &Session<'_>, addresses: Addresses, origin: String, s
     }
     let json = session.json;
     // Not `session.open()`: the server itself warns if others can read the database.
-    serve::run(session.location, Database::open(session.location)?, Options { addresses, token, origin, oidc }, |at| {
+    serve::run(session.location, Database::open(session.location)?, Options { addresses, token, origin, sign_in }, |at| {
         let Addresses { listen, console } = at;
         let line = match (json, console) {
             (true, None) => json!({"listening": listen}).to_string(),

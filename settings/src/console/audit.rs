@@ -70,7 +70,9 @@ async fn page(console: &Console, session: Session, org: Option<String>, wanted: 
     };
     let range = Range { after: Range::from_cursor(&wanted.cursor).unwrap_or_default(), limit: PAGE };
     let is_of_all = org.is_none();
+    let place = session.caller.search(filter.is_search(), &console.pool).await?;
     let asked = console.read(session, move |sql, actor| {
+        let _place = place;
         if is_of_all {
             actor.check_operator()?;
         }

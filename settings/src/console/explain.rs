@@ -60,7 +60,7 @@ pub(super) async fn explain(State(console): Shared, session: Session, Path(org):
     });
     let (actor, (configuration, reach)) = asked.await?;
     let (name, now) = (org.clone(), actor.now);
-    let explained = console.pool.run_aside(move || match &credential {
+    let explained = console.pool.run_aside(&org, move || match &credential {
         Credential::Token(token) if token.is_empty() => Err(Failure::of("token", "must be a token or an API key")),
         _ => explain::explain(&configuration, &name, &credential, reach, now.into()),
     });

@@ -64,8 +64,12 @@ pub(super) async fn list(
     Query(wanted): Query<Wanted>,
 ) -> Page {
     let (name, filter, range) = (org.clone(), wanted.filter(), Cursor { cursor: wanted.cursor.clone() }.range());
-    session.caller.charge(filter.cost().saturating_sub(1));
-    let (actor, keys) = console.read(session, move |sql, actor| api_key::list(sql, actor, &name, &filter, &range)).await?;
+    let place = session.caller.search(filter.is_search(), &console.pool).await?;
+    let listed = console.read(session, move |sql, actor| {
+        let _place = place;
+        api_key::list(sql, actor, &name, &filter, &range)
+    });
+    let (actor, keys) = listed.await?;
     let next = next(&keys, |key| [key.created_at.clone(), key.id.clone()]);
     let keys = keys.items.into_iter().map(|key| Shown { status: key.status(actor.now), key }).collect();
     Ok(show(&ListPage { frame: Frame::new(&actor, Some(&org), SECTION, "API Keys"), org, keys, wanted, next }))

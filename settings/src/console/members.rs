@@ -87,7 +87,8 @@ pub(super) async fn link(
     let (link, members) = made.map_err(Refused::Failure)?;
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let scheme = if text(HeaderName::from_static("x-forwarded-proto")) == "https" { "https" } else { "http" };
-    let url = format!("{scheme}://{}/sign-in?link={link}", text(HOST));
+    let console = console.url.clone().unwrap_or_else(|| format!("{scheme}://{}", text(HOST)));
+    let url = format!("{console}/sign-in?link={link}");
     let frame = Frame::new(&actor, Some(&org), SECTION, "Members");
     let link = Some((fields.email, url));
     Ok(show(&ListPage { frame, org, members, fields: Fields::default(), wrong: Wrong::default(), link }))

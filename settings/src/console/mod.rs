@@ -37,7 +37,7 @@ use crate::database::pool::Pool;
 use crate::database::{Change, Database};
 use crate::failure::{Failure, Reason};
 use crate::oidc::{self, Oidc};
-use crate::serve::{Connected, log};
+use crate::serve::{Connected, SignIn, log};
 use crate::service::{self, Changed};
 use crate::sql::{Part, Range, Sql};
 use crate::throttle::Throttle;
@@ -51,6 +51,8 @@ pub(crate) struct Console {
     gateways: Connected,
     /// The gateway's public origin.
     origin: String,
+    /// The URL at which people reach the console, without a slash at its end.
+    url: Option<String>,
     /// Sign-in with the operator's identity provider.
     oidc: Option<Oidc>,
 }
@@ -97,7 +99,7 @@ impl IntoResponse for Refused {
                 (StatusCode::CONFLICT, "Nothing was changed")
             }
             Reason::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
-            Reason::DatabaseBusy => (StatusCode::SERVICE_UNAVAILABLE, "The database is busy"),
+            Reason::DatabaseBusy => (StatusCode::SERVICE_UNAVAILABLE, "The server is busy"),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "The server failed"),
         };
         let detail = if status.is_server_error() {
@@ -210,9 +212,10 @@ impl Console {
         throttle: Arc<Throttle>,
         gateways: Connected,
         origin: String,
-        oidc: Option<Oidc>,
+        SignIn { console_url, oidc }: SignIn,
     ) -> Arc<Self> {
-        Arc::new(Self { pool, throttle, gateways, origin: origin.trim_end_matches('/').to_owned(), oidc })
+        let [origin, url] = [Some(origin), console_url].map(|url| url.map(|url| url.trim_end_matches('/').to_owned()));
+        Arc::new(Self { pool, throttle, gateways, origin: origin.unwrap_or_default(), url, oidc })
     }
 
     /// Reads records for the person who is signed in.

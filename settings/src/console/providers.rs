@@ -117,7 +117,7 @@ pub(super) async fn discover(State(console): Shared, session: Session, Path(org)
     let issuer = fields.issuer.trim().to_owned();
     let reach = Reach::allowing_private(is_private);
     let (frame, findings) = (frame(&actor, &org, "Configure BYOIDP"), Vec::new());
-    match console.pool.run_aside(move || issuer::published(&issuer, reach)).await {
+    match console.pool.run_aside(&org, move || issuer::published(&issuer, reach)).await {
         Ok(published) => {
             fields.jwks_uri = published.jwks_uri.clone().unwrap_or(fields.jwks_uri);
             let (wrong, published) = (Wrong::default(), Some(published));
@@ -197,7 +197,7 @@ async fn save(
         Err(failure) if is_of_form(&failure) => return Ok((actor, Err(failure))),
         Err(failure) => return Err(failure.into()),
     };
-    let examined = console.pool.run_aside(move || {
+    let examined = console.pool.run_aside(new.org.clone(), move || {
         if new.audience.is_empty() {
             return Ok((Err(Failure::of("audience", "must name at least one audience")), new));
         }

@@ -1,6 +1,7 @@
 //! Signing in with a one-time link or with the operator's identity provider, and out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use askama::Template;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request, State};
@@ -28,6 +29,11 @@ const COOKIE_NAME: &str = "apexmcp_session";
 /// Maximum length of a form, in bytes. A JWK Set of a client is the longest.
 const MAX_FORM_LENGTH: usize = 256 << 10;
 
+/// Maximum length of the form with a link, in bytes, and how long a client may take to send it. Nobody is known yet.
+const MAX_LINK_FORM_LENGTH: usize = 1024;
+const LINK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum length of an error of the identity provider in the log, in characters.
+const MAX_LOGGED: usize = 100;
 /// The cookie of a sign-in that began at the identity provider.
 const ATTEMPT_NAME: &str = "apexmcp_sign_in";
 
@@ -39,9 +45,10 @@ fn cookie<'h>(headers: &'h HeaderMap, wanted: &str) -> Option<&'h str> {
 }
 
 /// A header that sets a cookie for some seconds. Scripts cannot read it, and forms of other sites do not send it.
-fn set_cookie(headers: &HeaderMap, name: &str, value: &str, seconds: u64) -> (HeaderName, String) {
+fn set_cookie(console: &Console, headers: &HeaderMap, name: &str, value: &str, seconds: u64) -> (HeaderName, String) {
     // A proxy with TLS sets this header. A client that sets it itself only makes its own cookie unusable over plain HTTP.
-    let is_secure = headers.get(HeaderName::from_static("x-forwarded-proto")).is_some_and(|scheme| scheme == "https");
+    let is_forwarded = headers.get(HeaderName::from_static("x-forwarded-proto")).is_some_and(|scheme| scheme == "https");
+    let is_secure = is_forwarded || console.url.as_ref().is_some_and(|url| url.starts_with("https://"));
     let secure = if is_secure { "; Secure" } else { "" };
     (SET_COOKIE, format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"))
 }
@@ -99,18 +106,18 @@ impl<T: DeserializeOwned> FromRequest<Arc<Console>> for Form<T> {
         let (parts, body) = request.into_parts();
         // The server checks the session before it reads the form.
         console.read(Session::of(&parts, console)?, |_, _| Ok(())).await?;
-        read(Request::from_parts(parts, body)).await
+        read(Request::from_parts(parts, body), MAX_FORM_LENGTH, crate::api::BODY_TIMEOUT).await
     }
 }
 
 /// Reads a form.
-async fn read<T: DeserializeOwned>(request: Request) -> Result<Form<T>, Refused> {
+async fn read<T: DeserializeOwned>(request: Request, longest: usize, patience: Duration) -> Result<Form<T>, Refused> {
     let (parts, body) = request.into_parts();
-    let seconds = crate::api::BODY_TIMEOUT.as_secs();
+    let seconds = patience.as_secs();
     let late =
         |_| Failure::new(Reason::RequestTimeout, format!("the form did not arrive within {seconds} seconds: send it again"));
-    let long = |_| Failure::new(Reason::RequestTooLong, format!("a form may have at most {MAX_FORM_LENGTH} bytes"));
-    let read = tokio::time::timeout(crate::api::BODY_TIMEOUT, body::to_bytes(body, MAX_FORM_LENGTH));
+    let long = |_| Failure::new(Reason::RequestTooLong, format!("a form may have at most {longest} bytes"));
+    let read = tokio::time::timeout(patience, body::to_bytes(body, longest));
     let bytes = read.await.map_err(late)?.map_err(long)?;
     // PostgreSQL cannot store this character.
     if bytes.windows(3).any(|letters| letters == b"%00") || bytes.contains(&0) {
@@ -159,7 +166,7 @@ pub(super) async fn page(State(console): Shared, Query(Link { link }): Query<Lin
 /// Signs in with a link.
 pub(super) async fn begin(State(console): Shared, request: Request) -> Page {
     let (parts, body) = request.into_parts();
-    let Form(Link { link }) = read(Request::from_parts(parts.clone(), body)).await?;
+    let Form(Link { link }) = read(Request::from_parts(parts.clone(), body), MAX_LINK_FORM_LENGTH, LINK_TIMEOUT).await?;
     let caller = console.throttle.caller(&link, &parts.headers, &parts.extensions);
     caller.check()?;
     let made = console.pool.run(move |database, location| {
@@ -169,11 +176,11 @@ pub(super) async fn begin(State(console): Shared, request: Request) -> Page {
         caller.failed();
         return Ok(show_again(&SignInPage::new(&console, USED)));
     };
-    Ok(signed_in(&parts.headers, &session))
+    Ok(signed_in(&console, &parts.headers, &session))
 }
 
-fn signed_in(headers: &HeaderMap, session: &str) -> Response {
-    let cookie = set_cookie(headers, COOKIE_NAME, session, session::LIFE.as_secs());
+fn signed_in(console: &Console, headers: &HeaderMap, session: &str) -> Response {
+    let cookie = set_cookie(console, headers, COOKIE_NAME, session, session::LIFE.as_secs());
     (AppendHeaders([cookie]), Redirect::to("/")).into_response()
 }
 
@@ -185,13 +192,11 @@ fn oidc(console: &Console) -> Result<&Oidc, Failure> {
 pub(super) async fn ask_provider(State(console): Shared, headers: HeaderMap) -> Page {
     match oidc(&console)?.begin().await {
         Ok((url, attempt)) => {
-            let cookie = set_cookie(&headers, ATTEMPT_NAME, &attempt.to_text(), session::LINK_LIFE.as_secs());
+            let cookie = set_cookie(&console, &headers, ATTEMPT_NAME, &attempt.to_text(), session::LINK_LIFE.as_secs());
             Ok((AppendHeaders([cookie]), Redirect::to(&url)).into_response())
         }
-        Err(failure) => {
-            log(format_args!("sign-in: the identity provider cannot be asked: {failure}"));
-            Ok((StatusCode::BAD_GATEWAY, show(&SignInPage::new(&console, FAILED))).into_response())
-        }
+        // The reason is in the log since the fetch.
+        Err(_) => Ok((StatusCode::BAD_GATEWAY, show(&SignInPage::new(&console, FAILED))).into_response()),
     }
 }
 
@@ -217,29 +222,35 @@ struct ChoosePage {
 /// Signs in a person who comes back from the identity provider.
 pub(super) async fn answer(State(console): Shared, Query(answer): Query<Answer>, request: Request) -> Page {
     let (oidc, headers) = (oidc(&console)?, request.headers());
+    let over = set_cookie(&console, headers, ATTEMPT_NAME, "", 0);
+    let failed = || (AppendHeaders([over.clone()]), show_again(&SignInPage::new(&console, FAILED))).into_response();
+    // Any page can send its visitors here. Without an attempt, nothing was guessed: it is neither counted nor logged.
+    let Some(attempt) = cookie(headers, ATTEMPT_NAME).and_then(Attempt::from_text).filter(|it| it.is_of(&answer.state)) else {
+        return Ok(failed());
+    };
+    if !answer.error.is_empty() {
+        let error: String = answer.error.chars().take(MAX_LOGGED).collect();
+        log(format_args!("sign-in: the identity provider answered {error:?}"));
+        return Ok(failed());
+    }
     let caller = console.throttle.caller(&answer.code, headers, request.extensions());
     caller.check()?;
-    let attempt = cookie(headers, ATTEMPT_NAME).and_then(Attempt::from_text);
-    let person = match attempt {
-        _ if !answer.error.is_empty() => Err(format!("the identity provider answered {:?}", answer.error)),
-        None => Err("the answer does not belong to a sign-in that this browser began in the last ten minutes".to_owned()),
-        Some(attempt) => oidc.complete(attempt, &answer.state, answer.code).await.map_err(|failure| failure.to_string()),
-    };
-    let person = match person {
+    let person = match oidc.complete(attempt, answer.code).await {
         Ok(person) => person,
-        Err(line) => {
-            caller.failed();
-            log(format_args!("sign-in: {line}"));
-            return Ok(show_again(&SignInPage::new(&console, FAILED)));
+        Err(failure) => {
+            if failure.reason == Reason::Unauthenticated {
+                caller.failed();
+            }
+            log(format_args!("sign-in: {failure}"));
+            return Ok(failed());
         }
     };
     let name = person.name.clone();
     let made = console.pool.run(move |database, location| {
         service::change(database, location, |change| session::admit(change, &person, Moment::now()))
     });
-    let over = set_cookie(headers, ATTEMPT_NAME, "", 0);
     let response = match made.await?.value {
-        Admitted::Session(session) => signed_in(headers, &session),
+        Admitted::Session(session) => signed_in(&console, headers, &session),
         Admitted::Choice(roles) => show(&ChoosePage { name, roles }),
         Admitted::Nobody => {
             log(format_args!("sign-in: {name} is neither an operator nor a member of an org"));
@@ -254,6 +265,6 @@ pub(super) async fn end(State(console): Shared, headers: HeaderMap, session: Ses
     let own = session.clone();
     // If the session has ended already, only the cookie is left to remove.
     let _ = console.change(session, move |change, actor| session::end(change, actor, &own.secret)).await;
-    let cookie = set_cookie(&headers, COOKIE_NAME, "", 0);
+    let cookie = set_cookie(&console, &headers, COOKIE_NAME, "", 0);
     Ok((AppendHeaders([cookie]), Redirect::to("/sign-in")).into_response())
 }

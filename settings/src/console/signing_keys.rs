@@ -33,7 +33,7 @@ pub(super) async fn create(State(console): Shared, session: Session) -> Page {
     let own = session.clone();
     // Generated before the transaction, and only for an operator: it takes long.
     console.read(own, |_, actor| actor.check_operator()).await?;
-    let pem = console.pool.run_aside(signing_key::generate).await?;
+    let pem = console.pool.run_aside("", signing_key::generate).await?;
     let (_, made) = console.change(session, move |change, actor| signing_key::create(change, actor, None, &pem)).await?;
     made.map_err(Refused::Failure)?;
     Ok(back())

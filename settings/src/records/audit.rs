@@ -52,6 +52,14 @@ pub struct Filter {
     pub to: Option<Moment>,
 }
 
+impl Filter {
+    /// Whether many changes may have to be read. An index has those of an org.
+    pub fn is_search(&self) -> bool {
+        let Self { org: _, actor, action, from, to } = self;
+        actor.is_some() || action.is_some() || from.is_some() || to.is_some()
+    }
+}
+
 /// The changes that the actor may read, the latest first.
 ///
 /// # Errors

@@ -107,6 +107,14 @@ pub struct Options {
     pub token: String,
     /// The gateway's public origin, for the examples of the console.
     pub origin: String,
+    pub sign_in: SignIn,
+}
+
+/// How people reach the console and sign in.
+#[derive(Debug)]
+pub struct SignIn {
+    /// The URL of the console. `None`: the one of each request.
+    pub console_url: Option<String>,
     /// Sign-in with the operator's provider.
     pub oidc: Option<Oidc>,
 }
@@ -119,7 +127,7 @@ pub struct Options {
 pub fn run(
     location: &Location,
     mut database: Database,
-    Options { addresses, token, origin, oidc }: Options,
+    Options { addresses, token, origin, sign_in }: Options,
     listening: impl FnOnce(Addresses),
 ) -> Result<(), Failure> {
     allow_descriptors();
@@ -156,7 +164,7 @@ pub fn run(
             if let Some((listener, _)) = console {
                 let throttle = Arc::new(Throttle::default());
                 let api = Api::new(Arc::clone(&pool), Arc::clone(&throttle), connected.clone(), origin.clone());
-                let console = Console::new(Arc::clone(&pool), throttle, connected, origin, oidc);
+                let console = Console::new(Arc::clone(&pool), throttle, connected, origin, sign_in);
                 let router = console::router(console).merge(api::router(api));
                 serve(listener, router, MAX_API_CONNECTIONS, stopping).await;
             }

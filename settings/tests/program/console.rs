@@ -319,6 +319,8 @@ fn a_list_of_keys_is_narrowed_down_and_has_pages() {
     let of_api = |query: &str| api.get(&format!("/orgs/acme/keys?{query}")).json["items"].as_array().map(Vec::len);
     assert_eq!((of_api("status=revoked&limit=1000"), of_api("search=agent_10")), (Some(1), Some(3)));
     assert_eq!(api.get("/orgs/acme/keys?status=gone").problem(), "request_malformed");
+    let long = |length| api.get(&format!("/orgs/acme/keys?search={}", "a".repeat(length)));
+    assert_eq!((long(64).status, long(65).problem()), (200, "invalid_argument"));
 }
 
 #[test]
