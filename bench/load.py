@@ -88,6 +88,11 @@ class Wrk:
             self.resume()
             self.process.wait()
 
+    def end(self) -> Load:
+        """Ends the load early and returns its result."""
+        self.process.send_signal(signal.SIGINT)
+        return self.result()
+
     def result(self) -> Load:
         try:
             output, _ = self.process.communicate()
