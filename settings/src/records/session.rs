@@ -182,12 +182,11 @@ pub fn list(connection: &dyn Sql, actor: &Actor) -> Result<Vec<Session>, Failure
     let query = format!("SELECT * FROM sessions WHERE expires_at > ? ORDER BY expires_at DESC, sha256 LIMIT {MAX_LISTED}");
     let of_org =
         format!("SELECT * FROM sessions WHERE expires_at > ? AND org = ? ORDER BY expires_at DESC, sha256 LIMIT {MAX_LISTED}");
-    let of_person =
-        format!("SELECT * FROM sessions WHERE expires_at > ? AND org = ? AND person = ? ORDER BY expires_at DESC, sha256");
+    let of_person = "SELECT * FROM sessions WHERE expires_at > ? AND org = ? AND person = ? ORDER BY expires_at DESC, sha256";
     match &actor.role {
         Role::Operator => rows(connection, &query, values![actor.now], Session::read),
         Role::Admin(org) => rows(connection, &of_org, values![actor.now, org], Session::read),
-        Role::Viewer(org) => rows(connection, &of_person, values![actor.now, org, &actor.name], Session::read),
+        Role::Viewer(org) => rows(connection, of_person, values![actor.now, org, &actor.name], Session::read),
     }
 }
 

@@ -143,7 +143,10 @@ impl Drop for Visit<'_> {
 mod tests {
     use super::*;
 
-    fn seen(gateways: &Gateways, present: &str, now: Moment) -> Vec<(String, Option<i64>, bool, Option<String>, bool)> {
+    /// The id, the version, whether it is the present one, since when it is not, and whether the gateway is connected.
+    type Seen = (String, Option<i64>, bool, Option<String>, bool);
+
+    fn seen(gateways: &Gateways, present: &str, now: Moment) -> Vec<Seen> {
         let list = gateways.list(present, now).into_iter();
         list.map(|it| (it.id, it.version, it.is_current, it.behind_since, it.is_connected)).collect()
     }
