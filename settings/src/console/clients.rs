@@ -4,9 +4,9 @@ use askama::Template;
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 
-use super::frame::{Frame, Wrong};
+use super::frame::{Done, Frame, Told, Wrong};
 use super::sign_in::Form;
-use super::{Cursor, Page, Refused, Session, Shared, back, next, show, show_again, words};
+use super::{Cursor, Page, Refused, Session, Shared, back_to, next, show, show_again, words};
 use crate::access::Actor;
 use crate::failure::Failure;
 use crate::records::client::{self, Client, NewClient};
@@ -32,13 +32,14 @@ fn frame(actor: &Actor, org: &str, title: &str) -> Frame {
 pub(super) async fn list(
     State(console): Shared,
     session: Session,
+    told: Told,
     Path(org): Path<String>,
     Query(wanted): Query<Cursor>,
 ) -> Page {
     let (name, range) = (org.clone(), wanted.range());
     let (actor, clients) = console.read(session, move |sql, actor| client::list(sql, actor, &name, &range)).await?;
     let next = next(&clients, |client| [client.created_at.clone(), client.client_id.clone()]);
-    Ok(show(&ListPage { frame: frame(&actor, &org, "OAuth Clients"), org, clients: clients.items, next }))
+    Ok(show(&ListPage { frame: frame(&actor, &org, "OAuth Clients").after(told), org, clients: clients.items, next }))
 }
 
 /// The fields of a new client.
@@ -140,7 +141,7 @@ pub(super) async fn revoke(State(console): Shared, session: Session, Path((org, 
         client::revoke(change, actor, &id)
     });
     let (_, client) = made.await?;
-    Ok(back(&client.map_err(Refused::Failure)?.org, "clients"))
+    Ok(back_to(&client.map_err(Refused::Failure)?.org, "clients", Done::ClientRevoked))
 }
 
 /// Adds a second secret.
@@ -163,5 +164,5 @@ pub(super) async fn drop_secret(State(console): Shared, session: Session, Path((
         client::drop_secret(change, actor, &id)
     });
     let (_, client) = made.await?;
-    Ok(back(&client.map_err(Refused::Failure)?.org, "clients"))
+    Ok(back_to(&client.map_err(Refused::Failure)?.org, "clients", Done::SecretDropped))
 }

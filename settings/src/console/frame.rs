@@ -1,6 +1,74 @@
-//! What surrounds each page: the navigation, and who is signed in.
+//! What surrounds each page: the navigation, who is signed in, and what the last form did.
+
+use std::convert::Infallible;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
 
 use crate::access::{Actor, Role};
+
+/// The messages that a page shows after a change. The redirect after a form has the word in its query, never the sentence:
+/// a link from elsewhere cannot show its own text.
+macro_rules! messages {
+    ($($name:ident $word:literal $sentence:literal)*) => {
+        #[derive(Clone, Copy, Debug)]
+        pub(super) enum Done {
+            $($name,)*
+        }
+
+        impl Done {
+            /// The word in the query.
+            pub(super) fn word(self) -> &'static str {
+                match self {
+                    $(Self::$name => $word,)*
+                }
+            }
+
+            fn sentence(self) -> &'static str {
+                match self {
+                    $(Self::$name => $sentence,)*
+                }
+            }
+
+            fn of_word(word: &str) -> Option<Self> {
+                match word {
+                    $($word => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+messages! {
+    KeyRevoked "key-revoked" "The API key is revoked. Gateways refuse it within a second."
+    ClientRevoked "client-revoked" "The OAuth client is revoked. Gateways refuse its tokens within a second."
+    SecretDropped "secret-dropped" "The older secret is removed. The client keeps the newer one."
+    ProviderSaved "provider-saved" "The identity provider is saved. Gateways accept its tokens within a second."
+    ProviderRemoved "provider-removed" "The identity provider is removed. Gateways refuse its tokens within a second."
+    LimitsSaved "limits-saved" "The limits are saved. Gateways apply them within a second."
+    MemberAdded "member-added" "The member is added. Create a sign-in link to let them in."
+    MemberRemoved "member-removed" "The member is removed, and their sessions are ended."
+    OrgCreated "org-created" "The organization is created."
+    OrgDeleted "org-deleted" "The organization is deleted."
+    SessionEnded "session-ended" "The session is ended."
+    KeyCreated "signing-key-created" "The signing key is published. It does not sign yet."
+    KeySigns "signing-key-signs" "The gateway signs with this key within a second."
+    KeyRemoved "signing-key-removed" "The signing key is removed."
+}
+
+/// What the last form did, if this page follows it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told(Option<Done>);
+
+impl<S: Sync> FromRequestParts<S> for Told {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let pairs = parts.uri.query().unwrap_or_default().split('&');
+        Ok(Self(pairs.filter_map(|pair| pair.strip_prefix("done=")).find_map(Done::of_word)))
+    }
+}
 
 /// The frame of a page.
 pub(super) struct Frame {
@@ -14,6 +82,8 @@ pub(super) struct Frame {
     pub(super) is_operator: bool,
     /// Whether the person may change the records of the org.
     pub(super) can_change: bool,
+    /// What the last form did.
+    pub(super) done: Option<&'static str>,
 }
 
 /// An entry of the navigation.
@@ -32,7 +102,13 @@ impl Frame {
             role: actor.role.to_string(),
             is_operator: actor.role == Role::Operator,
             can_change: !matches!(actor.role, Role::Viewer(_)),
+            done: None,
         }
+    }
+
+    /// The same frame, which also says what the last form did.
+    pub(super) fn after(self, Told(done): Told) -> Self {
+        Self { done: done.map(Done::sentence), ..self }
     }
 
     /// The entries of the org.

@@ -4,9 +4,9 @@ use askama::Template;
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 
-use super::frame::{Frame, Wrong};
+use super::frame::{Done, Frame, Told, Wrong};
 use super::sign_in::Form;
-use super::{Cursor, Page, Refused, Session, Shared, back, next, show, show_again, words};
+use super::{Cursor, Page, Refused, Session, Shared, back_to, next, show, show_again, words};
 use crate::access::Actor;
 use crate::clock::Moment;
 use crate::failure::Failure;
@@ -60,6 +60,7 @@ impl ListPage {
 pub(super) async fn list(
     State(console): Shared,
     session: Session,
+    told: Told,
     Path(org): Path<String>,
     Query(wanted): Query<Wanted>,
 ) -> Page {
@@ -72,7 +73,7 @@ pub(super) async fn list(
     let (actor, keys) = listed.await?;
     let next = next(&keys, |key| [key.created_at.clone(), key.id.clone()]);
     let keys = keys.items.into_iter().map(|key| Shown { status: key.status(actor.now), key }).collect();
-    Ok(show(&ListPage { frame: Frame::new(&actor, Some(&org), SECTION, "API Keys"), org, keys, wanted, next }))
+    Ok(show(&ListPage { frame: Frame::new(&actor, Some(&org), SECTION, "API Keys").after(told), org, keys, wanted, next }))
 }
 
 /// The fields of a new key.
@@ -208,7 +209,7 @@ pub(super) async fn revoke(State(console): Shared, session: Session, Path((org, 
     });
     let (_, key) = made.await?;
     let key = key.map_err(Refused::Failure)?;
-    Ok(back(&key.org, "keys"))
+    Ok(back_to(&key.org, "keys", Done::KeyRevoked))
 }
 
 /// How long the old key stays valid.

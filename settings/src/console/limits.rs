@@ -6,9 +6,9 @@ use askama::Template;
 use axum::extract::{Path, State};
 use serde::Deserialize;
 
-use super::frame::{Frame, Wrong};
+use super::frame::{Done, Frame, Told, Wrong};
 use super::sign_in::Form;
-use super::{Page, Session, Shared, back, show, show_again};
+use super::{Page, Session, Shared, back_to, show, show_again};
 use crate::failure::Failure;
 use crate::records::limits::{self, Holder};
 
@@ -44,7 +44,7 @@ impl LimitsPage {
 }
 
 /// The limits of an org.
-pub(super) async fn page(State(console): Shared, session: Session, Path(org): Path<String>) -> Page {
+pub(super) async fn page(State(console): Shared, session: Session, told: Told, Path(org): Path<String>) -> Page {
     let name = org.clone();
     let (actor, limits) = console.read(session, move |sql, actor| limits::show(sql, actor, Holder::Org(&name))).await?;
     let limits = limits.unwrap_or_default();
@@ -56,7 +56,7 @@ pub(super) async fn page(State(console): Shared, session: Session, Path(org): Pa
         burst: number(rate.and_then(|rate| rate.burst)),
         monthly_quota: number(limits.monthly_quota),
     };
-    let frame = Frame::new(&actor, Some(&org), SECTION, "Limits and usage");
+    let frame = Frame::new(&actor, Some(&org), SECTION, "Limits and usage").after(told);
     Ok(show(&LimitsPage::new(frame, org, fields, Wrong::default())))
 }
 
@@ -86,7 +86,7 @@ pub(super) async fn set(State(console): Shared, session: Session, Path(org): Pat
         limits::set(change, actor, Holder::Org(&name), Some(&wanted).filter(|wanted| **wanted != Limits::default()))
     });
     Ok(match made.await? {
-        (_, Ok(())) => back(&org, "limits"),
+        (_, Ok(())) => back_to(&org, "limits", Done::LimitsSaved),
         (actor, Err(failure)) => {
             let frame = Frame::new(&actor, Some(&org), SECTION, "Limits and usage");
             show_again(&LimitsPage::new(frame, org, form.0, failure.into()))

@@ -6,9 +6,9 @@ use axum::http::HeaderMap;
 use axum::http::header::{HOST, HeaderName};
 use serde::Deserialize;
 
-use super::frame::{Frame, Wrong};
+use super::frame::{Done, Frame, Told, Wrong};
 use super::sign_in::Form;
-use super::{Page, Refused, Session, Shared, back, show, show_again};
+use super::{Page, Refused, Session, Shared, back_to, show, show_again};
 use crate::records::member::{self, Member};
 use crate::records::session::{self, Person};
 
@@ -36,10 +36,10 @@ struct ListPage {
 }
 
 /// The members of an org.
-pub(super) async fn list(State(console): Shared, session: Session, Path(org): Path<String>) -> Page {
+pub(super) async fn list(State(console): Shared, session: Session, told: Told, Path(org): Path<String>) -> Page {
     let name = org.clone();
     let (actor, members) = console.read(session, move |sql, actor| member::list(sql, actor, &name)).await?;
-    let frame = Frame::new(&actor, Some(&org), SECTION, "Members");
+    let frame = Frame::new(&actor, Some(&org), SECTION, "Members").after(told);
     Ok(show(&ListPage { frame, org, members, fields: Fields::default(), wrong: Wrong::default(), link: None }))
 }
 
@@ -48,7 +48,7 @@ pub(super) async fn add(State(console): Shared, session: Session, Path(org): Pat
     let (name, fields, again) = (org.clone(), form.0.clone(), session.clone());
     let made = console.change(session, move |change, actor| member::add(change, actor, &name, &fields.email, &fields.role));
     match made.await? {
-        (_, Ok(_)) => Ok(back(&org, "members")),
+        (_, Ok(_)) => Ok(back_to(&org, "members", Done::MemberAdded)),
         (_, Err(failure)) => {
             let name = org.clone();
             let (actor, members) = console.read(again, move |sql, actor| member::list(sql, actor, &name)).await?;
@@ -67,7 +67,7 @@ pub(super) async fn remove(
 ) -> Page {
     let made = console.change(session, move |change, actor| member::remove(change, actor, &org, &fields.email));
     let (_, member) = made.await?;
-    Ok(back(&member.map_err(Refused::Failure)?.org, "members"))
+    Ok(back_to(&member.map_err(Refused::Failure)?.org, "members", Done::MemberRemoved))
 }
 
 /// Makes a link that signs a member in.

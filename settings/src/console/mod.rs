@@ -41,6 +41,7 @@ use crate::serve::{Connected, SignIn, log};
 use crate::service::{self, Changed};
 use crate::sql::{Part, Range, Sql};
 use crate::throttle::Throttle;
+use frame::Done;
 use sign_in::Session;
 
 /// What all pages share.
@@ -187,9 +188,14 @@ fn next<T>(part: &Part<T>, place: impl Fn(&T) -> [String; 2]) -> Option<String> 
     part.items.last().filter(|_| part.has_more).map(|last| Range::cursor(&place(last)))
 }
 
+/// Back to a list, which says what was done.
+fn back(list: &str, done: Done) -> Response {
+    Redirect::to(&format!("{list}?done={}", done.word())).into_response()
+}
+
 /// Back to a list of an org.
-fn back(org: &str, list: &str) -> Response {
-    Redirect::to(&format!("/orgs/{org}/{list}")).into_response()
+fn back_to(org: &str, list: &str, done: Done) -> Response {
+    back(&format!("/orgs/{org}/{list}"), done)
 }
 
 /// Whether a failure belongs into the form that caused it. Others have a page of their own.

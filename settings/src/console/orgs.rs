@@ -5,9 +5,9 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Redirect};
 use serde::Deserialize;
 
-use super::frame::{Frame, Wrong};
+use super::frame::{Done, Frame, Told, Wrong};
 use super::sign_in::Form;
-use super::{Cursor, Page, Session, Shared, back, next, show, show_again};
+use super::{Cursor, Page, Session, Shared, back, back_to, next, show, show_again};
 use crate::access::Actor;
 use crate::failure::Failure;
 use crate::records::org::{self, Org};
@@ -19,7 +19,7 @@ const SECTION: &str = "Organizations";
 pub(super) async fn home(State(console): Shared, session: Session) -> Page {
     let (actor, ()) = console.read(session, |_, _| Ok(())).await?;
     Ok(match actor.role.org() {
-        Some(org) => back(org, "keys"),
+        Some(org) => Redirect::to(&format!("/orgs/{org}/keys")).into_response(),
         None => Redirect::to("/orgs").into_response(),
     })
 }
@@ -49,13 +49,14 @@ impl ListPage {
 }
 
 /// All orgs.
-pub(super) async fn list(State(console): Shared, session: Session, Query(wanted): Query<Cursor>) -> Page {
+pub(super) async fn list(State(console): Shared, session: Session, told: Told, Query(wanted): Query<Cursor>) -> Page {
     let listed = console.read(session, move |sql, actor| {
         actor.check_operator()?;
         org::list(sql, actor, &wanted.range())
     });
     let (actor, orgs) = listed.await?;
-    Ok(show(&ListPage::new(&actor, orgs, Fields::default(), Wrong::default())))
+    let page = ListPage::new(&actor, orgs, Fields::default(), Wrong::default());
+    Ok(show(&ListPage { frame: page.frame.after(told), ..page }))
 }
 
 /// Creates an org.
@@ -63,7 +64,7 @@ pub(super) async fn create(State(console): Shared, session: Session, form: Form<
     let (name, again) = (form.0.name.trim().to_owned(), session.clone());
     let wrong_name = |failure: Failure| Wrong { field: "name", line: failure.sentence() };
     match console.change(session, move |change, actor| org::create(change, actor, &name)).await? {
-        (_, Ok(org)) => Ok(back(&org.name, "keys")),
+        (_, Ok(org)) => Ok(back_to(&org.name, "keys", Done::OrgCreated)),
         (_, Err(failure)) => {
             let (actor, orgs) = console.read(again, |sql, actor| org::list(sql, actor, &Cursor::default().range())).await?;
             Ok(show_again(&ListPage::new(&actor, orgs, form.0, wrong_name(failure))))
@@ -106,7 +107,7 @@ pub(super) async fn delete(
         org::delete(change, actor, &name)
     });
     match made.await? {
-        (_, Ok(_)) => Ok(Redirect::to("/orgs").into_response()),
+        (_, Ok(_)) => Ok(back("/orgs", Done::OrgDeleted)),
         (_, Err(failure)) => {
             let (actor, org) = console.read(again, move |sql, actor| org::show(sql, actor, &org)).await?;
             let frame = Frame::new(&actor, Some(&org.name), SECTION, "Delete organization");

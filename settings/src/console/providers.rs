@@ -4,9 +4,9 @@ use askama::Template;
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 
-use super::frame::{Frame, Wrong};
+use super::frame::{Done, Frame, Told, Wrong};
 use super::sign_in::Form;
-use super::{Console, Page, Refused, Session, Shared, back, is_of_form, show, show_again, words};
+use super::{Console, Page, Refused, Session, Shared, back_to, is_of_form, show, show_again, words};
 use crate::access::Actor;
 use crate::failure::Failure;
 use crate::issuer::{self, Finding, Published, Reach};
@@ -30,10 +30,10 @@ fn frame(actor: &Actor, org: &str, title: &str) -> Frame {
 }
 
 /// The identity providers of an org.
-pub(super) async fn list(State(console): Shared, session: Session, Path(org): Path<String>) -> Page {
+pub(super) async fn list(State(console): Shared, session: Session, told: Told, Path(org): Path<String>) -> Page {
     let name = org.clone();
     let (actor, providers) = console.read(session, move |sql, actor| provider::list(sql, actor, &name)).await?;
-    Ok(show(&ListPage { frame: frame(&actor, &org, "Single sign-on"), org, providers }))
+    Ok(show(&ListPage { frame: frame(&actor, &org, "Single sign-on").after(told), org, providers }))
 }
 
 /// The fields of a provider.
@@ -143,7 +143,7 @@ pub(super) async fn configure(State(console): Shared, session: Session, Path(org
     let (actor, saved) = save(&console, session, org.clone(), fields).await?;
     let frame = frame(&actor, &org, "Configure BYOIDP");
     Ok(match saved {
-        Ok(Outcome::Saved) => back(&org, "sso"),
+        Ok(Outcome::Saved) => back_to(&org, "sso", Done::ProviderSaved),
         Ok(Outcome::Checked(findings)) => {
             show_again(&FormPage { frame, org, fields: form.0, wrong: Wrong::default(), findings, published: None })
         }
@@ -246,5 +246,5 @@ pub(super) async fn remove(State(console): Shared, session: Session, Path((org, 
         provider::remove(change, actor, &org, &provider.issuer)
     });
     let (_, provider) = made.await?;
-    Ok(back(&provider.map_err(Refused::Failure)?.org, "sso"))
+    Ok(back_to(&provider.map_err(Refused::Failure)?.org, "sso", Done::ProviderRemoved))
 }

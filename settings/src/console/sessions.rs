@@ -4,8 +4,8 @@ use askama::Template;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Redirect};
 
-use super::frame::Frame;
-use super::{Page, Refused, Session, Shared, filters, show};
+use super::frame::{Done, Frame, Told};
+use super::{Page, Refused, Session, Shared, back, filters, show};
 use crate::records::session;
 
 #[derive(Template)]
@@ -18,15 +18,15 @@ struct ListPage {
 }
 
 /// The sessions that the person may end.
-pub(super) async fn list(State(console): Shared, session: Session) -> Page {
+pub(super) async fn list(State(console): Shared, session: Session, told: Told) -> Page {
     let own = session.id();
     let (actor, sessions) = console.read(session, session::list).await?;
-    Ok(show(&ListPage { frame: Frame::new(&actor, None, "Sessions", "Sessions"), sessions, own }))
+    Ok(show(&ListPage { frame: Frame::new(&actor, None, "Sessions", "Sessions").after(told), sessions, own }))
 }
 
 /// Ends a session.
 pub(super) async fn end(State(console): Shared, session: Session, Path(id): Path<String>) -> Page {
     let (_, made) = console.change(session, move |change, actor| session::end_by_id(change, actor, &id)).await?;
     made.map_err(Refused::Failure)?;
-    Ok(Redirect::to("/sessions").into_response())
+    Ok(back("/sessions", Done::SessionEnded))
 }

@@ -5,8 +5,8 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Redirect, Response};
 
 use super::filters;
-use super::frame::Frame;
-use super::{Page, Refused, Session, Shared, show};
+use super::frame::{Done, Frame, Told};
+use super::{Page, Refused, Session, Shared, back, show};
 use crate::records::signing_key::{self, SigningKey};
 
 const SECTION: &str = "Signing keys";
@@ -19,13 +19,9 @@ struct ListPage {
 }
 
 /// All signing keys.
-pub(super) async fn list(State(console): Shared, session: Session) -> Page {
+pub(super) async fn list(State(console): Shared, session: Session, told: Told) -> Page {
     let (actor, keys) = console.read(session, signing_key::list).await?;
-    Ok(show(&ListPage { frame: Frame::new(&actor, None, SECTION, "Signing keys"), keys }))
-}
-
-fn back() -> Response {
-    Redirect::to("/signing-keys").into_response()
+    Ok(show(&ListPage { frame: Frame::new(&actor, None, SECTION, "Signing keys").after(told), keys }))
 }
 
 /// Creates and publishes a key.
@@ -36,19 +32,19 @@ pub(super) async fn create(State(console): Shared, session: Session) -> Page {
     let pem = console.pool.run_aside("", signing_key::generate).await?;
     let (_, made) = console.change(session, move |change, actor| signing_key::create(change, actor, None, &pem)).await?;
     made.map_err(Refused::Failure)?;
-    Ok(back())
+    Ok(back("/signing-keys", Done::KeyCreated))
 }
 
 /// Lets a key sign.
 pub(super) async fn sign(State(console): Shared, session: Session, Path(kid): Path<String>) -> Page {
     let (_, made) = console.change(session, move |change, actor| signing_key::sign_with(change, actor, &kid)).await?;
     made.map_err(Refused::Failure)?;
-    Ok(back())
+    Ok(back("/signing-keys", Done::KeySigns))
 }
 
 /// Removes a key.
 pub(super) async fn remove(State(console): Shared, session: Session, Path(kid): Path<String>) -> Page {
     let (_, made) = console.change(session, move |change, actor| signing_key::remove(change, actor, &kid)).await?;
     made.map_err(Refused::Failure)?;
-    Ok(back())
+    Ok(back("/signing-keys", Done::KeyRemoved))
 }
