@@ -117,12 +117,14 @@ impl Failure {
         Self { retry_after: Some(seconds), ..self }
     }
 
+    /// The line without the name of its field.
+    pub fn line(&self) -> &str {
+        &self.line
+    }
+
     /// The line as a sentence, for people who see no name of a field.
     pub fn sentence(&self) -> String {
-        let detail = self.detail();
-        let mut letters = detail.chars();
-        let first = letters.next().map(|letter| letter.to_uppercase().to_string()).unwrap_or_default();
-        format!("{first}{}.", letters.as_str().trim_end_matches('.'))
+        sentence(&self.detail())
     }
 
     /// The line that stands beside the wrong field of a form.
@@ -150,6 +152,13 @@ impl Failure {
     pub fn within(self, what: impl fmt::Display) -> Self {
         Self { line: format!("{what}: {}", self.detail()), field: None, ..self }
     }
+}
+
+/// A line with a capital letter at its beginning and a period at its end.
+pub fn sentence(line: &str) -> String {
+    let mut letters = line.chars();
+    let first = letters.next().map(|letter| letter.to_uppercase().to_string()).unwrap_or_default();
+    format!("{first}{}.", letters.as_str().trim_end_matches('.'))
 }
 
 /// The option of the command line for a value of the API.

@@ -125,6 +125,12 @@ mod filters {
         Ok(text.replace('T', " ").chars().take(16).collect())
     }
 
+    /// A line of a failure as a sentence.
+    #[askama::filter_fn]
+    pub(in crate::console) fn sentence(line: &str, _: &dyn askama::Values) -> askama::Result<String> {
+        Ok(crate::failure::sentence(line))
+    }
+
     /// The details of a change for people: `name: ci agent; connectors: github, jira`. What is null is left out.
     #[askama::filter_fn]
     pub(in crate::console) fn details(details: &serde_json::Value, _: &dyn askama::Values) -> askama::Result<String> {

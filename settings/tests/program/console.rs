@@ -225,7 +225,7 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     let settings = Settings::new();
     let api = settings.api(&["operator"]);
     let operator = Person::with(&api, &link(&settings, &[]));
-    assert_eq!(operator.post("/orgs", &[("name", "beta")]).header("location"), "/orgs/beta/keys");
+    assert_eq!(operator.post("/orgs", &[("name", "beta")]).header("location"), "/orgs/beta/keys?done=org-created");
     let wrong = operator.post("/orgs", &[("name", "a/b")]);
     assert!(wrong.status == 422 && wrong.text.contains("id=\"name-wrong\""), "{wrong:?}");
 
@@ -267,7 +267,26 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     );
     let saved = settings.json(&["sso", "list", "--org", "beta"]);
     assert_eq!(saved[0]["audience"], json!(["a"]));
-    let path = format!("/orgs/beta/sso/{}/remove", saved[0]["id"].as_str().unwrap());
+    // An admin changes what an operator saved at a private address, but not its URLs.
+    let id = saved[0]["id"].as_str().unwrap();
+    operator.post("/orgs/beta/members", &[("email", "admin@b.org"), ("role", "admin")]);
+    let admin = Person::with(&api, &link(&settings, &["--member", "admin@b.org", "--org", "beta"]));
+    let form = admin.get(&format!("/orgs/beta/sso/configure?id={id}")).text;
+    assert!(form.contains("Only an operator can change its URLs") && !form.contains("/sso/discover"), "{form}");
+    let by_operator = operator.get(&format!("/orgs/beta/sso/configure?id={id}")).text;
+    assert!(by_operator.contains("name=\"private\" checked"), "{by_operator}");
+    let [(_, issuer), (_, jwks_uri), _] = provider;
+    let change = |jwks_uri: &str| {
+        let fields = [("id", id), ("issuer", issuer), ("jwks_uri", jwks_uri), ("audience", "b"), ("force", "on")];
+        admin.post("/orgs/beta/sso/configure", &fields)
+    };
+    assert_eq!(change(jwks_uri).header("location"), "/orgs/beta/sso?done=provider-saved");
+    assert!(admin.get("/orgs/beta/sso?done=provider-saved").text.contains("The identity provider is saved."));
+    assert!(!admin.get("/orgs/beta/sso?done=%3Cb%3E").text.contains("role=\"status\""));
+    let refused = change("http://127.0.0.1:1/other");
+    assert!(refused.status == 422 && refused.text.contains("unless an operator allows a private network"), "{refused:?}");
+    assert_eq!(settings.json(&["sso", "list", "--org", "beta"])[0]["audience"], json!(["b"]));
+    let path = format!("/orgs/beta/sso/{id}/remove");
     assert!(operator.get(&path).status == 200 && operator.post(&path, &[]).status == 303);
 
     assert!(operator.get("/orgs/beta/sso").text.contains("Why was this token refused?"));
@@ -277,7 +296,7 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     assert_eq!(operator.post("/orgs/beta/sso/explain", &[("token", "")]).status, 422);
 
     assert_eq!(operator.post("/orgs/beta/delete", &[("name", "bet")]).status, 422);
-    assert_eq!(operator.post("/orgs/beta/delete", &[("name", "beta")]).header("location"), "/orgs");
+    assert_eq!(operator.post("/orgs/beta/delete", &[("name", "beta")]).header("location"), "/orgs?done=org-deleted");
     assert_eq!(operator.get("/orgs/beta/keys").status, 404);
     assert!(operator.get("/audit?action=org.delete").text.contains("beta"));
     assert_eq!(operator.get("/nothing").status, 404);
