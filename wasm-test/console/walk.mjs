@@ -64,7 +64,7 @@ const pages = {
   SSO: "sso",
   "Configure BYOIDP": "sso/configure",
   "Why was this token refused?": "sso/explain",
-  "Limits and usage": "limits",
+  Limits: "limits",
   Members: "members",
   "Audit log": "audit",
   Organizations: "..",
@@ -99,6 +99,7 @@ if (await inPage(`document.documentElement.outerHTML.includes(${JSON.stringify(k
 const id = await inPage(
   `[...document.querySelectorAll("tbody tr")].find((row) => row.querySelector("th").firstChild.data === "${name}").querySelector(".id").innerText`,
 );
+await visit("Edit API key", `/orgs/acme/keys/${id}/edit`);
 await visit("Roll API key", `/orgs/acme/keys/${id}/roll`);
 await visit("Revoke API key", `/orgs/acme/keys/${id}/revoke`);
 await click("main button");
