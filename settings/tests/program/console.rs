@@ -303,7 +303,7 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     let settings = Settings::new();
     let api = settings.api(&["operator"]);
     let operator = Person::with(&api, &link(&settings, &[]));
-    assert_eq!(operator.post("/orgs", &[("name", "beta")]).header("location"), "/orgs/beta/keys");
+    assert_eq!(operator.post("/orgs", &[("name", "beta")]).header("location"), "/orgs/beta/keys?done=org-created");
     let wrong = operator.post("/orgs", &[("name", "a/b")]);
     assert!(wrong.status == 422 && wrong.text.contains("id=\"name-wrong\""), "{wrong:?}");
 
@@ -373,7 +373,7 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     assert_eq!(operator.post("/orgs/beta/sso/explain", &[("token", "")]).status, 422);
 
     assert_eq!(operator.post("/orgs/beta/delete", &[("name", "bet")]).status, 422);
-    assert_eq!(operator.post("/orgs/beta/delete", &[("name", "beta")]).header("location"), "/orgs");
+    assert_eq!(operator.post("/orgs/beta/delete", &[("name", "beta")]).header("location"), "/orgs?done=org-deleted");
     assert_eq!(operator.get("/orgs/beta/keys").status, 404);
     assert!(operator.get("/audit?action=org.delete").text.contains("beta"));
     assert_eq!(operator.get("/nothing").status, 404);
