@@ -68,7 +68,8 @@ async fn page(console: &Console, session: Session, org: Option<String>, wanted: 
         // The whole last day.
         to: start(&wanted.to).and_then(|day| day.plus(std::time::Duration::from_secs(24 * 60 * 60)).ok()),
     };
-    let range = Range { after: Range::from_cursor(&wanted.cursor).unwrap_or_default(), limit: PAGE };
+    let after = Range::from_cursor(&wanted.cursor).unwrap_or_default();
+    let range = Range { after, limit: PAGE, ..Range::default() };
     let is_of_all = org.is_none();
     let place = session.caller.search(filter.is_search(), &console.pool).await?;
     let asked = console.read(session, move |sql, actor| {

@@ -297,7 +297,10 @@ fn lists_have_pages() {
         }
     };
     for limit in [1, 3, 7, 8] {
-        let found: Vec<String> = pages(KEYS, limit).iter().map(|key| key["id"].as_str().unwrap().to_owned()).collect();
+        let found = pages(KEYS, limit);
+        let places: Vec<_> = found.iter().map(|key| ["created_at", "id"].map(|part| key[part].as_str().unwrap())).collect();
+        assert!(places.is_sorted_by(|a, b| a > b), "the newest is first: {places:?}");
+        let found: Vec<String> = found.iter().map(|key| key["id"].as_str().unwrap().to_owned()).collect();
         assert_eq!((found.len(), found.into_iter().collect::<BTreeSet<_>>()), (7, expected.clone()), "{limit}");
         assert_eq!(pages("/orgs", limit).len(), 8);
         let versions: Vec<i64> = pages("/audit", limit).iter().map(|entry| entry["version"].as_i64().unwrap()).collect();
