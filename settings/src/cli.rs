@@ -71,6 +71,9 @@ pub enum Command {
     /// Limit the requests of an org or of one of its keys
     #[command(subcommand)]
     Limits(LimitsCommand),
+    /// Show what gateways allowed and refused
+    #[command(subcommand)]
+    Usage(UsageCommand),
     /// Create and change orgs and their records, so that they are as a file says
     #[command(after_help = APPLY)]
     Apply(ApplyArgs),
@@ -216,6 +219,8 @@ const SERVE: &str = "\
 GET /v1/policy   the policy. Requires 'Authorization: Bearer' with the token in the environment variable APEXMCP_SETTINGS_TOKEN.
                  With If-None-Match and ?wait=30s, the answer comes when the policy changes; otherwise it is 304.
                  Gateways get only the parts that changed; other clients get the whole document
+POST /v1/usage   reports of usage from gateways, if the environment variable APEXMCP_USAGE_TOKEN has their token. It must be
+                 another token than that of the policy, and allows nothing else. Without it, usage is not collected
 GET /healthz     200 while the database can be read
 GET /metrics     for Prometheus
 
@@ -471,6 +476,27 @@ pub enum LimitsCommand {
     Clear {
         #[command(flatten)]
         holder: HolderArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum UsageCommand {
+    /// Show the requests of an org by credential and day, and the part of its monthly quota that is used
+    #[command(after_help = "\
+Gateways report usage to 'apexmcp serve', which collects it if its environment has APEXMCP_USAGE_TOKEN.
+
+  apexmcp usage show --org acme-corp
+  apexmcp usage show --org acme-corp --from 2026-11-01 --to 2026-11-30 --json")]
+    Show {
+        /// The name of the org
+        #[arg(long)]
+        org: String,
+        /// The first day in UTC, such as 2026-11-01. The default is the first day of this month
+        #[arg(long, value_name = "DATE")]
+        from: Option<String>,
+        /// The last day in UTC. The default is today
+        #[arg(long, value_name = "DATE")]
+        to: Option<String>,
     },
 }
 

@@ -32,6 +32,36 @@ impl Moment {
         Timestamp::from_second(seconds).ok().map(Self)
     }
 
+    /// The number of seconds since 1970.
+    pub fn seconds(self) -> i64 {
+        self.0.as_second()
+    }
+
+    /// The number of whole hours since 1970.
+    pub fn hour(self) -> i64 {
+        self.seconds().div_euclid(60 * 60)
+    }
+
+    /// The number of whole days since 1970, in UTC.
+    pub fn day(self) -> i64 {
+        self.seconds().div_euclid(24 * 60 * 60)
+    }
+
+    /// The beginning of a day, which is counted since 1970. `None`: the calendar does not have it.
+    pub fn of_day(day: i64) -> Option<Self> {
+        Self::of_seconds(day.checked_mul(24 * 60 * 60)?)
+    }
+
+    /// The calendar month in UTC, such as `2026-11`.
+    pub fn month(self) -> String {
+        self.0.to_string().chars().take(7).collect()
+    }
+
+    /// The beginning of the calendar month, in UTC.
+    pub fn start_of_month(self) -> Self {
+        Self::parse(&format!("{}-01T00:00:00Z", self.month())).unwrap_or(self)
+    }
+
     /// The moment `duration` later.
     ///
     /// # Errors

@@ -32,4 +32,5 @@ pub mod serve;
 pub mod service;
 pub mod sql;
 mod throttle;
+mod usage;
 mod yaml;

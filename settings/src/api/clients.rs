@@ -1,5 +1,7 @@
 //! `/orgs/{org}/clients`
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
@@ -9,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::call::{Body, Call, Page, PageQuery};
 use super::problem::Problem;
-use super::{Items, Made, Path, Shared};
+use super::{Items, Made, Path, Shared, note_last_used};
 use crate::json::present;
 use crate::records::client::{self, Client, NewClient};
 
@@ -21,8 +23,10 @@ pub(super) async fn list(
     Path(org): Path<String>,
     Page(range): Page,
 ) -> Result<Json<Items<Client>>, Problem> {
+    let usage = Arc::clone(&api.usage);
     let found = api.read(call, move |sql, actor| {
-        let found = client::list(sql, actor, &org, &range)?;
+        let mut found = client::list(sql, actor, &org, &range)?;
+        note_last_used(&usage, &org, &mut found.items);
         Ok(Items::of(found, |client| [client.created_at.clone(), client.client_id.clone()]))
     });
     Ok(Json(found.await?))
@@ -79,7 +83,7 @@ pub(super) async fn create(
 /// One OAuth client, without its secrets.
 #[utoipa::path(get, path = "/orgs/{org}/clients/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the client")), responses((status = 200, body = Client)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn show(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
-    api.show(call, move |sql, actor| client::of_org(sql, actor, &org, &id)).await
+    api.show_used(call, org, move |sql, actor, org| client::of_org(sql, actor, org, &id)).await
 }
 
 /// Changes of an OAuth client. An absent member stays as it is.

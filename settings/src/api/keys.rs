@@ -1,5 +1,6 @@
 //! `/orgs/{org}/keys`
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -12,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::call::{Body, Call, moment, page, query, range};
 use super::problem::Problem;
-use super::{Items, Made, Path, Shared};
+use super::{Items, Made, Path, Shared, note_last_used};
 use crate::failure::Failure;
 use crate::json::present;
 use crate::records::api_key::{self, ApiKey, Changes, Filter, NewKey, Rolled, Status};
@@ -60,9 +61,11 @@ pub(super) async fn list(
     Wanted(filter, range): Wanted,
 ) -> Result<Json<Items<ApiKey>>, Problem> {
     let place = call.caller.search(filter.is_search(), &api.pool).await?;
+    let usage = Arc::clone(&api.usage);
     let found = api.read(call, move |sql, actor| {
         let _place = place;
-        let found = api_key::list(sql, actor, &org, &filter, &range)?;
+        let mut found = api_key::list(sql, actor, &org, &filter, &range)?;
+        note_last_used(&usage, &org, &mut found.items);
         Ok(Items::of(found, |key| [key.created_at.clone(), key.id.clone()]))
     });
     Ok(Json(found.await?))
@@ -121,7 +124,7 @@ pub(super) async fn create(
 /// One API key, without its secret.
 #[utoipa::path(get, path = "/orgs/{org}/keys/{id}", params(("org" = String, Path, description = "The name of the org"), ("id" = String, Path, description = "The id of the key")), responses((status = 200, body = ApiKey)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn show(State(api): Shared, call: Call, Path((org, id)): Path<(String, String)>) -> Result<Response, Problem> {
-    api.show(call, move |sql, actor| api_key::of_org(sql, actor, &org, &id)).await
+    api.show_used(call, org, move |sql, actor, org| api_key::of_org(sql, actor, org, &id)).await
 }
 
 /// Changes of an API key. An absent member stays as it is.

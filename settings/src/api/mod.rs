@@ -18,6 +18,7 @@ mod providers;
 mod replies;
 mod signing_keys;
 mod tokens;
+mod usage;
 
 use std::sync::Arc;
 
@@ -42,6 +43,7 @@ use crate::serve::{Connected, log};
 use crate::service::{self, Changed};
 use crate::sql::{Part, Range, Sql};
 use crate::throttle::Throttle;
+use crate::usage::{Usage, Used};
 pub(crate) use call::BODY_TIMEOUT;
 use call::{Call, etag};
 use problem::Problem;
@@ -54,6 +56,7 @@ const BASE: &str = "/api/v1";
 #[derive(Debug)]
 pub(crate) struct Api {
     pool: Arc<Pool>,
+    usage: Arc<Usage>,
     throttle: Arc<Throttle>,
     gateways: Connected,
     /// The gateway's public origin.
@@ -70,13 +73,15 @@ pub(super) struct Made {
     body: Value,
     /// A secret with its name, which only this answer contains.
     secret: Option<(&'static str, String)>,
+    /// When the credential was used last.
+    last_used: Option<String>,
     warnings: Vec<String>,
     is_replayed: bool,
 }
 
 impl Made {
     fn ok(record: impl Serialize) -> Self {
-        Self { status: 200, body: json!(record), secret: None, warnings: Vec::new(), is_replayed: false }
+        Self { status: 200, body: json!(record), secret: None, last_used: None, warnings: Vec::new(), is_replayed: false }
     }
 
     fn created(record: impl Serialize) -> Self {
@@ -92,7 +97,7 @@ impl Made {
         Self { secret: secret.map(|secret| (name, secret)), ..self }
     }
 
-    /// The answer. The tag is that of the record alone.
+    /// The answer. The tag is that of the record alone: its use is no change.
     fn into_response(mut self, warnings: Vec<String>) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK);
         if status == StatusCode::NO_CONTENT {
@@ -102,6 +107,9 @@ impl Made {
         if let Value::Object(members) = &mut self.body {
             if let Some((name, secret)) = self.secret {
                 members.insert(name.to_owned(), secret.into());
+            }
+            if let Some(last_used) = self.last_used {
+                members.insert("last_used".to_owned(), last_used.into());
             }
             if !warnings.is_empty() {
                 members.insert("warnings".to_owned(), warnings.into());
@@ -144,8 +152,14 @@ impl<T> Items<T> {
 }
 
 impl Api {
-    pub(crate) fn new(pool: Arc<Pool>, throttle: Arc<Throttle>, gateways: Connected, origin: String) -> Arc<Self> {
-        Arc::new(Self { pool, throttle, gateways, origin })
+    pub(crate) fn new(
+        pool: Arc<Pool>,
+        usage: Arc<Usage>,
+        throttle: Arc<Throttle>,
+        gateways: Connected,
+        origin: String,
+    ) -> Arc<Self> {
+        Arc::new(Self { pool, usage, throttle, gateways, origin })
     }
 
     /// Answers a question about the records.
@@ -166,6 +180,25 @@ impl Api {
     ) -> Result<Response, Problem> {
         let record = self.read(call, |sql, actor| Ok(json!(question(sql, actor)?))).await?;
         Ok(Made::ok(record).into_response(Vec::new()))
+    }
+
+    /// Answers with one key or client. Its use changes, so its time is no part of the tag.
+    async fn show_used<T: Used + Serialize + Send + 'static>(
+        &self,
+        call: Call,
+        org: String,
+        question: impl FnOnce(&dyn Sql, &Actor, &str) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<Response, Problem> {
+        let usage = Arc::clone(&self.usage);
+        let (record, last_used) = self
+            .read(call, move |sql, actor| {
+                let mut records = [question(sql, actor, &org)?];
+                let unused = json!(records[0]);
+                note_last_used(&usage, &org, &mut records);
+                Ok((unused, records[0].last_used().take()))
+            })
+            .await?;
+        Ok(Made { last_used, ..Made::ok(record) }.into_response(Vec::new()))
     }
 
     /// Changes the records. `digest` is the hash of the request's body.
@@ -199,6 +232,13 @@ impl Api {
     }
 }
 
+/// Sets when keys or clients were used last. Without an answer of the store, their list is still needed.
+fn note_last_used<T: Used>(usage: &Usage, org: &str, records: &mut [T]) {
+    if let Err(failure) = usage.note_last_used(org, records) {
+        log(failure.within("usage cannot be read"));
+    }
+}
+
 /// The routes below [`BASE`], with their description.
 fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
@@ -216,6 +256,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(providers::discover))
         .routes(routes!(providers::show, providers::replace, providers::delete))
         .routes(routes!(limits::show, limits::replace))
+        .routes(routes!(usage::show))
         .routes(routes!(explain::explain))
         .routes(routes!(tokens::revoke))
         .routes(routes!(members::list, members::add, members::remove))

@@ -375,6 +375,7 @@ mod tests {
             limits: None,
             revoked: false,
             revoked_at: None,
+            last_used: None,
         }
     }
 

@@ -30,12 +30,15 @@ pub(super) fn run(session: &Session<'_>, command: ClientCommand) -> Result<Answe
             )
         }
         ClientCommand::List { org } => {
-            let clients = session.open()?.read(|connection| client::list(connection, &session.actor, &org, &Range::all()))?.items;
-            Ok(session.answer(|| rows(&clients), json!(clients)))
+            let list = session.open()?.read(|connection| client::list(connection, &session.actor, &org, &Range::all()));
+            let mut clients = list?.items;
+            let warnings = session.note_last_used(&org, &mut clients);
+            Ok(Answer { warnings, ..session.answer(|| rows(&clients), json!(clients)) })
         }
         ClientCommand::Show { client_id } => {
-            let client = session.open()?.read(|connection| client::show(connection, &session.actor, &client_id))?;
-            Ok(Answer::new(rows(slice::from_ref(&client)), json!(client)))
+            let mut client = session.open()?.read(|connection| client::show(connection, &session.actor, &client_id))?;
+            let warnings = session.note_last_used(&client.org.clone(), slice::from_mut(&mut client));
+            Ok(Answer { warnings, ..Answer::new(rows(slice::from_ref(&client)), json!(client)) })
         }
         ClientCommand::RotateSecret { client_id } => session.change(
             |change, actor| client::rotate_secret(change, actor, &client_id),
@@ -67,10 +70,11 @@ fn rows(clients: &[Client]) -> String {
             1 => "a secret".to_owned(),
             count => format!("{count} secrets"),
         };
-        let revoked = or_dash(client.revoked_at.as_ref());
-        [client.client_id.clone(), client.name.clone(), client.scopes.join(" "), method, client.created_at.clone(), revoked]
+        let (used, revoked) = (or_dash(client.last_used.as_ref()), or_dash(client.revoked_at.as_ref()));
+        let scopes = client.scopes.join(" ");
+        [client.client_id.clone(), client.name.clone(), scopes, method, client.created_at.clone(), used, revoked]
     };
     let rows: Vec<_> = clients.iter().map(row).collect();
-    let headings = ["CLIENT ID", "NAME", "SCOPES", "AUTHENTICATED BY", "CREATED", "REVOKED"];
+    let headings = ["CLIENT ID", "NAME", "SCOPES", "AUTHENTICATED BY", "CREATED", "LAST USED", "REVOKED"];
     table(headings, &rows, "No OAuth clients. Run 'apexmcp client create'.")
 }

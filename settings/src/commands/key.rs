@@ -32,12 +32,14 @@ pub(super) fn run(session: &Session<'_>, command: KeyCommand) -> Result<Answer, 
         }
         KeyCommand::List { org } => {
             let all = |connection: &dyn Sql| api_key::list(connection, &session.actor, &org, &Filter::default(), &Range::all());
-            let keys = session.open()?.read(all)?.items;
-            Ok(session.answer(|| rows(&keys), json!(keys)))
+            let mut keys = session.open()?.read(all)?.items;
+            let warnings = session.note_last_used(&org, &mut keys);
+            Ok(Answer { warnings, ..session.answer(|| rows(&keys), json!(keys)) })
         }
         KeyCommand::Show { id } => {
-            let key = session.open()?.read(|connection| api_key::show(connection, &session.actor, &id))?;
-            Ok(Answer::new(rows(slice::from_ref(&key)), json!(key)))
+            let mut key = session.open()?.read(|connection| api_key::show(connection, &session.actor, &id))?;
+            let warnings = session.note_last_used(&key.org.clone(), slice::from_mut(&mut key));
+            Ok(Answer { warnings, ..Answer::new(rows(slice::from_ref(&key)), json!(key)) })
         }
         KeyCommand::Roll { id, overlap } => session.change(
             |change, actor| api_key::roll(change, actor, &id, overlap),
@@ -66,9 +68,10 @@ fn rows(keys: &[ApiKey]) -> String {
         let (expires, revoked) = (or_dash(key.expires_at.as_ref()), or_dash(key.revoked_at.as_ref()));
         // The beginning of an imported key is not known.
         let begins = or_dash(Some(&key.prefix).filter(|prefix| !prefix.is_empty()));
-        [key.id.clone(), key.name.clone(), begins, connectors, key.created_at.clone(), expires, revoked]
+        let used = or_dash(key.last_used.as_ref());
+        [key.id.clone(), key.name.clone(), begins, connectors, key.created_at.clone(), used, expires, revoked]
     };
     let rows: Vec<_> = keys.iter().map(row).collect();
-    let headings = ["ID", "NAME", "BEGINS", "CONNECTORS", "CREATED", "EXPIRES", "REVOKED"];
+    let headings = ["ID", "NAME", "BEGINS", "CONNECTORS", "CREATED", "LAST USED", "EXPIRES", "REVOKED"];
     table(headings, &rows, "No API keys. Run 'apexmcp key create'.")
 }

@@ -20,6 +20,7 @@ mod signing_key;
 mod sso;
 mod tables;
 mod token;
+mod usage;
 
 use crate::access::Actor;
 use crate::cli::{Cli, Command};
@@ -44,6 +45,7 @@ pub fn run(cli: Cli) -> Result<Answer, Failure> {
         Command::Client(command) => client::run(&session, command),
         Command::Sso(command) => sso::run(&session, command),
         Command::Limits(command) => limits::run(&session, command),
+        Command::Usage(command) => usage::run(&session, command),
         Command::Apply(arguments) => apply::run(&session, &arguments),
         Command::SigningKey(command) => signing_key::run(&session, command),
         Command::Token(command) => token::run(&session, command),

@@ -14,6 +14,8 @@ use crate::serve::{self, Addresses, Options, SignIn};
 
 /// The environment variable with the token that gateways send to fetch the policy.
 const TOKEN: &str = "APEXMCP_SETTINGS_TOKEN";
+/// The environment variable with the token that gateways send to report usage.
+const USAGE_TOKEN: &str = "APEXMCP_USAGE_TOKEN";
 /// Minimum length of the token. The token gives access to the private signing keys.
 const MIN_TOKEN_LENGTH: usize = 16;
 /// The environment variable with the secret that the identity provider gave to the console.
@@ -31,30 +33,58 @@ fn sign_in(args: SignInArgs) -> Result<SignIn, Failure> {
     Ok(SignIn { console_url, oidc: Some(Oidc::new(config)) })
 }
 
+fn is_token(token: &str) -> bool {
+    token.len() >= MIN_TOKEN_LENGTH && token.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// The token with which gateways report usage. It must not open the policy.
+fn usage_token(token: &str) -> Result<Option<String>, Failure> {
+    let usage_token = match std::env::var(USAGE_TOKEN) {
+        Err(std::env::VarError::NotPresent) => return Ok(None),
+        // A variable that is not Unicode is no token.
+        read => read.unwrap_or_default(),
+    };
+    let line = if !is_token(&usage_token) {
+        format!("must contain at least {MIN_TOKEN_LENGTH} visible ASCII characters")
+    } else if usage_token == token {
+        format!("must be another token than {TOKEN}, because the policy contains private keys")
+    } else {
+        return Ok(Some(usage_token));
+    };
+    let hint = format!("Run: export {USAGE_TOKEN}=$(openssl rand -hex 32), or unset it to collect no usage");
+    Err(Failure::new(Reason::TokenInvalid, format!("{USAGE_TOKEN} {line}. {hint}")))
+}
+
 pub(super) fn run(session: &Session<'_>, addresses: Addresses, origin: String, args: SignInArgs) -> Result<Answer, Failure> {
     let sign_in = sign_in(args)?;
     let token = std::env::var(TOKEN).unwrap_or_default();
-    if token.len() < MIN_TOKEN_LENGTH || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if !is_token(&token) {
         return Err(Failure::new(
             Reason::TokenInvalid,
             format!(
                 "{TOKEN} must contain the token with which gateways fetch the policy: at least {MIN_TOKEN_LENGTH} visible ASCII \
-             characters. Run: export {TOKEN}=$(openssl rand -hex 32)"
+                 characters. Run: export {TOKEN}=$(openssl rand -hex 32)"
             ),
         ));
     }
+    let usage_token = usage_token(&token)?;
     let json = session.json;
     // Not `session.open()`: the server itself warns if others can read the database.
-    serve::run(session.location, Database::open(session.location)?, Options { addresses, token, origin, sign_in }, |at| {
-        let Addresses { listen, console } = at;
-        let line = match (json, console) {
-            (true, None) => json!({"listening": listen}).to_string(),
-            (true, Some(console)) => json!({"listening": listen, "console": console}).to_string(),
-            (false, None) => format!("listening on http://{listen}"),
-            (false, Some(console)) => format!("listening on http://{listen}\nconsole at http://{console}"),
-        };
-        // Standard output may be closed.
-        let _ = writeln!(std::io::stdout(), "{line}");
-    })?;
+    serve::run(
+        session.location,
+        Database::open(session.location)?,
+        Options { addresses, token, usage_token, origin, sign_in },
+        |at| {
+            let Addresses { listen, console } = at;
+            let line = match (json, console) {
+                (true, None) => json!({"listening": listen}).to_string(),
+                (true, Some(console)) => json!({"listening": listen, "console": console}).to_string(),
+                (false, None) => format!("listening on http://{listen}"),
+                (false, Some(console)) => format!("listening on http://{listen}\nconsole at http://{console}"),
+            };
+            // Standard output may be closed.
+            let _ = writeln!(std::io::stdout(), "{line}");
+        },
+    )?;
     Ok(Answer::silent())
 }

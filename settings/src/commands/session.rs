@@ -12,6 +12,7 @@ use crate::database::{self, Change, Database, Location};
 use crate::failure::{Failure, Reason};
 use crate::output::Answer;
 use crate::service;
+use crate::usage::{Usage, Used};
 
 /// One run of the program.
 pub(super) struct Session<'a> {
@@ -28,6 +29,12 @@ impl Session<'_> {
             let _ = writeln!(std::io::stderr(), "apexmcp: warning: {exposure}");
         }
         Ok(database)
+    }
+
+    /// Sets when keys or clients were used last. Returns a warning if usage cannot be read.
+    pub(super) fn note_last_used<T: Used>(&self, org: &str, records: &mut [T]) -> Vec<String> {
+        let noted = Usage::reader(self.location).note_last_used(org, records);
+        noted.err().map(|failure| format!("usage cannot be read: {failure}")).into_iter().collect()
     }
 
     /// An answer whose text is built only if it is shown.

@@ -41,6 +41,7 @@ use crate::serve::{Connected, SignIn, log};
 use crate::service::{self, Changed};
 use crate::sql::{Part, Range, Sql};
 use crate::throttle::Throttle;
+use crate::usage::Usage;
 use frame::Done;
 use sign_in::Session;
 
@@ -48,6 +49,7 @@ use sign_in::Session;
 #[derive(Debug)]
 pub(crate) struct Console {
     pool: Arc<Pool>,
+    usage: Arc<Usage>,
     throttle: Arc<Throttle>,
     gateways: Connected,
     /// The gateway's public origin.
@@ -238,13 +240,14 @@ fn is_of_form(failure: &Failure) -> bool {
 impl Console {
     pub(crate) fn new(
         pool: Arc<Pool>,
+        usage: Arc<Usage>,
         throttle: Arc<Throttle>,
         gateways: Connected,
         origin: String,
         SignIn { console_url, oidc }: SignIn,
     ) -> Arc<Self> {
         let [origin, url] = [Some(origin), console_url].map(|url| url.map(|url| url.trim_end_matches('/').to_owned()));
-        Arc::new(Self { pool, throttle, gateways, origin: origin.unwrap_or_default(), url, oidc })
+        Arc::new(Self { pool, usage, throttle, gateways, origin: origin.unwrap_or_default(), url, oidc })
     }
 
     /// Reads records for the person who is signed in.

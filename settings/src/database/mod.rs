@@ -5,6 +5,7 @@ pub mod copy;
 pub mod pool;
 mod postgres;
 mod sqlite;
+pub(crate) mod usage;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -26,6 +26,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/postgres/0002.sql"),
     include_str!("../../migrations/postgres/0003.sql"),
     include_str!("../../migrations/postgres/0004.sql"),
+    include_str!("../../migrations/postgres/0005.sql"),
 ];
 /// The schema with all tables of this program.
 const SCHEMA: &str = "apexmcp";
@@ -169,6 +170,16 @@ impl Postgres {
         if is_change {
             open.transaction.into_inner().commit()?;
         }
+        Ok(done)
+    }
+
+    /// Runs `action` in one transaction on the tables of usage. It does not wait for changes of the policy.
+    pub(super) fn write_usage<T>(&mut self, action: impl FnOnce(&dyn Sql) -> Result<T, Failure>) -> Result<T, Failure> {
+        self.revive()?;
+        let transaction = self.client.transaction()?;
+        let open = Open { transaction: RefCell::new(transaction), statements: &self.statements, keyring: &self.keyring };
+        let done = action(&open)?;
+        open.transaction.into_inner().commit()?;
         Ok(done)
     }
 

@@ -26,8 +26,14 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0007.sql"),
 ];
 
+/// The migrations of the file of usage.
+const USAGE_MIGRATIONS: &[&str] = &[include_str!("../../migrations/usage/0001.sql")];
+
 /// "apex" in the header of the file. It tells our database from those of other programs.
 const APPLICATION_ID: i64 = 0x6170_6578;
+
+/// "apxu" in the header of the file of usage.
+const USAGE_APPLICATION_ID: i64 = 0x6170_7875;
 
 /// How long a change waits for the changes of other processes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,6 +86,48 @@ impl Sqlite {
             Stage::Migrated(_) => return Err(already_exists(path)),
         }
         Ok(database)
+    }
+
+    /// Opens the file of usage at `path`. `None`: there is no such file, and `may_create` is false.
+    pub(super) fn open_usage(path: &Path, may_create: bool) -> Result<Option<Self>, Failure> {
+        if may_create {
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(failed_to_open(path, error)),
+                _ => {}
+            }
+        } else if !path.exists() {
+            return Ok(None);
+        }
+        let mut file = Self::connect(path)?;
+        // A loss of power may lose the last reports. Waiting for the disk at each report would cost more than they are worth.
+        file.connection.pragma_update(None, "synchronous", "NORMAL")?;
+        file.migrate_usage(path)?;
+        Ok(Some(file))
+    }
+
+    /// Applies the missing migrations of a file of usage.
+    fn migrate_usage(&mut self, path: &Path) -> Result<(), Failure> {
+        let invalid = |line: &str| Err(Failure::new(Reason::DatabaseInvalid, format!("{} {line}", path.display())));
+        let number = |connection: &Connection, pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+        let all = i64::try_from(USAGE_MIGRATIONS.len()).unwrap_or(i64::MAX);
+        match (number(&self.connection, "application_id")?, number(&self.connection, "user_version")?) {
+            (USAGE_APPLICATION_ID, applied) if applied == all => return Ok(()),
+            (USAGE_APPLICATION_ID, applied) if applied > all => {
+                return invalid("was written by a newer apexmcp: install that version");
+            }
+            (USAGE_APPLICATION_ID | 0, _) => {}
+            _ => return invalid("is not a file of usage: move it away"),
+        }
+        self.connection.pragma_update(None, "journal_mode", "WAL")?;
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Another process may have migrated the file before this transaction began.
+        let applied = usize::try_from(number(&transaction, "user_version")?).unwrap_or(usize::MAX);
+        for migration in USAGE_MIGRATIONS.iter().skip(applied) {
+            transaction.execute_batch(migration)?;
+        }
+        transaction.pragma_update(None, "application_id", USAGE_APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", all)?;
+        Ok(transaction.commit()?)
     }
 
     fn connect(path: &Path) -> Result<Self, Failure> {
@@ -154,6 +202,14 @@ impl Sqlite {
         if is_change {
             transaction.commit()?;
         }
+        Ok(done)
+    }
+
+    /// Runs `action` in one transaction of the file of usage.
+    pub(super) fn write_usage<T>(&mut self, action: impl FnOnce(&dyn Sql) -> Result<T, Failure>) -> Result<T, Failure> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let done = action(&Open { connection: &transaction, keyring: &self.keyring })?;
+        transaction.commit()?;
         Ok(done)
     }
 

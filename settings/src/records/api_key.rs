@@ -45,6 +45,9 @@ pub struct ApiKey {
     pub limits: Option<Limits>,
     pub revoked: bool,
     pub revoked_at: Option<String>,
+    /// The time of the last allowed request, to the minute. Null: unknown. The usage says since when it is collected.
+    #[schema(format = DateTime)]
+    pub last_used: Option<String>,
 }
 
 impl ApiKey {
@@ -61,6 +64,7 @@ impl ApiKey {
             limits: row.json("limits")?,
             revoked: revoked_at.is_some(),
             revoked_at,
+            last_used: None,
         })
     }
 
@@ -116,6 +120,7 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
         limits: None,
         revoked: false,
         revoked_at: None,
+        last_used: None,
     };
     let connectors = made.connectors.as_ref().map(|connectors| json!(connectors).to_string());
     change.execute(

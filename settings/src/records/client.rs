@@ -31,6 +31,10 @@ pub struct Client {
     pub created_at: String,
     pub revoked: bool,
     pub revoked_at: Option<String>,
+    /// The time of the last allowed request with its tokens, to the minute. Null: unknown. The usage says since when it is
+    /// collected.
+    #[schema(format = DateTime)]
+    pub last_used: Option<String>,
 }
 
 const SELECT: &str = "SELECT oauth_clients.*, (
@@ -51,6 +55,7 @@ impl Client {
             created_at: row.get("created_at")?,
             revoked: revoked_at.is_some(),
             revoked_at,
+            last_used: None,
         })
     }
 }

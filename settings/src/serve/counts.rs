@@ -11,10 +11,21 @@ pub(super) struct Counts {
     pub(super) failures: AtomicU64,
     /// Failed reads of the database since the last successful one.
     pub(super) failing: AtomicU64,
+    /// Reports of usage that were counted.
+    pub(super) reports: AtomicU64,
+    /// The allowed requests in these reports.
+    pub(super) allowed: AtomicU64,
+    /// The refused requests in these reports.
+    pub(super) refused: AtomicU64,
 }
 
 pub(super) fn add(count: &AtomicU64) {
     count.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Adds the requests of a report of usage.
+pub(super) fn add_requests(count: &AtomicU64, requests: i64) {
+    count.fetch_add(requests.try_into().unwrap_or(0), Ordering::Relaxed);
 }
 
 /// Counts a request as waiting until it is dropped, which also happens when the client disconnects.

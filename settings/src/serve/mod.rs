@@ -10,6 +10,7 @@ mod gateways;
 mod log;
 mod published;
 mod routes;
+mod usage;
 mod watcher;
 
 use std::net::SocketAddr;
@@ -33,14 +34,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 
+use self::usage::Collector;
 use crate::access::Actor;
 use crate::api::{self, Api};
+use crate::clock::Moment;
 use crate::console::{self, Console};
 use crate::database::pool::Pool;
 use crate::database::{Database, Location};
 use crate::failure::{Failure, Reason};
 use crate::oidc::Oidc;
 use crate::throttle::{Peer, Throttle};
+use crate::usage::Usage;
 use counts::Counts;
 pub(crate) use gateways::{Gateway, Gateways};
 pub(crate) use log::log;
@@ -105,6 +109,8 @@ pub struct Options {
     pub addresses: Addresses,
     /// The token of gateways.
     pub token: String,
+    /// The token with which gateways report usage. `None`: usage is not collected.
+    pub usage_token: Option<String>,
     /// The gateway's public origin, for the examples of the console.
     pub origin: String,
     pub sign_in: SignIn,
@@ -127,7 +133,7 @@ pub struct SignIn {
 pub fn run(
     location: &Location,
     mut database: Database,
-    Options { addresses, token, origin, sign_in }: Options,
+    Options { addresses, token, usage_token, origin, sign_in }: Options,
     listening: impl FnOnce(Addresses),
 ) -> Result<(), Failure> {
     allow_descriptors();
@@ -136,8 +142,12 @@ pub fn run(
     let first_id = first.database_id.clone();
     let (publisher, policy) = watch::channel(Arc::new(first));
     let counts = Arc::new(Counts::default());
-    // It must be dropped after the runtime.
-    let pool = Pool::new(location, &first_id);
+    // These must be dropped after the runtime.
+    let [pool, pool_of_reports] = [(); 2].map(|()| Pool::new(location, &first_id));
+    let usage = Arc::new(match usage_token {
+        Some(_) => Usage::collector(location, Moment::now())?,
+        None => Usage::reader(location),
+    });
     let watcher = Watcher {
         location: location.clone(),
         database: Some(database),
@@ -158,13 +168,19 @@ pub fn run(
         let (stop, stopping) = watch::channel(false);
         let gateways = Arc::new(Gateways::default());
         let connected = Connected { gateways: Arc::clone(&gateways), policy: policy.clone() };
-        let service = Service { token, policy, catalog, stopping: stopping.clone(), counts, gateways };
+        let collector =
+            usage_token.map(|token| Arc::new(Collector::new(token, Arc::clone(&usage), Arc::clone(&pool_of_reports))));
+        if let Some(collector) = &collector {
+            tokio::spawn(Arc::clone(collector).expire());
+        }
+        let service = Service { token, policy, catalog, stopping: stopping.clone(), counts, gateways, collector };
         let gateways = serve(listener, routes::router(Arc::new(service)), MAX_CONNECTIONS, stopping.clone());
         let api = async {
             if let Some((listener, _)) = console {
                 let throttle = Arc::new(Throttle::default());
-                let api = Api::new(Arc::clone(&pool), Arc::clone(&throttle), connected.clone(), origin.clone());
-                let console = Console::new(Arc::clone(&pool), throttle, connected, origin, sign_in);
+                let api =
+                    Api::new(Arc::clone(&pool), Arc::clone(&usage), Arc::clone(&throttle), connected.clone(), origin.clone());
+                let console = Console::new(Arc::clone(&pool), Arc::clone(&usage), throttle, connected, origin, sign_in);
                 let router = console::router(console).merge(api::router(api));
                 serve(listener, router, MAX_API_CONNECTIONS, stopping).await;
             }
@@ -297,6 +313,7 @@ mod tests {
             stopping,
             counts: Arc::default(),
             gateways: Arc::default(),
+            collector: None,
         };
         (routes::router(Arc::new(service)), publisher, stop)
     }
@@ -373,7 +390,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_get_is_allowed() {
-        for (method, path) in [("HEAD", "/healthz"), ("POST", "/v1/policy"), ("OPTIONS", "/nothing")] {
+        for (method, path) in [("HEAD", "/healthz"), ("POST", "/v1/policy"), ("OPTIONS", "/nothing"), ("PUT", "/v1/usage/x")] {
             let (mut client, _ended) = served(1);
             let request = request(path, 0).replacen("GET", method, 1).replace("x-padding: ", "connection: close\r\nx-padding: ");
             client.write_all(request.as_bytes()).await.unwrap();

@@ -23,6 +23,7 @@ use super::counts::{Counts, Waiting, add};
 use super::gateways::Gateways;
 use super::log::log;
 use super::published::{Published, Shared};
+use super::usage::{self, Collector};
 use crate::clock::Moment;
 use crate::failure::Failure;
 use crate::throttle::Peer;
@@ -39,11 +40,14 @@ pub(super) struct Service {
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) counts: Arc<Counts>,
     pub(super) gateways: Arc<Gateways>,
+    /// `None`: usage is not collected.
+    pub(super) collector: Option<Arc<Collector>>,
 }
 
 pub(super) fn router(service: Arc<Service>) -> Router {
     Router::new()
         .route("/v1/policy", any(policy))
+        .route(usage::PATH, any(report))
         .route("/healthz", any(health))
         .route("/metrics", any(metrics))
         .fallback(unknown)
@@ -51,16 +55,25 @@ pub(super) fn router(service: Arc<Service>) -> Router {
         .with_state(service)
 }
 
-/// Refuses all methods but GET, on every path. The routers of axum would also answer HEAD.
+/// Refuses all methods but GET, on every path but one. The routers of axum would also answer HEAD.
 async fn only_get(request: Request, next: Next) -> Response {
     match *request.method() {
         Method::GET => next.run(request).await,
+        _ if request.uri().path() == usage::PATH => next.run(request).await,
         _ => (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "GET")], "only GET\n").into_response(),
     }
 }
 
 async fn unknown() -> Response {
     (StatusCode::NOT_FOUND, "the paths are /v1/policy, /healthz and /metrics\n").into_response()
+}
+
+/// A report of usage.
+async fn report(State(service): State<Arc<Service>>, request: Request) -> Response {
+    match &service.collector {
+        None => (StatusCode::NOT_FOUND, "usage is not collected: start apexmcp serve with APEXMCP_USAGE_TOKEN\n").into_response(),
+        Some(collector) => collector.take(request, &service.counts).await,
+    }
 }
 
 async fn health(State(service): State<Arc<Service>>) -> Response {
@@ -175,7 +188,7 @@ fn state_in(etag: &str) -> &str {
 }
 
 /// RFC 6750 §2.1. A repeated header is ambiguous, and refused.
-fn is_authorized(headers: &HeaderMap, expected: &str) -> bool {
+pub(super) fn is_authorized(headers: &HeaderMap, expected: &str) -> bool {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
     let Some((scheme, token)) = value.as_bytes().split_at_checked(7) else { return false };
@@ -210,10 +223,16 @@ async fn metrics(State(service): State<Arc<Service>>) -> String {
         ("policy_sent_total", "counter", "Documents and pages sent.", count(&counts.sent)),
         ("policy_not_modified_total", "counter", "Answers 304.", count(&counts.unchanged)),
         ("unauthorized_total", "counter", "Requests without the right token.", count(&counts.unauthorized)),
+        ("usage_reports_total", "counter", "Reports of usage that were counted.", count(&counts.reports)),
     ] {
         let name = format!("apexmcp_settings_{name}");
         // Writing to a string does not fail.
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    }
+    let name = "apexmcp_settings_usage_requests_total";
+    let _ = writeln!(text, "# HELP {name} Requests in the reports that were counted.\n# TYPE {name} counter");
+    for (result, value) in [("allowed", count(&counts.allowed)), ("refused", count(&counts.refused))] {
+        let _ = writeln!(text, "{name}{{result=\"{result}\"}} {value}");
     }
     text
 }

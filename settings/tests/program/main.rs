@@ -24,3 +24,4 @@ mod killed;
 mod postgres;
 mod serve;
 mod support;
+mod usage;

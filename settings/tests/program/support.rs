@@ -171,8 +171,14 @@ impl Settings {
 
     /// Starts `serve` with the management API, and creates an admin token with these options.
     pub fn api(&self, role: &[&str]) -> Api {
+        self.api_with(role, &[])
+    }
+
+    /// As [`Self::api`], with these environment variables.
+    pub fn api_with(&self, role: &[&str], environment: &[(&str, &str)]) -> Api {
         let log = File::create(self.file("serve.log")).unwrap();
         let mut command = self.command(&["serve", "--listen", "127.0.0.1:0", "--console", "127.0.0.1:0"]);
+        command.envs(environment.iter().copied());
         let mut process = command.env("APEXMCP_SETTINGS_TOKEN", TOKEN).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
         let origin = lines.next().unwrap().strip_prefix("listening on ").unwrap().to_owned();

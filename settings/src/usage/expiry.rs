@@ -1,0 +1,93 @@
+//! Deletes usage that is too old, and that of orgs that were deleted.
+
+use std::collections::BTreeSet;
+
+use super::{Usage, each_of};
+use crate::clock::Moment;
+use crate::failure::Failure;
+use crate::sql::{Sql, Value, first, values};
+
+/// Days for which sums by hour, and the sequences of silent gateways, are kept.
+const KEPT_HOURS_DAYS: i64 = 14;
+/// The same in hours.
+pub(super) const KEPT_HOURS: i64 = KEPT_HOURS_DAYS * 24;
+/// Days for which sums by day are kept: 13 months.
+pub(crate) const KEPT_DAYS: i64 = 400;
+/// Number of rows that one transaction deletes. A report waits for such a transaction.
+const ROWS: u32 = 2_000;
+
+/// The tables with the columns of their keys, and the column with the time.
+const TABLES: [(&str, &str, &str); 4] = [
+    ("usage_days", "org, credential, day, outcome", "day"),
+    ("usage_org_days", "org, day, outcome", "day"),
+    ("usage_hours", "org, hour", "hour"),
+    ("usage_gateways", "gateway", "hour"),
+];
+
+/// The tables whose rows belong to an org.
+const TABLES_OF_ORGS: [(&str, &str); 4] = [
+    ("usage_days", "org, credential, day, outcome"),
+    ("usage_org_days", "org, day, outcome"),
+    ("usage_hours", "org, hour"),
+    ("usage_last_used", "org, credential"),
+];
+
+/// Deletes rows that are too old.
+///
+/// # Errors
+/// If the store fails.
+pub(crate) fn delete_old(usage: &Usage, now: Moment) -> Result<(), Failure> {
+    for (table, key, time) in TABLES {
+        let oldest = match time {
+            "day" => now.day().saturating_sub(KEPT_DAYS),
+            _ => now.hour().saturating_sub(KEPT_HOURS),
+        };
+        delete(usage, now, [table, key], &format!("{time} < ?"), &oldest.into())?;
+    }
+    Ok(())
+}
+
+/// Deletes the usage of an org.
+///
+/// # Errors
+/// If the store fails.
+pub(crate) fn delete_org(usage: &Usage, now: Moment, org: &str) -> Result<(), Failure> {
+    TABLES_OF_ORGS.into_iter().try_for_each(|(table, key)| delete(usage, now, [table, key], "org = ?", &org.into()))
+}
+
+/// Deletes rows in portions, so that no report waits long.
+fn delete(usage: &Usage, now: Moment, [table, key]: [&str; 2], condition: &str, value: &Value) -> Result<(), Failure> {
+    let query = format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT ?)");
+    let portion = || usage.write(now, |sql| sql.execute(&query, &[value.clone(), ROWS.into()]));
+    while portion()? >= u64::from(ROWS) {}
+    Ok(())
+}
+
+/// The orgs with usage that the database with the records does not have: they were deleted.
+///
+/// # Errors
+/// If the database fails.
+pub(crate) fn unknown_orgs(settings: &dyn Sql, mut names: Vec<String>) -> Result<Vec<String>, Failure> {
+    let mut known = BTreeSet::new();
+    each_of(settings, ("SELECT name FROM orgs WHERE name IN", ""), &[], &names, &mut |row| {
+        known.insert(row.get::<String>("name")?);
+        Ok(())
+    })?;
+    names.retain(|name| !known.contains(name));
+    Ok(names)
+}
+
+/// All orgs with usage. Each is one look into the index, because an org may have many rows.
+///
+/// # Errors
+/// If the store fails.
+pub(crate) fn orgs(sql: &dyn Sql) -> Result<Vec<String>, Failure> {
+    let mut names = Vec::new();
+    let mut last = String::new();
+    loop {
+        let query = "SELECT org FROM usage_org_days WHERE org > ? ORDER BY org LIMIT 1";
+        let Some(next) = first(sql, query, values![&last], |row| row.get::<String>("org"))? else { return Ok(names) };
+        last.clone_from(&next);
+        names.push(next);
+    }
+}
