@@ -42,7 +42,7 @@ use crate::serve::{Connected, log};
 use crate::service::{self, Changed};
 use crate::sql::{Part, Range, Sql};
 use crate::throttle::Throttle;
-pub(crate) use call::BODY_TIMEOUT;
+pub(crate) use call::{BODY_TIMEOUT, MAX_PAGE};
 use call::{Call, etag};
 use problem::Problem;
 use replies::Place;
@@ -218,7 +218,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(limits::show, limits::replace))
         .routes(routes!(explain::explain))
         .routes(routes!(tokens::revoke))
-        .routes(routes!(members::list, members::add, members::remove))
+        .routes(routes!(members::list, members::add, members::change_role, members::remove))
         .routes(routes!(audit::list))
         .routes(routes!(signing_keys::list, signing_keys::create))
         .routes(routes!(signing_keys::delete))
