@@ -52,7 +52,7 @@ impl Wanted {
     }
 
     fn range(&self) -> Range {
-        Cursor { cursor: Some(self.cursor.clone()) }.range()
+        Range { after: Range::from_cursor(&self.cursor).unwrap_or_default(), ..Cursor::default().range() }
     }
 }
 
