@@ -16,6 +16,7 @@ use crate::denial::Denial;
 use crate::limits::Kind;
 use crate::limits::local::Exceeded;
 use crate::limits::standing::Standing;
+use crate::mcp::call::Part;
 use crate::mcp::method::{Reach, reach_of};
 use crate::oauth::discovery::{Document, Endpoint};
 use crate::oauth::token_endpoint::TokenError;
@@ -158,7 +159,9 @@ fn every_identity_header_and_every_filter_state_is_documented() {
     let page = Page::read("headers");
     let first = |heading: &str| page.section(heading).rows().iter().map(|row| codes(&row[0])[0].to_owned()).collect::<Vec<_>>();
     assert_eq!(first("## Identity headers"), Attribute::ALL.map(|attribute| format!("{RESERVED_PREFIX}{}", attribute.word())));
-    let state = Attribute::ALL.map(Attribute::filter_state).into_iter().chain(["wasm.apexmcp_reason"]).map(str::to_owned);
+    let calls = [Part::Method, Part::Name].map(Part::filter_state);
+    let state = Attribute::ALL.map(Attribute::filter_state).into_iter().chain(calls).chain(["wasm.apexmcp_reason"]);
+    let state = state.map(str::to_owned);
     assert_eq!(first("## Filter state"), state.collect::<Vec<_>>());
     let methods = [Method::ApiKey, Method::Oauth, Method::Byoidp].map(Method::word);
     let row = &page.section("## Identity headers").rows()[3];

@@ -19,6 +19,7 @@ use crate::limits;
 use crate::limits::local::Exceeded;
 use crate::limits::service::OpenQuestions;
 use crate::limits::standing::Standing;
+use crate::mcp::call::Call;
 use crate::names::OrgName;
 use crate::oauth::attempts::Attempts;
 use crate::oauth::discovery::Document;
@@ -107,6 +108,8 @@ pub struct Findings {
     pub token_cache: Option<CacheOutcome>,
     /// A line for the log, if the operator should know something.
     pub note: Option<String>,
+    /// What the request calls, if access logs want it.
+    pub call: Option<Call>,
 }
 
 /// The result of a look-up in the cache of verified tokens.

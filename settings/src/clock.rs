@@ -27,6 +27,11 @@ impl Moment {
             .map_err(|_| format!("{text:?} is not a timestamp such as 2027-01-01T00:00:00Z"))
     }
 
+    /// The moment of a number of seconds since 1970. `None`: the calendar does not have it.
+    pub fn of_seconds(seconds: i64) -> Option<Self> {
+        Timestamp::from_second(seconds).ok().map(Self)
+    }
+
     /// The moment `duration` later.
     ///
     /// # Errors

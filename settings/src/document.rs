@@ -173,7 +173,7 @@ mod tests {
                     ('c', 'a', 'n', '["mcp:call"]', NULL, '', NULL), ('d', 'a', 'n', '[]', '{"keys":[]}', '', NULL);
                 INSERT INTO client_secrets VALUES (2, 'c', 'second', ''), (1, 'c', 'first', '');
                 INSERT INTO identity_providers VALUES
-                    ('a', 'i', 'u', '["x","y"]', NULL, '', NULL), ('a', 'j', 'u', '["x"]', '[]', '', '["s"]');
+                    ('a', 'i', 'u', '["x","y"]', NULL, '', NULL, 0), ('a', 'j', 'u', '["x"]', '[]', '', '["s"]', 1);
                 INSERT INTO revoked_tokens VALUES ('a', 't', '');
                 INSERT INTO revoked_clients VALUES ('a', 'c', '2026-01-01T00:00:00Z');
                 "#;

@@ -1,6 +1,6 @@
 //! Explains what a gateway decides on a credential. The gateway's own code decides, with the policy of one org.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use apexmcp_core::access_token::AccessTokenClaims;
@@ -9,9 +9,9 @@ use apexmcp_core::denial::Denial;
 use apexmcp_core::gateway::{Findings, Gateway, NotAdmitted};
 use apexmcp_core::host::{Host, Shared, Update};
 use apexmcp_core::jose::compact::CompactJws;
-use apexmcp_core::jose::jwk::RsaPublicKey;
+use apexmcp_core::jose::jwk::{JwkSet, RsaPublicKey};
 use apexmcp_core::jose::signature::verify_in_rust;
-use apexmcp_core::names::OrgName;
+use apexmcp_core::names::{ConnectorId, OrgName};
 use apexmcp_core::path::Resource;
 use apexmcp_core::policy::raw::{RawOrg, RawPolicy};
 use apexmcp_core::principal::{Attribute, Principal};
@@ -26,12 +26,13 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::access::Actor;
+use crate::clock::Moment;
 use crate::document;
 use crate::failure::{Failure, Reason};
 use crate::issuer::{self, Reach};
-use crate::records::org;
+use crate::records::{org, provider};
 use crate::secret::sha256;
-use crate::sql::{Sql, rows, values};
+use crate::sql::{Sql, first, rows, values};
 
 /// Maximum number of key sets that one explanation fetches. A token needs the key set of one issuer.
 const MAX_FETCHES: usize = 2;
@@ -44,10 +45,12 @@ pub enum Credential {
     ApiKey(String),
 }
 
-/// What a gateway decides on a credential at the endpoint of all connectors, and why.
+/// What a gateway decides on a credential, and why.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Explanation {
-    pub admitted: bool,
+    /// Null: unknown, because the keys of the identity provider could not be fetched from here. Everything but the signature
+    /// was checked and is good.
+    pub admitted: Option<bool>,
     /// The reason of the refusal, as in access logs. `ok`: there is none.
     pub reason: String,
     /// What the client is told.
@@ -85,14 +88,38 @@ impl Proven {
     }
 }
 
-/// The configuration of a gateway with the records of `org` that concern the credential. `origin` is the gateway's own.
+/// What a gateway needs to decide, and what it does not know.
+#[derive(Debug)]
+pub struct Question {
+    org: String,
+    credential: Credential,
+    /// The connector that is called. `None`: the endpoint of all connectors.
+    connector: Option<String>,
+    /// The configuration of a gateway with the records of the org that concern the credential.
+    configuration: Vec<u8>,
+    /// The JWKS URIs for which an operator allowed private addresses.
+    private: Vec<String>,
+    /// When this API key was revoked, with its name and id.
+    revoked: Option<String>,
+    now: Moment,
+}
+
+/// Reads the records for an explanation. `origin` is that of the gateway.
 ///
 /// # Errors
 /// If the actor may not change the records of this org.
-pub fn configuration(sql: &dyn Sql, actor: &Actor, org: &str, credential: &Credential, origin: &str) -> Result<Vec<u8>, Failure> {
+pub fn question(
+    sql: &dyn Sql,
+    actor: &Actor,
+    org: &str,
+    connector: Option<String>,
+    credential: Credential,
+    origin: &str,
+) -> Result<Question, Failure> {
     org::require_change(sql, actor, org)?;
+    let mut revoked = None;
     let mut raw: RawOrg = document::org(sql, org)?.unwrap_or_default();
-    match credential {
+    match &credential {
         Credential::Token(_) => {
             let query = format!("{} AND org = ?", document::CLIENTS);
             raw.oauth_clients = rows(sql, &query, values![org], document::client)?;
@@ -100,26 +127,36 @@ pub fn configuration(sql: &dyn Sql, actor: &Actor, org: &str, credential: &Crede
         Credential::ApiKey(key) => {
             let query = "SELECT * FROM api_keys WHERE sha256 = ? AND org = ? AND revoked_at IS NULL";
             raw.api_keys = rows(sql, query, values![sha256(key), org], document::api_key)?;
+            let query = "SELECT id, name, revoked_at FROM api_keys WHERE sha256 = ? AND org = ? AND revoked_at IS NOT NULL";
+            revoked = first(sql, query, values![sha256(key), org], |row| {
+                let [id, name, at] = [row.get::<String>("id")?, row.get("name")?, row.get("revoked_at")?];
+                Ok(format!("the key {name:?} ({id}) of this organization was revoked at {at}"))
+            })?;
         }
     }
     let orgs = std::iter::once((org.to_owned(), raw)).collect::<std::collections::BTreeMap<_, _>>();
     let policy = RawPolicy { version: Some("1".to_owned()), signing_keys: document::signing_keys(sql)?, orgs: orgs.into() };
     let clusters = json!({"https_cluster": "keys", "http_cluster": "keys"});
     let configuration = json!({"gateway": {"origin": origin}, "jwks": clusters, "policy": {"inline": policy}});
-    Ok(configuration.to_string().into_bytes())
+    let providers = provider::list(sql, actor, org)?.into_iter();
+    Ok(Question {
+        org: org.to_owned(),
+        credential,
+        connector,
+        configuration: configuration.to_string().into_bytes(),
+        private: providers.filter(|provider| provider.allow_private_address).map(|provider| provider.jwks_uri).collect(),
+        revoked,
+        now: actor.now,
+    })
 }
 
-/// Lets a gateway with this configuration decide. It may fetch the key set of an identity provider.
+/// Lets a gateway decide. It may fetch the key set of an identity provider.
 ///
 /// # Errors
-/// If the gateway would refuse the policy.
-pub fn explain(
-    configuration: &[u8],
-    org: &str,
-    credential: &Credential,
-    reach: Reach,
-    now: UnixTime,
-) -> Result<Explanation, Failure> {
+/// If the gateway would refuse the policy, or the question has no credential.
+pub fn explain(question: &Question) -> Result<Explanation, Failure> {
+    let Question { org, credential, connector, configuration, private, revoked, now } = question;
+    let (moment, now) = (*now, UnixTime::from(*now));
     let refused = |problems: Vec<apexmcp_core::problem::Problem>| {
         let first = problems.first().map(ToString::to_string).unwrap_or_default();
         Failure::new(Reason::PolicyRefused, format!("a gateway would refuse the policy of this org: {first}"))
@@ -131,12 +168,15 @@ pub fn explain(
         Credential::Token(token) => ("authorization", format!("Bearer {token}")),
         Credential::ApiKey(key) => ("x-api-key", key.clone()),
     };
+    let connector = connector.as_deref().map(|id| ConnectorId::parse(id).ok_or_else(|| not_a_connector(id))).transpose()?;
     let path = format!("/mcp/{org}");
     let headers = [(":method", "POST"), (":path", path.as_str()), (header.0, header.1.as_str())];
     let head = SerializedMap::of(&headers).and_then(RequestHead::new).ok_or_else(malformed)?;
     let org = OrgName::parse(org).ok_or_else(|| org::unknown(org))?;
-    let resource = Resource { org, connector: None };
-    let (mut problem, mut fetches) = (None, 0_usize);
+    let resource = Resource { org, connector };
+    // Why the signature was not checked.
+    let mut unchecked = None;
+    let mut fetches = 0_usize;
     let (denial, findings) = loop {
         let mut findings = Findings::default();
         let denial = match gateway.admit(&head, &resource, now, &host, &mut findings) {
@@ -150,8 +190,11 @@ pub fn explain(
                     break (Some(apexmcp_core::reason::Reason::JwksUnavailable.into()), findings);
                 };
                 fetches = fetches.saturating_add(1);
-                let keys = issuer::keys(&uri, reach);
-                problem = keys.as_ref().err().map(|why| format!("{uri} {why}"));
+                let keys = issuer::keys(&uri, Reach::allowing_private(private.contains(&uri))).or_else(|why| {
+                    unchecked = Some(format!("{uri} {why}"));
+                    host.is_blind.set(true);
+                    JwkSet::parse(STAND_IN.as_bytes()).map_err(|error| error.to_string())
+                });
                 // The shared document is that of this call, which can be read.
                 let _ = gateway.key_sets.finish(&fetch, keys.as_ref().ok(), now, &timing, &host);
                 continue;
@@ -164,30 +207,47 @@ pub fn explain(
         Credential::ApiKey(_) => [None, None],
     };
     let principal = findings.principal.as_deref().map(Proven::of);
-    let Some(denial) = denial else {
-        let description = "The gateway admits this credential.".to_owned();
-        return Ok(Explanation {
-            admitted: true,
-            reason: "ok".to_owned(),
-            description,
-            details: findings.note,
-            advice: None,
-            principal,
-            header,
-            claims,
-        });
+    let (admitted, word, description) = match (&denial, &unchecked) {
+        (Some(denial), _) => (Some(false), denial.reason().word(), told(denial)),
+        (None, Some(_)) => (None, apexmcp_core::reason::Reason::JwksUnavailable.word(), UNCHECKED.to_owned()),
+        (None, None) => (Some(true), "ok", "The gateway admits this credential.".to_owned()),
     };
-    let word = denial.reason().word();
+    let details = match (unchecked, denial.as_ref().and_then(Denial::details)) {
+        (Some(why), None) => Some(format!("The signature was not checked: {why}")),
+        (Some(why), Some(details)) => Some(format!("{details}. The signature was not checked: {why}")),
+        (None, Some(details)) => Some(details.to_string()),
+        (None, None) if word == "ok" => findings.note,
+        (None, None) => revoked.clone().or_else(|| times(word, claims.as_ref()?, moment)),
+    };
     Ok(Explanation {
-        admitted: false,
+        admitted,
         reason: word.to_owned(),
-        description: told(&denial),
-        details: problem.or_else(|| denial.details().map(|details| details.to_string())),
+        description,
+        details,
         advice: advice(word).map(str::to_owned),
         principal,
         header,
         claims,
     })
+}
+
+/// The times that matter for this reason.
+fn times(reason: &str, claims: &Value, now: Moment) -> Option<String> {
+    let time = |claim: &str| claims.get(claim).and_then(Value::as_i64);
+    match reason {
+        "token_expired" => {
+            Some(format!("the token expired at {}, and the time here is {now}", Moment::of_seconds(time("exp")?)?))
+        }
+        "token_not_yet_valid" => {
+            let begin = time("nbf").max(time("iat"))?;
+            Some(format!("the token is valid from {}, and the time here is {now}", Moment::of_seconds(begin)?))
+        }
+        _ => None,
+    }
+}
+
+fn not_a_connector(id: &str) -> Failure {
+    Failure::of("connector", format!("must be the id of one connector, such as github, and {id:?} is none"))
 }
 
 /// What the client is told.
@@ -217,7 +277,10 @@ fn advice(reason: &str) -> Option<&'static str> {
         "key_unknown" => {
             "The provider no longer publishes the key of this token. Take a new token. Compare the JWKS URI with that of the provider."
         }
-        "jwks_unavailable" => "The keys of the provider cannot be fetched. Compare the JWKS URI with that of the provider.",
+        "jwks_unavailable" => {
+            "If the gateways cannot fetch the keys either, they refuse the token. Compare the JWKS URI with that of the provider. If the \
+             provider is in a private network, let an operator allow it at SSO."
+        }
         "algorithm_not_allowed" => "Let the provider sign access tokens with RS256.",
         "token_malformed" => {
             "Copy the whole token. The gateway reads signed JWTs (three parts with dots), not opaque or encrypted tokens."
@@ -228,7 +291,8 @@ fn advice(reason: &str) -> Option<&'static str> {
         "token_revoked" => "The token was revoked. Take a new one.",
         "client_unknown" => "The OAuth client was revoked, or belongs to another organization. Create one at OAuth clients.",
         "scope_insufficient" => {
-            "Let the provider grant a scope such as mcp:call, or set the scopes of a token that names none at SSO."
+            "Give the credential mcp:call, or mcp:call:<connector> for this connector. For tokens of an identity provider: let it grant the \
+             scope, or set the scopes of tokens that name none at SSO."
         }
         "api_key_unknown" => "The key was revoked, mistyped, or belongs to another organization. Create one at API keys.",
         "api_key_expired" => "Create a new key at API keys.",
@@ -237,13 +301,29 @@ fn advice(reason: &str) -> Option<&'static str> {
     })
 }
 
+/// A key set with one key, which stands in for keys that cannot be fetched. Nothing is verified with it: the host is blind then.
+/// Without a `kid`, it stands for the key of every token.
+const STAND_IN: &str = concat!(
+    r#"{"keys":[{"kty":"RSA","e":"AQAB","n":"w8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8"#,
+    "PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8",
+    r#"PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDw8PDww"}]}"#
+);
+
+/// What an administrator is told if the signature was not checked.
+const UNCHECKED: &str =
+    "It is unknown whether the gateway admits this token. Everything but the signature was checked and is good.";
+
 /// A host for one explanation, without a gateway around it.
 #[derive(Default)]
-struct Memory(RefCell<HashMap<String, Shared>>);
+struct Memory {
+    shared: RefCell<HashMap<String, Shared>>,
+    /// Whether signatures are not checked, because there are no keys. The result is then never "admitted".
+    is_blind: Cell<bool>,
+}
 
 impl Host for Memory {
     fn verify(&self, key: &RsaPublicKey, jws: &CompactJws<'_>) -> bool {
-        verify_in_rust(key, jws)
+        self.is_blind.get() || verify_in_rust(key, jws)
     }
 
     fn sign(&self, _: &SigningKey, _: &AccessTokenClaims<'_>) -> Option<String> {
@@ -255,11 +335,11 @@ impl Host for Memory {
     }
 
     fn shared(&self, name: &str) -> Option<Shared> {
-        self.0.borrow().get(name).cloned()
+        self.shared.borrow().get(name).cloned()
     }
 
     fn update(&self, name: &str, change: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>) -> Update {
-        let mut shared = self.0.borrow_mut();
+        let mut shared = self.shared.borrow_mut();
         let before = shared.get(name);
         let revision = before.map_or(0, |before| before.revision).wrapping_add(1);
         match change(before.map_or(&[], |before| &before.bytes)) {

@@ -117,9 +117,14 @@ impl Failure {
         Self { retry_after: Some(seconds), ..self }
     }
 
+    /// The line without the name of its field.
+    pub fn line(&self) -> &str {
+        &self.line
+    }
+
     /// The line as a sentence, for people who see no name of a field.
     pub fn sentence(&self) -> String {
-        format!("{}.", capitalized(self.detail().trim_end_matches('.')))
+        sentence(&self.detail())
     }
 
     /// The line that stands beside the wrong field of a form.
@@ -127,7 +132,7 @@ impl Failure {
         let line = self.line.trim_end_matches('.');
         let has_subject = !["must ", "has ", "is "].iter().any(|verb| line.starts_with(verb));
         match self.field {
-            Some(_) if has_subject => format!("{}.", capitalized(line)),
+            Some(_) if has_subject => sentence(line),
             Some(_) => format!("This {line}."),
             None => self.sentence(),
         }
@@ -156,6 +161,11 @@ impl Failure {
 pub(crate) fn capitalized(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+/// A line with a capital letter at its beginning and a period at its end.
+pub fn sentence(line: &str) -> String {
+    format!("{}.", capitalized(line.trim_end_matches('.')))
 }
 
 /// The option of the command line for a value of the API.

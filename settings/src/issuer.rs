@@ -35,8 +35,8 @@ const ACCEPT_METADATA: &str = "application/json, */*;q=0.1";
 /// Suffixes of names that exist only within a network: RFC 6761, RFC 6762, RFC 8375, and those of clouds and clusters.
 const PRIVATE_SUFFIXES: [&str; 7] = [".localhost", ".local", ".internal", ".home.arpa", ".svc", ".lan", ".corp"];
 
-/// The reason and the advice for a refused address.
-const INTO_THE_NETWORK: &str = "an org must not lead the gateway into its operator's network";
+/// The rule for addresses. A sentence continues it with what is wrong.
+const PUBLIC_ONLY: &str = "must be on the public Internet, unless an operator allows a private network";
 /// The option of the command line that allows such addresses.
 const ALLOW: &str = "Pass --allow-private-address to allow it";
 
@@ -127,7 +127,8 @@ fn judge_url(field: &'static str, url: &JwksUri, reach: Reach) -> Result<Option<
     port(field, url.authority())?;
     match (url.scheme(), reach) {
         ("http", Reach::Public) => {
-            let line = "must be https: with http, an attacker on the network could replace the keys";
+            let line =
+                "must be https, unless an operator allows http: with http, an attacker on the network could replace the keys";
             Err(Failure::of(field, line).hint("--allow-private-address allows http"))
         }
         ("http", Reach::Anywhere) => Ok(Some(Finding::warning(format!(
@@ -157,7 +158,7 @@ pub fn wrong_with_keys(jwks_uri: &str, reach: Reach) -> Option<String> {
 /// If the gateway could not use what is there, or must not fetch it.
 pub fn keys(jwks_uri: &str, reach: Reach) -> Result<JwkSet, String> {
     let url = JwksUri::parse(jwks_uri).map_err(ToOwned::to_owned)?;
-    judge_url("jwks_uri", &url, reach).map_err(|failure| failure.detail())?;
+    judge_url("jwks_uri", &url, reach).map_err(|failure| failure.line().to_owned())?;
     let body = fetch(&agent(reach, Arc::default()), jwks_uri, jwks::ACCEPT)?;
     JwkSet::parse(&body).map_err(|why| format!("is not a key set for RS256: {why}"))
 }
@@ -198,7 +199,7 @@ fn look(reach: Reach, issuer: &str, jwks_uri: &str, findings: &mut Vec<Finding>)
     match was_private.load(Ordering::Relaxed) {
         true => Err(Failure::new(
             Reason::PrivateAddress,
-            format!("issuer or jwks_uri leads to an address outside of the public Internet: {INTO_THE_NETWORK}"),
+            format!("issuer and jwks_uri {PUBLIC_ONLY}: one of them has a private address"),
         )
         .hint(ALLOW)),
         false => Ok(list("scopes_supported")),
@@ -323,7 +324,7 @@ pub fn published(issuer: &str, reach: Reach) -> Result<Published, Failure> {
         }
     }
     if was_private.load(Ordering::Relaxed) {
-        let line = format!("issuer or jwks_uri leads to an address outside of the public Internet: {INTO_THE_NETWORK}");
+        let line = format!("issuer and jwks_uri {PUBLIC_ONLY}: one of them has a private address");
         return Err(Failure::new(Reason::PrivateAddress, line).hint(ALLOW));
     }
     Ok(Published { problems, ..found })
@@ -367,19 +368,19 @@ fn refuse_private(field: &'static str, url: &JwksUri) -> Result<Option<Finding>,
     // The name may have no address on this machine, and a private address on the machine of the gateway.
     // A resolver reads "10.0.0.1." as a name, or as an address.
     if means_nothing || host.contains('%') || (is_number && host.ends_with('.')) {
-        let line = format!("{host} is not a name of the public Internet: {INTO_THE_NETWORK}");
+        let line = format!("{PUBLIC_ONLY}: {host} is a name of a private network");
         return Err(Failure::of(field, line).because(Reason::PrivateAddress).hint(ALLOW));
     }
     let target = format!("{host}:{}", port.unwrap_or(443));
     let addresses: Vec<IpAddr> = target.to_socket_addrs().into_iter().flatten().map(|address| address.ip()).collect();
     match addresses.iter().find(|address| !is_public(**address)) {
         Some(_) => {
-            let line = format!("{authority} has an address outside of the public Internet: {INTO_THE_NETWORK}");
+            let line = format!("{PUBLIC_ONLY}: {authority} has a private address");
             Err(Failure::of(field, line).because(Reason::PrivateAddress).hint(ALLOW))
         }
         // Not a failure, because a provider may be configured before it can be reached. --force then saves it.
         None => Ok(addresses.is_empty().then(|| {
-            let unknown = "has no address here, so it is unknown whether it leads gateways into their operator's network";
+            let unknown = "has no address in the DNS of this server, so nobody knows whether it is in a private network";
             Finding::new(false, format!("{host} {unknown}"))
         })),
     }

@@ -49,6 +49,12 @@ impl From<i64> for Value {
     }
 }
 
+impl From<bool> for Value {
+    fn from(is_true: bool) -> Self {
+        Self::Integer(is_true.into())
+    }
+}
+
 impl From<u32> for Value {
     fn from(number: u32) -> Self {
         Self::Integer(number.into())
@@ -94,6 +100,12 @@ impl FromValue for i64 {
             Value::Integer(number) => Some(*number),
             _ => None,
         }
+    }
+}
+
+impl FromValue for bool {
+    fn from_value(value: &Value) -> Option<Self> {
+        i64::from_value(value).map(|number| number != 0)
     }
 }
 
@@ -146,6 +158,8 @@ impl Row<'_> {
 pub struct Range {
     /// The place of the record before the part. Empty: the part is the first one.
     pub after: [String; 2],
+    /// The part ends before the place, instead of beginning after it. Only lists of [`newest_first`] can do so.
+    pub is_backward: bool,
     /// Maximum number of records.
     pub limit: u32,
 }
@@ -217,7 +231,7 @@ const MAX_PART_LENGTH: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Part<T> {
     pub items: Vec<T>,
-    /// Whether more follow.
+    /// Whether more follow. If the range is backward: whether more are before the part.
     pub has_more: bool,
 }
 
@@ -248,6 +262,33 @@ pub fn part<T>(
         Ok(())
     })?;
     Ok(Part { items, has_more })
+}
+
+/// A part of a list whose newest records come first. `query` ends with its condition. `order` has the column with the time of
+/// creation and the one with the id, which an index must have in this order.
+///
+/// # Errors
+/// As for [`part`].
+pub fn newest_first<T>(
+    sql: &dyn Sql,
+    query: &str,
+    values: &[Value],
+    [created_at, id]: [&str; 2],
+    range: &Range,
+    read: impl Fn(&Row<'_>) -> Result<T, Failure>,
+) -> Result<Part<T>, Failure> {
+    let (comparison, order) = if range.is_backward { (">", "ASC") } else { ("<", "DESC") };
+    let (condition, place) = match &range.after {
+        [first, second] if first.is_empty() && second.is_empty() => (String::new(), Vec::new()),
+        [first, second] => (format!(" AND ({created_at}, {id}) {comparison} (?, ?)"), values![first, second].to_vec()),
+    };
+    let query = format!("{query}{condition} ORDER BY {created_at} {order}, {id} {order} LIMIT ?");
+    let values = [values, &place, values![range.with_next()]].concat();
+    let mut found = part(sql, &query, &values, range, read)?;
+    if range.is_backward {
+        found.items.reverse();
+    }
+    Ok(found)
 }
 
 /// The first row of a query.
@@ -288,4 +329,95 @@ pub fn exists(sql: &dyn Sql, query: &str, values: &[Value]) -> Result<bool, Fail
         Ok(())
     })?;
     Ok(is_there)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::access::Actor;
+    use crate::database::{Database, Location};
+    use crate::records::{api_key, client, org};
+
+    /// A database that notes how it answers each query.
+    struct Watched<'a> {
+        sql: &'a dyn Sql,
+        plans: RefCell<Vec<String>>,
+    }
+
+    impl Sql for Watched<'_> {
+        fn keyring(&self) -> &Keyring {
+            self.sql.keyring()
+        }
+
+        fn execute(&self, query: &str, values: &[Value]) -> Result<u64, Failure> {
+            self.sql.execute(query, values)
+        }
+
+        fn each(
+            &self,
+            query: &str,
+            values: &[Value],
+            take: &mut dyn FnMut(&Row<'_>) -> Result<(), Failure>,
+        ) -> Result<(), Failure> {
+            self.sql.each(&format!("EXPLAIN QUERY PLAN {query}"), values, &mut |row| {
+                self.plans.borrow_mut().push(row.get("detail")?);
+                Ok(())
+            })?;
+            self.sql.each(query, values, take)
+        }
+    }
+
+    /// The pages of an org with many records are read from an index, and not sorted.
+    #[test]
+    fn lists_with_the_newest_first_have_pages_in_both_directions() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut database = Database::create(&Location::from(&*folder.path().join("test.db")), |_| Ok(())).unwrap();
+        let (noon, later) = ("2026-01-01T12:00:00Z", "2026-01-01T12:00:01Z");
+        let actor = Actor::operator("test", Moment::parse(later).unwrap());
+        let fill = |change: &crate::database::Change<'_>| {
+            org::create(change, &actor, "acme")?;
+            for number in 0..10_u32 {
+                let (id, at) = (number.to_string(), if number < 5 { noon } else { later });
+                let key = "INSERT INTO api_keys (id, org, name, prefix, sha256, created_at) VALUES (?, 'acme', 'k', '', ?, ?)";
+                change.execute(key, values![&id, format!("{number:064x}"), at])?;
+                let client =
+                    "INSERT INTO oauth_clients (client_id, org, name, scopes, created_at) VALUES (?, 'acme', 'c', '[]', ?)";
+                change.execute(client, values![&id, at])?;
+            }
+            Ok(())
+        };
+        database.change(fill).unwrap();
+        let check = |sql: &dyn Sql| {
+            let watched = Watched { sql, plans: RefCell::default() };
+            let places = |range: &Range| {
+                let keys = api_key::list(&watched, &actor, "acme", &api_key::Filter::default(), range).unwrap();
+                let clients = client::list(&watched, &actor, "acme", range).unwrap();
+                let keys_of = |key: &api_key::ApiKey| [key.created_at.clone(), key.id.clone()];
+                let of_keys: Vec<_> = keys.items.iter().map(keys_of).collect();
+                let of_clients = clients.items.into_iter().map(|client| [client.created_at, client.client_id]);
+                assert_eq!((&of_keys, keys.has_more), (&of_clients.collect(), clients.has_more));
+                (of_keys, keys.has_more)
+            };
+            let all = places(&Range::all()).0;
+            assert!(all.len() == 10 && all.is_sorted_by(|a, b| a > b), "{all:?}");
+            let range = |index: usize, is_backward: bool| Range { after: all[index].clone(), is_backward, limit: 3 };
+            assert_eq!(places(&Range { limit: 3, ..Range::default() }), (all[..3].to_vec(), true));
+            assert_eq!(places(&range(2, false)), (all[3..6].to_vec(), true));
+            assert_eq!(places(&range(8, false)), (all[9..].to_vec(), false));
+            assert_eq!(places(&range(6, true)), (all[3..6].to_vec(), true));
+            assert_eq!(places(&range(3, true)), (all[..3].to_vec(), false));
+            assert_eq!(places(&range(0, true)), (Vec::new(), false));
+            let plans = watched.plans.into_inner();
+            let reads = |table: &str| plans.iter().filter(|plan| plan.contains(&format!("{table}_by_org"))).count();
+            assert_eq!((reads("api_keys"), reads("oauth_clients")), (7, 7), "{plans:?}");
+            assert!(
+                !plans.iter().any(|plan| plan.contains("TEMP B-TREE FOR ORDER") || plan.starts_with("SCAN api_keys")),
+                "{plans:?}"
+            );
+            Ok(())
+        };
+        database.read(check).unwrap();
+    }
 }

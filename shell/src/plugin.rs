@@ -262,6 +262,10 @@ impl<E: Envoy> Plugin<E> {
         if let Some(principal) = &findings.principal {
             self.identify(principal);
         }
+        if let (Some(call), Some(gateway)) = (&findings.call, self.gateway.borrow().as_ref()) {
+            let parts = gateway.config.forward.call.iter().map(|part| (part.filter_state(), call.part(*part)));
+            parts.filter(|(_, text)| !text.is_empty()).for_each(|(name, text)| self.envoy.set_filter_state(name, text));
+        }
         if let Some(note) = &findings.note {
             log::info!("{note}");
         }

@@ -76,6 +76,8 @@ const pages = {
   "Audit log": "audit",
   Organizations: "..",
   "Signing keys": "/signing-keys",
+  "Sign with a key": "/signing-keys/next/use",
+  "Remove a signing key": "/signing-keys/next/remove",
   Gateways: "/gateways",
   Sessions: "/sessions",
   "All changes": "/audit",
@@ -87,6 +89,10 @@ for (const [page, path] of Object.entries(pages)) {
   const { pathname, search } = new URL(path, `${origin}/orgs/acme/`);
   await visit(page, pathname.replace(/\/orgs\/$/, "/orgs") + search);
 }
+
+await open("/orgs/acme/clients");
+await click("td.actions a[href$='/secrets/drop']");
+await look("Drop the older secret");
 
 const name = `agent-${scripts ?? "with-scripts"}`;
 const address = `${name}@example.com`;
@@ -118,11 +124,15 @@ const key = await inPage("document.querySelector('#key').value");
 const shown = await inPage("[...document.querySelectorAll('[data-copy]')].filter((button) => !button.hidden).length");
 if (scripts ? shown !== 0 : shown === 0) problems.push(`${shown} buttons to copy`);
 await untilStatus(key, 200);
+await click("main .button");
+await look("API keys, with a new one");
+if (!(await inPage("document.querySelector('tr.fresh th').innerText.includes('New')"))) problems.push("the new key is not marked");
 await open("/orgs/acme/keys");
 if (await inPage(`document.documentElement.outerHTML.includes(${JSON.stringify(key)})`)) problems.push("the key is shown again");
 const id = await inPage(
   `[...document.querySelectorAll("tbody tr")].find((row) => row.querySelector("th").firstChild.data === "${name}").querySelector(".id").innerText`,
 );
+await visit("Edit API key", `/orgs/acme/keys/${id}/edit`);
 await visit("Roll API key", `/orgs/acme/keys/${id}/roll`);
 await visit("Revoke API key", `/orgs/acme/keys/${id}/revoke`);
 await click("main button");

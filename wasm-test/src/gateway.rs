@@ -328,6 +328,8 @@ impl Setup {
                         "subject": state("subject"),
                         "method": state("method"),
                         "scope": state("scope"),
+                        "mcp_method": state("mcp_method"),
+                        "mcp_name": state("mcp_name"),
                     }},
                 },
             }],

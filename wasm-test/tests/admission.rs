@@ -301,6 +301,35 @@ async fn forwarding_can_be_configured() {
     assert!(arrived.has("authorization"));
 }
 
+/// For an audit of each call, access logs can have the MCP method and the name: of the headers, or of the message if it is read.
+#[tokio::test]
+async fn access_logs_can_have_what_a_request_calls() {
+    let upstream = upstream::start().await;
+    let narrow = merged(api_key_record("key_narrow"), &json!({"connectors": ["github"]}));
+    let orgs = json!({"acme": {"api_keys": [api_key_record("key_all"), narrow]}});
+    let forward = json!({"forward": {"filter_state": ["org", "mcp_method", "mcp_name"]}});
+    let gateway = Setup::new(merged(plugin(&orgs), &forward)).start(&upstream).await;
+    let call = |tool: &str| {
+        let params = json!({"name": tool, "arguments": {}});
+        Request::tools_list("/mcp/acme")
+            .body(json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).to_string())
+    };
+    let (method, tool) = (json!("tools/call"), json!("github__get"));
+    for (what, request, logged_call) in [
+        ("headers", call("x").header("mcp-method", "tools/call").header("mcp-name", "github__get"), [&method, &tool]),
+        ("no headers", call("github__get"), [&Value::Null, &Value::Null]),
+    ] {
+        let reply = gateway.send(&request.api_key(&api_key("key_all"))).await;
+        let logged = gateway.logged(&reply).await;
+        assert_eq!([&logged["mcp_method"], &logged["mcp_name"]], logged_call, "{what}: {logged}");
+    }
+    for (tool, reason) in [("github__get", "ok"), ("jira__get", "scope_insufficient")] {
+        let reply = gateway.send(&call(tool).api_key(&api_key("key_narrow"))).await;
+        let logged = gateway.logged(&reply).await;
+        assert_eq!([&logged["mcp_method"], &logged["mcp_name"], &logged["reason"]], [&method, &json!(tool), &json!(reason)]);
+    }
+}
+
 #[tokio::test]
 async fn identity_headers_and_filter_state_can_be_chosen() {
     let upstream = upstream::start().await;

@@ -20,7 +20,9 @@ async fn a_person_walks_through_the_console() {
     let mut settings = Apexmcp::new();
     settings.run("org create other");
     settings.run("key create --org acme --name <b>first</b> --connector notes --connector clock --expires 90d");
-    settings.run("client create --org acme --name billing --scope mcp:call:notes");
+    let client = settings.run("client create --org acme --name billing --scope mcp:call:notes");
+    settings.run(&format!("client rotate-secret {}", client["client_id"].as_str().expect("an id")));
+    settings.run("signing-key create --kid next");
     settings.run(
         "sso configure --org acme --issuer http://127.0.0.1:1 --jwks-uri http://127.0.0.1:1/keys --audience apexmcp --force \
          --allow-private-address",

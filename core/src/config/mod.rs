@@ -303,21 +303,27 @@ fn check_limits(raw: Limits, problems: &mut Problems) -> Option<LimitStore> {
 fn check_forward(raw: RawForward, problems: &mut Problems) -> Option<ForwardSettings> {
     let header_prefix = raw.header_prefix.unwrap_or_else(|| RESERVED_PREFIX.to_owned());
     problems.checked("forward.header_prefix", header_prefix::check(&header_prefix))?;
-    let headers = attributes("forward.headers", raw.headers, problems).into_iter();
-    let headers = headers.map(|attribute| (attribute, format!("{header_prefix}{}", attribute.word()))).collect();
-    let filter_state = attributes("forward.filter_state", raw.filter_state, problems);
-    Some(ForwardSettings { strip_credentials: raw.strip_credentials.unwrap_or(true), header_prefix, headers, filter_state })
+    let headers = raw.headers.unwrap_or_else(|| Attribute::ALL.to_vec());
+    check_distinct("forward.headers", headers.iter().map(|attribute| attribute.word()), problems);
+    let headers = headers.into_iter().map(|attribute| (attribute, format!("{header_prefix}{}", attribute.word()))).collect();
+    let state = raw.filter_state.as_deref().unwrap_or_default();
+    check_distinct("forward.filter_state", state.iter().map(|state| state.word()), problems);
+    let filter_state = match &raw.filter_state {
+        Some(state) => state.iter().filter_map(|state| state.attribute()).collect(),
+        None => Attribute::ALL.to_vec(),
+    };
+    let call = state.iter().filter_map(|state| state.part()).collect();
+    let strip_credentials = raw.strip_credentials.unwrap_or(true);
+    Some(ForwardSettings { strip_credentials, header_prefix, headers, filter_state, call })
 }
 
-/// A list of different attributes. All of them if there is no list.
-fn attributes(path: &str, raw: Option<Vec<Attribute>>, problems: &mut Problems) -> Vec<Attribute> {
-    let Some(list) = raw else { return Attribute::ALL.to_vec() };
-    for (index, attribute) in list.iter().enumerate() {
-        if list.iter().take(index).any(|earlier| earlier == attribute) {
-            problems.add(format_args!("{path}[{index}]"), format_args!("repeats \"{}\": remove it", attribute.word()));
+/// Checks that no word of a list occurs twice.
+fn check_distinct(path: &str, words: impl Iterator<Item = &'static str> + Clone, problems: &mut Problems) {
+    for (index, word) in words.clone().enumerate() {
+        if words.clone().take(index).any(|earlier| earlier == word) {
+            problems.add(format_args!("{path}[{index}]"), format_args!("repeats \"{word}\": remove it"));
         }
     }
-    list
 }
 
 /// A duration such as `500ms`, `5s`, `10m`, `1h`, `90d`.

@@ -4,6 +4,7 @@
 use serde::Deserialize;
 
 use super::settings;
+use crate::mcp::call::Part;
 use crate::policy::raw::RawPolicy;
 use crate::principal::Attribute;
 
@@ -92,7 +93,49 @@ pub(super) struct RawForward {
     pub(super) strip_credentials: Option<bool>,
     pub(super) header_prefix: Option<String>,
     pub(super) headers: Option<Vec<Attribute>>,
-    pub(super) filter_state: Option<Vec<Attribute>>,
+    pub(super) filter_state: Option<Vec<FilterState>>,
+}
+
+/// A filter state that can be chosen: a part of the identity, or of the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FilterState {
+    Org,
+    Principal,
+    Subject,
+    Method,
+    Scope,
+    McpMethod,
+    McpName,
+}
+
+impl FilterState {
+    pub(super) const fn attribute(self) -> Option<Attribute> {
+        match self {
+            Self::Org => Some(Attribute::Org),
+            Self::Principal => Some(Attribute::Principal),
+            Self::Subject => Some(Attribute::Subject),
+            Self::Method => Some(Attribute::Method),
+            Self::Scope => Some(Attribute::Scope),
+            Self::McpMethod | Self::McpName => None,
+        }
+    }
+
+    pub(super) const fn part(self) -> Option<Part> {
+        match self {
+            Self::McpMethod => Some(Part::Method),
+            Self::McpName => Some(Part::Name),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn word(self) -> &'static str {
+        match (self.attribute(), self) {
+            (Some(attribute), _) => attribute.word(),
+            (None, Self::McpName) => "mcp_name",
+            (None, _) => "mcp_method",
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

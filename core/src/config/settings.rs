@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::mcp::call::Part;
 use crate::origin::AllowedOrigins;
 use crate::path::{McpPath, Resource};
 use crate::principal::Attribute;
@@ -75,6 +76,8 @@ pub struct ForwardSettings {
     pub headers: Vec<(Attribute, String)>,
     /// The attributes to write as filter state.
     pub filter_state: Vec<Attribute>,
+    /// The parts of the call to write as filter state.
+    pub call: Vec<Part>,
 }
 
 /// Section `limits`.

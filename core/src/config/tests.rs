@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::documents::{Page, codes, schema};
+use crate::mcp::call::Part;
 use serde_json::{Value, json};
 
 fn minimal() -> Value {
@@ -524,12 +525,19 @@ fn identity_headers_and_filter_state_can_be_chosen() {
     let headers = [(Attribute::Subject, "x-tenant-subject".to_owned()), (Attribute::Org, "x-tenant-org".to_owned())];
     assert_eq!(config.forward.headers, headers);
     assert_eq!(config.forward.filter_state, []);
+    let calls = with(json!({"filter_state": ["mcp_name", "org", "mcp_method"]}));
+    let (config, _) = Config::parse(calls.to_string().as_bytes(), &|_| None).unwrap();
+    assert_eq!((config.forward.filter_state, config.forward.call), (vec![Attribute::Org], vec![Part::Name, Part::Method]));
 
     let wrong = "has a wrong type or value, expected one of `org`, `principal`, `subject`, `method`, `scope`";
     for (forward, problem) in [
         (json!({"headers": ["org", "scope", "org"]}), "forward.headers[2]: repeats \"org\": remove it".to_owned()),
         (json!({"filter_state": ["method", "method"]}), "forward.filter_state[1]: repeats \"method\": remove it".to_owned()),
-        (json!({"filter_state": ["reason"]}), format!("forward.filter_state[0]: {wrong}")),
+        (
+            json!({"filter_state": ["mcp_name", "mcp_name"]}),
+            "forward.filter_state[1]: repeats \"mcp_name\": remove it".to_owned(),
+        ),
+        (json!({"filter_state": ["reason"]}), format!("forward.filter_state[0]: {wrong}, `mcp_method`, `mcp_name`")),
         (json!({"headers": ["Org"]}), format!("forward.headers[0]: {wrong}")),
     ] {
         let problems = problems_of(&with(forward));

@@ -10,6 +10,7 @@ use crate::budget::Hold;
 use crate::config::Mode;
 use crate::denial::Denial;
 use crate::gateway::{Findings, Gateway};
+use crate::mcp::call::Call;
 use crate::mcp::headers::MirrorHeaders;
 use crate::mcp::list::Permitted;
 use crate::mcp::message::{Body, MAX_LENGTH};
@@ -70,13 +71,14 @@ impl AwaitingMessage {
     }
 
     /// Checks whether the scopes cover the message. Returns the lists that the message requests, if there are any.
-    fn judge(&self, bytes: &[u8], gateway: &Gateway) -> Result<Option<ListRequest>, Denial> {
+    fn judge(&mut self, bytes: &[u8], gateway: &Gateway) -> Result<Option<ListRequest>, Denial> {
         if bytes.len() > MAX_LENGTH {
             return Err(Reason::MessageTooLong.into());
         }
         let separator = &gateway.config.gateway.connector_separator;
         let body =
             Body::parse(bytes, separator).map_err(|error| Denial::MessageMalformed { description: error.description() })?;
+        self.findings.call = self.findings.call.take().map(|_| Call::of_body(&body));
         // The scope is checked first: a client without the scope must learn this, even if the message has other faults.
         let scopes = self.principal.scopes();
         if let Some(needed) = body.lacks(scopes) {
@@ -103,7 +105,7 @@ impl State for AwaitingMessage {
         }
     }
 
-    fn handle(self: Box<Self>, event: Event<'_>, context: &mut Context<'_>) -> Step {
+    fn handle(mut self: Box<Self>, event: Event<'_>, context: &mut Context<'_>) -> Step {
         let Context { gateway, host, request, .. } = context;
         match event {
             Event::BodyArrived(_) => {

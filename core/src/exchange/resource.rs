@@ -16,6 +16,7 @@ use crate::denial::Denial;
 use crate::gateway::{Admission, Findings, Gateway, NotAdmitted};
 use crate::host::Host;
 use crate::jwks::{KeySet, KeySetId, Waiter};
+use crate::mcp::call::Call;
 use crate::mcp::headers::{self, MirrorHeaders};
 use crate::mcp::reply::ListRequest;
 use crate::path::Resource;
@@ -47,7 +48,8 @@ impl Request {
     }
 
     fn decide(self, gateway: &mut Gateway, now: UnixTime, host: &dyn Host) -> Decision {
-        let mut findings = Findings::default();
+        let is_logged = !gateway.config.forward.call.is_empty();
+        let mut findings = Findings { call: is_logged.then(|| Call::of_head(&self.head)), ..Findings::default() };
         Decision::Made(match gateway.admit(&self.head, &self.resource, now, host, &mut findings) {
             Ok(_) if !headers::may_be_spoken(&self.head) => {
                 self.refuse(gateway, Reason::ProtocolVersionUnsupported.into(), findings, host)

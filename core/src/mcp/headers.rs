@@ -52,6 +52,11 @@ enum Mirrored {
     Repeated,
 }
 
+/// All values of the two headers, decoded if they can be.
+pub(super) fn said(head: &RequestHead) -> [Vec<Cow<'_, [u8]>>; 2] {
+    [METHOD, NAME].map(|name| head.values(name).map(|value| decoded(value).unwrap_or(Cow::Borrowed(value))).collect())
+}
+
 /// Whether the header `Mcp-Method` of `head` names a request for a list. MCP 2026-07-28 requires this header in each
 /// request. Older versions have no hints for caches.
 pub fn asks_for_lists(head: &RequestHead) -> bool {

@@ -221,7 +221,7 @@ pub(super) fn range(limit: u32, cursor: Option<&str>) -> Result<Range, Failure> 
     // A client may fill a template with nothing.
     let after =
         cursor.filter(|cursor| !cursor.is_empty()).map(|cursor| Range::from_cursor(cursor).ok_or_else(wrong)).transpose()?;
-    Ok(Range { after: after.unwrap_or_default(), limit })
+    Ok(Range { after: after.unwrap_or_default(), limit, ..Range::default() })
 }
 
 /// A moment in a request.

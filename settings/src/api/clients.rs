@@ -13,7 +13,7 @@ use super::{Items, Made, Path, Shared};
 use crate::json::present;
 use crate::records::client::{self, Client, NewClient};
 
-/// The OAuth clients of an org, the oldest first, including revoked ones.
+/// The OAuth clients of an org, the newest first, including revoked ones.
 #[utoipa::path(get, path = "/orgs/{org}/clients", params(("org" = String, Path, description = "The name of the org"), PageQuery), responses((status = 200, body = Items<Client>)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn list(
     State(api): Shared,

@@ -8,12 +8,10 @@ use utoipa::ToSchema;
 use super::call::{Body, Call};
 use super::problem::Problem;
 use super::{Path, Shared};
-use crate::access::Role;
 use crate::explain::{self, Credential, Explanation};
 use crate::failure::{Failure, Reason};
-use crate::issuer::Reach;
 
-/// The credential to explain: exactly one of the two.
+/// The credential to explain: exactly one of `token` and `key`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Asked {
@@ -21,6 +19,8 @@ pub(super) struct Asked {
     token: Option<String>,
     /// An API key.
     key: Option<String>,
+    /// The connector that the client calls. Absent or null: the endpoint of all connectors.
+    connector: Option<String>,
 }
 
 /// Says whether a gateway admits a credential, and what to change if not. The credential is neither stored nor logged.
@@ -36,13 +36,8 @@ pub(super) async fn explain(
         (None, Some(key)) => Credential::ApiKey(key),
         _ => return Err(Failure::new(Reason::InvalidArgument, "pass exactly one of token and key").into()),
     };
-    let (name, of, origin) = (org.clone(), credential.clone(), api.origin.clone());
-    let asked = api.read(call, move |sql, actor| {
-        let reach = Reach::allowing_private(actor.role == Role::Operator);
-        Ok((explain::configuration(sql, actor, &name, &of, &origin)?, reach, actor.now))
-    });
-    let (configuration, reach, now) = asked.await?;
-    let explained =
-        api.pool.run_aside(org.clone(), move || explain::explain(&configuration, &org, &credential, reach, now.into()));
-    Ok(Json(explained.await?))
+    let (name, connector, origin) = (org.clone(), body.value.connector, api.origin.clone());
+    let asked = api.read(call, move |sql, actor| explain::question(sql, actor, &name, connector, credential, &origin));
+    let question = asked.await?;
+    Ok(Json(api.pool.run_aside(org, move || explain::explain(&question)).await?))
 }

@@ -51,7 +51,7 @@ impl<S: Sync> FromRequestParts<S> for Wanted {
     }
 }
 
-/// The API keys of an org, the oldest first, including revoked ones.
+/// The API keys of an org, the newest first, including revoked ones.
 #[utoipa::path(get, path = "/orgs/{org}/keys", params(("org" = String, Path, description = "The name of the org"), KeysQuery), responses((status = 200, body = Items<ApiKey>)), extensions(("x-role" = json!("viewer"))))]
 pub(super) async fn list(
     State(api): Shared,

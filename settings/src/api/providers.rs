@@ -46,9 +46,10 @@ pub(super) struct NewProvider {
     /// Save the provider even if a check of what it publishes fails.
     #[serde(default)]
     force: bool,
-    /// Allow addresses outside of the public Internet, and http. Only for operators.
+    /// Allow addresses outside of the public Internet, and http. Only operators can give this permission. Absent or null: as it
+    /// is, if the issuer and the JWKS URI stay the same.
     #[serde(default)]
-    allow_private_address: bool,
+    allow_private_address: Option<bool>,
 }
 
 /// An issuer of which nothing else is known.
@@ -138,20 +139,18 @@ async fn save(api: &Api, call: Call, org: String, id: Option<String>, body: Body
             {
                 return Err(Failure::of("issuer", "must stay the same: create another provider, and delete this one"));
             }
-            if new.allow_private_address {
-                actor.check_operator()?;
-            }
-            Ok(Ok(sharing))
+            let provider = [org.as_str(), &new.issuer, &new.jwks_uri];
+            Ok(Ok((sharing, provider::permission(sql, &actor, provider, new.allow_private_address)?)))
         });
         Ok((answer?, call, digest, org, id, new))
     });
     let (sharing, call, digest, org, id, new) = checked.await?;
-    let sharing = match sharing {
-        Ok(sharing) => sharing,
+    let (sharing, allow_private_address) = match sharing {
+        Ok(checked) => checked,
         Err(known) => return Ok(known.into_response(Vec::new())),
     };
     let examined = api.pool.run_aside(org.clone(), move || {
-        let reach = Reach::allowing_private(new.allow_private_address);
+        let reach = Reach::allowing_private(allow_private_address);
         let examined = service::examine(&sharing, &wanted(&org, &new), reach)?;
         Ok((examined, org, new))
     });
@@ -174,7 +173,8 @@ async fn save(api: &Api, call: Call, org: String, id: Option<String>, body: Body
         let configured_at = actor.now.to_string();
         let is_new = id.is_none();
         let id = provider::id_of(&issuer);
-        let record = Provider { id, org, issuer, jwks_uri, audience, default_scopes, client_scopes, configured_at };
+        let record =
+            Provider { id, org, issuer, jwks_uri, audience, default_scopes, client_scopes, allow_private_address, configured_at };
         provider::configure(change, actor, &record)?;
         Ok(Made { warnings, ..if is_new { Made::created(record) } else { Made::ok(record) } })
     })

@@ -59,15 +59,15 @@ pub struct Made {
     pub secret: Option<(&'static str, String)>,
 }
 
-/// Carries out the steps of a plan, in their order.
+/// Carries out the steps of a plan, in their order. `is_private`: providers may have addresses outside of the public Internet.
 ///
 /// # Errors
 /// If a value is not allowed, or the database fails. The line has the JSON path of the entry.
-pub fn steps(change: &Change<'_>, actor: &Actor, steps: &[Step<'_>]) -> Result<Vec<Made>, Failure> {
-    steps.iter().map(|step| carry_out(change, actor, step).map_err(|failure| failure.within(step.path))).collect()
+pub fn steps(change: &Change<'_>, actor: &Actor, steps: &[Step<'_>], is_private: bool) -> Result<Vec<Made>, Failure> {
+    steps.iter().map(|step| carry_out(change, actor, step, is_private).map_err(|failure| failure.within(step.path))).collect()
 }
 
-fn carry_out(change: &Change<'_>, actor: &Actor, step: &Step<'_>) -> Result<Made, Failure> {
+fn carry_out(change: &Change<'_>, actor: &Actor, step: &Step<'_>, is_private: bool) -> Result<Made, Failure> {
     // A record that exists has an id, and a new one gets it here.
     let id = step.id.as_deref().unwrap_or_default();
     match step.target {
@@ -88,7 +88,7 @@ fn carry_out(change: &Change<'_>, actor: &Actor, step: &Step<'_>) -> Result<Made
         Target::Client(client) => {
             client::update(change, actor, id, Some(&client.name), client.scopes.as_deref()).map(drop)?;
         }
-        Target::Provider(provider) => save_provider(change, actor, step.org, provider)?,
+        Target::Provider(provider) => save_provider(change, actor, step.org, provider, is_private)?,
         Target::Member(member) => {
             let make = if step.action == Action::Create { member::add } else { member::change_role };
             make(change, actor, step.org, &member.email, &member.role).map(drop)?;
@@ -114,7 +114,9 @@ fn create_client(change: &Change<'_>, actor: &Actor, org: &str, client: &Client)
     Ok(Made { id: Some(record.client_id), secret: secret.map(|secret| ("client_secret", secret)) })
 }
 
-fn save_provider(change: &Change<'_>, actor: &Actor, org: &str, declared: &Provider) -> Result<(), Failure> {
+fn save_provider(change: &Change<'_>, actor: &Actor, org: &str, declared: &Provider, is_private: bool) -> Result<(), Failure> {
+    let place = [org, &declared.issuer, &declared.jwks_uri];
+    let allow_private_address = provider::permission(change, actor, place, is_private.then_some(true))?;
     let known = provider::list(change, actor, org)?.into_iter().find(|provider| provider.issuer == declared.issuer);
     let (default_scopes, client_scopes) = known.map(|known| (known.default_scopes, known.client_scopes)).unwrap_or_default();
     let record = provider::Provider {
@@ -125,6 +127,7 @@ fn save_provider(change: &Change<'_>, actor: &Actor, org: &str, declared: &Provi
         audience: declared.audience.clone(),
         default_scopes: declared.default_scopes.clone().unwrap_or(default_scopes),
         client_scopes: declared.client_scopes.clone().unwrap_or(client_scopes),
+        allow_private_address,
         configured_at: actor.now.to_string(),
     };
     provider::configure(change, actor, &record)

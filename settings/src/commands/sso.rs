@@ -27,12 +27,15 @@ pub(super) fn run(session: &Session<'_>, command: SsoCommand) -> Result<Answer, 
 
 fn configure(session: &Session<'_>, arguments: ConfigureArgs) -> Result<Answer, Failure> {
     let ConfigureArgs { org, issuer, jwks_uri, audiences, .. } = arguments;
-    let reach = Reach::allowing_private(arguments.allow_private_address);
     let client_scopes = chosen(arguments.client_scopes, arguments.no_client_scope);
     let wanted =
         Wanted { org: &org, issuer: &issuer, jwks_uri: &jwks_uri, audience: &audiences, client_scopes: client_scopes.as_deref() };
-    let sharing = session.open()?.read(|sql| service::sharing(sql, &session.actor, &wanted))?;
-    let examined = service::examine(&sharing, &wanted, reach)?;
+    let asked = arguments.allow_private_address.then_some(true);
+    let (sharing, allow_private_address) = session.open()?.read(|sql| {
+        let sharing = service::sharing(sql, &session.actor, &wanted)?;
+        Ok((sharing, provider::permission(sql, &session.actor, [&org, &issuer, &jwks_uri], asked)?))
+    })?;
+    let examined = service::examine(&sharing, &wanted, Reach::allowing_private(allow_private_address))?;
     let failed = examined.failed();
     let Examined { findings, proposed_client_scopes: proposed } = examined;
     let lines: Vec<String> = findings.iter().map(|finding| format!("{}  {}", finding.mark(), finding.finding)).collect();
@@ -53,6 +56,7 @@ fn configure(session: &Session<'_>, arguments: ConfigureArgs) -> Result<Answer, 
         audience: audiences,
         default_scopes,
         client_scopes,
+        allow_private_address,
         configured_at,
     };
     session.change(

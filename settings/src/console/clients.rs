@@ -6,9 +6,9 @@ use serde::Deserialize;
 
 use super::frame::{Done, Frame, Told, Wrong};
 use super::sign_in::Form;
-use super::{Cursor, Page, Refused, Session, Shared, back_to, next, show, show_again, words};
+use super::{Around, Cursor, Page, Refused, Session, Shared, around, back_to, filters, show, show_again, words};
 use crate::access::Actor;
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::records::client::{self, Client, NewClient};
 use crate::records::org;
 use crate::sql::Sql;
@@ -21,7 +21,18 @@ struct ListPage {
     frame: Frame,
     org: String,
     clients: Vec<Client>,
-    next: Option<String>,
+    /// The id of the client that the person has just created.
+    created: String,
+    around: Around,
+}
+
+/// Which part of the list is wanted.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Wanted {
+    cursor: Option<String>,
+    before: Option<String>,
+    #[serde(default)]
+    created: String,
 }
 
 fn frame(actor: &Actor, org: &str, title: &str) -> Frame {
@@ -34,12 +45,14 @@ pub(super) async fn list(
     session: Session,
     told: Told,
     Path(org): Path<String>,
-    Query(wanted): Query<Cursor>,
+    Query(Wanted { cursor, before, created }): Query<Wanted>,
 ) -> Page {
-    let (name, range) = (org.clone(), wanted.range());
-    let (actor, clients) = console.read(session, move |sql, actor| client::list(sql, actor, &name, &range)).await?;
-    let next = next(&clients, |client| [client.created_at.clone(), client.client_id.clone()]);
-    Ok(show(&ListPage { frame: frame(&actor, &org, "OAuth Clients").after(told), org, clients: clients.items, next }))
+    let range = Cursor { cursor, before }.range();
+    let (name, of_list) = (org.clone(), range.clone());
+    let (actor, clients) = console.read(session, move |sql, actor| client::list(sql, actor, &name, &of_list)).await?;
+    let around = around(&clients, &range, |client| [client.created_at.clone(), client.client_id.clone()]);
+    let frame = frame(&actor, &org, "OAuth Clients").after(told);
+    Ok(show(&ListPage { frame, org, clients: clients.items, created, around }))
 }
 
 /// The fields of a new client.
@@ -79,15 +92,32 @@ struct CreatedPage {
     frame: Frame,
     client: Client,
     secret: Option<String>,
+    /// Whether the client is new. It may instead have got a second secret.
+    is_new: bool,
     /// The URL of the token endpoint.
     token_endpoint: String,
+    /// The URL at which the client calls the gateway.
+    endpoint: String,
 }
 
 impl CreatedPage {
-    fn curl(&self, secret: &str) -> String {
+    fn new(frame: Frame, client: Client, secret: Option<String>, is_new: bool, origin: &str) -> Self {
+        let connector = match client.scopes.as_slice() {
+            [one] => one.strip_prefix("mcp:call:").map(|id| format!("/{id}")).unwrap_or_default(),
+            _ => String::new(),
+        };
+        let endpoint = format!("{origin}/mcp/{}{connector}", client.org);
+        Self { frame, client, secret, is_new, token_endpoint: format!("{origin}/oauth/token"), endpoint }
+    }
+
+    fn token(&self, secret: &str) -> String {
         let example = include_str!("../../templates/examples/token.txt").trim_end();
         let example = example.replace("ENDPOINT", &self.token_endpoint).replace("CLIENT_ID", &self.client.client_id);
         example.replace("CLIENT_SECRET", secret)
+    }
+
+    fn call(&self) -> String {
+        include_str!("../../templates/examples/call.txt").trim_end().replace("ENDPOINT", &self.endpoint)
     }
 }
 
@@ -103,10 +133,9 @@ pub(super) async fn create(State(console): Shared, session: Session, Path(org): 
         let scopes = words(&fields.scopes);
         client::create(change, actor, &NewClient { org: &name, name: fields.name.trim(), scopes: &scopes, jwks: jwks.as_ref() })
     });
-    let token_endpoint = format!("{}/oauth/token", console.origin);
     Ok(match made.await? {
         (actor, Ok((client, secret))) => {
-            show(&CreatedPage { frame: frame(&actor, &org, "OAuth client created"), client, secret, token_endpoint })
+            show(&CreatedPage::new(frame(&actor, &org, "OAuth client created"), client, secret, true, &console.origin))
         }
         (actor, Err(failure)) => {
             let frame = frame(&actor, &org, "Create OAuth client");
@@ -152,9 +181,30 @@ pub(super) async fn add_secret(State(console): Shared, session: Session, Path((o
     });
     let (actor, made) = made.await?;
     let (client, secret) = made.map_err(Refused::Failure)?;
-    let token_endpoint = format!("{}/oauth/token", console.origin);
     let frame = frame(&actor, &client.org, "Second secret created");
-    Ok(show(&CreatedPage { frame, client, secret: Some(secret), token_endpoint }))
+    Ok(show(&CreatedPage::new(frame, client, Some(secret), false, &console.origin)))
+}
+
+#[derive(Template)]
+#[template(path = "client_secret_drop.html")]
+struct DropPage {
+    frame: Frame,
+    client: Client,
+    /// When the older secret was created.
+    older: String,
+    /// When the newer secret was created.
+    newer: String,
+}
+
+/// Asks whether to drop the older of two secrets.
+pub(super) async fn confirm_drop(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
+    let (actor, client) = console.read(session, move |sql, actor| of(sql, actor, &org, &id)).await?;
+    let [older, newer] = client.secrets_created_at.as_slice() else {
+        let line = format!("{} does not have two secrets", client.client_id);
+        return Err(Refused::Failure(Failure::new(Reason::Conflict, line)));
+    };
+    let (older, newer) = (older.clone(), newer.clone());
+    Ok(show(&DropPage { frame: frame(&actor, &client.org, "Drop the older secret"), client, older, newer }))
 }
 
 /// Drops the older of two secrets.

@@ -5,14 +5,13 @@ use axum::extract::{Path, State};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::filters;
 use super::frame::{Frame, Wrong};
 use super::sign_in::Form;
 use super::{Page, Session, Shared, is_of_form, show, show_again};
-use crate::access::Role;
 use crate::explain::{self, Credential, Explanation};
 use crate::failure::Failure;
-use crate::issuer::Reach;
-use crate::records::org;
+use crate::records::{org, provider};
 
 const SECTION: &str = "SSO";
 const TITLE: &str = "Why was this token refused?";
@@ -22,6 +21,9 @@ const TITLE: &str = "Why was this token refused?";
 pub(super) struct Fields {
     #[serde(default)]
     token: String,
+    /// Empty: the endpoint of all connectors.
+    #[serde(default)]
+    connector: String,
 }
 
 #[derive(Template)]
@@ -30,6 +32,7 @@ struct ExplainPage {
     frame: Frame,
     org: String,
     wrong: Wrong,
+    connector: String,
     explanation: Option<Explanation>,
 }
 
@@ -38,6 +41,24 @@ impl ExplainPage {
     fn lines(part: Option<&Value>) -> String {
         part.and_then(|part| serde_json::to_string_pretty(part).ok()).unwrap_or_else(|| "It cannot be read.".to_owned())
     }
+
+    /// The page on which the advice can be followed, with its name.
+    fn place(&self, found: &Explanation) -> Option<(&'static str, String)> {
+        let org = &self.org;
+        let of_provider = || {
+            let issuer = found.claims.as_ref()?.get("iss")?.as_str()?;
+            Some(format!("/orgs/{org}/sso/configure?id={}", provider::id_of(issuer)))
+        };
+        match found.reason.as_str() {
+            "audience_mismatch" | "signature_invalid" | "key_unknown" | "jwks_unavailable" => {
+                of_provider().map(|path| ("Change this identity provider", path))
+            }
+            "issuer_unknown" => Some(("Configure an identity provider", format!("/orgs/{org}/sso/configure"))),
+            "api_key_unknown" | "api_key_expired" => Some(("API keys", format!("/orgs/{org}/keys"))),
+            "client_unknown" => Some(("OAuth clients", format!("/orgs/{org}/clients"))),
+            _ => None,
+        }
+    }
 }
 
 /// The form for a token.
@@ -45,7 +66,7 @@ pub(super) async fn form(State(console): Shared, session: Session, Path(org): Pa
     let name = org.clone();
     let (actor, ()) = console.read(session, move |sql, actor| org::require_change(sql, actor, &name)).await?;
     let frame = Frame::new(&actor, Some(&org), SECTION, TITLE);
-    Ok(show(&ExplainPage { frame, org, wrong: Wrong::default(), explanation: None }))
+    Ok(show(&ExplainPage { frame, org, wrong: Wrong::default(), connector: String::new(), explanation: None }))
 }
 
 /// Explains a token or an API key. It is neither stored nor logged, and the page does not repeat it.
@@ -53,23 +74,23 @@ pub(super) async fn explain(State(console): Shared, session: Session, Path(org):
     let text = form.0.token.trim().to_owned();
     let text = text.strip_prefix("Bearer ").map_or(text.clone(), |token| token.trim().to_owned());
     let credential = if text.starts_with("apx_live_sk_") { Credential::ApiKey(text) } else { Credential::Token(text) };
-    let (name, of, origin) = (org.clone(), credential.clone(), console.origin.clone());
-    let asked = console.read(session, move |sql, actor| {
-        let reach = Reach::allowing_private(actor.role == Role::Operator);
-        Ok((explain::configuration(sql, actor, &name, &of, &origin)?, reach))
+    let is_empty = matches!(&credential, Credential::Token(token) if token.is_empty());
+    let connector = form.0.connector.trim().to_owned();
+    let wanted = Some(connector.clone()).filter(|connector| !connector.is_empty());
+    let (name, origin) = (org.clone(), console.origin.clone());
+    let asked = console.read(session, move |sql, actor| explain::question(sql, actor, &name, wanted, credential, &origin));
+    let (actor, question) = asked.await?;
+    let explained = console.pool.run_aside(&org, move || match is_empty {
+        true => Err(Failure::of("token", "must be a token or an API key")),
+        false => explain::explain(&question),
     });
-    let (actor, (configuration, reach)) = asked.await?;
-    let (name, now) = (org.clone(), actor.now);
-    let explained = console.pool.run_aside(&org, move || match &credential {
-        Credential::Token(token) if token.is_empty() => Err(Failure::of("token", "must be a token or an API key")),
-        _ => explain::explain(&configuration, &name, &credential, reach, now.into()),
-    });
-    let frame = Frame::new(&actor, Some(&org), SECTION, TITLE);
+    let page = |wrong, explanation| {
+        let frame = Frame::new(&actor, Some(&org), SECTION, TITLE);
+        ExplainPage { frame, org: org.clone(), wrong, connector, explanation }
+    };
     match explained.await {
-        Ok(explanation) => Ok(show(&ExplainPage { frame, org, wrong: Wrong::default(), explanation: Some(explanation) })),
-        Err(failure) if is_of_form(&failure) => {
-            Ok(show_again(&ExplainPage { frame, org, wrong: failure.into(), explanation: None }))
-        }
+        Ok(explanation) => Ok(show(&page(Wrong::default(), Some(explanation)))),
+        Err(failure) if is_of_form(&failure) => Ok(show_again(&page(failure.into(), None))),
         Err(failure) => Err(failure.into()),
     }
 }

@@ -42,6 +42,7 @@ macro_rules! messages {
 }
 
 messages! {
+    KeySaved "key-saved" "The API key is saved. Gateways apply the change within a second."
     KeyRevoked "key-revoked" "The API key is revoked. Gateways refuse it within a second."
     ClientRevoked "client-revoked" "The OAuth client is revoked. Gateways refuse its tokens within a second."
     SecretDropped "secret-dropped" "The older secret is removed. The client keeps the newer one."

@@ -6,19 +6,23 @@ use serde::Deserialize;
 
 use super::frame::{Done, Frame, Told, Wrong};
 use super::sign_in::Form;
-use super::{Cursor, Page, Refused, Session, Shared, back_to, next, show, show_again, words};
+use super::{Around, Cursor, Page, Refused, Session, Shared, around, back_to, filters, show, show_again, words};
 use crate::access::Actor;
 use crate::clock::Moment;
 use crate::failure::Failure;
-use crate::records::api_key::{self, ApiKey, Filter, NewKey, Rolled, Status};
+use crate::records::api_key::{self, ApiKey, Changes, Filter, NewKey, Rolled, Status};
 use crate::records::org;
 use crate::sql::Sql;
 
 const SECTION: &str = "API keys";
+
 /// A key with its status.
 struct Shown {
     key: ApiKey,
     status: Status,
+    expires_soon: bool,
+    /// Whether the person has just created it.
+    is_new: bool,
 }
 
 /// Which part of the list is wanted.
@@ -29,6 +33,10 @@ pub(super) struct Wanted {
     #[serde(default)]
     search: String,
     cursor: Option<String>,
+    before: Option<String>,
+    /// The id of the key that the person has just created.
+    #[serde(default)]
+    created: String,
 }
 
 impl Wanted {
@@ -45,14 +53,14 @@ struct ListPage {
     org: String,
     keys: Vec<Shown>,
     wanted: Wanted,
-    next: Option<String>,
+    around: Around,
 }
 
 impl ListPage {
     /// Whether the list was not narrowed down.
     fn is_whole(&self) -> bool {
-        let Wanted { status, search, cursor } = &self.wanted;
-        status.is_empty() && search.is_empty() && cursor.is_none()
+        let Wanted { status, search, cursor, before, created: _ } = &self.wanted;
+        status.is_empty() && search.is_empty() && cursor.is_none() && before.is_none()
     }
 }
 
@@ -64,16 +72,23 @@ pub(super) async fn list(
     Path(org): Path<String>,
     Query(wanted): Query<Wanted>,
 ) -> Page {
-    let (name, filter, range) = (org.clone(), wanted.filter(), Cursor { cursor: wanted.cursor.clone() }.range());
+    let range = Cursor { cursor: wanted.cursor.clone(), before: wanted.before.clone() }.range();
+    let (name, filter, of_list) = (org.clone(), wanted.filter(), range.clone());
     let place = session.caller.search(filter.is_search(), &console.pool).await?;
     let listed = console.read(session, move |sql, actor| {
         let _place = place;
-        api_key::list(sql, actor, &name, &filter, &range)
+        api_key::list(sql, actor, &name, &filter, &of_list)
     });
     let (actor, keys) = listed.await?;
-    let next = next(&keys, |key| [key.created_at.clone(), key.id.clone()]);
-    let keys = keys.items.into_iter().map(|key| Shown { status: key.status(actor.now), key }).collect();
-    Ok(show(&ListPage { frame: Frame::new(&actor, Some(&org), SECTION, "API Keys").after(told), org, keys, wanted, next }))
+    let around = around(&keys, &range, |key| [key.created_at.clone(), key.id.clone()]);
+    let shown = |key: ApiKey| Shown {
+        status: key.status(actor.now),
+        expires_soon: key.expires_soon(actor.now),
+        is_new: key.id == wanted.created,
+        key,
+    };
+    let keys = keys.items.into_iter().map(shown).collect();
+    Ok(show(&ListPage { frame: frame(&actor, &org, "API Keys").after(told), org, keys, wanted, around }))
 }
 
 /// The fields of a new key.
@@ -96,14 +111,27 @@ struct NewPage {
     org: String,
     fields: Fields,
     wrong: Wrong,
+    /// The hint of the field with the connectors.
+    hint: String,
+}
+
+/// Says how to write connectors, and which ones the keys of the org use.
+fn hint(sql: &dyn Sql, actor: &Actor, org: &str) -> Result<String, Failure> {
+    let used = api_key::used_connectors(sql, actor, org)?;
+    let hint = "The ids of the connectors that the key may call, separated by spaces. Leave it empty for all.";
+    Ok(if used.is_empty() { hint.to_owned() } else { format!("{hint} Your keys use: {}.", used.join(", ")) })
 }
 
 /// The form for a new key.
 pub(super) async fn new(State(console): Shared, session: Session, Path(org): Path<String>) -> Page {
     let name = org.clone();
-    let (actor, ()) = console.read(session, move |sql, actor| org::require_change(sql, actor, &name)).await?;
+    let read = console.read(session, move |sql, actor| {
+        org::require_change(sql, actor, &name)?;
+        hint(sql, actor, &name)
+    });
+    let (actor, hint) = read.await?;
     let fields = Fields { days: "90".to_owned(), ..Fields::default() };
-    Ok(show(&NewPage { frame: frame(&actor, &org, "Create API key"), org, fields, wrong: Wrong::default() }))
+    Ok(show(&NewPage { frame: frame(&actor, &org, "Create API key"), org, fields, wrong: Wrong::default(), hint }))
 }
 
 fn frame(actor: &Actor, org: &str, title: &str) -> Frame {
@@ -167,6 +195,7 @@ impl CreatedPage {
 
 /// Creates a key.
 pub(super) async fn create(State(console): Shared, session: Session, Path(org): Path<String>, form: Form<Fields>) -> Page {
+    let again = session.clone();
     let (name, fields) = (org.clone(), form.0.clone());
     let made = console.change(session, move |change, actor| {
         org::require_change(change, actor, &name)?;
@@ -176,8 +205,9 @@ pub(super) async fn create(State(console): Shared, session: Session, Path(org): 
     Ok(match made.await? {
         (actor, Ok((key, secret))) => show(&CreatedPage::new(&actor, key, secret, &console.origin, None)),
         (actor, Err(failure)) => {
-            let frame = frame(&actor, &org, "Create API key");
-            show_again(&NewPage { frame, org, fields: form.0, wrong: failure.into() })
+            let (name, frame) = (org.clone(), frame(&actor, &org, "Create API key"));
+            let (_, hint) = console.read(again, move |sql, actor| hint(sql, actor, &name)).await?;
+            show_again(&NewPage { frame, org, fields: form.0, wrong: failure.into(), hint })
         }
     })
 }
@@ -188,17 +218,110 @@ fn of(sql: &dyn Sql, actor: &Actor, org: &str, id: &str) -> Result<ApiKey, Failu
     api_key::of_org(sql, actor, org, id)
 }
 
+/// The text by which people recognize a key. The beginning of an imported key is unknown.
+fn label(key: &ApiKey) -> String {
+    if key.prefix.is_empty() { key.id.clone() } else { format!("{}…", key.prefix) }
+}
+
+/// The fields of a key that is changed.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct EditFields {
+    #[serde(default)]
+    name: String,
+    /// Separated by spaces, commas or lines. Empty: all connectors.
+    #[serde(default)]
+    connectors: String,
+    /// The last day of the key in UTC. Empty: it never expires.
+    #[serde(default)]
+    expires_at: String,
+}
+
+/// The last day of a key. Empty: it never expires.
+fn last_day(key: &ApiKey) -> String {
+    key.expires_at.iter().flat_map(|end| end.chars().take_while(|letter| *letter != 'T')).collect()
+}
+
+impl EditFields {
+    fn of(key: &ApiKey) -> Self {
+        let connectors = key.connectors.as_deref().unwrap_or_default().join(" ");
+        Self { name: key.name.clone(), connectors, expires_at: last_day(key) }
+    }
+
+    /// The changes of a key. The day that the form showed keeps its time.
+    fn changes(&self, key: &ApiKey) -> Result<Changes, Failure> {
+        let day = self.expires_at.trim();
+        let wrong = |_| Failure::of("expires_at", "must be a day such as 2027-01-31, or nothing");
+        let expires_at = match day {
+            day if day == last_day(key) => None,
+            "" => Some(None),
+            day => Some(Some(Moment::parse(&format!("{day}T23:59:59Z")).map_err(wrong)?)),
+        };
+        let connectors = Some(words(&self.connectors)).filter(|connectors| !connectors.is_empty());
+        Ok(Changes { name: Some(self.name.trim().to_owned()), connectors: Some(connectors), expires_at, limits: None })
+    }
+}
+
+#[derive(Template)]
+#[template(path = "key_edit.html")]
+struct EditPage {
+    frame: Frame,
+    key: ApiKey,
+    label: String,
+    fields: EditFields,
+    wrong: Wrong,
+    /// The hint of the field with the connectors.
+    hint: String,
+}
+
+impl EditPage {
+    fn new(actor: &Actor, key: ApiKey, hint: String, fields: EditFields, wrong: Wrong) -> Self {
+        Self { frame: frame(actor, &key.org, "Edit API key"), label: label(&key), key, fields, wrong, hint }
+    }
+}
+
+/// The form that changes a key.
+pub(super) async fn ask_edit(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
+    let read = console.read(session, move |sql, actor| Ok((of(sql, actor, &org, &id)?, hint(sql, actor, &org)?)));
+    let (actor, (key, hint)) = read.await?;
+    let fields = EditFields::of(&key);
+    Ok(show(&EditPage::new(&actor, key, hint, fields, Wrong::default())))
+}
+
+/// Changes a key. Its limits stay as they are.
+pub(super) async fn edit(
+    State(console): Shared,
+    session: Session,
+    Path((org, id)): Path<(String, String)>,
+    form: Form<EditFields>,
+) -> Page {
+    let again = session.clone();
+    let (of_org, of_id, fields) = (org.clone(), id.clone(), form.0.clone());
+    let made = console.change(session, move |change, actor| {
+        let key = of(change, actor, &of_org, &of_id)?;
+        api_key::update(change, actor, &of_id, fields.changes(&key)?)
+    });
+    match made.await? {
+        (_, Ok(key)) => Ok(back_to(&key.org, "keys", Done::KeySaved)),
+        (_, Err(failure)) => {
+            let read = console.read(again, move |sql, actor| Ok((of(sql, actor, &org, &id)?, hint(sql, actor, &org)?)));
+            let (actor, (key, hint)) = read.await?;
+            Ok(show_again(&EditPage::new(&actor, key, hint, form.0, failure.into())))
+        }
+    }
+}
+
 #[derive(Template)]
 #[template(path = "key_revoke.html")]
 struct RevokePage {
     frame: Frame,
     key: ApiKey,
+    label: String,
 }
 
 /// Asks whether to revoke a key.
 pub(super) async fn confirm(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
     let (actor, key) = console.read(session, move |sql, actor| of(sql, actor, &org, &id)).await?;
-    Ok(show(&RevokePage { frame: frame(&actor, &key.org, "Revoke API key"), key }))
+    Ok(show(&RevokePage { frame: frame(&actor, &key.org, "Revoke API key"), label: label(&key), key }))
 }
 
 /// Revokes a key.
@@ -223,13 +346,26 @@ pub(super) struct RollFields {
 struct RollPage {
     frame: Frame,
     key: ApiKey,
+    label: String,
     wrong: Wrong,
+}
+
+impl RollPage {
+    fn new(actor: &Actor, key: ApiKey, wrong: Wrong) -> Self {
+        Self { frame: frame(actor, &key.org, "Roll API key"), label: label(&key), key, wrong }
+    }
 }
 
 /// Asks how to roll a key.
 pub(super) async fn ask_roll(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
     let (actor, key) = console.read(session, move |sql, actor| of(sql, actor, &org, &id)).await?;
-    Ok(show(&RollPage { frame: frame(&actor, &key.org, "Roll API key"), key, wrong: Wrong::default() }))
+    Ok(show(&RollPage::new(&actor, key, Wrong::default())))
+}
+
+/// A moment for people.
+fn minute(moment: &str) -> String {
+    let minute: String = moment.replace('T', " ").chars().take(16).collect();
+    format!("{minute} UTC")
 }
 
 /// Rolls a key.
@@ -250,14 +386,14 @@ pub(super) async fn roll(
     match made.await? {
         (actor, Ok(Rolled { new, key, old })) => {
             let old = match (&old.revoked_at, &old.expires_at) {
-                (None, Some(end)) => format!("The old key {} stays valid until {end}.", old.id),
-                _ => format!("The old key {} is revoked.", old.id),
+                (None, Some(end)) => format!("The old key {} keeps working until {}.", old.id, minute(end)),
+                _ => format!("The old key {} no longer works.", old.id),
             };
             Ok(show(&CreatedPage::new(&actor, new, key, &console.origin, Some(old))))
         }
         (_, Err(failure)) => {
             let (actor, key) = console.read(again, move |sql, actor| of(sql, actor, &org, &id)).await?;
-            Ok(show_again(&RollPage { frame: frame(&actor, &key.org, "Roll API key"), key, wrong: failure.into() }))
+            Ok(show_again(&RollPage::new(&actor, key, failure.into())))
         }
     }
 }

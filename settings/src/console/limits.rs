@@ -56,7 +56,7 @@ pub(super) async fn page(State(console): Shared, session: Session, told: Told, P
         burst: number(rate.and_then(|rate| rate.burst)),
         monthly_quota: number(limits.monthly_quota),
     };
-    let frame = Frame::new(&actor, Some(&org), SECTION, "Limits and usage").after(told);
+    let frame = Frame::new(&actor, Some(&org), SECTION, SECTION).after(told);
     Ok(show(&LimitsPage::new(frame, org, fields, Wrong::default())))
 }
 
@@ -88,7 +88,7 @@ pub(super) async fn set(State(console): Shared, session: Session, Path(org): Pat
     Ok(match made.await? {
         (_, Ok(())) => back_to(&org, "limits", Done::LimitsSaved),
         (actor, Err(failure)) => {
-            let frame = Frame::new(&actor, Some(&org), SECTION, "Limits and usage");
+            let frame = Frame::new(&actor, Some(&org), SECTION, SECTION);
             show_again(&LimitsPage::new(frame, org, form.0, failure.into()))
         }
     })

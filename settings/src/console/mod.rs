@@ -143,6 +143,12 @@ mod filters {
         Ok(text.replace('T', " ").chars().take(16).collect())
     }
 
+    /// A line of a failure as a sentence.
+    #[askama::filter_fn]
+    pub(in crate::console) fn sentence(line: &str, _: &dyn askama::Values) -> askama::Result<String> {
+        Ok(crate::failure::sentence(line))
+    }
+
     /// The details of a change for people: `name: ci agent; connectors: github, jira`. What is null is left out.
     #[askama::filter_fn]
     pub(in crate::console) fn details(details: &serde_json::Value, _: &dyn askama::Values) -> askama::Result<String> {
@@ -188,17 +194,34 @@ fn words(text: &str) -> Vec<String> {
 const PAGE: u32 = 100;
 
 /// Which part of a list is wanted.
-#[derive(Debug, Default, serde::Deserialize)]
+#[derive(Clone, Debug, Default, serde::Deserialize)]
 struct Cursor {
+    /// The part after this place.
     cursor: Option<String>,
+    /// The part before this place. Only lists with the newest records first have it.
+    before: Option<String>,
 }
 
 impl Cursor {
     /// A cursor that cannot be read is the first part.
     fn range(&self) -> Range {
-        let after = self.cursor.as_deref().and_then(Range::from_cursor);
-        Range { after: after.unwrap_or_default(), limit: PAGE }
+        let [after, before] = [&self.cursor, &self.before].map(|cursor| cursor.as_deref().and_then(Range::from_cursor));
+        Range { is_backward: before.is_some(), after: before.or(after).unwrap_or_default(), limit: PAGE }
     }
+}
+
+/// The cursors of the parts before and after this one.
+struct Around {
+    previous: Option<String>,
+    next: Option<String>,
+}
+
+/// The parts around this one. `place` is the place of a record in the list.
+fn around<T>(part: &Part<T>, range: &Range, place: impl Fn(&T) -> [String; 2]) -> Around {
+    let is_first = range.after == <[String; 2]>::default();
+    let (has_previous, has_next) = if range.is_backward { (part.has_more, true) } else { (!is_first, part.has_more) };
+    let cursor = |record: Option<&T>, is_there: bool| record.filter(|_| is_there).map(|record| Range::cursor(&place(record)));
+    Around { previous: cursor(part.items.first(), has_previous), next: cursor(part.items.last(), has_next) }
 }
 
 /// The cursor of the next part. `place` is the place of a record in the list.
@@ -296,13 +319,14 @@ pub(crate) fn router(console: Arc<Console>) -> Router {
         .route("/orgs/{org}/delete", get(orgs::confirm).post(orgs::delete))
         .route("/orgs/{org}/keys", get(keys::list).post(keys::create))
         .route("/orgs/{org}/keys/new", get(keys::new))
+        .route("/orgs/{org}/keys/{id}/edit", get(keys::ask_edit).post(keys::edit))
         .route("/orgs/{org}/keys/{id}/revoke", get(keys::confirm).post(keys::revoke))
         .route("/orgs/{org}/keys/{id}/roll", get(keys::ask_roll).post(keys::roll))
         .route("/orgs/{org}/clients", get(clients::list).post(clients::create))
         .route("/orgs/{org}/clients/new", get(clients::new))
         .route("/orgs/{org}/clients/{id}/revoke", get(clients::confirm).post(clients::revoke))
         .route("/orgs/{org}/clients/{id}/secrets", post(clients::add_secret))
-        .route("/orgs/{org}/clients/{id}/secrets/drop", post(clients::drop_secret))
+        .route("/orgs/{org}/clients/{id}/secrets/drop", get(clients::confirm_drop).post(clients::drop_secret))
         .route("/orgs/{org}/sso", get(providers::list))
         .route("/orgs/{org}/sso/configure", get(providers::form).post(providers::configure))
         .route("/orgs/{org}/sso/discover", post(providers::discover))
@@ -319,8 +343,8 @@ pub(crate) fn router(console: Arc<Console>) -> Router {
         .route("/audit/{file}", get(audit::export_of_all))
         .route("/gateways", get(gateways::list))
         .route("/signing-keys", get(signing_keys::list).post(signing_keys::create))
-        .route("/signing-keys/{kid}/use", post(signing_keys::sign))
-        .route("/signing-keys/{kid}/remove", post(signing_keys::remove))
+        .route("/signing-keys/{kid}/use", get(signing_keys::confirm_sign).post(signing_keys::sign))
+        .route("/signing-keys/{kid}/remove", get(signing_keys::confirm_remove).post(signing_keys::remove))
         .route("/assets/console.css", get(async || ([(CONTENT_TYPE, "text/css")], include_str!("../../assets/console.css"))))
         .route("/assets/console.js", get(async || ([(CONTENT_TYPE, "text/javascript")], include_str!("../../assets/console.js"))))
         .fallback(async || Refused::Failure(Failure::new(Reason::NotFound, NO_PAGE)))

@@ -4,10 +4,11 @@ use askama::Template;
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 
+use super::filters;
 use super::frame::{Done, Frame, Told, Wrong};
 use super::sign_in::Form;
 use super::{Console, Page, Refused, Session, Shared, back_to, is_of_form, show, show_again, words};
-use crate::access::Actor;
+use crate::access::{Actor, Role};
 use crate::failure::Failure;
 use crate::issuer::{self, Finding, Published, Reach};
 use crate::records::org;
@@ -33,12 +34,15 @@ fn frame(actor: &Actor, org: &str, title: &str) -> Frame {
 pub(super) async fn list(State(console): Shared, session: Session, told: Told, Path(org): Path<String>) -> Page {
     let name = org.clone();
     let (actor, providers) = console.read(session, move |sql, actor| provider::list(sql, actor, &name)).await?;
-    Ok(show(&ListPage { frame: frame(&actor, &org, "Single sign-on").after(told), org, providers }))
+    Ok(show(&ListPage { frame: frame(&actor, &org, "SSO").after(told), org, providers }))
 }
 
 /// The fields of a provider.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct Fields {
+    /// The id of the provider that is changed. Empty: a new one.
+    #[serde(default)]
+    id: String,
     #[serde(default)]
     issuer: String,
     #[serde(default)]
@@ -46,15 +50,22 @@ pub(super) struct Fields {
     /// Separated by spaces, commas or lines.
     #[serde(default)]
     audience: String,
-    /// Separated by spaces, commas or lines. Empty: the default.
+    /// Separated by spaces, commas or lines. Empty: the default. `none`: no scopes.
     #[serde(default)]
     default_scopes: String,
     /// `on`: save the provider although a check failed.
     #[serde(default)]
     force: String,
-    /// `on`: allow addresses outside of the public Internet.
+    /// `on`: allow addresses outside of the public Internet. The form of an admin only repeats what an operator allowed.
     #[serde(default)]
     private: String,
+}
+
+impl Fields {
+    /// The permission that the actor asks for. An admin cannot change it.
+    fn permission(&self, actor: &Actor) -> Option<bool> {
+        (actor.role == Role::Operator).then_some(self.private == "on")
+    }
 }
 
 #[derive(Template)]
@@ -68,6 +79,42 @@ struct FormPage {
     findings: Vec<Finding>,
     /// What the provider publishes.
     published: Option<Published>,
+}
+
+impl FormPage {
+    /// Whether an operator allowed a private network, and the person is none. The URLs must then stay the same.
+    fn is_fixed(&self) -> bool {
+        self.fields.private == "on" && !self.frame.is_operator
+    }
+
+    /// The attributes of a field for a URL.
+    fn url(is_fixed: bool, example: &str, is_first: bool) -> String {
+        let more = if is_fixed { "readonly".to_owned() } else { format!("placeholder={example}") };
+        let focus = if is_first { "autofocus" } else { "" };
+        format!("required inputmode=url autocomplete=off spellcheck=false {more} {focus}")
+    }
+
+    fn issuer(&self) -> String {
+        let is_fixed = self.is_fixed() || !self.fields.id.is_empty();
+        Self::url(is_fixed, "https://your-company.okta.com/oauth2/default", !is_fixed && self.published.is_none())
+    }
+
+    fn jwks_uri(&self) -> String {
+        Self::url(self.is_fixed(), "https://your-company.okta.com/oauth2/default/v1/keys", false)
+    }
+
+    /// The attributes of the audience. It is what remains after a discovery.
+    fn audience(&self) -> &'static str {
+        match &self.published {
+            Some(_) => "required autofocus autocomplete=off spellcheck=false",
+            None => "required autocomplete=off spellcheck=false",
+        }
+    }
+
+    /// The number of keys that the gateway can use.
+    fn usable(published: &Published) -> usize {
+        published.keys.iter().filter(|key| key.problem.is_none()).count()
+    }
 }
 
 /// Which provider is changed.
@@ -98,7 +145,12 @@ pub(super) async fn form(
         issuer: provider.issuer,
         jwks_uri: provider.jwks_uri,
         audience: provider.audience.join(" "),
-        default_scopes: provider.default_scopes.unwrap_or_default().join(" "),
+        default_scopes: match provider.default_scopes {
+            Some(scopes) if scopes.is_empty() => NO_SCOPES.to_owned(),
+            scopes => scopes.unwrap_or_default().join(" "),
+        },
+        id: provider.id,
+        private: if provider.allow_private_address { "on".to_owned() } else { String::new() },
         ..Fields::default()
     });
     let (frame, wrong) = (frame(&actor, &org, "Configure BYOIDP"), Wrong::default());
@@ -129,6 +181,9 @@ pub(super) async fn discover(State(console): Shared, session: Session, Path(org)
         Err(failure) => Err(failure.into()),
     }
 }
+
+/// The word for no scopes. It is no scope of the gateway.
+const NO_SCOPES: &str = "none";
 
 /// What became of a form.
 enum Outcome {
@@ -180,20 +235,28 @@ async fn save(
         issuer: fields.issuer.trim().to_owned(),
         jwks_uri: fields.jwks_uri.trim().to_owned(),
         audience: words(&fields.audience),
-        default_scopes: Some(words(&fields.default_scopes)).filter(|scopes| !scopes.is_empty()),
+        default_scopes: match words(&fields.default_scopes).as_slice() {
+            [] => None,
+            [word] if word == NO_SCOPES => Some(Vec::new()),
+            scopes => Some(scopes.to_vec()),
+        },
     };
-    let is_private = fields.private == "on";
     // A provider may be slow, so it is fetched without a connection to the database.
+    let asked_by = fields.clone();
     let asked = console.read(session.clone(), move |sql, actor| {
-        if is_private {
-            actor.check_operator()?;
-        }
-        let sharing = service::sharing(sql, actor, &new.wanted());
-        Ok((sharing, new))
+        let permission = || {
+            if !asked_by.id.is_empty() && asked_by.id != provider::id_of(&new.issuer) {
+                return Err(Failure::of("issuer", "must stay the same: configure another provider, and remove this one"));
+            }
+            let sharing = service::sharing(sql, actor, &new.wanted())?;
+            let provider = [new.org.as_str(), &new.issuer, &new.jwks_uri];
+            Ok((sharing, provider::permission(sql, actor, provider, asked_by.permission(actor))?))
+        };
+        Ok((permission(), new))
     });
-    let (actor, (sharing, new)) = asked.await?;
-    let sharing = match sharing {
-        Ok(sharing) => sharing,
+    let (actor, (allowed, new)) = asked.await?;
+    let (sharing, allow_private_address) = match allowed {
+        Ok(allowed) => allowed,
         Err(failure) if is_of_form(&failure) => return Ok((actor, Err(failure))),
         Err(failure) => return Err(failure.into()),
     };
@@ -201,7 +264,7 @@ async fn save(
         if new.audience.is_empty() {
             return Ok((Err(Failure::of("audience", "must name at least one audience")), new));
         }
-        let reach = Reach::allowing_private(is_private);
+        let reach = Reach::allowing_private(allow_private_address);
         Ok((service::examine(&sharing, &new.wanted(), reach), new))
     });
     let (examined, new) = examined.await?;
@@ -219,7 +282,17 @@ async fn save(
             // The form does not show them.
             let client_scopes = known.and_then(|known| known.client_scopes);
             let (id, configured_at) = (provider::id_of(&issuer), actor.now.to_string());
-            let record = Provider { id, org, issuer, jwks_uri, audience, default_scopes, client_scopes, configured_at };
+            let record = Provider {
+                id,
+                org,
+                issuer,
+                jwks_uri,
+                audience,
+                default_scopes,
+                client_scopes,
+                allow_private_address,
+                configured_at,
+            };
             provider::configure(change, actor, &record)
         })
         .await?;

@@ -1,5 +1,6 @@
 //! API keys.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use apexmcp_core::limits::document::Limits;
@@ -15,10 +16,13 @@ use crate::clock::Moment;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::secret;
-use crate::sql::{Part, Range, Row, Sql, Value, exists, first, part, values};
+use crate::sql::{Part, Range, Row, Sql, Value, exists, first, newest_first, rows, values};
 
 /// Length of the part of a key that is stored unhashed, so that its owner can recognize it: `apx_live_sk_` and four characters.
 const SHOWN: usize = 16;
+
+/// The time before its end in which a key expires soon.
+const SOON: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Maximum length of a search, in characters.
 const MAX_SEARCH: usize = 64;
@@ -58,6 +62,13 @@ impl ApiKey {
             revoked: revoked_at.is_some(),
             revoked_at,
         })
+    }
+
+    /// Whether the key is active, and expires within a week.
+    pub fn expires_soon(&self, now: Moment) -> bool {
+        let week = now.plus(SOON).map(|end| end.to_string());
+        let ends = self.expires_at.as_ref().zip(week.ok()).is_some_and(|(end, week)| *end <= week);
+        ends && self.status(now) == Status::Active
     }
 
     /// Whether the key can be used.
@@ -163,7 +174,7 @@ impl Filter {
     }
 }
 
-/// The keys of an org that the filter wants, the oldest first, including revoked ones.
+/// The keys of an org that the filter wants, the newest first, including revoked ones.
 ///
 /// # Errors
 /// If the org does not exist.
@@ -195,12 +206,28 @@ pub fn list(
         // Not LIKE: its time grows with the product of both lengths.
         " AND (replace(lower(name), ?, '') <> lower(name) OR substr(id, 1, ?) = ? OR substr(lower(prefix), 1, ?) = ?)"
     };
-    let query = format!(
-        "SELECT * FROM api_keys WHERE org = ?{condition}{searches} AND (created_at, id) > (?, ?) ORDER BY created_at, id LIMIT ?"
-    );
-    let [created_at, id] = &range.after;
-    let values = [values![org], &values[..], values![created_at, id, range.with_next()]].concat();
-    part(connection, &query, &values, range, ApiKey::read)
+    let query = format!("SELECT * FROM api_keys WHERE org = ?{condition}{searches}");
+    let values = [values![org], &values[..]].concat();
+    newest_first(connection, &query, &values, ["created_at", "id"], range, ApiKey::read)
+}
+
+/// The number of keys whose connectors [`used_connectors`] reads: an org may have half a million keys.
+const RECENT: u32 = 200;
+/// Maximum number of connectors that [`used_connectors`] finds.
+const SUGGESTED: usize = 50;
+
+/// Connectors that recent keys of an org may call, by name.
+///
+/// # Errors
+/// If the org does not exist.
+pub fn used_connectors(connection: &dyn Sql, actor: &Actor, org: &str) -> Result<Vec<String>, Failure> {
+    org::require(connection, actor, org)?;
+    let query = "SELECT DISTINCT connectors
+        FROM (SELECT connectors FROM api_keys WHERE org = ? ORDER BY created_at DESC, id DESC LIMIT ?) AS recent
+        WHERE connectors IS NOT NULL";
+    let lists = rows(connection, query, values![org, RECENT], |row| row.json::<Vec<String>>("connectors"))?;
+    let used: BTreeSet<String> = lists.into_iter().flatten().flatten().collect();
+    Ok(used.into_iter().take(SUGGESTED).collect())
 }
 
 /// # Errors

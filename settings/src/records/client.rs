@@ -12,7 +12,7 @@ use crate::access::Actor;
 use crate::database::{Change, Check, Record};
 use crate::failure::{Failure, Reason};
 use crate::secret;
-use crate::sql::{Part, Range, Row, Sql, exists, first, part, values};
+use crate::sql::{Part, Range, Row, Sql, exists, first, newest_first, values};
 
 /// A client without its secrets.
 #[derive(Debug, Serialize, ToSchema)]
@@ -120,16 +120,14 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewClient<'_>) -> Result
     Ok((show(change, actor, &client_id)?, client_secret))
 }
 
-/// The clients of an org, the oldest first, including revoked ones.
+/// The clients of an org, the newest first, including revoked ones.
 ///
 /// # Errors
 /// If the org does not exist.
 pub fn list(connection: &dyn Sql, actor: &Actor, org: &str, range: &Range) -> Result<Part<Client>, Failure> {
     org::require(connection, actor, org)?;
-    let wanted =
-        "org = ? AND (oauth_clients.created_at, client_id) > (?, ?) ORDER BY oauth_clients.created_at, client_id LIMIT ?";
-    let [created_at, id] = &range.after;
-    part(connection, &format!("{SELECT} WHERE {wanted}"), values![org, created_at, id, range.with_next()], range, Client::read)
+    let order = ["oauth_clients.created_at", "oauth_clients.client_id"];
+    newest_first(connection, &format!("{SELECT} WHERE org = ?"), values![org], order, range, Client::read)
 }
 
 /// # Errors

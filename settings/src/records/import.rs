@@ -276,6 +276,8 @@ impl Import<'_> {
             audience: raw.audience.map(|audience| audience.into_vec()).unwrap_or_default(),
             default_scopes: raw.default_scopes,
             client_scopes: raw.client_scopes,
+            // The document does not say where its operator found the provider.
+            allow_private_address: false,
             configured_at: self.actor.now.to_string(),
         };
         provider::configure(self.change, self.actor, &provider)?;

@@ -34,6 +34,8 @@ pub struct Provider {
     pub default_scopes: Option<Vec<String>>,
     /// The scopes that clients are told to request from the provider. Absent: the mcp scopes. Empty: no scopes are named.
     pub client_scopes: Option<Vec<String>>,
+    /// Whether an operator allowed addresses outside of the public Internet, and http, for this issuer and this JWKS URI.
+    pub allow_private_address: bool,
     /// The time of the last configuration.
     pub configured_at: String,
 }
@@ -49,6 +51,7 @@ impl Provider {
             audience: row.json("audiences")?.unwrap_or_default(),
             default_scopes: row.json("default_scopes")?,
             client_scopes: row.json("client_scopes")?,
+            allow_private_address: row.get("allow_private_address")?,
             configured_at: row.get("configured_at")?,
         })
     }
@@ -73,6 +76,8 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
         ));
     }
     require_room(change, actor, &provider.org, &provider.issuer)?;
+    let Provider { org, issuer, jwks_uri, allow_private_address, .. } = provider;
+    permission(change, actor, [org, issuer, jwks_uri], Some(*allow_private_address))?;
     check_scopes("default_scopes", provider.default_scopes.as_deref().unwrap_or_default())?;
     let default_scopes = provider.default_scopes.as_ref().map(|scopes| json!(scopes).to_string());
     check_client_scopes(provider.client_scopes.as_deref().unwrap_or_default())?;
@@ -83,10 +88,11 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
     let audience = json!(provider.audience).to_string();
     change.execute(
         "INSERT INTO identity_providers
-            (org, issuer, jwks_uri, audiences, default_scopes, client_scopes, configured_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+            (org, issuer, jwks_uri, audiences, default_scopes, client_scopes, allow_private_address, configured_at)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?)
             ON CONFLICT (org, issuer) DO UPDATE SET jwks_uri = excluded.jwks_uri, audiences = excluded.audiences,
             default_scopes = excluded.default_scopes, client_scopes = excluded.client_scopes,
-            configured_at = excluded.configured_at",
+            allow_private_address = excluded.allow_private_address, configured_at = excluded.configured_at",
         values![
             &provider.org,
             &provider.issuer,
@@ -94,6 +100,7 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
             audience,
             default_scopes,
             client_scopes,
+            *allow_private_address,
             &provider.configured_at
         ],
     )?;
@@ -102,11 +109,29 @@ pub fn configure(change: &Change<'_>, actor: &Actor, provider: &Provider) -> Res
         "audience": provider.audience,
         "default_scopes": provider.default_scopes,
         "client_scopes": provider.client_scopes,
+        "allow_private_address": allow_private_address.then_some(true),
     });
     change.record(
         actor,
         &Record { action: "sso.configure", org: Some(&provider.org), subject: &provider.issuer, details, check: Check::Addition },
     )
+}
+
+/// Whether a provider may have addresses outside of the public Internet, and http. Only an operator gives this permission. It
+/// stays as long as the issuer and the JWKS URI stay the same, so an admin can change the rest. `asked`: the wanted permission;
+/// `None`: as it is.
+///
+/// # Errors
+/// If the actor asks for a permission that only an operator can give.
+pub fn permission(sql: &dyn Sql, actor: &Actor, provider: [&str; 3], asked: Option<bool>) -> Result<bool, Failure> {
+    let query = "SELECT 1 FROM identity_providers WHERE org = ? AND issuer = ? AND jwks_uri = ? AND allow_private_address <> 0";
+    let [org, issuer, jwks_uri] = provider;
+    let was_allowed = exists(sql, query, values![org, issuer, jwks_uri])?;
+    let is_allowed = asked.unwrap_or(was_allowed);
+    if is_allowed && !was_allowed {
+        actor.check_operator()?;
+    }
+    Ok(is_allowed)
 }
 
 /// The default of the policy document grants every connector. So it does not replace a narrower one without a word.

@@ -8,10 +8,11 @@ use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::access::Actor;
+use crate::clock::Moment;
 use crate::database::{Change, Check, Record};
 use crate::encryption::{self, Keyring};
 use crate::failure::{Failure, Reason};
-use crate::sql::{Row, Sql, exists, rows, values};
+use crate::sql::{Row, Sql, exists, first, rows, values};
 
 /// Length of a key in bits. RS256 needs at least 2048 (RFC 7518 §3.3), and longer keys make each verification slower.
 const BITS: usize = 2048;
@@ -101,6 +102,19 @@ pub fn list(connection: &dyn Sql, actor: &Actor) -> Result<Vec<SigningKey>, Fail
     let query = "SELECT kid, created_at, CASE WHEN position = (SELECT min(position) FROM signing_keys) THEN 1 ELSE 0 END AS signs
         FROM signing_keys ORDER BY position";
     rows(connection, query, values![], SigningKey::read)
+}
+
+/// Since when the key signs. `None`: it was the first key, or was imported.
+///
+/// # Errors
+/// If the database fails.
+pub fn signs_since(connection: &dyn Sql, actor: &Actor, kid: &str) -> Result<Option<Moment>, Failure> {
+    actor.check_operator()?;
+    // An index has the few changes that belong to no org.
+    let query = "SELECT at FROM audit WHERE org IS NULL AND action = 'signing-key.use' AND subject = ?
+        ORDER BY version DESC LIMIT 1";
+    let at = first(connection, query, values![kid], |row| row.get::<String>("at"))?;
+    at.map(|at| Moment::parse(&at).map_err(|line| Failure::new(Reason::DatabaseInvalid, line))).transpose()
 }
 
 /// Lets a key sign from now on. The other keys still verify.

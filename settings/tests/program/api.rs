@@ -151,10 +151,25 @@ fn an_identity_provider_is_examined_before_it_is_saved() {
     let again = operator.post(path, &with(json!({"allow_private_address": true})));
     assert_eq!(again.problem(), "already_exists");
     let admin = Api { token: settings.admin_token(&["admin", "--org", "acme"]), ..settings.api(&["operator"]) };
-    assert_eq!(admin.post(path, &with(json!({"allow_private_address": true}))).problem(), "forbidden");
+    let elsewhere = |more: Value| {
+        let mut wanted = with(json!({"jwks_uri": format!("{origin}/other")}));
+        wanted.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        wanted
+    };
+    assert_eq!(admin.post(path, &elsewhere(json!({"allow_private_address": true}))).problem(), "forbidden");
     assert_eq!(admin.post(path, &with(json!({"issuer": "https://localhost/"}))).problem(), "private_address");
 
     let one = format!("{path}/{}", saved.json["id"].as_str().unwrap());
+    // The permission stays, and an admin can change the rest, but neither the URLs nor the permission.
+    assert_eq!(saved.json["allow_private_address"], true);
+    let changed = admin.ask("PUT", &one, &[], &with(json!({"audience": ["apexmcp", "b"]})));
+    assert_eq!((changed.status, &changed.json["allow_private_address"]), (200, &json!(true)), "{changed:?}");
+    assert_eq!(admin.ask("PUT", &one, &[], &elsewhere(json!({}))).json["field"], "issuer");
+    assert_eq!(admin.ask("PUT", &one, &[], &elsewhere(json!({"allow_private_address": true}))).problem(), "forbidden");
+    assert_eq!(operator.ask("PUT", &one, &[], &with(json!({"allow_private_address": false}))).json["field"], "issuer");
+    let saved = admin.ask("PUT", &one, &[], &wanted);
+    assert_eq!((saved.status, &saved.json["audience"]), (200, &json!(["apexmcp"])), "{saved:?}");
+
     let wrong = with(json!({"jwks_uri": format!("{origin}/nothing"), "allow_private_address": true}));
     assert_eq!(operator.ask("PUT", &one, &[], &wrong).problem(), "provider_check_failed");
     let other = with(json!({"issuer": format!("{origin}/other"), "allow_private_address": true}));
@@ -292,7 +307,10 @@ fn lists_have_pages() {
         }
     };
     for limit in [1, 3, 7, 8] {
-        let found: Vec<String> = pages(KEYS, limit).iter().map(|key| key["id"].as_str().unwrap().to_owned()).collect();
+        let found = pages(KEYS, limit);
+        let places: Vec<_> = found.iter().map(|key| ["created_at", "id"].map(|part| key[part].as_str().unwrap())).collect();
+        assert!(places.is_sorted_by(|a, b| a > b), "the newest is first: {places:?}");
+        let found: Vec<String> = found.iter().map(|key| key["id"].as_str().unwrap().to_owned()).collect();
         assert_eq!((found.len(), found.into_iter().collect::<BTreeSet<_>>()), (7, expected.clone()), "{limit}");
         assert_eq!(pages("/orgs", limit).len(), 8);
         let versions: Vec<i64> = pages("/audit", limit).iter().map(|entry| entry["version"].as_i64().unwrap()).collect();
@@ -444,6 +462,7 @@ fn a_refused_token_is_explained() {
         claims
     };
     let header = json!({"alg": "RS256", "kid": "a"});
+    let admin = Api { token: settings.admin_token(&["admin", "--org", "acme"]), ..settings.api(&["operator"]) };
     let ask = |body: Value| api.post("/orgs/acme/explain", &body);
     let explain = |header: &Value, claims: &Value| ask(json!({"token": sign(header, claims)})).json;
     let good = explain(&header, &claims(json!({})));
@@ -460,11 +479,20 @@ fn a_refused_token_is_explained() {
         (&json!({"alg": "RS256", "kid": "b"}), json!({}), "key_unknown", "JWKS URI"),
         (&json!({"alg": "none", "kid": "a"}), json!({}), "algorithm_not_allowed", "RS256"),
     ] {
+        let explained = admin.post("/orgs/acme/explain", &json!({"token": sign(header, &claims(more.clone()))})).json;
+        assert_eq!(explained["reason"], reason, "an admin, {more}: {explained}");
         let explained = explain(header, &claims(more.clone()));
         assert_eq!(explained["reason"], reason, "{more}: {explained}");
         assert!(explained["advice"].as_str().unwrap_or_default().contains(part), "{explained}");
         assert_eq!(explained["claims"]["sub"], "agent");
     }
+    let expired = explain(&header, &claims(json!({"exp": 5})));
+    assert!(expired["details"].as_str().unwrap().contains("expired at 1970-01-01T00:00:05Z"), "{expired}");
+    let narrow = sign(&header, &claims(json!({"scope": "mcp:call:github"})));
+    for (connector, reason) in [("github", "ok"), ("jira", "scope_insufficient")] {
+        assert_eq!(ask(json!({"token": narrow, "connector": connector})).json["reason"], reason);
+    }
+    assert_eq!(ask(json!({"token": narrow, "connector": "a/b"})).json["field"], "connector");
     let changed = sign(&header, &claims(json!({}))) + "x";
     assert_ne!(ask(json!({"token": changed})).json["admitted"], true);
     assert_eq!(ask(json!({"token": "nonsense"})).json["admitted"], false);
@@ -472,16 +500,21 @@ fn a_refused_token_is_explained() {
     let key = api.post(KEYS, &json!({"name": "k"})).json;
     assert_eq!(ask(json!({"key": key["key"]})).json["reason"], "ok");
     api.post(&format!("{KEYS}/{}/revoke", key["id"].as_str().unwrap()), &Value::Null);
-    assert_eq!(ask(json!({"key": key["key"]})).json["reason"], "api_key_unknown");
+    let revoked = ask(json!({"key": key["key"]})).json;
+    assert_eq!(revoked["reason"], "api_key_unknown");
+    assert!(revoked["details"].as_str().unwrap().contains("was revoked at"), "{revoked}");
     assert_eq!(ask(json!({"key": "a", "token": "b"})).problem(), "invalid_argument");
     let client = api.post("/orgs/acme/clients", &json!({"name": "c"})).json;
     assert!(client["client_secret"].is_string());
     let down = json!({"issuer": origin, "jwks_uri": format!("{origin}/none"), "audience": ["apexmcp"], "force": true, "allow_private_address": true});
     let id = api.get("/orgs/acme/identity-providers").json["items"][0]["id"].as_str().unwrap().to_owned();
     assert_eq!(api.ask("PUT", &format!("/orgs/acme/identity-providers/{id}"), &[], &down).status, 200);
+    let expired = explain(&header, &claims(json!({"exp": 5})));
+    assert_eq!((&expired["admitted"], &expired["reason"]), (&json!(false), &json!("token_expired")), "{expired}");
     let unavailable = explain(&header, &claims(json!({})));
-    assert_eq!(unavailable["reason"], "jwks_unavailable", "{unavailable}");
+    assert_eq!((&unavailable["admitted"], &unavailable["reason"]), (&json!(null), &json!("jwks_unavailable")), "{unavailable}");
     assert!(unavailable["details"].as_str().unwrap().contains("answered 404"), "{unavailable}");
+    assert_eq!(unavailable["principal"]["subject"], "agent");
     // Neither the log nor the database has a credential.
     let log = std::fs::read_to_string(settings.file("serve.log")).unwrap() + &settings.text(&["audit", "list", "--json"]);
     assert!(!log.contains("eyJ") && !log.contains(key["key"].as_str().unwrap()));

@@ -86,15 +86,73 @@ fn an_administrator_creates_rolls_and_revokes_a_key() {
     let stored = settings.json(&["key", "list", "--org", "acme"]);
     assert_eq!((stored.as_array().unwrap().len(), &stored[0]["connectors"]), (1, &json!(["github", "jira"])));
     let path = format!("/orgs/acme/keys/{}", stored[0]["id"].as_str().unwrap());
-    assert!(ada.get(&format!("{path}/roll")).text.contains("stays valid for"));
+    let asked = ada.get(&format!("{path}/roll")).text;
+    assert!(
+        asked.contains("keeps working for the time you choose") && asked.contains("<option value=\"0s\">Stop now"),
+        "{asked}"
+    );
     let rolled = ada.post(&format!("{path}/roll"), &[("overlap", "24h")]);
-    assert!(secret(&rolled, "key") != key && rolled.text.contains("stays valid until"), "{rolled:?}");
+    assert!(secret(&rolled, "key") != key && rolled.text.contains("keeps working until"), "{rolled:?}");
     assert!(ada.get(&format!("{path}/revoke")).text.contains("is refused within a second"));
     assert_eq!(ada.post(&format!("{path}/revoke"), &[]).status, 303);
     let listed = ada.get("/orgs/acme/keys").text;
     assert!(listed.contains("<span class=\"status revoked\">Revoked</span>"), "a revoked key stays visible: {listed}");
     let audit = ada.get("/orgs/acme/audit").text;
     assert!(audit.contains("key.revoke") && audit.contains("ada@example.com") && !audit.contains(key), "{audit}");
+}
+
+#[test]
+fn an_administrator_edits_a_key_and_finds_the_new_one() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    let fields = [("name", "ci"), ("connectors", "github jira"), ("days", "30")];
+    let made = operator.post("/orgs/acme/keys", &fields);
+    let marked = made.text.split_once("href=\"/orgs/acme/keys?created=").unwrap().1.split('"').next().unwrap().to_owned();
+    let shown = |path: &str| operator.get(path).text;
+    let listed = shown(&format!("/orgs/acme/keys?created={marked}"));
+    assert!(listed.contains("<tr class=\"fresh\">") && listed.contains("<span class=\"chip\">New</span>"), "{listed}");
+    let listed = shown("/orgs/acme/keys?created=%22%3E%3Cb%3E");
+    assert!(!listed.contains("fresh") && !listed.contains("<b>") && !listed.contains("Expires soon"), "{listed}");
+
+    let path = format!("/orgs/acme/keys/{marked}");
+    settings.json(&["limits", "set", "--key", &marked, "--monthly-quota", "7"]);
+    let form = shown(&format!("{path}/edit"));
+    let stored = settings.json(&["key", "list", "--org", "acme"]);
+    let (end, day) =
+        (stored[0]["expires_at"].as_str().unwrap().to_owned(), stored[0]["expires_at"].as_str().unwrap()[..10].to_owned());
+    for part in ["value=\"ci\"", "value=\"github jira\"", &format!("value=\"{day}\""), "Your keys use: github, jira."] {
+        assert!(form.contains(part), "{part}: {form}");
+    }
+    let edit = |fields: &[(&str, &str)]| operator.post(&format!("{path}/edit"), fields);
+    let key = || settings.json(&["key", "list", "--org", "acme"])[0].clone();
+    let saved = edit(&[("name", " cd "), ("connectors", "github"), ("expires_at", &day)]);
+    assert_eq!(saved.header("location"), "/orgs/acme/keys?done=key-saved");
+    let changed = key();
+    assert_eq!(
+        (&changed["name"], &changed["connectors"], &changed["expires_at"]),
+        (&json!("cd"), &json!(["github"]), &json!(end))
+    );
+    assert_eq!(changed["limits"], json!({"monthly_quota": 7}), "the limits stay");
+    edit(&[("name", "cd"), ("connectors", ""), ("expires_at", "2099-01-31")]);
+    assert_eq!((&key()["connectors"], &key()["expires_at"]), (&json!(null), &json!("2099-01-31T23:59:59Z")));
+    edit(&[("name", "cd"), ("expires_at", "")]);
+    assert_eq!(key()["expires_at"], json!(null));
+    for (fields, id, part) in [
+        ([("name", ""), ("expires_at", "")], "name-wrong", "This must be 1 to 200"),
+        ([("name", "k"), ("expires_at", "soon")], "expires_at-wrong", "This must be a day such as"),
+        ([("name", "k"), ("expires_at", "2020-01-01")], "expires_at-wrong", "This must be in the future"),
+    ] {
+        let refused = edit(&fields);
+        assert!(refused.status == 422 && refused.text.contains(&format!("id=\"{id}\">{part}")), "{}", refused.text);
+    }
+    assert_eq!(key()["name"], "cd");
+    assert!(shown("/orgs/acme/audit").contains("key.update"));
+
+    settings.json(&["key", "create", "--org", "acme", "--name", "short", "--expires", "6d"]);
+    assert_eq!(shown("/orgs/acme/keys").matches("<span class=\"status soon\">Expires soon</span>").count(), 1);
+    operator.post(&format!("{path}/revoke"), &[]);
+    assert!(edit(&[("name", "cd")]).text.contains("was revoked at"));
 }
 
 #[test]
@@ -169,6 +227,7 @@ fn a_member_sees_only_the_own_org_and_a_viewer_only_reads() {
         ("/orgs", &[("name", "new")]),
         ("/signing-keys", &[]),
         (&format!("/orgs/acme/keys/{own}/revoke"), &[]),
+        (&format!("/orgs/acme/keys/{own}/edit"), &[("name", "k")]),
         (&format!("/orgs/acme/keys/{own}/roll"), &[("overlap", "1h")]),
     ];
     for (path, fields) in forms {
@@ -179,6 +238,25 @@ fn a_member_sees_only_the_own_org_and_a_viewer_only_reads() {
         }
     }
     assert_eq!(admin.post(&format!("/orgs/acme/keys/{key}/revoke"), &[]).status, 404, "a key is found only in its own org");
+    let kid = settings.json(&["signing-key", "create"])["kid"].as_str().unwrap().to_owned();
+    let client = settings.json(&["client", "create", "--org", "acme", "--name", "c"])["client_id"].as_str().unwrap().to_owned();
+    settings.json(&["client", "rotate-secret", &client]);
+    let drop = format!("/orgs/acme/clients/{client}/secrets/drop");
+    for page in ["revoke", "roll", "edit"].map(|page| format!("/orgs/acme/keys/{own}/{page}")).iter().chain([&drop]) {
+        assert_eq!((admin.get(page).status, viewer.get(page).status), (200, 403), "{page}");
+        let elsewhere = page.replace("acme", "other");
+        assert_eq!((admin.get(&elsewhere).status, operator.get(&elsewhere).status), (404, 404), "{page}");
+    }
+    assert_eq!(viewer.post(&drop, &[]).status, 403);
+    for path in ["use", "remove"].map(|page| format!("/signing-keys/{kid}/{page}")) {
+        assert_eq!((admin.get(&path).status, viewer.get(&path).status, operator.get(&path).status), (403, 403, 200), "{path}");
+        assert_eq!((admin.post(&path, &[]).status, viewer.post(&path, &[]).status), (403, 403), "{path}");
+    }
+    let ask = "Ask an admin of your organization to create one.";
+    settings.json(&["client", "revoke", &client]);
+    operator.post("/orgs/other/members", &[("email", "viewer@other.org"), ("role", "viewer")]);
+    let of_other = Person::with(&api, &link(&settings, &["--member", "viewer@other.org"]));
+    assert!(of_other.get("/orgs/other/clients").text.contains(ask) && !viewer.get("/orgs/acme/clients").text.contains(ask));
     for path in ["/orgs/acme/limits", "/orgs/acme/delete", "/orgs", "/signing-keys"] {
         assert_eq!(admin.post(path, &[("name", "acme"), ("monthly_quota", "1")]).status, 403, "{path}");
     }
@@ -366,10 +444,21 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     let made = operator.post("/orgs/beta/clients", &[("name", "billing"), ("scopes", "mcp:call:github")]);
     let (id, first) = (secret(&made, "client_id").to_owned(), secret(&made, "client_secret").to_owned());
     assert!(made.text.contains("https://gateway.example.com/oauth/token") && first.starts_with("apx_secret_"), "{}", made.text);
+    for part in ["2. Call a connector", "Bearer ACCESS_TOKEN", "curl https://gateway.example.com/mcp/beta/github "] {
+        assert!(made.text.contains(part), "{part}: {}", made.text);
+    }
+    assert!(made.text.contains(&format!("/orgs/beta/clients?created={id}\"")), "{}", made.text);
+    let marked = operator.get(&format!("/orgs/beta/clients?created={id}")).text;
+    assert!(marked.contains("<tr class=\"fresh\">") && marked.contains(">New</span>"), "{marked}");
+    let drop = format!("/orgs/beta/clients/{id}/secrets/drop");
+    assert!(operator.get(&drop).text.contains("does not have two secrets"));
     let second = operator.post(&format!("/orgs/beta/clients/{id}/secrets"), &[]);
     assert_ne!(secret(&second, "client_secret"), first);
     assert!(operator.get("/orgs/beta/clients").text.contains("Two secrets"));
-    assert_eq!(operator.post(&format!("/orgs/beta/clients/{id}/secrets/drop"), &[]).status, 303);
+    assert!(!second.text.contains("?created="), "the client is not new: {}", second.text);
+    let asked = operator.get(&drop).text;
+    assert!(asked.contains("can get no more tokens") && asked.matches("Created <time").count() == 2, "{asked}");
+    assert_eq!(operator.post(&drop, &[]).status, 303);
     assert_eq!(operator.post(&format!("/orgs/beta/clients/{id}/revoke"), &[]).status, 303);
     let refused = operator.post("/orgs/beta/clients", &[("name", "x"), ("scopes", "nope")]);
     assert!(refused.text.contains("id=\"scopes-wrong\">&#34;nope&#34; must be mcp:call"), "{}", refused.text);
@@ -385,7 +474,14 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     let keys = settings.json(&["signing-key", "list"]);
     let [old, new] = [0, 1].map(|index: usize| keys[index]["kid"].as_str().unwrap().to_owned());
     assert_eq!(operator.post(&format!("/signing-keys/{old}/remove"), &[]).status, 409, "it signs");
+    let asked = operator.get(&format!("/signing-keys/{new}/use")).text;
+    assert!(asked.contains("This key is only") && asked.contains("Clients cache the published keys for a minute"), "{asked}");
+    assert_eq!(operator.get(&format!("/signing-keys/{old}/use")).status, 409);
+    let asked = operator.get(&format!("/signing-keys/{new}/remove")).text;
+    assert!(!asked.contains("less than one hour ago"), "nobody knows since when the first key signs: {asked}");
     assert_eq!(operator.post(&format!("/signing-keys/{new}/use"), &[]).status, 303);
+    let asked = operator.get(&format!("/signing-keys/{old}/remove")).text;
+    assert!(asked.contains("began to sign less than one hour ago") && asked.contains("of all organizations"), "{asked}");
     assert_eq!(operator.post(&format!("/signing-keys/{old}/remove"), &[]).status, 303);
 
     let provider = [("issuer", "https://localhost/"), ("jwks_uri", "https://localhost/keys"), ("audience", "a")];
@@ -401,7 +497,26 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     );
     let saved = settings.json(&["sso", "list", "--org", "beta"]);
     assert_eq!(saved[0]["audience"], json!(["a"]));
-    let path = format!("/orgs/beta/sso/{}/remove", saved[0]["id"].as_str().unwrap());
+    // An admin changes what an operator saved at a private address, but not its URLs.
+    let id = saved[0]["id"].as_str().unwrap();
+    operator.post("/orgs/beta/members", &[("email", "admin@b.org"), ("role", "admin")]);
+    let admin = Person::with(&api, &link(&settings, &["--member", "admin@b.org", "--org", "beta"]));
+    let form = admin.get(&format!("/orgs/beta/sso/configure?id={id}")).text;
+    assert!(form.contains("Only an operator can change its URLs") && !form.contains("/sso/discover"), "{form}");
+    let by_operator = operator.get(&format!("/orgs/beta/sso/configure?id={id}")).text;
+    assert!(by_operator.contains("name=\"private\" checked"), "{by_operator}");
+    let [(_, issuer), (_, jwks_uri), _] = provider;
+    let change = |jwks_uri: &str| {
+        let fields = [("id", id), ("issuer", issuer), ("jwks_uri", jwks_uri), ("audience", "b"), ("force", "on")];
+        admin.post("/orgs/beta/sso/configure", &fields)
+    };
+    assert_eq!(change(jwks_uri).header("location"), "/orgs/beta/sso?done=provider-saved");
+    assert!(admin.get("/orgs/beta/sso?done=provider-saved").text.contains("The identity provider is saved."));
+    assert!(!admin.get("/orgs/beta/sso?done=%3Cb%3E").text.contains("role=\"status\""));
+    let refused = change("http://127.0.0.1:1/other");
+    assert!(refused.status == 422 && refused.text.contains("unless an operator allows a private network"), "{refused:?}");
+    assert_eq!(settings.json(&["sso", "list", "--org", "beta"])[0]["audience"], json!(["b"]));
+    let path = format!("/orgs/beta/sso/{id}/remove");
     assert!(operator.get(&path).status == 200 && operator.post(&path, &[]).status == 303);
 
     assert!(operator.get("/orgs/beta/sso").text.contains("Why was this token refused?"));
@@ -432,10 +547,20 @@ fn a_list_of_keys_is_narrowed_down_and_has_pages() {
         assert_eq!(page.status, 200, "{page:?}");
         (page.text.matches("<tr").count() - 1, page.text)
     };
+    let place = |page: &str, name: &str| page.split_once(&format!("{name}=")).unwrap().1.split('"').next().unwrap().to_owned();
     let (count, first) = rows("/orgs/acme/keys");
-    let next = first.split_once("cursor=").unwrap().1.split('"').next().unwrap();
-    let (rest, last) = rows(&format!("/orgs/acme/keys?cursor={next}"));
+    assert!(!first.contains("Previous page") && first.contains("Next page"), "{first}");
+    let (rest, last) = rows(&format!("/orgs/acme/keys?cursor={}", place(&first, "cursor")));
     assert_eq!((count, rest, last.contains("Next page")), (100, 3, false));
+    let (back, again) = rows(&format!("/orgs/acme/keys?before={}", place(&last, "before")));
+    let ids =
+        |page: &str| page.split("class=\"id\">").skip(1).map(|id| id.split('<').next().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!((back, ids(&again)), (100, ids(&first)));
+    assert!(!again.contains("Previous page") && again.contains("Next page") && last.contains(">Newest</a>"), "{again}");
+    assert_eq!(rows("/orgs/acme/keys?before=x&cursor=y").0, 100, "a cursor that cannot be read");
+    let revoke = operator.get("/orgs/acme/keys/key_008/revoke").text;
+    assert!(revoke.contains("<code>key_008</code>"), "an imported key has no beginning: {revoke}");
+    assert!(operator.get("/orgs/acme/keys/key_008/roll").text.contains("<code>key_008</code>"));
     for (query, expected) in [
         ("status=Revoked", 1),
         ("search=AGENT_10", 3),

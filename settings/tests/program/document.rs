@@ -92,7 +92,17 @@ fn take(database: &mut Database, actor: &Actor, step: &Step) -> bool {
                 let [default_scopes, client_scopes] = scopes.clone();
                 let (audience, configured_at) = (audience.clone(), actor.now.to_string());
                 let id = provider::id_of(&issuer);
-                let provider = Provider { id, org, issuer, jwks_uri, audience, default_scopes, client_scopes, configured_at };
+                let provider = Provider {
+                    id,
+                    org,
+                    issuer,
+                    jwks_uri,
+                    audience,
+                    default_scopes,
+                    client_scopes,
+                    allow_private_address: false,
+                    configured_at,
+                };
                 provider::configure(change, actor, &provider)?;
             }
             Step::Limits { org, requests, per, burst, monthly_quota } => {

@@ -24,18 +24,18 @@ pub(super) fn run(session: &Session<'_>, arguments: &ApplyArgs) -> Result<Answer
     let in_file = |failure: Failure| failure.within(&name);
     let orgs = &file::read(&read_import(&arguments.file)?).map_err(in_file)?;
     let steps = session.open()?.read(|sql| run::plan(sql, &session.actor, orgs, arguments.prune).map_err(in_file))?;
+    let is_private = arguments.allow_private_address;
     if arguments.plan || steps.is_empty() {
-        try_out(session, &steps, in_file)?;
+        try_out(session, &steps, is_private, in_file)?;
         return Ok(show::planned(&steps));
     }
     if show::count(&steps, Action::Remove) > 0 && !arguments.yes {
-        try_out(session, &steps, in_file)?;
+        try_out(session, &steps, is_private, in_file)?;
         let line =
             "is required, because the plan removes records; nothing was changed: check the plan, then run the command with --yes";
         return Ok(show::planned(&steps).but(Failure::of("yes", line)));
     }
-    let reach = Reach::allowing_private(arguments.allow_private_address);
-    let checked = examine(session, orgs, &steps, reach, in_file)?;
+    let checked = examine(session, orgs, &steps, is_private, in_file)?;
     if !arguments.force
         && let Some(answer) = show::refused(&steps, &checked)
     {
@@ -48,7 +48,7 @@ pub(super) fn run(session: &Session<'_>, arguments: &ApplyArgs) -> Result<Answer
                 let line = "somebody changed the same records meanwhile, and nothing was applied: run the command again";
                 return Err(Failure::new(Reason::Conflict, line));
             }
-            run::steps(change, actor, &steps).map_err(in_file)
+            run::steps(change, actor, &steps, is_private).map_err(in_file)
         },
         |made, warnings| {
             let warnings = warnings.iter().take(MAX_WARNINGS).map(Problem::to_string).collect();
@@ -58,13 +58,18 @@ pub(super) fn run(session: &Session<'_>, arguments: &ApplyArgs) -> Result<Answer
 }
 
 /// Carries out the steps and takes them back, so that a plan is shown only if it can be applied.
-fn try_out(session: &Session<'_>, steps: &[Step<'_>], in_file: impl FnOnce(Failure) -> Failure) -> Result<(), Failure> {
+fn try_out(
+    session: &Session<'_>,
+    steps: &[Step<'_>],
+    is_private: bool,
+    in_file: impl FnOnce(Failure) -> Failure,
+) -> Result<(), Failure> {
     if steps.is_empty() {
         return Ok(());
     }
     let is_good = Cell::new(false);
     let tried = session.open()?.change_if(
-        |change| run::steps(change, &session.actor, steps).map(drop).map_err(in_file),
+        |change| run::steps(change, &session.actor, steps, is_private).map(drop).map_err(in_file),
         |_| {
             is_good.set(true);
             // Any failure takes back the transaction.
@@ -86,7 +91,7 @@ fn examine<'f>(
     session: &Session<'_>,
     orgs: &[Org],
     steps: &[Step<'f>],
-    reach: Reach,
+    is_private: bool,
     in_file: impl Fn(Failure) -> Failure,
 ) -> Result<Vec<Checked<'f>>, Failure> {
     let of_step = |step: &Step<'f>| match step.target {
@@ -109,11 +114,13 @@ fn examine<'f>(
             sharing.extend(sharing_in_file(orgs, org, declared));
             sharing.sort();
             sharing.dedup();
-            Ok((sharing, client_scopes))
+            let provider = [*org, declared.issuer.as_str(), declared.jwks_uri.as_str()];
+            let is_allowed = provider::permission(sql, &session.actor, provider, is_private.then_some(true))?;
+            Ok((sharing, client_scopes, Reach::allowing_private(is_allowed)))
         });
         known.collect::<Result<Vec<_>, Failure>>()
     })?;
-    let examined = providers.into_iter().zip(known).map(|((org, _, declared), (sharing, client_scopes))| {
+    let examined = providers.into_iter().zip(known).map(|((org, _, declared), (sharing, client_scopes, reach))| {
         let examined = service::examine(&sharing, &wanted(org, declared, client_scopes.as_deref()), reach);
         let examined = examined.map_err(|failure| in_file(failure.within(&declared.path)))?;
         Ok(Checked { org, issuer: &declared.issuer, examined })
