@@ -150,7 +150,13 @@ pub(crate) fn set_shared_data(key: &str, value: &[u8], cas: Cas) -> bool {
 ///
 /// This needs the root context, because Envoy drops the call of a stream when the stream ends.
 pub(crate) fn call_http(call: Call<'_>) -> Result<u32, Status> {
-    hostcalls::dispatch_http_call(call.cluster, call.headers, None, Vec::new(), call.timeout)
+    hostcalls::dispatch_http_call(
+        call.cluster,
+        call.headers,
+        Some(call.body).filter(|body| !body.is_empty()),
+        Vec::new(),
+        call.timeout,
+    )
 }
 
 /// Begins a gRPC call to `upstream`, a serialized `GrpcService`. Returns the number of the call, or `None` if Envoy does not begin it.

@@ -95,7 +95,7 @@ impl RootContext for Root {
     fn on_tick(&mut self) {
         let now = hostcalls::now();
         self.log_level.tick(now);
-        self.fetcher.tick(now);
+        self.fetcher.tick(now, &[]);
         self.wake();
     }
 

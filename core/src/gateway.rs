@@ -104,6 +104,10 @@ pub struct Findings {
     pub method: Option<Method>,
     /// The proven principal. It may lack the scope that the request needs.
     pub principal: Option<Rc<Principal>>,
+    /// Whether access logs know the principal already.
+    pub is_identified: bool,
+    /// The org of a refused request without a known principal. The policy may not have it.
+    pub org: Option<OrgName>,
     /// Whether the cache of verified tokens had the token.
     pub token_cache: Option<CacheOutcome>,
     /// A line for the log, if the operator should know something.
@@ -174,6 +178,11 @@ impl Gateway {
         } else {
             Err(Denial::ScopeInsufficient { needed, has_unread_grant: principal.has_unread_grant() }.into())
         }
+    }
+
+    /// Whether usage is counted and reported.
+    pub fn reports_usage(&self) -> bool {
+        self.config.remote.as_ref().is_some_and(|remote| remote.usage.is_some())
     }
 
     /// Whether a note may be logged now. The interval limits the log, because a provider may issue such tokens all the time.

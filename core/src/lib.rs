@@ -48,6 +48,7 @@ pub mod time;
 pub mod token_cache;
 pub mod unproven;
 pub mod url;
+pub mod usage;
 
 #[cfg(test)]
 mod documents;

@@ -27,6 +27,13 @@ impl UnixTime {
         Ok(Self(u64::try_from(timestamp.as_millisecond()).unwrap_or(0)))
     }
 
+    /// The month in UTC, such as `2026-11`. Empty if the calendar does not have it.
+    pub fn month(self) -> String {
+        let timestamp = i64::try_from(self.0).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
+        let date = timestamp.map(|timestamp| Offset::UTC.to_datetime(timestamp).date());
+        date.map(|date| format!("{:04}-{:02}", date.year(), date.month())).unwrap_or_default()
+    }
+
     /// The beginning of the next month in UTC, or the latest possible time if the calendar has no next month.
     pub fn end_of_month(self) -> Self {
         let end = i64::try_from(self.0).ok().and_then(|millis| {
@@ -103,6 +110,12 @@ mod tests {
             assert_eq!(moment.end_of_month(), end);
         }
         assert_eq!(UnixTime::from_millis(u64::MAX).end_of_month(), UnixTime::from_millis(u64::MAX));
+    }
+
+    #[test]
+    fn months_have_names() {
+        assert_eq!(UnixTime::from_rfc3339("2026-12-01T00:30:00+01:00").unwrap().month(), "2026-11");
+        assert_eq!(UnixTime::from_millis(u64::MAX).month(), "");
     }
 
     #[test]

@@ -569,11 +569,17 @@ impl FilterConfig {
         is_there.then(|| unsafe { value.bytes() }.to_vec()).filter(|value| !value.is_empty())
     }
 
-    /// Begins a request without a body, and returns its number.
+    /// Begins a request, and returns its number. An empty body is none.
     ///
     /// # Errors
     /// Envoy's word for why it does not begin it.
-    pub(crate) fn call(self, cluster: &str, headers: &[(&str, &str)], timeout_milliseconds: u64) -> Result<u64, &'static str> {
+    pub(crate) fn call(
+        self,
+        cluster: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+        timeout_milliseconds: u64,
+    ) -> Result<u64, &'static str> {
         let headers: Vec<Header> = headers.iter().copied().map(Header::of).collect();
         let mut id = 0;
         let result = unsafe {
@@ -583,7 +589,7 @@ impl FilterConfig {
                 Buffer::of(cluster.as_bytes()),
                 headers.as_ptr(),
                 headers.len(),
-                Buffer::NULL,
+                if body.is_empty() { Buffer::NULL } else { Buffer::of(body) },
                 timeout_milliseconds,
             )
         };

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use apexmcp_core::jwks::Wish;
+use apexmcp_core::usage::counts::Counts;
 
 use crate::abi::{ConfigScheduler, FilterConfig, StreamScheduler};
 use crate::counters::Counters;
@@ -16,6 +17,8 @@ pub(crate) struct Config {
     /// Calls the main thread. `None` after Envoy destroyed the configuration.
     main: Mutex<Option<ConfigScheduler>>,
     workers: Mutex<Vec<Arc<Wakeup>>>,
+    /// What each worker counted, for the reports of usage.
+    counted: Mutex<Vec<Arc<Mutex<Counts>>>>,
     /// The fetches that workers wish, until the main thread takes them over.
     wishes: Mutex<Vec<Wish>>,
     has_ended: AtomicBool,
@@ -37,6 +40,7 @@ impl Config {
             counters,
             main: Mutex::new(Some(config.scheduler())),
             workers: Mutex::default(),
+            counted: Mutex::default(),
             wishes: Mutex::default(),
             has_ended: AtomicBool::new(false),
         }
@@ -53,10 +57,16 @@ impl Config {
         self.has_ended.load(Ordering::Acquire)
     }
 
-    /// Registers a worker.
-    pub(crate) fn add_worker(&self) -> Arc<Wakeup> {
+    /// What each worker counted.
+    pub(crate) fn counted(&self) -> Vec<Arc<Mutex<Counts>>> {
+        lock(&self.counted).clone()
+    }
+
+    /// Registers a worker with its counts.
+    pub(crate) fn add_worker(&self, counted: Arc<Mutex<Counts>>) -> Arc<Wakeup> {
         let wakeup = Arc::<Wakeup>::default();
         lock(&self.workers).push(Arc::clone(&wakeup));
+        lock(&self.counted).push(counted);
         wakeup
     }
 

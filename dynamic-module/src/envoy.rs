@@ -274,7 +274,7 @@ impl apexmcp_shell::Envoy for Envoy {
     fn call(&self, call: Call<'_>) -> Result<u32, String> {
         let config = self.config.ok_or("a worker begins no calls")?;
         let timeout = u64::try_from(call.timeout.as_millis()).unwrap_or(u64::MAX);
-        let number = config.call(call.cluster, &call.headers, timeout)?;
+        let number = config.call(call.cluster, &call.headers, call.body, timeout)?;
         // Envoy counts the calls of a configuration from one.
         u32::try_from(number).map_err(|_| "too many calls".to_owned())
     }

@@ -75,7 +75,7 @@ pub(crate) fn tick(config: &Config) {
     }
     let mut fetcher = main.fetcher.borrow_mut();
     config.take_wishes().into_iter().for_each(|wish| fetcher.take_over(wish));
-    fetcher.tick(now);
+    fetcher.tick(now, &config.counted());
     if FilterConfig::tells_metrics() {
         config.counters.tell(main.envoy_config);
     }

@@ -49,8 +49,8 @@ impl Worker {
         plugin.configure(&config.text);
         let worker = Rc::new(Self {
             config: Arc::clone(config),
+            wakeup: config.add_worker(Arc::clone(&plugin.usage)),
             plugin,
-            wakeup: config.add_worker(),
             woken_by: Cell::default(),
             last_stream: Cell::default(),
             ticked_at: Cell::default(),

@@ -9,3 +9,6 @@ for (const button of document.querySelectorAll("[data-copy]")) {
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   });
 }
+
+// The first wrong field, although the page may name another one for the focus.
+document.querySelector("[aria-invalid]")?.focus();

@@ -129,8 +129,11 @@ impl Failure {
 
     /// The line that stands beside the wrong field of a form.
     pub fn line_of_field(&self) -> String {
+        let line = self.line.trim_end_matches('.');
+        let has_subject = !["must ", "has ", "is "].iter().any(|verb| line.starts_with(verb));
         match self.field {
-            Some(_) => format!("This {}.", self.line.trim_end_matches('.')),
+            Some(_) if has_subject => sentence(line),
+            Some(_) => format!("This {line}."),
             None => self.sentence(),
         }
     }
@@ -154,11 +157,15 @@ impl Failure {
     }
 }
 
+/// A text with a capital letter at its beginning.
+pub(crate) fn capitalized(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
 /// A line with a capital letter at its beginning and a period at its end.
 pub fn sentence(line: &str) -> String {
-    let mut letters = line.chars();
-    let first = letters.next().map(|letter| letter.to_uppercase().to_string()).unwrap_or_default();
-    format!("{first}{}.", letters.as_str().trim_end_matches('.'))
+    format!("{}.", capitalized(line.trim_end_matches('.')))
 }
 
 /// The option of the command line for a value of the API.
@@ -220,5 +227,25 @@ impl From<rusqlite::Error> for Failure {
             Some(rusqlite::ErrorCode::DiskFull) => Self::new(Reason::DiskFull, "the disk is full: nothing was changed"),
             _ => Self::new(Reason::DatabaseFailed, format!("the database failed: {error}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_of_a_field_is_a_sentence() {
+        for (line, expected) in [
+            ("must be an address", "This must be an address."),
+            ("has two values.", "This has two values."),
+            ("is missing", "This is missing."),
+            ("\"x\": expected a number", "\"x\": expected a number."),
+            ("isolated", "Isolated."),
+            ("expected a number", "Expected a number."),
+        ] {
+            assert_eq!(Failure::of("field", line).line_of_field(), expected);
+        }
+        assert_eq!(Failure::new(Reason::Conflict, "it signs").line_of_field(), "It signs.");
     }
 }

@@ -17,13 +17,15 @@ use crate::metrics::Metric;
 /// Prefix of the names of all filter state. Envoy gives it to those that a wasm module writes.
 pub const FILTER_STATE: &str = "wasm.";
 
-/// A call to another service by HTTP, without a body.
+/// A call to another service by HTTP.
 #[derive(Debug)]
 pub struct Call<'c> {
     /// The Envoy cluster of the service.
     pub cluster: &'c str,
     /// All headers, including the pseudo-headers.
     pub headers: Vec<(&'c str, &'c str)>,
+    /// Empty: the call has no body.
+    pub body: &'c [u8],
     pub timeout: Duration,
 }
 

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use apexmcp_core::callout;
+use apexmcp_core::config::LimitStore;
 use apexmcp_core::gateway::Gateway;
 use apexmcp_core::jose::jwk::{JwkSet, JwkSetError};
 use apexmcp_core::jwks::{self, Fetch, JwksUri, KeySet, KeySetId, Wish};
@@ -13,6 +15,9 @@ use apexmcp_core::policy::poll::{self, Due, LogLine, Next, Outcome, Poller, Rece
 use apexmcp_core::policy::service::{RemoteSettings, SdsSecret, Secret, SettingsToken};
 use apexmcp_core::policy::source::PolicySource;
 use apexmcp_core::time::UnixTime;
+use apexmcp_core::usage::UsageSettings;
+use apexmcp_core::usage::counts::Counts;
+use apexmcp_core::usage::reporter::Reporter;
 
 use crate::envoy::{Call, Envoy};
 use crate::metrics::{self, Metric};
@@ -29,6 +34,7 @@ pub struct Fetcher<E: Envoy> {
     /// The fetches of key sets, by the number of their call.
     fetches: HashMap<u32, Fetch>,
     poller: Poller,
+    reporter: Reporter,
 }
 
 /// The answer to a call.
@@ -49,13 +55,15 @@ pub trait Answer {
 impl<E: Envoy> Fetcher<E> {
     /// A thread without calls.
     pub fn new(plugin: Rc<Plugin<E>>) -> Self {
-        Self { plugin, fetches: HashMap::new(), poller: Poller::new(VERSION) }
+        Self { plugin, fetches: HashMap::new(), poller: Poller::new(VERSION), reporter: Reporter::default() }
     }
 
-    /// Takes over what other threads have published, and begins the calls that are due.
-    pub fn tick(&mut self, now: UnixTime) {
+    /// Takes over what other threads have published, and begins the calls that are due. `counted` is what other threads counted,
+    /// whose usage this thread reports.
+    pub fn tick(&mut self, now: UnixTime, counted: &[Arc<Mutex<Counts>>]) {
         self.plugin.sync_policy();
         self.start_poll(now);
+        self.report_usage(now, counted);
         for id in self.plugin.due_key_sets(now) {
             self.sync(id, now);
         }
@@ -73,6 +81,10 @@ impl<E: Envoy> Fetcher<E> {
     pub fn answered(&mut self, call: u32, answer: &impl Answer) -> bool {
         if let Some(request) = self.poller.take(call) {
             self.finish_poll(&request, answer);
+            return true;
+        }
+        if self.reporter.is_of(call) {
+            self.finish_report(answer);
             return true;
         }
         let Some(fetch) = self.fetches.remove(&call) else { return false };
@@ -127,19 +139,48 @@ impl<E: Envoy> Fetcher<E> {
 
     /// Logs and counts the outcome of a request for the policy.
     fn report(&self, outcome: Outcome, now: UnixTime) {
-        for line in outcome.log {
-            match line {
-                LogLine::Info(line) => log::info!("{line}"),
-                LogLine::Warning(line) => log::warn!("{line}"),
-                LogLine::Error(line) => log::error!("{line}"),
-            }
-        }
+        outcome.log.into_iter().for_each(log_line);
         if let Some(counted) = outcome.counted {
             self.plugin.envoy.count(Metric::PolicyFetches(counted));
         }
         if outcome.is_confirmed {
             metrics::policy_confirmed(now, &self.plugin.envoy);
         }
+    }
+
+    /// Reports the usage, if that is due.
+    fn report_usage(&mut self, now: UnixTime, counted: &[Arc<Mutex<Counts>>]) {
+        let envoy = &self.plugin.envoy;
+        let gateway = self.plugin.gateway.borrow();
+        let Some((settings, usage)) = remote_settings(gateway.as_ref()).and_then(|remote| Some((remote, remote.usage.as_ref()?)))
+        else {
+            return;
+        };
+        let all =
+            || std::iter::once(&self.plugin.usage).chain(counted).map(|one| one.lock().unwrap_or_else(PoisonError::into_inner));
+        if !self.reporter.wants_counts(all().any(|counts| !counts.is_empty()), usage.interval, now) {
+            return;
+        }
+        all().for_each(|mut counts| self.reporter.take(&mut counts));
+        let Some(body) = self.reporter.body(envoy) else { return };
+        let problem = match send_usage(settings, usage, body, envoy) {
+            Ok(call) => {
+                self.reporter.sent(call);
+                None
+            }
+            Err(problem) => self.reporter.not_sent(&problem),
+        };
+        problem.into_iter().for_each(log_line);
+    }
+
+    /// The call with a report ended.
+    fn finish_report(&mut self, answer: &impl Answer) {
+        let envoy = &self.plugin.envoy;
+        let gateway = self.plugin.gateway.borrow();
+        let is_local = gateway.as_ref().is_some_and(|gateway| matches!(gateway.config.limits, LimitStore::Local));
+        let body = if Reporter::is_readable(answer.size()) { answer.body() } else { Vec::new() };
+        let line = self.reporter.answered(answer.status(), &body, is_local, envoy.now(), envoy);
+        line.into_iter().for_each(log_line);
     }
 
     /// Compares this thread's copy of a key set with what all threads share, and begins a fetch if one is due.
@@ -235,7 +276,7 @@ impl<E: Envoy> Plugin<E> {
 
 fn begin_fetch(cluster: &str, uri: &JwksUri, timeout: Duration, envoy: &impl Envoy) -> Result<u32, String> {
     let headers = vec![(":scheme", uri.scheme()), (":authority", uri.authority()), (":path", uri.path())];
-    begin(Call { cluster, headers, timeout }, jwks::ACCEPT, envoy)
+    begin(Call { cluster, headers, body: &[], timeout }, jwks::ACCEPT, envoy)
 }
 
 /// Begins to ask the Settings service for a policy other than the known one.
@@ -252,7 +293,33 @@ fn ask_for_policy(settings: &RemoteSettings, due: &Due, envoy: &impl Envoy) -> R
     let patience = if is_waiting { settings.long_poll } else { Duration::ZERO };
     let timeout = settings.timeout.saturating_add(patience);
     let accept = format!("{}, application/json;q=0.9, */*;q=0.1", page::CONTENT_TYPE);
-    begin(Call { cluster: &settings.cluster, headers, timeout }, &accept, envoy)
+    begin(Call { cluster: &settings.cluster, headers, body: &[], timeout }, &accept, envoy)
+}
+
+/// Begins to send a report of usage.
+fn send_usage(settings: &RemoteSettings, usage: &UsageSettings, body: &[u8], envoy: &impl Envoy) -> Result<u32, String> {
+    let (bearer, length) = (format!("Bearer {}", usage.token.0), body.len().to_string());
+    let headers = vec![
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", settings.authority.as_str()),
+        (":path", usage.path.as_str()),
+        ("authorization", bearer.as_str()),
+        ("content-type", "application/json"),
+        ("content-length", length.as_str()),
+        ("accept-encoding", "identity"),
+        ("user-agent", AGENT),
+    ];
+    let call = Call { cluster: &settings.cluster, headers, body, timeout: settings.timeout };
+    envoy.call(call).map_err(|status| callout::refused(&settings.cluster, status))
+}
+
+fn log_line(line: LogLine) {
+    match line {
+        LogLine::Info(line) => log::info!("{line}"),
+        LogLine::Warning(line) => log::warn!("{line}"),
+        LogLine::Error(line) => log::error!("{line}"),
+    }
 }
 
 /// The value of `authorization` (RFC 6750 §2.1).

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use apexmcp_core::config::Config;
 use apexmcp_core::denial::{Denial, LocalReply};
@@ -9,13 +10,15 @@ use apexmcp_core::exchange::{
     self, ACCEPT_ENCODING, BodyProgress, Context, Edits, Event, Flow, Held, HeldRequests, Passage, Pending, Record,
     RequestReader, Step,
 };
-use apexmcp_core::gateway::Gateway;
+use apexmcp_core::gateway::{Findings, Gateway};
 use apexmcp_core::mcp::reply::{CACHE_CONTROL, ListReply, ListRequest, ResponseHead, private_cache_control};
 use apexmcp_core::policy::service::SettingsToken;
 use apexmcp_core::principal::Principal;
+use apexmcp_core::reason::Reason;
 use apexmcp_core::request::{CONNECTION, RequestHead};
 use apexmcp_core::serialized_map::SerializedMap;
 use apexmcp_core::time::UnixTime;
+use apexmcp_core::usage::counts::Counts;
 
 use crate::envoy::Envoy;
 use crate::metrics::{self, Metric};
@@ -28,6 +31,10 @@ pub struct Plugin<E: Envoy> {
     held: RefCell<HeldRequests>,
     /// Whether this thread has served a request.
     pub(crate) serves_requests: Cell<bool>,
+    /// What this thread counted since the last report. With the native module, the main thread reports for all.
+    pub usage: Arc<Mutex<Counts>>,
+    /// The time of the last request. Counts need only the minute, and reading the clock is a hostcall.
+    pub(crate) counted_at: Cell<UnixTime>,
 }
 
 /// The request of the current stream, as the core reads it.
@@ -54,7 +61,14 @@ impl<E: Envoy> RequestReader for CurrentRequest<'_, E> {
 impl<E: Envoy> Plugin<E> {
     /// A plugin without a configuration.
     pub fn new(envoy: E) -> Self {
-        Self { gateway: RefCell::default(), envoy, held: RefCell::default(), serves_requests: Cell::default() }
+        Self {
+            gateway: RefCell::default(),
+            envoy,
+            held: RefCell::default(),
+            serves_requests: Cell::default(),
+            usage: Arc::default(),
+            counted_at: Cell::default(),
+        }
     }
 
     /// Puts a configuration into force. If it has problems, logs them, and returns false: the earlier one stays.
@@ -93,7 +107,9 @@ impl<E: Envoy> Plugin<E> {
             return exchange::unreadable();
         };
         flow.share(exchange::sharing(gateway, &head));
-        exchange::begin(gateway, head, || self.envoy.route_settings(), self.envoy.now(), &self.envoy)
+        let now = self.envoy.now();
+        self.counted_at.set(now);
+        exchange::begin(gateway, head, || self.envoy.route_settings(), now, &self.envoy)
     }
 
     /// Carries out `step` for the current stream.
@@ -259,9 +275,10 @@ impl<E: Envoy> Plugin<E> {
         if let Some(details) = refused.as_ref().and_then(Denial::details) {
             log::debug!("refused a request with {}: {details}", record.reason());
         }
-        if let Some(principal) = &findings.principal {
+        if let Some(principal) = findings.principal.as_ref().filter(|_| !findings.is_identified) {
             self.identify(principal);
         }
+        self.count(refused.as_ref().map(Denial::reason), findings);
         if let (Some(call), Some(gateway)) = (&findings.call, self.gateway.borrow().as_ref()) {
             let parts = gateway.config.forward.call.iter().map(|part| (part.filter_state(), call.part(*part)));
             parts.filter(|(_, text)| !text.is_empty()).for_each(|(name, text)| self.envoy.set_filter_state(name, text));
@@ -269,6 +286,23 @@ impl<E: Envoy> Plugin<E> {
         if let Some(note) = &findings.note {
             log::info!("{note}");
         }
+    }
+
+    /// Counts a decided request for the reports of usage.
+    fn count(&self, refused: Option<Reason>, findings: &Findings) {
+        let gateway = self.gateway.borrow();
+        let Some(gateway) = gateway.as_ref().filter(|gateway| gateway.reports_usage()) else { return };
+        let (mut counts, now) = (self.counts(), self.counted_at.get());
+        match (&findings.principal, refused, &findings.org) {
+            (Some(principal), refused, _) => counts.of_principal(principal, refused, now),
+            (None, Some(reason), Some(org)) if gateway.policy.org(org, &self.envoy).is_some() => counts.of_org(org, reason, now),
+            _ => {}
+        }
+    }
+
+    /// What this thread counted. A panic of another thread leaves it usable.
+    pub(crate) fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells access logs and the filters behind this one the principal of the current stream's request.

@@ -22,13 +22,20 @@ const screens = [
   ["dark", 1280, "dark"],
   ["phone", 360, "light"],
 ];
+// Widths at which only the width of the page is checked.
+const widths = [800, 900, 1024];
+
+async function checkWidth(page, name, width) {
+  await ask("Emulation.setDeviceMetricsOverride", { width, height: 800, deviceScaleFactor: 1, mobile: width < 500 });
+  const wide = await inPage("document.documentElement.scrollWidth - innerWidth");
+  if (wide > 0) problems.push(`${page}, ${name}: ${wide} pixels too wide`);
+}
 
 async function look(page) {
+  for (const width of widths) await checkWidth(page, `${width} pixels`, width);
   for (const [name, width, scheme] of screens) {
-    await ask("Emulation.setDeviceMetricsOverride", { width, height: 800, deviceScaleFactor: 1, mobile: width < 500 });
     await ask("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
-    const wide = await inPage("document.documentElement.scrollWidth - innerWidth");
-    if (wide > 0) problems.push(`${page}, ${name}: ${wide} pixels too wide`);
+    await checkWidth(page, name, width);
     if (scripts) continue;
     await inPage(axe);
     const found = await inPage("axe.run().then(({ violations }) => violations.map(({ id, nodes }) => `${id}: ${nodes[0].html}`))");
@@ -74,6 +81,7 @@ const pages = {
   Gateways: "/gateways",
   Sessions: "/sessions",
   "All changes": "/audit",
+  "Audit log, nothing fits": "audit?actor=nobody",
   "Delete organization": "delete",
   "Not found": "/nothing",
 };
@@ -87,12 +95,28 @@ await click("td.actions a[href$='/secrets/drop']");
 await look("Drop the older secret");
 
 const name = `agent-${scripts ?? "with-scripts"}`;
+const address = `${name}@example.com`;
+await open("/orgs/acme/members");
+await type("#email", address);
+await click("main .buttons button");
+await look("Member added");
+await type("#email", address);
+await click("main .buttons button");
+await look("Member added twice");
+if (!(await inPage("document.querySelector('#email-wrong')?.textContent"))) problems.push("a second member has the same address");
+await visit("Remove member", `/orgs/acme/members/remove?email=${address}`);
+await click("main .buttons button");
+await visit("Sessions", "/sessions");
+await click("main a.danger");
+await look("End session");
+
 await open("/orgs/acme/keys/new");
 await type("#name", name);
 await type("#days", "x");
 await click("main form button");
 await look("Create API key, refused");
 if (!(await inPage("document.querySelector('#days-wrong')?.textContent"))) problems.push("a wrong field has no message");
+if (!scripts && (await inPage("document.activeElement.id")) !== "days") problems.push("the wrong field has no focus");
 await type("#days", "30");
 await click("main form button");
 await look("API key created");

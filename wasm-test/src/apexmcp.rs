@@ -9,6 +9,9 @@ use crate::process::{Folder, Process, argument};
 use crate::settings::TOKEN;
 use crate::{eventually, repository};
 
+/// The token of usage reports.
+pub const USAGE_TOKEN: &str = "usage-token-of-the-tests";
+
 /// A Settings database, and the server of `apexmcp serve` if it runs.
 #[derive(Debug)]
 pub struct Apexmcp {
@@ -60,6 +63,11 @@ impl Apexmcp {
     /// Starts `apexmcp serve` and returns its port. The port stays the same after a restart.
     pub async fn serve(&mut self) -> u16 {
         self.serve_with(&[], &[]).await[0].parse().expect("a port")
+    }
+
+    /// As [`Self::serve`], and collects usage.
+    pub async fn serve_with_usage(&mut self) -> u16 {
+        self.serve_with(&[], &[("APEXMCP_USAGE_TOKEN", USAGE_TOKEN)]).await[0].parse().expect("a port")
     }
 
     /// As [`Self::serve`], with the console. Returns the port for gateways, and the origin of the console.

@@ -89,7 +89,7 @@ async fn people_sign_in_with_the_provider_of_the_operator() {
     assert_eq!(seen["ada"], json!(["/orgs/acme/keys", "ada@example.com"]));
     assert_eq!(seen["cookies"], json!([["apexmcp_session", true, "Lax"]]));
     assert_eq!(seen["choices"], json!(["Operator of all organizations", "Member of acme"]));
-    assert_eq!(seen["olga"], json!(["/orgs", "operator"]));
+    assert_eq!(seen["olga"], json!(["/orgs", "Operator"]));
     let words = |name: &str| seen[name].as_str().expect("a text").to_owned();
     assert!(words("mallory").contains("you are neither an operator nor a member"), "{seen}");
     assert!(words("forged").contains("The sign-in with your identity provider failed."), "{seen}");

@@ -22,7 +22,10 @@ use crate::policy::service::{RemoteSettings, SdsSecret, Secret, SettingsToken};
 use crate::principal::Attribute;
 use crate::problem::{self, Problem, Problems};
 use crate::request::RESERVED_PREFIX;
-use raw::{Limits, RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawOrigins, RawRemote, RawSdsSecret, RawTokens};
+use crate::usage::UsageSettings;
+use raw::{
+    Limits, RawConfig, RawForward, RawGateway, RawJwks, RawLimitStore, RawOrigins, RawRemote, RawSdsSecret, RawTokens, RawUsage,
+};
 pub use settings::{
     ForwardSettings, GatewaySettings, LimitStore, Mode, OnError, PROTECTED_RESOURCE, RateLimitService, TokenSettings,
     UnmatchedPaths,
@@ -202,14 +205,13 @@ fn check_remote(raw: RawRemote, environment: &Environment<'_>, problems: &mut Pr
             check_sds("policy.remote.token_sds", secret, problems).map(|secret| Some(SettingsToken::Sds(secret)))
         }
         (Some(name), None) => {
-            let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-            let token = environment(&name).filter(|token| is_name && token.bytes().all(|byte| byte.is_ascii_graphic()));
-            // The message does not repeat the value: an operator may have written the token itself here.
-            let wrong = "must name an environment variable that is set for the module: in vm_config.environment_variables, or for the \
-                         native module in Envoy's environment";
-            let token = problems.checked("policy.remote.token_env", token.ok_or(wrong));
-            token.map(|token| Some(SettingsToken::Known(Secret(token))))
+            let token = check_token("policy.remote.token_env", &name, environment, problems);
+            token.map(|token| Some(SettingsToken::Known(token)))
         }
+    };
+    let usage = match raw.usage {
+        None => Some(None),
+        Some(usage) => check_usage(usage, environment, problems).map(Some),
     };
     Some(RemoteSettings {
         cluster: cluster?,
@@ -219,7 +221,38 @@ fn check_remote(raw: RawRemote, environment: &Environment<'_>, problems: &mut Pr
         interval: interval?,
         long_poll: long_poll?,
         token: token?,
+        usage: usage?,
     })
+}
+
+/// Least time between two reports.
+const LEAST_USAGE_INTERVAL: Duration = Duration::from_secs(1);
+/// Most time between two reports. A gateway that ends loses what it has not reported.
+const MOST_USAGE_INTERVAL: Duration = Duration::from_secs(3_600);
+
+fn check_usage(raw: RawUsage, environment: &Environment<'_>, problems: &mut Problems) -> Option<UsageSettings> {
+    let path = raw.path.unwrap_or_else(|| "/v1/usage".to_owned());
+    let is_path = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    let path =
+        problems.checked("policy.remote.usage.path", if is_path { Ok(path) } else { Err("must be a path such as /v1/usage") });
+    let at = "policy.remote.usage.interval";
+    let interval = duration(at, &raw.interval, Duration::from_secs(30), problems);
+    if interval.is_some_and(|interval| !(LEAST_USAGE_INTERVAL..=MOST_USAGE_INTERVAL).contains(&interval)) {
+        problems.add(at, "must be 1s to 1h");
+    }
+    let at = "policy.remote.usage.token_env";
+    let token = problems.required(at, raw.token_env).and_then(|name| check_token(at, &name, environment, problems));
+    Some(UsageSettings { path: path?, interval: interval?, token: token? })
+}
+
+/// The token in an environment variable.
+fn check_token(path: &str, name: &str, environment: &Environment<'_>, problems: &mut Problems) -> Option<Secret> {
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let token = environment(name).filter(|token| is_name && token.bytes().all(|byte| byte.is_ascii_graphic()));
+    // The message does not repeat the value: an operator may have written the token itself here.
+    let wrong = "must name an environment variable that is set for the module: in vm_config.environment_variables, or for the \
+                 native module in Envoy's environment";
+    problems.checked(path, token.ok_or(wrong)).map(Secret)
 }
 
 fn check_sds(path: &str, raw: RawSdsSecret, problems: &mut Problems) -> Option<SdsSecret> {

@@ -62,6 +62,14 @@ pub(super) struct RawRemote {
     pub(super) long_poll: Option<String>,
     pub(super) token_env: Option<String>,
     pub(super) token_sds: Option<RawSdsSecret>,
+    pub(super) usage: Option<RawUsage>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawUsage {
+    pub(super) path: Option<String>,
+    pub(super) interval: Option<String>,
+    pub(super) token_env: Option<String>,
 }
 
 /// Envoy's `SdsSecretConfig`.

@@ -327,7 +327,11 @@ fn documented_defaults_are_the_defaults() {
         if path.starts_with("limits.rate_limit_service.") {
             config["limits"] = json!({"store": "rate_limit_service", "rate_limit_service": {"cluster": "c"}});
         }
-        let read = |config: &Value| format!("{:?}", Config::parse(config.to_string().as_bytes(), &|_| None).unwrap().0);
+        if path.starts_with("policy.remote.usage.") {
+            config["policy"]["remote"]["usage"] = json!({"token_env": "TOKEN"});
+        }
+        let environment = |name: &str| (name == "TOKEN").then(|| "token".to_owned());
+        let read = |config: &Value| format!("{:?}", Config::parse(config.to_string().as_bytes(), &environment).unwrap().0);
         let expected = read(&config);
         let member = path.split('.').fold(&mut config, |object, name| &mut object[name]);
         *member = serde_json::from_str(default).unwrap_or_else(|_| json!(default));
@@ -345,6 +349,7 @@ fn documented_defaults_are_the_defaults() {
         "policy.remote.token_env",
         "policy.remote.token_sds.name",
         "policy.remote.token_sds.sds_config",
+        "policy.remote.usage.token_env",
     ];
     assert_eq!(without, expected);
 }
@@ -353,7 +358,7 @@ fn documented_defaults_are_the_defaults() {
 fn the_documented_configuration_is_valid_and_has_every_setting() {
     let blocks = Page::read("configuration").blocks("json,configuration");
     let config: Value = serde_json::from_str(&blocks[0]).unwrap();
-    let environment = |name: &str| (name == "APEXMCP_SETTINGS_TOKEN").then(|| "token".to_owned());
+    let environment = |name: &str| ["APEXMCP_SETTINGS_TOKEN", "APEXMCP_USAGE_TOKEN"].contains(&name).then(|| "token".to_owned());
     assert_eq!(Config::parse(config.to_string().as_bytes(), &environment).err(), None);
     let mut shown = schema::leaves(&config, |_| false);
     // The others of these alternatives are shown.

@@ -51,7 +51,7 @@ pub(super) struct AwaitingMessage {
     pub(super) mode: Mode,
     pub(super) mirror: MirrorHeaders,
     pub(super) principal: Rc<Principal>,
-    /// Without the principal: the shell tells it to access logs when it edits the head.
+    /// The shell tells access logs the principal when it edits the head.
     pub(super) findings: Findings,
     pub(super) hold: Hold,
 }

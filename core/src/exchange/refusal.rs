@@ -69,6 +69,8 @@ pub(super) fn refuse(
     findings: Findings,
     host: &dyn Host,
 ) -> Step {
+    let org = resource.filter(|_| findings.principal.is_none()).map(|resource| resource.org.clone());
+    let findings = Findings { org, ..findings };
     match mode {
         Mode::Enforce => {
             let reply = gateway.reply(&denial, resource, host);

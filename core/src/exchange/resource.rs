@@ -86,7 +86,7 @@ impl Request {
         let mut edits = edits(gateway, &self.head, Some(Rc::clone(&principal)));
         self.ask_for_plain(&mut edits);
         let Self { head, resource, mode } = self;
-        let findings = Findings { principal: None, ..findings };
+        let findings = Findings { is_identified: true, ..findings };
         let awaiting = AwaitingMessage { resource, mode, mirror: MirrorHeaders::of(&head), principal, findings, hold };
         // The head may go on before the message is decided, so it is edited now.
         Step::EditAndWait(edits, Pending::new(awaiting))

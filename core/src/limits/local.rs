@@ -79,10 +79,22 @@ pub fn take_one(subject: &Subject, now: UnixTime, host: &dyn Host) -> Result<Sta
     }
 }
 
+/// Raises the requests of a subject in the present month to `total`, which other Envoys counted as well. They never fall.
+pub fn raise(subject: &str, total: u64, now: UnixTime, host: &dyn Host) {
+    host.update(&record_name(subject), &mut |bytes| {
+        let record = Record::read(bytes).in_month_of(now);
+        (record.taken_in_month < total).then(|| Record { taken_in_month: total, ..record }.to_bytes())
+    });
+}
+
 /// The name of a subject's record in shared data, where nothing can be deleted. The number of names is bounded by what
 /// operators configure. The name has the version of the record's form.
 fn shared_name(subject: &Subject) -> String {
-    format!("apexmcp/limit/1/{}", subject.name)
+    record_name(&subject.name)
+}
+
+fn record_name(subject: &str) -> String {
+    format!("apexmcp/limit/1/{subject}")
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::store::Place;
+use crate::usage::UsageSettings;
 
 /// Section `policy.remote`.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct RemoteSettings {
     pub long_poll: Duration,
     /// Where the bearer token of the requests comes from. `None`: the requests have no token.
     pub token: Option<SettingsToken>,
+    /// Where usage is reported. `None`: nowhere.
+    pub usage: Option<UsageSettings>,
 }
 
 /// Where the bearer token for the Settings service comes from.

@@ -55,7 +55,7 @@ impl<S: Sync> FromRequestParts<S> for Wanted {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let AuditQuery { org, actor, action, from, to, limit, cursor } = query(parts)?;
         let [from, to] = [("from", from), ("to", to)].map(|(field, text)| moment(field, text.as_deref()));
-        let filter = Filter { org, actor, action, from: from?, to: to? };
+        let filter = Filter { org, actor, action, from: from?, to: to?, ..Filter::default() };
         let accepted = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let mut ranges = accepted.flat_map(|ranges| ranges.split(','));
         let is_csv = ranges.any(|range| range.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/csv")));
@@ -79,22 +79,10 @@ pub(super) async fn list(State(api): Shared, call: Call, wanted: Wanted) -> Resu
     if !is_csv {
         return Ok(Json(items).into_response());
     }
-    let lines = items.items.iter().map(|entry| {
-        let (version, details) = (entry.version.to_string(), entry.details.to_string());
-        let org = entry.org.as_deref().unwrap_or_default();
-        [&version, &entry.at, &entry.actor, &entry.action, org, &entry.subject, &details].map(cell).join(",") + "\r\n"
-    });
-    let table: String = std::iter::once("version,at,actor,action,org,subject,details\r\n".to_owned()).chain(lines).collect();
-    let mut response = ([(CONTENT_TYPE, "text/csv; charset=utf-8")], table).into_response();
+    let mut response = ([(CONTENT_TYPE, "text/csv; charset=utf-8")], audit::csv(&items.items)).into_response();
     let next = items.next.and_then(|next| HeaderValue::from_str(&format!("<?{query}cursor={next}>; rel=\"next\"")).ok());
     if let Some(next) = next {
         response.headers_mut().insert(LINK, next);
     }
     Ok(response)
-}
-
-/// A cell of CSV (RFC 4180). A spreadsheet must not take the text for a formula.
-fn cell(text: &str) -> String {
-    let guard = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
-    format!("\"{guard}{}\"", text.replace('"', "\"\""))
 }

@@ -31,7 +31,7 @@ pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum length of an `Idempotency-Key`, in bytes.
 const MAX_IDEMPOTENCY_KEY_LENGTH: usize = 255;
 /// Maximum number of records in one answer, and the number without `limit`.
-const MAX_PAGE: u32 = 1_000;
+pub(crate) const MAX_PAGE: u32 = 1_000;
 const PAGE: u32 = 100;
 
 /// The headers of a request that every operation heeds.

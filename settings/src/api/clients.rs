@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::call::{Body, Call, Page, PageQuery};
 use super::problem::Problem;
-use super::{Items, Made, Path, Shared, note_last_used};
+use super::{Items, Made, Path, Shared};
 use crate::json::present;
 use crate::records::client::{self, Client, NewClient};
 
@@ -26,7 +26,7 @@ pub(super) async fn list(
     let usage = Arc::clone(&api.usage);
     let found = api.read(call, move |sql, actor| {
         let mut found = client::list(sql, actor, &org, &range)?;
-        note_last_used(&usage, &org, &mut found.items);
+        usage.note_last_used_or_log(&org, &mut found.items);
         Ok(Items::of(found, |client| [client.created_at.clone(), client.client_id.clone()]))
     });
     Ok(Json(found.await?))

@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::call::{Body, Call, moment, page, query, range};
 use super::problem::Problem;
-use super::{Items, Made, Path, Shared, note_last_used};
+use super::{Items, Made, Path, Shared};
 use crate::failure::Failure;
 use crate::json::present;
 use crate::records::api_key::{self, ApiKey, Changes, Filter, NewKey, Rolled, Status};
@@ -65,7 +65,7 @@ pub(super) async fn list(
     let found = api.read(call, move |sql, actor| {
         let _place = place;
         let mut found = api_key::list(sql, actor, &org, &filter, &range)?;
-        note_last_used(&usage, &org, &mut found.items);
+        usage.note_last_used_or_log(&org, &mut found.items);
         Ok(Items::of(found, |key| [key.created_at.clone(), key.id.clone()]))
     });
     Ok(Json(found.await?))

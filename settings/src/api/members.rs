@@ -5,6 +5,7 @@ use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::response::Response;
 use serde::Deserialize;
+use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
 use super::call::{Body, Call, query};
@@ -30,7 +31,7 @@ pub(super) struct NewMember {
     role: String,
 }
 
-/// Adds a member, or changes the role of one.
+/// Adds a member. An address that is there already is refused.
 #[utoipa::path(post, path = "/orgs/{org}/members", params(("org" = String, Path, description = "The name of the org")), request_body = NewMember, responses((status = 201, body = Member)), extensions(("x-role" = json!("admin"))))]
 pub(super) async fn add(
     State(api): Shared,
@@ -40,6 +41,21 @@ pub(super) async fn add(
 ) -> Result<Response, Problem> {
     api.change(call, body.digest, move |change, actor, _| {
         Ok(Made::created(member::add(change, actor, &org, &body.value.email, &body.value.role)?))
+    })
+    .await
+}
+
+/// Changes the role of a member, which applies to open sessions, too.
+#[utoipa::path(put, path = "/orgs/{org}/members", params(("org" = String, Path, description = "The name of the org")), request_body = NewMember, responses((status = 200, body = Member)), extensions(("x-role" = json!("admin"))))]
+pub(super) async fn change_role(
+    State(api): Shared,
+    call: Call,
+    Path(org): Path<String>,
+    body: Body<NewMember>,
+) -> Result<Response, Problem> {
+    api.change(call, body.digest, move |change, actor, call| {
+        call.check(&json!(member::to_change(change, actor, &org, &body.value.email)?))?;
+        Ok(Made::ok(member::change_role(change, actor, &org, &body.value.email, &body.value.role)?))
     })
     .await
 }

@@ -44,7 +44,7 @@ use crate::service::{self, Changed};
 use crate::sql::{Part, Range, Sql};
 use crate::throttle::Throttle;
 use crate::usage::{Usage, Used};
-pub(crate) use call::BODY_TIMEOUT;
+pub(crate) use call::{BODY_TIMEOUT, MAX_PAGE};
 use call::{Call, etag};
 use problem::Problem;
 use replies::Place;
@@ -194,7 +194,7 @@ impl Api {
             .read(call, move |sql, actor| {
                 let mut records = [question(sql, actor, &org)?];
                 let unused = json!(records[0]);
-                note_last_used(&usage, &org, &mut records);
+                usage.note_last_used_or_log(&org, &mut records);
                 Ok((unused, records[0].last_used().take()))
             })
             .await?;
@@ -232,13 +232,6 @@ impl Api {
     }
 }
 
-/// Sets when keys or clients were used last. Without an answer of the store, their list is still needed.
-fn note_last_used<T: Used>(usage: &Usage, org: &str, records: &mut [T]) {
-    if let Err(failure) = usage.note_last_used(org, records) {
-        log(failure.within("usage cannot be read"));
-    }
-}
-
 /// The routes below [`BASE`], with their description.
 fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
@@ -259,7 +252,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(usage::show))
         .routes(routes!(explain::explain))
         .routes(routes!(tokens::revoke))
-        .routes(routes!(members::list, members::add, members::remove))
+        .routes(routes!(members::list, members::add, members::change_role, members::remove))
         .routes(routes!(audit::list))
         .routes(routes!(signing_keys::list, signing_keys::create))
         .routes(routes!(signing_keys::delete))

@@ -89,7 +89,10 @@ fn carry_out(change: &Change<'_>, actor: &Actor, step: &Step<'_>, is_private: bo
             client::update(change, actor, id, Some(&client.name), client.scopes.as_deref()).map(drop)?;
         }
         Target::Provider(provider) => save_provider(change, actor, step.org, provider, is_private)?,
-        Target::Member(member) => member::add(change, actor, step.org, &member.email, &member.role).map(drop)?,
+        Target::Member(member) => {
+            let make = if step.action == Action::Create { member::add } else { member::change_role };
+            make(change, actor, step.org, &member.email, &member.role).map(drop)?;
+        }
         Target::Nothing => remove(change, actor, step, id)?,
     }
     Ok(Made::default())

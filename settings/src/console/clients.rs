@@ -1,5 +1,7 @@
 //! `OAuth clients`
 
+use std::sync::Arc;
+
 use askama::Template;
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
@@ -21,6 +23,8 @@ struct ListPage {
     frame: Frame,
     org: String,
     clients: Vec<Client>,
+    /// Why a client has no time of its last use.
+    why_unused: String,
     /// The id of the client that the person has just created.
     created: String,
     around: Around,
@@ -49,10 +53,16 @@ pub(super) async fn list(
 ) -> Page {
     let range = Cursor { cursor, before }.range();
     let (name, of_list) = (org.clone(), range.clone());
-    let (actor, clients) = console.read(session, move |sql, actor| client::list(sql, actor, &name, &of_list)).await?;
+    let usage = Arc::clone(&console.usage);
+    let listed = console.read(session, move |sql, actor| {
+        let mut clients = client::list(sql, actor, &name, &of_list)?;
+        usage.note_last_used_or_log(&name, &mut clients.items);
+        Ok((clients, usage.why_unused()))
+    });
+    let (actor, (clients, why_unused)) = listed.await?;
     let around = around(&clients, &range, |client| [client.created_at.clone(), client.client_id.clone()]);
     let frame = frame(&actor, &org, "OAuth Clients").after(told);
-    Ok(show(&ListPage { frame, org, clients: clients.items, created, around }))
+    Ok(show(&ListPage { frame, org, clients: clients.items, why_unused, created, around }))
 }
 
 /// The fields of a new client.

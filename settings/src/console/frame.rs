@@ -6,6 +6,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
 use crate::access::{Actor, Role};
+use crate::failure::capitalized;
 
 /// The messages that a page shows after a change. The redirect after a form has the word in its query, never the sentence:
 /// a link from elsewhere cannot show its own text.
@@ -48,7 +49,8 @@ messages! {
     ProviderSaved "provider-saved" "The identity provider is saved. Gateways accept its tokens within a second."
     ProviderRemoved "provider-removed" "The identity provider is removed. Gateways refuse its tokens within a second."
     LimitsSaved "limits-saved" "The limits are saved. Gateways apply them within a second."
-    MemberAdded "member-added" "The member is added. Create a sign-in link to let them in."
+    MemberAdded "member-added" "The member is added. Next, choose “Create a sign-in link” in their row, and send them the link."
+    RoleChanged "role-changed" "The role is changed. It applies to open sessions, too."
     MemberRemoved "member-removed" "The member is removed, and their sessions are ended."
     OrgCreated "org-created" "The organization is created."
     OrgDeleted "org-deleted" "The organization is deleted."
@@ -100,7 +102,7 @@ impl Frame {
             org: org.or(actor.role.org()).map(str::to_owned),
             section,
             who: actor.name.clone(),
-            role: actor.role.to_string(),
+            role: capitalized(&actor.role.to_string()),
             is_operator: actor.role == Role::Operator,
             can_change: !matches!(actor.role, Role::Viewer(_)),
             done: None,

@@ -1,5 +1,7 @@
 //! `API keys`
 
+use std::sync::Arc;
+
 use askama::Template;
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
@@ -52,6 +54,8 @@ struct ListPage {
     frame: Frame,
     org: String,
     keys: Vec<Shown>,
+    /// Why a key has no time of its last use.
+    why_unused: String,
     wanted: Wanted,
     around: Around,
 }
@@ -75,11 +79,14 @@ pub(super) async fn list(
     let range = Cursor { cursor: wanted.cursor.clone(), before: wanted.before.clone() }.range();
     let (name, filter, of_list) = (org.clone(), wanted.filter(), range.clone());
     let place = session.caller.search(filter.is_search(), &console.pool).await?;
+    let usage = Arc::clone(&console.usage);
     let listed = console.read(session, move |sql, actor| {
         let _place = place;
-        api_key::list(sql, actor, &name, &filter, &of_list)
+        let mut keys = api_key::list(sql, actor, &name, &filter, &of_list)?;
+        usage.note_last_used_or_log(&name, &mut keys.items);
+        Ok((keys, usage.why_unused()))
     });
-    let (actor, keys) = listed.await?;
+    let (actor, (keys, why_unused)) = listed.await?;
     let around = around(&keys, &range, |key| [key.created_at.clone(), key.id.clone()]);
     let shown = |key: ApiKey| Shown {
         status: key.status(actor.now),
@@ -88,7 +95,7 @@ pub(super) async fn list(
         key,
     };
     let keys = keys.items.into_iter().map(shown).collect();
-    Ok(show(&ListPage { frame: frame(&actor, &org, "API Keys").after(told), org, keys, wanted, around }))
+    Ok(show(&ListPage { frame: frame(&actor, &org, "API Keys").after(told), org, keys, why_unused, wanted, around }))
 }
 
 /// The fields of a new key.

@@ -1,16 +1,19 @@
 //! `Members`
 
 use askama::Template;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use axum::http::header::{HOST, HeaderName};
 use serde::Deserialize;
 
 use super::frame::{Done, Frame, Told, Wrong};
 use super::sign_in::Form;
-use super::{Page, Refused, Session, Shared, back_to, show, show_again};
+use super::{Page, Refused, Session, Shared, back_to, filters, show, show_again};
+use crate::access::Actor;
+use crate::failure::Failure;
 use crate::records::member::{self, Member};
 use crate::records::session::{self, Person};
+use crate::sql::Sql;
 
 const SECTION: &str = "Members";
 
@@ -21,6 +24,9 @@ pub(super) struct Fields {
     email: String,
     #[serde(default)]
     role: String,
+    /// Whether the person has seen what the change means. Empty: no.
+    #[serde(default)]
+    confirmed: String,
 }
 
 #[derive(Template)]
@@ -56,6 +62,89 @@ pub(super) async fn add(State(console): Shared, session: Session, Path(org): Pat
             Ok(show_again(&ListPage { frame, org, members, fields: form.0, wrong: failure.into(), link: None }))
         }
     }
+}
+
+/// What makes a change of a member serious.
+#[derive(Clone, Copy, Debug)]
+struct Stakes {
+    /// The person who is signed in is this member.
+    is_own: bool,
+    /// The org has no other admin.
+    is_last_admin: bool,
+}
+
+impl Stakes {
+    fn of(sql: &dyn Sql, actor: &Actor, member: &Member) -> Result<Self, Failure> {
+        let is_own = actor.role.org() == Some(&member.org) && actor.name == member.email;
+        Ok(Self { is_own, is_last_admin: member::is_last_admin(sql, member)? })
+    }
+}
+
+#[derive(Template)]
+#[template(path = "member_role.html")]
+struct RolePage {
+    frame: Frame,
+    member: Member,
+    stakes: Stakes,
+}
+
+/// Changes the role of a member. Asks first if admins take the role from themselves, or an org would have no admin.
+pub(super) async fn change_role(
+    State(console): Shared,
+    session: Session,
+    Path(org): Path<String>,
+    Form(fields): Form<Fields>,
+) -> Page {
+    let name = org.clone();
+    let made = console.change(session, move |change, actor| {
+        let member = member::to_change(change, actor, &name, &fields.email)?;
+        let stakes = Stakes::of(change, actor, &member)?;
+        let is_serious = fields.role == "viewer" && member.role == "admin" && (stakes.is_own || stakes.is_last_admin);
+        if is_serious && fields.confirmed.is_empty() {
+            return Ok(Some((member, stakes)));
+        }
+        member::change_role(change, actor, &name, &fields.email, &fields.role)?;
+        Ok(None)
+    });
+    let (actor, made) = made.await?;
+    Ok(match made.map_err(Refused::Failure)? {
+        None => back_to(&org, "members", Done::RoleChanged),
+        Some((member, stakes)) => {
+            show(&RolePage { frame: Frame::new(&actor, Some(&org), SECTION, "Change role"), member, stakes })
+        }
+    })
+}
+
+/// The member that a page is about.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Wanted {
+    #[serde(default)]
+    email: String,
+}
+
+#[derive(Template)]
+#[template(path = "member_remove.html")]
+struct RemovePage {
+    frame: Frame,
+    member: Member,
+    stakes: Stakes,
+}
+
+/// Asks whether to remove a member.
+pub(super) async fn confirm(
+    State(console): Shared,
+    session: Session,
+    Path(org): Path<String>,
+    Query(wanted): Query<Wanted>,
+) -> Page {
+    let name = org.clone();
+    let asked = console.read(session, move |sql, actor| {
+        let member = member::to_change(sql, actor, &name, &wanted.email)?;
+        let stakes = Stakes::of(sql, actor, &member)?;
+        Ok((member, stakes))
+    });
+    let (actor, (member, stakes)) = asked.await?;
+    Ok(show(&RemovePage { frame: Frame::new(&actor, Some(&org), SECTION, "Remove member"), member, stakes }))
 }
 
 /// Removes a member.

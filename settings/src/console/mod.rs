@@ -86,6 +86,16 @@ struct FailurePage {
     detail: String,
 }
 
+/// The line of a path that has no page.
+const NO_PAGE: &str = "there is no such page";
+
+/// Records that do not exist, and those of other orgs, have the same page.
+fn absent(failure: &Failure) -> String {
+    let detail = failure.sentence();
+    let more = if failure.detail() == NO_PAGE { String::new() } else { format!(" {detail}") };
+    format!("This page does not exist, or you may not see it.{more}")
+}
+
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let failure = match self {
@@ -108,6 +118,8 @@ impl IntoResponse for Refused {
         let detail = if status.is_server_error() {
             log(&failure);
             "Try again. If it fails again, tell your operator: the log of apexmcp serve has the reason.".to_owned()
+        } else if failure.reason == Reason::NotFound {
+            absent(&failure)
         } else {
             failure.sentence()
         };
@@ -121,10 +133,27 @@ type Page = Result<Response, Refused>;
 /// Filters of the templates.
 #[expect(unreachable_pub, reason = "the macro makes its items public")]
 mod filters {
+    /// A word at the beginning of a line: `admin` becomes `Admin`.
+    #[askama::filter_fn]
+    pub(in crate::console) fn sentence_case(text: &str, _: &dyn askama::Values) -> askama::Result<String> {
+        Ok(crate::failure::capitalized(text))
+    }
+
     /// A moment for people: `2026-11-27 09:30`, in UTC.
     #[askama::filter_fn]
     pub(in crate::console) fn moment(text: &str, _: &dyn askama::Values) -> askama::Result<String> {
         Ok(text.replace('T', " ").chars().take(16).collect())
+    }
+
+    /// A number with commas between groups of three digits: `1,000,000`.
+    #[askama::filter_fn]
+    pub(in crate::console) fn grouped(number: &i64, _: &dyn askama::Values) -> askama::Result<String> {
+        let digits = number.to_string();
+        let grouped = digits.char_indices().flat_map(|(index, digit)| {
+            let is_group = index > 0 && digits.len().saturating_sub(index).is_multiple_of(3);
+            is_group.then_some(',').into_iter().chain([digit])
+        });
+        Ok(grouped.collect())
     }
 
     /// A line of a failure as a sentence.
@@ -299,7 +328,7 @@ pub(crate) fn router(console: Arc<Console>) -> Router {
         .route(oidc::CALLBACK, get(sign_in::answer))
         .route("/sign-out", post(sign_in::end))
         .route("/sessions", get(sessions::list))
-        .route("/sessions/{id}/end", post(sessions::end))
+        .route("/sessions/{id}/end", get(sessions::confirm).post(sessions::end))
         .route("/orgs", get(orgs::list).post(orgs::create))
         .route("/orgs/{org}/delete", get(orgs::confirm).post(orgs::delete))
         .route("/orgs/{org}/keys", get(keys::list).post(keys::create))
@@ -319,17 +348,20 @@ pub(crate) fn router(console: Arc<Console>) -> Router {
         .route("/orgs/{org}/sso/{id}/remove", get(providers::confirm).post(providers::remove))
         .route("/orgs/{org}/limits", get(limits::page).post(limits::set))
         .route("/orgs/{org}/members", get(members::list).post(members::add))
-        .route("/orgs/{org}/members/remove", post(members::remove))
+        .route("/orgs/{org}/members/remove", get(members::confirm).post(members::remove))
+        .route("/orgs/{org}/members/role", post(members::change_role))
         .route("/orgs/{org}/members/link", post(members::link))
         .route("/orgs/{org}/audit", get(audit::of_org))
+        .route("/orgs/{org}/audit/{file}", get(audit::export_of_org))
         .route("/audit", get(audit::of_all))
+        .route("/audit/{file}", get(audit::export_of_all))
         .route("/gateways", get(gateways::list))
         .route("/signing-keys", get(signing_keys::list).post(signing_keys::create))
         .route("/signing-keys/{kid}/use", get(signing_keys::confirm_sign).post(signing_keys::sign))
         .route("/signing-keys/{kid}/remove", get(signing_keys::confirm_remove).post(signing_keys::remove))
         .route("/assets/console.css", get(async || ([(CONTENT_TYPE, "text/css")], include_str!("../../assets/console.css"))))
         .route("/assets/console.js", get(async || ([(CONTENT_TYPE, "text/javascript")], include_str!("../../assets/console.js"))))
-        .fallback(async || Refused::Failure(Failure::new(Reason::NotFound, "there is no such page")))
+        .fallback(async || Refused::Failure(Failure::new(Reason::NotFound, NO_PAGE)))
         .with_state(console)
         .layer(middleware::from_fn(guard))
 }
@@ -340,7 +372,7 @@ async fn guard(request: Request, next: Next) -> Response {
     // PostgreSQL cannot store this character.
     let has_nul = request.uri().path_and_query().is_some_and(|target| target.as_str().contains("%00"));
     let mut response = if has_nul {
-        Refused::Failure(Failure::new(Reason::NotFound, "there is no such page")).into_response()
+        Refused::Failure(Failure::new(Reason::NotFound, NO_PAGE)).into_response()
     } else if is_safe || is_of_same_site(request.headers()) {
         next.run(request).await
     } else {

@@ -2,7 +2,6 @@
 
 use askama::Template;
 use axum::extract::{Path, State};
-use axum::response::{IntoResponse, Redirect};
 
 use super::frame::{Done, Frame, Told};
 use super::{Page, Refused, Session, Shared, back, filters, show};
@@ -22,6 +21,22 @@ pub(super) async fn list(State(console): Shared, session: Session, told: Told) -
     let own = session.id();
     let (actor, sessions) = console.read(session, session::list).await?;
     Ok(show(&ListPage { frame: Frame::new(&actor, None, "Sessions", "Sessions").after(told), sessions, own }))
+}
+
+#[derive(Template)]
+#[template(path = "session_end.html")]
+struct EndPage {
+    frame: Frame,
+    session: session::Session,
+    is_own: bool,
+}
+
+/// Asks whether to end a session.
+pub(super) async fn confirm(State(console): Shared, session: Session, Path(id): Path<String>) -> Page {
+    let own = session.id();
+    let (actor, session) = console.read(session, move |sql, actor| session::find(sql, actor, &id)).await?;
+    let (frame, is_own) = (Frame::new(&actor, None, "Sessions", "End session"), session.id == own);
+    Ok(show(&EndPage { frame, session, is_own }))
 }
 
 /// Ends a session.

@@ -185,7 +185,7 @@ fn signed_in(console: &Console, headers: &HeaderMap, session: &str) -> Response 
 }
 
 fn oidc(console: &Console) -> Result<&Oidc, Failure> {
-    console.oidc.as_ref().ok_or_else(|| Failure::new(Reason::NotFound, "there is no such page"))
+    console.oidc.as_ref().ok_or_else(|| Failure::new(Reason::NotFound, super::NO_PAGE))
 }
 
 /// Sends the browser to the identity provider.

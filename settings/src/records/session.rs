@@ -190,19 +190,27 @@ pub fn list(connection: &dyn Sql, actor: &Actor) -> Result<Vec<Session>, Failure
     }
 }
 
-/// Ends a session that the actor may end.
+/// A session that the actor may end.
 ///
 /// # Errors
 /// If there is no such session.
-pub fn end_by_id(change: &Change<'_>, actor: &Actor, id: &str) -> Result<(), Failure> {
+pub fn find(connection: &dyn Sql, actor: &Actor, id: &str) -> Result<Session, Failure> {
     let query = "SELECT * FROM sessions WHERE substr(sha256, 1, 32) = ?";
-    let found = first(change, query, values![id], Session::read)?.filter(|session| match &actor.role {
+    let found = first(connection, query, values![id], Session::read)?.filter(|session| match &actor.role {
         Role::Operator => true,
         Role::Admin(org) => session.org.as_ref() == Some(org),
         Role::Viewer(org) => session.org.as_ref() == Some(org) && session.person == actor.name,
     });
     let unknown = || Failure::new(Reason::NotFound, "there is no such session: it may have ended already");
-    let session = found.ok_or_else(unknown)?;
+    found.ok_or_else(unknown)
+}
+
+/// Ends a session that the actor may end.
+///
+/// # Errors
+/// If there is no such session.
+pub fn end_by_id(change: &Change<'_>, actor: &Actor, id: &str) -> Result<(), Failure> {
+    let session = find(change, actor, id)?;
     change.execute("DELETE FROM sessions WHERE substr(sha256, 1, 32) = ?", values![id])?;
     let (org, subject) = (session.org.as_deref(), session.person.as_str());
     change.record(actor, &Record { action: "session.end", org, subject, details: json!({}), check: Check::Nothing })

@@ -13,7 +13,7 @@ use batch::Credential;
 pub(crate) use count::{count, known};
 use expiry::KEPT_DAYS;
 pub(crate) use expiry::{delete_old, delete_org, orgs, unknown_orgs};
-pub(crate) use overview::{CredentialUsage, Dates, OrgUsage, Overview, overview, usage_of_org};
+pub(crate) use overview::{CredentialUsage, Dates, DayUsage, OrgUsage, Overview, overview, usage_of_org};
 
 use crate::clock::Moment;
 use crate::database::usage::{Store, beside};
@@ -21,6 +21,7 @@ use crate::database::{Files, Location};
 use crate::failure::{Failure, Reason};
 use crate::records::api_key::ApiKey;
 use crate::records::client::Client;
+use crate::serve::log;
 use crate::sql::{Row, Sql, Value, first, values};
 
 /// The credential of requests that no known credential made.
@@ -140,12 +141,19 @@ impl Usage {
         Ok(())
     }
 
-    /// When collection began. `None`: usage was never collected.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub(crate) fn began_at(&self) -> Result<Option<String>, Failure> {
-        Ok(self.read(began_at)?.flatten())
+    /// As [`Self::note_last_used`], for the lists of the server. They are needed even if the store fails.
+    pub(crate) fn note_last_used_or_log<T: Used>(&self, org: &str, records: &mut [T]) {
+        if let Err(failure) = self.note_last_used(org, records) {
+            log(failure.within("usage cannot be read"));
+        }
+    }
+
+    /// Says why a credential has no time of its last use.
+    pub(crate) fn why_unused(&self) -> String {
+        match self.read(began_at) {
+            Ok(Some(Some(began_at))) => format!("No data before {}", began_at.chars().take(10).collect::<String>()),
+            _ => "Usage is not collected".to_owned(),
+        }
     }
 }
 

@@ -81,6 +81,16 @@ fn the_records_of_an_org_are_managed() {
     let member = api.post("/orgs/beta/members", &json!({"email": "Ada@example.com", "role": "viewer"}));
     assert_eq!((member.status, &member.json["email"]), (201, &json!("ada@example.com")), "{member:?}");
     assert_eq!(api.post("/orgs/beta/members", &json!({"email": "ada", "role": "viewer"})).json["field"], "email");
+    let again = api.post("/orgs/beta/members", &json!({"email": "ada@example.com", "role": "admin"}));
+    assert_eq!((again.problem(), &again.json["field"]), ("already_exists", &json!("email")), "{again:?}");
+    assert_eq!(api.get("/orgs/beta/members").json["items"][0]["role"], "viewer");
+    let put = |email: &str, tag: &str| {
+        api.ask("PUT", "/orgs/beta/members", &[("if-match", tag)], &json!({"email": email, "role": "admin"}))
+    };
+    assert_eq!(put("ada@example.com", "\"0\"").problem(), "precondition_failed");
+    assert_eq!(put("bob@example.com", "*").problem(), "not_found");
+    let changed = put("Ada@example.com", member.header("etag"));
+    assert_eq!((changed.status, &changed.json["role"]), (200, &json!("admin")), "{changed:?}");
     assert_eq!(api.ask("DELETE", "/orgs/beta/members?email=ada%40example.com", &[], &Value::Null).status, 204);
     assert_eq!(api.get("/orgs/beta/members").json["items"], json!([]));
     assert_eq!(api.ask("DELETE", &format!("{path}/secrets"), &[], &Value::Null).status, 200);
@@ -212,7 +222,7 @@ fn each_role_may_do_what_the_description_says() {
                     ("POST", "signing-keys") => json!({"kid": ""}),
                     ("POST", "discover") => json!({"issuer": ""}),
                     ("POST", "explain") => json!({"key": "x"}),
-                    ("POST", "members") => json!({"email": "", "role": ""}),
+                    ("POST" | "PUT", "members") => json!({"email": "", "role": ""}),
                     ("POST", "roll") => json!({"overlap": "?"}),
                     ("PATCH", _) => json!({"name": ""}),
                     ("PUT", "limits") => json!({"rate": {"requests": 0, "per": "day"}}),
@@ -247,7 +257,7 @@ fn each_role_may_do_what_the_description_says() {
             }
         }
     }
-    assert!(operations >= 31, "{operations}");
+    assert!(operations >= 32, "{operations}");
 }
 
 #[test]

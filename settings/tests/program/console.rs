@@ -220,6 +220,7 @@ fn a_member_sees_only_the_own_org_and_a_viewer_only_reads() {
         ("/orgs/acme/sso/explain", &[("token", "a")]),
         ("/orgs/acme/members", &[("email", "x@example.com"), ("role", "admin")]),
         ("/orgs/acme/members/remove", &[("email", "admin@example.com")]),
+        ("/orgs/acme/members/role", &[("email", "admin@example.com"), ("role", "viewer"), ("confirmed", "yes")]),
         ("/orgs/acme/members/link", &[("email", "admin@example.com")]),
         ("/orgs/acme/limits", &[("monthly_quota", "1")]),
         ("/orgs/acme/delete", &[("name", "acme")]),
@@ -266,6 +267,139 @@ fn a_member_sees_only_the_own_org_and_a_viewer_only_reads() {
     assert_eq!(viewer.get("/orgs/acme/keys").header("location"), "/sign-in");
     let invited = admin.post("/orgs/acme/members/link", &[("email", "admin@example.com")]);
     Person::with(&api, secret(&invited, "link"));
+}
+
+#[test]
+fn a_member_is_added_once_and_changed_only_on_purpose() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    let roles = || {
+        let items = api.get("/orgs/acme/members").json["items"].clone();
+        let role =
+            |member: &serde_json::Value| format!("{} {}", member["email"].as_str().unwrap(), member["role"].as_str().unwrap());
+        items.as_array().unwrap().iter().map(role).collect::<Vec<_>>()
+    };
+    let (ada, bob) = ("ada@example.com", "bob+x@example.com");
+    let add = |email: &str, role: &str| operator.post("/orgs/acme/members", &[("email", email), ("role", role)]);
+    assert_eq!((add(ada, "admin").status, add(bob, "viewer").status), (303, 303));
+    let again = add("ADA@example.com", "viewer");
+    let expected =
+        "id=\"email-wrong\">This is the address of a member of acme already, with the role admin: change the role of that member";
+    assert!(again.status == 422 && again.text.contains(expected), "{}", again.text);
+    assert_eq!(roles(), ["ada@example.com admin", "bob+x@example.com viewer"]);
+
+    let change = |person: &Person<'_>, email: &str, role: &str, confirmed: &str| {
+        person.post("/orgs/acme/members/role", &[("email", email), ("role", role), ("confirmed", confirmed)])
+    };
+    assert!(operator.get("/orgs/acme/members").text.contains("Change role to admin for bob+x@example.com"));
+    assert_eq!(change(&operator, bob, "admin", "").header("location"), "/orgs/acme/members?done=role-changed");
+    assert_eq!(roles(), ["ada@example.com admin", "bob+x@example.com admin"]);
+    assert_eq!(change(&operator, bob, "owner", "").status, 400);
+    assert_eq!(change(&operator, "nobody@example.com", "admin", "").status, 404);
+    // Two admins: only the own role is confirmed, and it is not that of the last one.
+    let person = Person::with(&api, &link(&settings, &["--member", ada]));
+    let (own, last) = ("This is you", "This is the last admin");
+    let asked = change(&person, ada, "viewer", "");
+    assert!(asked.status == 200 && asked.text.contains(own) && !asked.text.contains(last), "{}", asked.text);
+    let remove = |person: &Person<'_>, email: &str| person.get(&format!("/orgs/acme/members/remove?email={}", encoded(email)));
+    let removal = remove(&person, ada).text;
+    assert!(removal.contains(own) && !removal.contains(last), "{removal}");
+    assert_eq!(change(&person, bob, "viewer", "").status, 303);
+    let asked = change(&person, ada, "viewer", "");
+    assert!(asked.text.contains(own) && asked.text.contains(last), "{}", asked.text);
+    let asked = change(&operator, ada, "viewer", "");
+    assert!(!asked.text.contains(own) && asked.text.contains(last), "{}", asked.text);
+    let removal = remove(&operator, ada).text;
+    assert!(!removal.contains(own) && removal.contains(last) && removal.contains("end immediately"), "{removal}");
+    let removal = remove(&operator, bob).text;
+    assert!(!removal.contains(own) && !removal.contains(last) && removal.contains("Remove bob+x@example.com?"), "{removal}");
+    assert_eq!(roles(), ["ada@example.com admin", "bob+x@example.com viewer"], "nothing is changed before it is confirmed");
+    assert_eq!(change(&person, ada, "viewer", "yes").status, 303);
+    assert_eq!(roles(), ["ada@example.com viewer", "bob+x@example.com viewer"]);
+    let page = person.get("/orgs/acme/members").text;
+    assert!(page.contains("<span class=\"role\">Viewer of acme</span>") && !page.contains("Change role"), "{page}");
+    assert_eq!((change(&person, ada, "admin", "yes").status, remove(&person, bob).status), (403, 403));
+    assert_eq!(operator.get("/orgs/acme/members/remove?email=nobody").status, 404);
+    let recorded = operator.get("/orgs/acme/audit?action=member.update").text;
+    assert_eq!(recorded.matches(">member.update</code>").count(), 3, "{recorded}");
+}
+
+#[test]
+fn a_page_that_is_not_there_leads_back() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    settings.json(&["org", "create", "other"]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    operator.post("/orgs/acme/members", &[("email", "ada@example.com"), ("role", "viewer")]);
+    let ada = Person::with(&api, &link(&settings, &["--member", "ada@example.com"]));
+    let text = |path: &str| {
+        let page = ada.get(path);
+        assert!(page.status == 404 && page.text.contains("This page does not exist, or you may not see it."), "{page:?}");
+        assert!(page.text.contains("<a class=\"button\" href=\"/\">"), "{page:?}");
+        page.text
+    };
+    text("/nothing");
+    assert_eq!(
+        text("/orgs/other/keys").replace("other", "nope"),
+        text("/orgs/nope/keys"),
+        "they do not tell which orgs there are"
+    );
+    let forbidden = ada.get("/orgs");
+    assert!(forbidden.text.contains("your role is viewer of acme") && forbidden.text.contains("href=\"/\""), "{forbidden:?}");
+}
+
+#[test]
+fn the_audit_log_is_narrowed_down_and_exported() {
+    let settings = Settings::new();
+    let api = settings.api(&["operator"]);
+    settings.json(&["org", "create", "other"]);
+    settings.json(&["--actor", "Zoë =1+1", "key", "create", "--org", "acme", "--name", "first"]);
+    settings.json(&["--actor", "zora", "key", "create", "--org", "other", "--name", "second"]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    operator.post("/orgs/acme/members", &[("email", "ada@example.com"), ("role", "viewer")]);
+    let ada = Person::with(&api, &link(&settings, &["--member", "ada@example.com"]));
+    let count = |person: &Person<'_>, path: &str| {
+        let page = person.get(path);
+        assert_eq!(page.status, 200, "{page:?}");
+        page.text.matches("<tr").count().saturating_sub(1)
+    };
+    for (path, expected) in [
+        ("/audit?actor=ZO", 2),
+        ("/audit?actor=+Zo%C3%AB+", 1),
+        ("/audit?actor=zo&action=key.create", 2),
+        ("/audit?actor=zo&action=key.revoke", 0),
+        ("/audit?actor=z_r", 0),
+        ("/orgs/acme/audit?actor=zo", 1),
+        ("/orgs/acme/audit?actor=zo&from=2999-01-01", 0),
+    ] {
+        assert_eq!(count(&operator, path), expected, "{path}");
+    }
+    assert!(count(&operator, "/audit?action=nothing") > 4, "an unknown action is as none");
+    assert_eq!(operator.get(&format!("/audit?actor={}", "a".repeat(65))).status, 400);
+    let page = ada.get("/orgs/acme/audit?actor=zo&action=key.create").text;
+    assert!(page.contains("<option selected>key.create</option>") && page.contains("<option>sso.remove</option>"), "{page}");
+    assert!(
+        page.contains("href=\"/orgs/acme/audit/csv?actor=zo&amp;action=key.create&amp;from=&amp;to=\">Export CSV</a>"),
+        "{page}"
+    );
+    assert!(
+        ada.get("/orgs/acme/audit?actor=nobody")
+            .text
+            .contains("No changes fit this filter. <a href=\"/orgs/acme/audit\">Show all</a>")
+    );
+
+    let table = ada.get("/orgs/acme/audit/csv?actor=zo");
+    assert_eq!(table.header("content-disposition"), "attachment; filename=\"audit-acme.csv\"");
+    assert_eq!((table.header("content-type"), table.text.lines().count()), ("text/csv; charset=utf-8", 2), "{table:?}");
+    let file = ada.get("/orgs/acme/audit/json?actor=zo");
+    assert_eq!(file.header("content-disposition"), "attachment; filename=\"audit-acme.json\"");
+    assert_eq!(file.json, api.get("/audit?org=acme&action=key.create").json);
+    assert_eq!(operator.get("/audit/csv?actor=zo").text.lines().count(), 3);
+    for (path, status) in [("/audit/csv", 403), ("/orgs/other/audit/csv", 404), ("/orgs/acme/audit/xml", 404)] {
+        assert_eq!(ada.get(path).status, status, "{path}");
+    }
+    assert_eq!(send(&api, "GET", "/orgs/acme/audit/csv", &[], &[]).header("location"), "/sign-in");
 }
 
 /// A page of another site cannot send a form, with any of the methods that browsers have.
@@ -327,7 +461,7 @@ fn an_operator_manages_orgs_clients_limits_and_signing_keys() {
     assert_eq!(operator.post(&drop, &[]).status, 303);
     assert_eq!(operator.post(&format!("/orgs/beta/clients/{id}/revoke"), &[]).status, 303);
     let refused = operator.post("/orgs/beta/clients", &[("name", "x"), ("scopes", "nope")]);
-    assert!(refused.text.contains("id=\"scopes-wrong\">This &#34;nope&#34; must be mcp:call"), "{}", refused.text);
+    assert!(refused.text.contains("id=\"scopes-wrong\">&#34;nope&#34; must be mcp:call"), "{}", refused.text);
 
     let limits = [("requests", "600"), ("per", "minute"), ("burst", ""), ("monthly_quota", "1000")];
     assert_eq!(operator.post("/orgs/beta/limits", &limits).status, 303);
@@ -469,6 +603,10 @@ fn sessions_are_listed_and_ended_by_those_who_may() {
     assert_eq!((ids(&operator).len(), ids(&admin).len(), ids(&viewer).len(), ids(&other).len()), (5, 3, 2, 1));
     assert_eq!(viewer.get("/sessions").text.matches("This browser").count(), 1);
     let of_admin: Vec<String> = ids(&admin).into_iter().filter(|id| !ids(&viewer).contains(id)).collect();
+    let asked = |id: &str| viewer.get(&format!("/sessions/{id}/end"));
+    assert_eq!(asked(&of_admin[0]).status, 404);
+    let own = ids(&viewer).iter().filter(|id| asked(id).text.contains("This is your own browser")).count();
+    assert_eq!(own, 1);
     let end = |person: &Person<'_>, id: &str| person.post(&format!("/sessions/{id}/end"), &[]).status;
     assert_eq!((end(&viewer, &of_admin[0]), end(&other, &of_admin[0]), end(&viewer, "%25")), (404, 404, 404));
     for id in ids(&viewer) {
@@ -543,4 +681,47 @@ fn gateways_are_listed_with_the_version_that_they_have() {
     let page = operator.get("/gateways").text;
     assert!(page.contains("Up to date") && page.contains("1f9c&#60;b&#62;") && !page.contains("1f9c<b>"), "{page}");
     assert!(api.server.get("/metrics", &[]).body.contains("apexmcp_settings_gateways 1\n"));
+}
+
+#[test]
+fn the_page_of_limits_shows_the_usage() {
+    let settings = Settings::new();
+    settings.json(&["limits", "set", "--org", "acme", "--monthly-quota", "2000"]);
+    let id = settings.json(&["key", "create", "--org", "acme", "--name", "ci"])["id"].as_str().unwrap().to_owned();
+    settings.json(&["client", "create", "--org", "acme", "--name", "billing"]);
+    let without = settings.api(&["operator"]);
+    let operator = Person::with(&without, &link(&settings, &[]));
+    let page = operator.get("/orgs/acme/limits").text;
+    assert!(page.contains("Usage is not collected.") && !page.contains("<svg"), "{page}");
+    assert!(operator.get("/orgs/acme/keys").text.contains("<span title=\"Usage is not collected\">–</span>"));
+
+    let token = "a-token-of-usage";
+    let api = settings.api_with(&["operator"], &[("APEXMCP_USAGE_TOKEN", token)]);
+    let operator = Person::with(&api, &link(&settings, &[]));
+    let page = operator.get("/orgs/acme/limits").text;
+    assert!(page.contains("0 of 2,000 requests (0 %)") && page.contains("No requests in the last 30 days."), "{page}");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let report = |sequence: u32, allowed: u32| {
+        let key = json!({"allowed": allowed, "last_used": now});
+        let orgs = json!({"acme": {"credentials": {format!("acme/key/{id}"): key}, "refused": {"api_key_unknown": 7}}});
+        let report = json!({"gateway": "0".repeat(32), "sequence": sequence, "hour": now / 3600, "orgs": orgs});
+        let headers = [("authorization", &*format!("Bearer {token}")), ("content-type", "application/json")];
+        let server = format!("http://{}", api.server.address());
+        assert_eq!(api.send_to(&server, "POST", "/v1/usage", &headers, report.to_string().as_bytes()).status, 200);
+    };
+    report(1, 1_599);
+    let page = operator.get("/orgs/acme/limits").text;
+    assert!(page.contains("1,599 of 2,000 requests (79 %)") && !page.contains("Over 80 %"), "{page}");
+    assert!(
+        page.contains(": 1,599 allowed, 7 refused</title>") && page.contains("<td data-label=\"Allowed\">1,599</td>"),
+        "{page}"
+    );
+    report(2, 1);
+    assert!(operator.get("/orgs/acme/limits").text.contains("Over 80 % of the monthly quota is used."));
+    report(3, 400);
+    assert!(operator.get("/orgs/acme/limits").text.contains("The monthly quota is used up."));
+    let keys = operator.get("/orgs/acme/keys").text;
+    assert!(keys.contains("<td data-label=\"Last used\"><time datetime="), "{keys}");
+    let clients = operator.get("/orgs/acme/clients").text;
+    assert!(clients.contains("<span title=\"No data before 2"), "{clients}");
 }

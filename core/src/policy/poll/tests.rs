@@ -3,6 +3,7 @@ use crate::testing::MemoryHost;
 
 fn settings() -> RemoteSettings {
     RemoteSettings {
+        usage: None,
         cluster: "settings".into(),
         authority: "settings".into(),
         path: "/v1/policy".into(),

@@ -84,6 +84,7 @@ fn settings() -> RemoteSettings {
         interval: Duration::from_secs(2),
         long_poll: Duration::from_secs(30),
         token: None,
+        usage: None,
     }
 }
 
