@@ -170,7 +170,10 @@ def render(ports: dict[str, int]) -> Path:
     }
     ours = manager["http_filters"][0]["typed_config"]
     plugin = (ours["filter_config"] if "filter_config" in ours else ours["config"]["configuration"])["value"]
-    plugin["policy"] = {"remote": {"cluster": "settings", "token_env": "APEXMCP_SETTINGS_TOKEN"}}
+    usage = {"token_env": "APEXMCP_USAGE_TOKEN", "interval": "5s"}
+    plugin["policy"] = {"remote": {"cluster": "settings", "token_env": "APEXMCP_SETTINGS_TOKEN", "usage": usage}}
+    if "config" in ours:
+        ours["config"]["vm_config"]["environment_variables"]["host_env_keys"].append("APEXMCP_USAGE_TOKEN")
     # The identity provider of the demo has no certificate.
     plugin["jwks"]["http_cluster"] = "jwks_http"
     for cluster in config["static_resources"]["clusters"]:
@@ -273,7 +276,8 @@ def start_all(processes: Processes) -> str:
 
     ports = connectors | {"settings": free_port()}
     console = f"127.0.0.1:{free_port()}"
-    environment = os.environ | {"APEXMCP_SETTINGS_TOKEN": secrets.token_urlsafe(32)}
+    tokens = {name: secrets.token_urlsafe(32) for name in ("APEXMCP_SETTINGS_TOKEN", "APEXMCP_USAGE_TOKEN")}
+    environment = os.environ | tokens
     environment["ENVOY_DYNAMIC_MODULES_SEARCH_PATH"] = str(ROOT / "dist")
     serve = [ROOT / "dist" / "apexmcp", "--db", SETTINGS_DB, "serve", "--listen", f"127.0.0.1:{ports['settings']}"]
     serve += ["--console", console, "--origin", ORIGIN]
