@@ -1,6 +1,7 @@
 //! `apexmcp usage`
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use serde_json::json;
 
@@ -23,7 +24,7 @@ pub(super) fn run(session: &Session<'_>, command: UsageCommand) -> Result<Answer
 }
 
 /// The usage as a text: the month, then a table of the days, then one of the credentials.
-fn described(org: &str, OrgUsage { from, to, overview, mut items, .. }: OrgUsage) -> String {
+fn described(org: &str, OrgUsage { from, to, overview, refused, mut credentials, .. }: OrgUsage) -> String {
     let Some(began_at) = &overview.began_at else {
         return "Usage is not collected. Start 'apexmcp serve' with APEXMCP_USAGE_TOKEN, and configure your gateways to report \
                 usage."
@@ -42,25 +43,25 @@ fn described(org: &str, OrgUsage { from, to, overview, mut items, .. }: OrgUsage
         overview.days.iter().map(|day| [day.day.clone(), day.allowed.to_string(), day.refused.to_string()]).collect();
     text.push_str("\n\n");
     text.push_str(&table(["DAY", "ALLOWED", "REFUSED"], &days, "No requests."));
-    if !items.is_empty() {
-        items.sort_by_key(|item| Reverse(item.allowed));
+    credentials.sort_by_key(|item| Reverse(item.allowed));
+    let of_credential = |item: &CredentialUsage| {
+        row([&item.credential, &or_dash(item.name.as_ref())], item.allowed, &item.refused, item.last_used.as_ref())
+    };
+    let mut rows: Vec<[String; 6]> = credentials.iter().map(of_credential).collect();
+    if !refused.is_empty() {
+        rows.push(row(["-", "(no known credential)"], 0, &refused, None));
+    }
+    if !rows.is_empty() {
         text.push_str("\n\n");
-        let rows: Vec<[String; 6]> = items.iter().map(row).collect();
         text.push_str(&table(["CREDENTIAL", "NAME", "ALLOWED", "REFUSED", "REASONS", "LAST USED"], &rows, ""));
     }
     text
 }
 
-fn row(item: &CredentialUsage) -> [String; 6] {
-    let refused = item.refused.values().fold(0_i64, |sum, count| sum.saturating_add(*count));
-    let reasons: Vec<String> = item.refused.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+fn row([credential, name]: [&str; 2], allowed: i64, refused: &BTreeMap<String, i64>, last_used: Option<&String>) -> [String; 6] {
+    let sum = refused.values().fold(0_i64, |sum, count| sum.saturating_add(*count));
+    let reasons: Vec<String> = refused.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
     let reasons = Some(reasons.join(", ")).filter(|reasons| !reasons.is_empty());
-    [
-        item.credential.clone().unwrap_or_else(|| "(no known credential)".to_owned()),
-        or_dash(item.name.as_ref()),
-        item.allowed.to_string(),
-        refused.to_string(),
-        or_dash(reasons.as_ref()),
-        or_dash(item.last_used.as_ref()),
-    ]
+    let (reasons, last_used) = (or_dash(reasons.as_ref()), or_dash(last_used));
+    [credential.to_owned(), name.to_owned(), allowed.to_string(), sum.to_string(), reasons, last_used]
 }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 const MAX_CREDENTIALS: usize = 2_000;
 /// Maximum number of requests in one count. Sums of such counts stay far below the end of the 64-bit numbers.
 const MAX_COUNT: u64 = 1_000_000_000_000;
-/// Stands for reasons that this version does not know.
+/// Stands for reasons that this version does not know, and for credentials that a gateway could not count one by one.
 const OTHER: &str = "other";
 
 #[derive(Deserialize)]
@@ -78,36 +78,42 @@ pub(super) struct Counts {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Credential {
     Client(String),
+    /// In a report, the issuer as it is in the names of principals. In the store, the id of the provider.
     Provider(String),
     Key(String),
+    /// Credentials that a gateway could not count one by one.
+    Other,
 }
 
 impl Credential {
     /// Parses `<kind>/<id>`.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        match text.split_once('/')? {
-            ("client", id) => Some(Self::Client(id.to_owned())),
-            ("idp", id) => Some(Self::Provider(id.to_owned())),
-            ("key", id) => Some(Self::Key(id.to_owned())),
+        match text.split_once('/') {
+            Some(("client", id)) => Some(Self::Client(id.to_owned())),
+            Some(("idp", id)) => Some(Self::Provider(id.to_owned())),
+            Some(("key", id)) => Some(Self::Key(id.to_owned())),
+            None if text == OTHER => Some(Self::Other),
             _ => None,
         }
     }
 
-    pub(super) fn id(&self) -> &str {
+    /// Whether a record can have this id.
+    fn is_possible(&self) -> bool {
         match self {
-            Self::Client(id) | Self::Provider(id) | Self::Key(id) => id,
+            Self::Client(id) | Self::Key(id) => is_record_id(id),
+            Self::Provider(_) | Self::Other => true,
         }
     }
 }
 
 impl fmt::Display for Credential {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self {
-            Self::Client(_) => "client",
-            Self::Provider(_) => "idp",
-            Self::Key(_) => "key",
-        };
-        write!(formatter, "{kind}/{}", self.id())
+        match self {
+            Self::Client(id) => write!(formatter, "client/{id}"),
+            Self::Provider(id) => write!(formatter, "idp/{id}"),
+            Self::Key(id) => write!(formatter, "key/{id}"),
+            Self::Other => formatter.write_str(OTHER),
+        }
     }
 }
 
@@ -154,13 +160,12 @@ impl OrgCounts {
         for (name, RawCredential { allowed, refused, last_used }) in credentials.0 {
             let within = |line: String| format!("credentials.{name}: {line}");
             let rest = name.strip_prefix(org).and_then(|rest| rest.strip_prefix('/'));
-            let credential = rest
-                .and_then(Credential::parse)
-                .ok_or_else(|| within(format!("expected {org}/key/<id>, {org}/client/<id> or {org}/idp/<id>")))?;
+            let credential = rest.and_then(Credential::parse).ok_or_else(|| {
+                within(format!("expected {org}/key/<id>, {org}/client/<id>, {org}/idp/<issuer> or {org}/other"))
+            })?;
             let allowed = requests(allowed).map_err(within)?;
             let refused = refusals(refused).map_err(within)?;
-            // No record has another id.
-            if is_record_id(credential.id()) {
+            if credential.is_possible() {
                 counts.credentials.insert(credential, Counts { allowed, refused, last_used });
             }
         }
@@ -197,7 +202,7 @@ mod tests {
     fn a_report_is_parsed_into_counts() {
         let orgs = r#"{"acme": {"credentials": {
             "acme/key/key_1": {"allowed": 10, "refused": {"scope_insufficient": 2, "new": 1, "newer": 3}, "last_used": 1790000040},
-            "acme/client/app": {}, "acme/idp/idp_0123456789abcdef": {"allowed": 3}
+            "acme/client/app": {}, "acme/idp/https://idp/a%23b": {"allowed": 3}, "acme/other": {"allowed": 4}
         }, "refused": {"api_key_unknown": 5}}, "no org": {}}"#;
         let Batch { gateway, sequence, hour, orgs } = Batch::parse(batch(orgs).as_bytes()).unwrap();
         assert_eq!((gateway.as_str(), sequence, hour, orgs.len()), (GATEWAY, 7, 497_223, 1));
@@ -207,7 +212,7 @@ mod tests {
         assert_eq!(key.refused, Refused::from([("scope_insufficient", 2), ("other", 4)]));
         assert_eq!((key.allowed, key.last_used), (10, Some(1_790_000_040)));
         let names: Vec<String> = acme.credentials.keys().map(ToString::to_string).collect();
-        assert_eq!(names, ["client/app", "idp/idp_0123456789abcdef", "key/key_1"]);
+        assert_eq!(names, ["client/app", "idp/https://idp/a%23b", "key/key_1", "other"]);
     }
 
     #[test]

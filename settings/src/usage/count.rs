@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use apexmcp_core::limits::document::Limits;
+use apexmcp_core::principal::Principal;
 use serde::Serialize;
 
 use super::batch::{Batch, Counts, Credential, OrgCounts, Refused};
@@ -34,7 +35,8 @@ pub(crate) struct KnownOrg {
     /// The day on which the org was created. A deleted org of the same name may have had usage before.
     since: i64,
     has_quota: bool,
-    credentials: BTreeSet<Credential>,
+    /// The credentials of the report, with their form in the store.
+    credentials: BTreeMap<Credential, Credential>,
     keys_with_quota: BTreeSet<String>,
 }
 
@@ -66,36 +68,48 @@ pub(crate) fn known(settings: &dyn Sql, batch: &Batch) -> Result<Known, Failure>
         let created_at: String = row.get("created_at")?;
         let since = Moment::parse(&created_at).map_or(0, Moment::day);
         let has_quota = has_quota(row.json("limits")?);
-        let org = KnownOrg { since, has_quota, credentials: BTreeSet::new(), keys_with_quota: BTreeSet::new() };
+        let credentials = BTreeMap::from([(Credential::Other, Credential::Other)]);
+        let org = KnownOrg { since, has_quota, credentials, keys_with_quota: BTreeSet::new() };
         known.insert(row.get::<String>("name")?, org);
         Ok(())
     })?;
     let credentials = || batch.orgs.values().flat_map(|org| org.credentials.keys());
-    let ids = |of: fn(&Credential) -> bool| -> Vec<String> {
-        credentials().filter(|credential| of(credential)).map(|credential| credential.id().to_owned()).collect()
-    };
-    let keys = ids(|credential| matches!(credential, Credential::Key(_)));
+    let keys: Vec<String> = credentials()
+        .filter_map(|credential| match credential {
+            Credential::Key(id) => Some(id.clone()),
+            _ => None,
+        })
+        .collect();
     each_of(settings, ("SELECT id, org, limits FROM api_keys WHERE id IN", ""), &[], &keys, &mut |row| {
         let (id, has_quota) = (row.get::<String>("id")?, has_quota(row.json("limits")?));
         if let Some(org) = known.get_mut(&row.get::<String>("org")?) {
             org.keys_with_quota.extend(has_quota.then(|| id.clone()));
-            org.credentials.insert(Credential::Key(id));
+            org.credentials.insert(Credential::Key(id.clone()), Credential::Key(id));
         }
         Ok(())
     })?;
-    let clients = ids(|credential| matches!(credential, Credential::Client(_)));
+    let clients: Vec<String> = credentials()
+        .filter_map(|credential| match credential {
+            Credential::Client(id) => Some(id.clone()),
+            _ => None,
+        })
+        .collect();
     let query = "SELECT client_id, org FROM oauth_clients WHERE client_id IN";
     each_of(settings, (query, ""), &[], &clients, &mut |row| {
         if let Some(org) = known.get_mut(&row.get::<String>("org")?) {
-            org.credentials.insert(Credential::Client(row.get("client_id")?));
+            let client = Credential::Client(row.get("client_id")?);
+            org.credentials.insert(client.clone(), client);
         }
         Ok(())
     })?;
     let has_provider = |org: &OrgCounts| org.credentials.keys().any(|credential| matches!(credential, Credential::Provider(_)));
     let names: Vec<String> = batch.orgs.iter().filter(|(_, org)| has_provider(org)).map(|(name, _)| name.clone()).collect();
     each_of(settings, ("SELECT org, issuer FROM identity_providers WHERE org IN", ""), &[], &names, &mut |row| {
-        if let Some(org) = known.get_mut(&row.get::<String>("org")?) {
-            org.credentials.insert(Credential::Provider(provider::id_of(&row.get::<String>("issuer")?)));
+        let (name, issuer): (String, String) = (row.get("org")?, row.get("issuer")?);
+        if let Some(org) = known.get_mut(&name) {
+            let namespace = Principal::namespace_of_issuer(&name, &issuer);
+            let reported = namespace.trim_end_matches('#').strip_prefix(&format!("{name}/")).and_then(Credential::parse);
+            org.credentials.extend(reported.map(|reported| (reported, Credential::Provider(provider::id_of(&issuer)))));
         }
         Ok(())
     })?;
@@ -137,12 +151,12 @@ fn add(sql: &dyn Sql, batch: &Batch, known: &Known, now: Moment) -> Result<[i64;
         };
         note(NO_CREDENTIAL, 0, &org.refused);
         for (credential, Counts { allowed, refused, last_used: used }) in &org.credentials {
-            if !known.credentials.contains(credential) {
-                continue;
-            }
-            let text = credential.to_string();
+            let Some(stored) = known.credentials.get(credential) else { continue };
+            let text = stored.to_string();
             note(&text, *allowed, refused);
-            if let Some(used) = used {
+            if let Some(used) = used
+                && *stored != Credential::Other
+            {
                 // To the minute, and never in the future.
                 let at = (*used).clamp(0, now.seconds());
                 let at = at.saturating_sub(at.rem_euclid(60));

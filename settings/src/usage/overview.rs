@@ -27,8 +27,11 @@ pub(crate) struct OrgUsage {
     #[serde(flatten)]
     #[schema(inline)]
     pub(crate) overview: Overview,
+    /// The refused requests without a known credential, by their reason.
+    pub(crate) refused: BTreeMap<String, i64>,
     /// The credentials with requests in this time, by their name.
-    pub(crate) items: Vec<CredentialUsage>,
+    #[schema(inline)]
+    pub(crate) credentials: Vec<CredentialUsage>,
     /// The `cursor` of the next part of the credentials. Null: this is the last one.
     pub(crate) next: Option<String>,
 }
@@ -84,9 +87,11 @@ pub(crate) struct HourUsage {
 /// The requests of a credential.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CredentialUsage {
-    /// The credential, as access logs name it. Null: refused requests without a known credential.
-    pub(crate) credential: Option<String>,
-    /// The name of the key or the client, or the issuer of the provider. Null: the record no longer exists.
+    /// `<org>/key/<id>`, `<org>/client/<id>` or `<org>/idp/<id>`. `<org>/other` has the requests of credentials that a gateway could
+    /// not count one by one.
+    #[schema(example = "acme/key/key_1f9c")]
+    pub(crate) credential: String,
+    /// The name of the key or the client, or the issuer of the provider. Null: there is no such record.
     pub(crate) name: Option<String>,
     pub(crate) allowed: i64,
     /// Refused requests by their reason.
@@ -154,15 +159,17 @@ pub(crate) fn usage_of_org(
 ) -> Result<OrgUsage, Failure> {
     let overview = overview(settings, usage, actor, name, dates)?;
     let since = created_on(settings, actor, name)?;
-    let found = usage.read(|sql| credentials(sql, name, Dates { from: dates.from.max(since), ..dates }, range))?;
-    let Part { mut items, has_more } = found.unwrap_or(Part { items: Vec::new(), has_more: false });
-    let place = |item: &CredentialUsage| [item.credential.clone().unwrap_or_else(|| NO_CREDENTIAL.to_owned()), String::new()];
-    let next = items.last().filter(|_| has_more).map(|last| Range::cursor(&place(last)));
-    name_them(settings, name, &mut items)?;
-    for item in &mut items {
-        item.credential = item.credential.take().map(|credential| format!("{name}/{credential}"));
+    let dates_of_org = Dates { from: dates.from.max(since), ..dates };
+    let found = usage.read(|sql| Ok((refused(sql, name, dates_of_org)?, credentials(sql, name, dates_of_org, range)?)))?;
+    let (refused, Part { items: mut credentials, has_more }) =
+        found.unwrap_or((BTreeMap::new(), Part { items: Vec::new(), has_more: false }));
+    let place = |item: &CredentialUsage| [item.credential.clone(), String::new()];
+    let next = credentials.last().filter(|_| has_more).map(|last| Range::cursor(&place(last)));
+    name_them(settings, name, &mut credentials)?;
+    for item in &mut credentials {
+        item.credential.insert_str(0, &format!("{name}/"));
     }
-    Ok(OrgUsage { from: date(dates.from), to: date(dates.to), overview, items, next })
+    Ok(OrgUsage { from: date(dates.from), to: date(dates.to), overview, refused, credentials, next })
 }
 
 /// The day on which the org was created. A deleted org may have had the same name.
@@ -213,19 +220,31 @@ pub(crate) fn overview(settings: &dyn Sql, usage: &Usage, actor: &Actor, name: &
     Ok(overview)
 }
 
+/// The refused requests without a known credential.
+fn refused(sql: &dyn Sql, org: &str, Dates { from, to }: Dates) -> Result<BTreeMap<String, i64>, Failure> {
+    let query = "SELECT outcome, CAST(sum(requests) AS BIGINT) AS requests FROM usage_days
+        WHERE org = ? AND credential = ? AND day >= ? AND day <= ? GROUP BY outcome";
+    let found = rows(sql, query, values![org, NO_CREDENTIAL, from, to], |row| Ok((row.get("outcome")?, row.get("requests")?)))?;
+    Ok(found.into_iter().collect())
+}
+
 /// A part of the credentials with requests, by their name within the org.
 fn credentials(sql: &dyn Sql, org: &str, dates: Dates, range: &Range) -> Result<Part<CredentialUsage>, Failure> {
     let Dates { from, to } = dates;
     let query = "SELECT DISTINCT credential FROM usage_days
         WHERE org = ? AND credential > ? AND day >= ? AND day <= ? ORDER BY credential LIMIT ?";
-    let [after, _] = &range.after;
+    // All credentials sort after the name that stands for none.
+    let after = match &range.after {
+        [after, _] if after.is_empty() => NO_CREDENTIAL,
+        [after, _] => after,
+    };
     let values = values![org, after, from, to, range.with_next()];
     let Part { items: names, has_more } = part(sql, query, values, range, |row| row.get::<String>("credential"))?;
     let used = last_used(sql, org, &names)?;
     let mut items: BTreeMap<String, CredentialUsage> = names
         .iter()
         .map(|name| {
-            let credential = Some(name.clone()).filter(|name| name != NO_CREDENTIAL);
+            let credential = name.clone();
             let last_used = used.get(name).cloned();
             let refused = BTreeMap::new();
             (name.clone(), CredentialUsage { credential, name: None, allowed: 0, refused, last_used })
@@ -249,7 +268,7 @@ fn credentials(sql: &dyn Sql, org: &str, dates: Dates, range: &Range) -> Result<
 
 /// Adds the names of the records.
 fn name_them(settings: &dyn Sql, org: &str, items: &mut [CredentialUsage]) -> Result<(), Failure> {
-    let credential = |item: &CredentialUsage| item.credential.as_deref().and_then(Credential::parse);
+    let credential = |item: &CredentialUsage| Credential::parse(&item.credential);
     let mut names: BTreeMap<Credential, String> = BTreeMap::new();
     let (mut keys, mut clients, mut has_provider) = (Vec::new(), Vec::new(), false);
     for item in items.iter().filter_map(credential) {
@@ -257,6 +276,7 @@ fn name_them(settings: &dyn Sql, org: &str, items: &mut [CredentialUsage]) -> Re
             Credential::Key(id) => keys.push(id),
             Credential::Client(id) => clients.push(id),
             Credential::Provider(_) => has_provider = true,
+            Credential::Other => {}
         }
     }
     each_of(settings, ("SELECT id, name FROM api_keys WHERE org = ? AND id IN", ""), values![org], &keys, &mut |row| {

@@ -131,36 +131,57 @@ fn usage_is_shown_by_credential_day_and_month() {
     let client =
         settings.json(&["client", "create", "--org", "acme", "--name", "billing"])["client_id"].as_str().unwrap().to_owned();
     let [of_key, of_client] = [format!("acme/key/{key}"), format!("acme/client/{client}")];
+    // A `#` in an issuer is encoded in the names of principals.
+    let keys = "http://127.0.0.1:1/keys";
+    settings.json(&[
+        "sso",
+        "configure",
+        "--org",
+        "acme",
+        "--issuer",
+        "urn:example:a#b",
+        "--jwks-uri",
+        keys,
+        "--audience",
+        "apexmcp",
+        "--force",
+        "--allow-private-address",
+    ]);
+    let provider = settings.json(&["sso", "list", "--org", "acme"])[0]["id"].as_str().unwrap().to_owned();
     let minute = now() / 60 * 60;
     let used = json!({"acme": {
         "credentials": {
             of_key.clone(): {"allowed": 10, "refused": {"scope_insufficient": 2, "unheard_of": 1}, "last_used": minute},
             of_client.clone(): {"allowed": 1},
+            "acme/idp/urn:example:a%23b": {"allowed": 3},
+            "acme/other": {"allowed": 2, "refused": {"rate_limit": 1}, "last_used": minute},
         },
         "refused": {"api_key_unknown": 5},
     }});
     let answer = collecting.report(GATEWAY, 1, &used);
     let shown = collecting.shown();
     let month = shown["month"]["month"].as_str().unwrap();
-    let expected = json!({"month": month, "orgs": {"acme": 11}, "keys": {of_key.clone(): 10}});
+    let expected = json!({"month": month, "orgs": {"acme": 16}, "keys": {of_key.clone(): 10}});
     assert_eq!((answer.status, &answer.json), (200, &expected), "only those with a quota");
-    assert_eq!(shown["month"], json!({"month": month, "allowed": 11, "monthly_quota": 1000}));
-    assert_eq!((&shown["days"][0]["allowed"], &shown["days"][0]["refused"]), (&json!(11), &json!(8)), "{shown}");
-    assert_eq!((&shown["hours"][0]["allowed"], &shown["hours"][0]["refused"]), (&json!(11), &json!(8)), "{shown}");
-    let items = shown["items"].as_array().unwrap();
-    let item = |credential: Value| items.iter().find(|item| item["credential"] == credential).unwrap();
-    assert_eq!(item(Value::Null)["refused"], json!({"api_key_unknown": 5}));
-    let of_key = item(json!(of_key));
+    assert_eq!(shown["month"], json!({"month": month, "allowed": 16, "monthly_quota": 1000}));
+    assert_eq!((&shown["days"][0]["allowed"], &shown["days"][0]["refused"]), (&json!(16), &json!(9)), "{shown}");
+    assert_eq!((&shown["hours"][0]["allowed"], &shown["hours"][0]["refused"]), (&json!(16), &json!(9)), "{shown}");
+    let items = shown["credentials"].as_array().unwrap();
+    let item = |credential: &str| items.iter().find(|item| item["credential"] == credential).unwrap();
+    assert_eq!(shown["refused"], json!({"api_key_unknown": 5}));
+    let of_key = item(&of_key);
     assert_eq!(of_key["refused"], json!({"scope_insufficient": 2, "other": 1}));
     let last_used = of_key["last_used"].as_str().unwrap();
     assert_eq!((&of_key["name"], last_used.ends_with(":00Z")), (&json!("ci"), true), "{of_key}");
     assert_eq!(
-        item(json!(of_client)),
+        item(&of_client),
         &json!({"credential": of_client, "name": "billing", "allowed": 1, "refused": {}, "last_used": null})
     );
+    assert_eq!(item(&format!("acme/idp/{provider}"))["name"], "urn:example:a#b");
+    assert_eq!(item("acme/other")["last_used"], Value::Null);
     let first = api.get("/orgs/acme/usage?limit=2").json;
     let second = api.get(&format!("/orgs/acme/usage?limit=2&cursor={}", first["next"].as_str().unwrap())).json;
-    let parts = [&first["items"], &second["items"]].map(|items| items.as_array().unwrap().clone()).concat();
+    let parts = [&first["credentials"], &second["credentials"]].map(|items| items.as_array().unwrap().clone()).concat();
     assert_eq!((&parts, &second["next"]), (items, &Value::Null));
 
     for (query, field) in
@@ -169,16 +190,16 @@ fn usage_is_shown_by_credential_day_and_month() {
         let refused = api.get(&format!("/orgs/acme/usage?{query}"));
         assert_eq!((refused.problem(), &refused.json["field"]), ("invalid_argument", &json!(field)), "{query}");
     }
-    assert_eq!(api.get("/orgs/acme/usage?from=2020-01-01&to=2020-01-02").json["items"], json!([]));
+    assert_eq!(api.get("/orgs/acme/usage?from=2020-01-01&to=2020-01-02").json["credentials"], json!([]));
     assert_eq!(api.get("/orgs/nobody/usage").problem(), "not_found");
     let viewer = Api { token: settings.admin_token(&["viewer", "--org", "acme"]), ..settings.api(&["operator"]) };
     assert_eq!(viewer.get("/orgs/acme/usage").json["month"], shown["month"], "a server that does not collect shows it");
     settings.json(&["org", "create", "other"]);
     assert_eq!(viewer.get("/orgs/other/usage").problem(), "not_found");
 
-    assert_eq!(settings.json(&["usage", "show", "--org", "acme"])["items"], shown["items"]);
+    assert_eq!(settings.json(&["usage", "show", "--org", "acme"])["credentials"], shown["credentials"]);
     let text = settings.text(&["usage", "show", "--org", "acme"]);
-    for part in [&format!("acme: 11 requests of 1000 in {month}"), "scope_insufficient 2", "(no known credential)", "billing"] {
+    for part in [&format!("acme: 16 requests of 1000 in {month}"), "scope_insufficient 2", "(no known credential)", "billing"] {
         assert!(text.contains(part), "{text}");
     }
     assert_eq!(settings.refusal(&["usage", "show", "--org", "acme", "--from", "soon"]).1, "invalid_argument");
@@ -223,7 +244,7 @@ fn names_that_the_database_does_not_have_are_ignored() {
     let of_other = format!("beta/key/{}", collecting.key);
     let orgs = json!({
         "acme": {"credentials": {"acme/key/key_ffffffffffff": {"allowed": 1, "last_used": 60}, "acme/client/x": {"allowed": 1},
-            "acme/idp/idp_0123456789abcdef": {"allowed": 1}}},
+            "acme/idp/https://nobody.example": {"allowed": 1}}},
         "beta": {"credentials": {of_other: {"allowed": 1}}},
         "gone": {"refused": {"api_key_unknown": 1}},
     });
