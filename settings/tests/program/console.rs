@@ -721,7 +721,7 @@ fn the_page_of_limits_shows_the_usage() {
     report(3, 400);
     assert!(operator.get("/orgs/acme/limits").text.contains("The monthly quota is used up."));
     let keys = operator.get("/orgs/acme/keys").text;
-    assert!(keys.contains("<td data-label=\"Last used\"><time datetime="), "{keys}");
+    assert!(keys.contains("<span class=\"used\">Used <time datetime="), "{keys}");
     let clients = operator.get("/orgs/acme/clients").text;
     assert!(clients.contains("<span title=\"No data before 2"), "{clients}");
 }
