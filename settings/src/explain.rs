@@ -14,8 +14,9 @@ use apexmcp_core::jose::signature::verify_in_rust;
 use apexmcp_core::names::{ConnectorId, OrgName};
 use apexmcp_core::path::Resource;
 use apexmcp_core::policy::raw::{RawOrg, RawPolicy};
-use apexmcp_core::principal::{Attribute, Principal};
+use apexmcp_core::principal::{Attribute, Method, Principal};
 use apexmcp_core::request::RequestHead;
+use apexmcp_core::scope::{Scope, ScopeSet};
 use apexmcp_core::serialized_map::SerializedMap;
 use apexmcp_core::signing_key::SigningKey;
 use apexmcp_core::time::UnixTime;
@@ -74,7 +75,7 @@ pub struct Explanation {
 pub struct Proven {
     pub principal: String,
     pub subject: String,
-    /// `api_key`, `oauth_client` or `byoidp`.
+    /// `api_key`, `oauth` or `byoidp`.
     pub method: String,
     /// All scopes, separated by spaces.
     pub scope: String,
@@ -101,6 +102,8 @@ pub struct Question {
     private: Vec<String>,
     /// When this API key was revoked, with its name and id.
     revoked: Option<String>,
+    /// The accepted audiences by issuer.
+    audiences: HashMap<String, String>,
     now: Moment,
 }
 
@@ -138,7 +141,9 @@ pub fn question(
     let policy = RawPolicy { version: Some("1".to_owned()), signing_keys: document::signing_keys(sql)?, orgs: orgs.into() };
     let clusters = json!({"https_cluster": "keys", "http_cluster": "keys"});
     let configuration = json!({"gateway": {"origin": origin}, "jwks": clusters, "policy": {"inline": policy}});
-    let providers = provider::list(sql, actor, org)?.into_iter();
+    let providers = provider::list(sql, actor, org)?;
+    let audiences = providers.iter().map(|provider| (provider.issuer.clone(), provider.audience.join(", "))).collect();
+    let providers = providers.into_iter();
     Ok(Question {
         org: org.to_owned(),
         credential,
@@ -146,6 +151,7 @@ pub fn question(
         configuration: configuration.to_string().into_bytes(),
         private: providers.filter(|provider| provider.allow_private_address).map(|provider| provider.jwks_uri).collect(),
         revoked,
+        audiences,
         now: actor.now,
     })
 }
@@ -155,7 +161,7 @@ pub fn question(
 /// # Errors
 /// If the gateway would refuse the policy, or the question has no credential.
 pub fn explain(question: &Question) -> Result<Explanation, Failure> {
-    let Question { org, credential, connector, configuration, private, revoked, now } = question;
+    let Question { org, credential, connector, configuration, private, revoked, audiences, now } = question;
     let (moment, now) = (*now, UnixTime::from(*now));
     let refused = |problems: Vec<apexmcp_core::problem::Problem>| {
         let first = problems.first().map(ToString::to_string).unwrap_or_default();
@@ -210,12 +216,17 @@ pub fn explain(question: &Question) -> Result<Explanation, Failure> {
     let (admitted, word, description) = match (&denial, &unchecked) {
         (Some(denial), _) => (Some(false), denial.reason().word(), told(denial)),
         (None, Some(_)) => (None, apexmcp_core::reason::Reason::JwksUnavailable.word(), UNCHECKED.to_owned()),
-        (None, None) => (Some(true), "ok", "The gateway admits this credential.".to_owned()),
+        (None, None) => (Some(true), "ok", admitted_at(&resource, findings.principal.as_deref())),
     };
     let details = match (unchecked, denial.as_ref().and_then(Denial::details)) {
         (Some(why), None) => Some(format!("The signature was not checked: {why}")),
         (Some(why), Some(details)) => Some(format!("{details}. The signature was not checked: {why}")),
-        (None, Some(details)) => Some(details.to_string()),
+        (None, Some(details)) => {
+            let issuer = claims.as_ref().and_then(|claims| claims.get("iss")).and_then(Value::as_str);
+            let accepted = issuer.filter(|_| word == "audience_mismatch").and_then(|issuer| audiences.get(issuer));
+            let accepted = accepted.map(|accepted| format!(". Accepted: {accepted}")).unwrap_or_default();
+            Some(format!("{details}{accepted}"))
+        }
         (None, None) if word == "ok" => findings.note,
         (None, None) => revoked.clone().or_else(|| times(word, claims.as_ref()?, moment)),
     };
@@ -224,7 +235,7 @@ pub fn explain(question: &Question) -> Result<Explanation, Failure> {
         reason: word.to_owned(),
         description,
         details,
-        advice: advice(word).map(str::to_owned),
+        advice: advised(word, denial.as_ref(), findings.principal.as_deref(), revoked.is_some()),
         principal,
         header,
         claims,
@@ -243,6 +254,39 @@ fn times(reason: &str, claims: &Value, now: Moment) -> Option<String> {
             Some(format!("the token is valid from {}, and the time here is {now}", Moment::of_seconds(begin)?))
         }
         _ => None,
+    }
+}
+
+/// What the gateway admits: a credential for some connectors may not call the others.
+fn admitted_at(resource: &Resource, principal: Option<&Principal>) -> String {
+    let scopes = principal.map(Principal::scopes);
+    let only: Vec<&str> = scopes.into_iter().flat_map(ScopeSet::connectors).map(ConnectorId::as_str).collect();
+    match &resource.connector {
+        Some(connector) => {
+            format!("The gateway admits it at the connector {connector}. Nothing here checks whether this connector exists.")
+        }
+        None if scopes.is_some_and(|scopes| !scopes.covers(&resource.needed_scope())) => format!(
+            "The gateway admits it at /mcp/{}, but it may call only: {}. If the agent called another connector, write its id below.",
+            resource.org,
+            only.join(", ")
+        ),
+        None => "The gateway admits this credential for every connector.".to_owned(),
+    }
+}
+
+/// What an administrator of the org can do about a refusal.
+fn advised(word: &str, denial: Option<&Denial>, principal: Option<&Principal>, is_revoked: bool) -> Option<String> {
+    match (denial, principal) {
+        _ if is_revoked => Some("Create a new API key.".to_owned()),
+        (Some(Denial::ScopeInsufficient { needed, .. }), Some(principal)) => Some(match (principal.method(), needed) {
+            (Method::ApiKey, Scope::Connector(id)) => format!("Edit the API key, and add {id} to its connectors."),
+            (Method::ApiKey, Scope::AllConnectors) => "Edit the API key, and leave its connectors empty.".to_owned(),
+            (Method::Oauth, _) => format!("Use an OAuth client with the scope {needed}, and get a token with this scope."),
+            (Method::Byoidp, _) => {
+                format!("Let the identity provider grant {needed}, or change the default scopes of this provider.")
+            }
+        }),
+        _ => advice(word).map(str::to_owned),
     }
 }
 
@@ -266,16 +310,16 @@ fn parts(token: &str) -> [Option<Value>; 2] {
 fn advice(reason: &str) -> Option<&'static str> {
     Some(match reason {
         "issuer_unknown" => {
-            "Configure this issuer at SSO, exactly as it is in the claim iss, or take a token of a provider that is there."
+            "Configure this issuer at SSO, exactly as it is in the claim iss, or use a token of a configured provider. A slash at the end counts."
         }
         "audience_mismatch" => {
             "Let the client request a token for the audience that is configured at SSO, or add the audience of the token there."
         }
         "signature_invalid" => {
-            "The token was changed, or another provider made it. Take a new token. Compare the JWKS URI with that of the provider."
+            "The token was changed, or another provider made it. Get a new token. Compare the JWKS URI with that of the provider."
         }
         "key_unknown" => {
-            "The provider no longer publishes the key of this token. Take a new token. Compare the JWKS URI with that of the provider."
+            "The provider no longer publishes the key of this token. Get a new token. Compare the JWKS URI with that of the provider."
         }
         "jwks_unavailable" => {
             "If the gateways cannot fetch the keys either, they refuse the token. Compare the JWKS URI with that of the provider. If the \
@@ -285,17 +329,14 @@ fn advice(reason: &str) -> Option<&'static str> {
         "token_malformed" => {
             "Copy the whole token. The gateway reads signed JWTs (three parts with dots), not opaque or encrypted tokens."
         }
-        "token_expired" => "Take a new token.",
+        "token_expired" => "Get a new token.",
         "token_not_yet_valid" => "The clock of the provider is ahead. Check the time of both machines.",
         "claim_missing" => "Let the provider put iss, aud, sub, exp and iat into its access tokens.",
-        "token_revoked" => "The token was revoked. Take a new one.",
+        "token_revoked" => "The token was revoked. Get a new one.",
         "client_unknown" => "The OAuth client was revoked, or belongs to another organization. Create one at OAuth clients.",
-        "scope_insufficient" => {
-            "Give the credential mcp:call, or mcp:call:<connector> for this connector. For tokens of an identity provider: let it grant the \
-             scope, or set the scopes of tokens that name none at SSO."
-        }
         "api_key_unknown" => "The key was revoked, mistyped, or belongs to another organization. Create one at API keys.",
         "api_key_expired" => "Create a new key at API keys.",
+        "credential_repeated" => "Paste only the token or the API key, and nothing around it.",
         "credential_malformed" => "Copy the whole credential, without spaces and line breaks.",
         _ => return None,
     })

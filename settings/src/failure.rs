@@ -163,9 +163,12 @@ pub(crate) fn capitalized(text: &str) -> String {
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
-/// A line with a capital letter at its beginning and a period at its end.
+/// A line with a capital letter at its beginning and a period at its end. A line that begins with a value, such as a URL or a name
+/// of the API, keeps it as it is.
 pub fn sentence(line: &str) -> String {
-    format!("{}.", capitalized(line.trim_end_matches('.')))
+    let line = line.trim_end_matches('.');
+    let is_word = line.split(' ').next().is_some_and(|word| word.chars().all(|letter| letter.is_alphabetic() || letter == ','));
+    format!("{}.", if is_word { capitalized(line) } else { line.to_owned() })
 }
 
 /// The option of the command line for a value of the API.

@@ -36,7 +36,7 @@ const ACCEPT_METADATA: &str = "application/json, */*;q=0.1";
 const PRIVATE_SUFFIXES: [&str; 7] = [".localhost", ".local", ".internal", ".home.arpa", ".svc", ".lan", ".corp"];
 
 /// The rule for addresses. A sentence continues it with what is wrong.
-const PUBLIC_ONLY: &str = "must be on the public Internet, unless an operator allows a private network";
+const PUBLIC_ONLY: &str = "must be on the public Internet, because only operators can allow a private network";
 /// The option of the command line that allows such addresses.
 const ALLOW: &str = "Pass --allow-private-address to allow it";
 
@@ -128,8 +128,8 @@ fn judge_url(field: &'static str, url: &JwksUri, reach: Reach) -> Result<Option<
     match (url.scheme(), reach) {
         ("http", Reach::Public) => {
             let line =
-                "must be https, unless an operator allows http: with http, an attacker on the network could replace the keys";
-            Err(Failure::of(field, line).hint("--allow-private-address allows http"))
+                "must be https, because an attacker on the network could replace keys over http. Only operators can allow http";
+            Err(Failure::of(field, line).because(Reason::PrivateAddress).hint("--allow-private-address allows http"))
         }
         ("http", Reach::Anywhere) => Ok(Some(Finding::warning(format!(
             "{} is not https: gateways without jwks.http_cluster refuse all tokens of this provider",
@@ -380,7 +380,8 @@ fn refuse_private(field: &'static str, url: &JwksUri) -> Result<Option<Finding>,
         }
         // Not a failure, because a provider may be configured before it can be reached. --force then saves it.
         None => Ok(addresses.is_empty().then(|| {
-            let unknown = "has no address in the DNS of this server, so nobody knows whether it is in a private network";
+            let unknown = "has no address in the DNS of this server: check the spelling. If it is right, this server may have no access \
+                           to the Internet: ask an operator";
             Finding::new(false, format!("{host} {unknown}"))
         })),
     }

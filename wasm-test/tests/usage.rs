@@ -5,7 +5,7 @@ use wasm_test::apexmcp::{Apexmcp, USAGE_TOKEN};
 use wasm_test::eventually;
 use wasm_test::gateway::{Gateway, Setup, plugin};
 use wasm_test::http::Request;
-use wasm_test::policy::merged;
+use wasm_test::policy::{api_key, merged};
 use wasm_test::provider::Provider;
 use wasm_test::server::Server;
 use wasm_test::settings::TOKEN;
@@ -80,8 +80,8 @@ async fn every_request_counts_once_for_its_credential() {
     for gateway in [&one, &other] {
         send(gateway, &rig.request(), 20, 200).await;
         send(gateway, &Request::tools_list("/mcp/acme/jira").api_key(&narrow_key), 3, 403).await;
-        send(gateway, &Request::tools_list("/mcp/acme").api_key("apx_live_sk_nobody"), 2, 401).await;
-        send(gateway, &Request::tools_list("/mcp/nobody").api_key("apx_live_sk_nobody"), 2, 401).await;
+        send(gateway, &Request::tools_list("/mcp/acme").api_key(&api_key("nobody")), 2, 401).await;
+        send(gateway, &Request::tools_list("/mcp/nobody").api_key(&api_key("nobody")), 2, 401).await;
     }
     let token = Request::tools_list("/mcp/acme").bearer(&provider.token("scope=mcp:call").await);
     send(&one, &token, 5, 200).await;

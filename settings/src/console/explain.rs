@@ -55,6 +55,13 @@ impl ExplainPage {
             }
             "issuer_unknown" => Some(("Configure an identity provider", format!("/orgs/{org}/sso/configure"))),
             "api_key_unknown" | "api_key_expired" => Some(("API keys", format!("/orgs/{org}/keys"))),
+            "scope_insufficient" => {
+                match found.principal.as_ref().map(|principal| (principal.method.as_str(), &principal.subject)) {
+                    Some(("api_key", id)) => Some(("Edit the API key", format!("/orgs/{org}/keys/{id}/edit"))),
+                    Some(("oauth", _)) => Some(("OAuth clients", format!("/orgs/{org}/clients"))),
+                    _ => of_provider().map(|path| ("Change this identity provider", path)),
+                }
+            }
             "client_unknown" => Some(("OAuth clients", format!("/orgs/{org}/clients"))),
             _ => None,
         }
@@ -69,21 +76,49 @@ pub(super) async fn form(State(console): Shared, session: Session, Path(org): Pa
     Ok(show(&ExplainPage { frame, org, wrong: Wrong::default(), connector: String::new(), explanation: None }))
 }
 
+/// The credential in a text that somebody copied: alone, in a header, or in the answer of a token endpoint.
+fn credential(text: &str) -> Result<Credential, Failure> {
+    let answer = serde_json::from_str::<Value>(text.trim()).ok();
+    let of_answer = answer.as_ref().and_then(|answer| answer.get("access_token")).and_then(Value::as_str);
+    let mut text = of_answer.unwrap_or(text).trim();
+    for prefix in ["x-api-key:", "authorization:", "bearer "] {
+        let begin = text.get(..prefix.len()).filter(|begin| begin.eq_ignore_ascii_case(prefix));
+        text = begin.and_then(|begin| text.strip_prefix(begin)).unwrap_or(text).trim();
+    }
+    if text.starts_with("apx_live_sk_") {
+        return Ok(Credential::ApiKey(text.to_owned()));
+    }
+    let wrong = match text {
+        "" => "must be a token or an API key",
+        text if text.starts_with("apx_secret_") => "is the secret of an OAuth client: get a token with it, and paste the token",
+        text if text.starts_with("key_") => "is the id of an API key: paste the key itself",
+        _ => return Ok(Credential::Token(text.to_owned())),
+    };
+    Err(Failure::of("token", wrong))
+}
+
 /// Explains a token or an API key. It is neither stored nor logged, and the page does not repeat it.
 pub(super) async fn explain(State(console): Shared, session: Session, Path(org): Path<String>, form: Form<Fields>) -> Page {
-    let text = form.0.token.trim().to_owned();
-    let text = text.strip_prefix("Bearer ").map_or(text.clone(), |token| token.trim().to_owned());
-    let credential = if text.starts_with("apx_live_sk_") { Credential::ApiKey(text) } else { Credential::Token(text) };
-    let is_empty = matches!(&credential, Credential::Token(token) if token.is_empty());
+    let credential = match credential(&form.0.token) {
+        Ok(credential) => credential,
+        Err(failure) => {
+            let (actor, ()) = console.read(session, |_, _| Ok(())).await?;
+            let frame = Frame::new(&actor, Some(&org), SECTION, TITLE);
+            return Ok(show_again(&ExplainPage {
+                frame,
+                org,
+                wrong: failure.into(),
+                connector: form.0.connector,
+                explanation: None,
+            }));
+        }
+    };
     let connector = form.0.connector.trim().to_owned();
     let wanted = Some(connector.clone()).filter(|connector| !connector.is_empty());
     let (name, origin) = (org.clone(), console.origin.clone());
     let asked = console.read(session, move |sql, actor| explain::question(sql, actor, &name, wanted, credential, &origin));
     let (actor, question) = asked.await?;
-    let explained = console.pool.run_aside(&org, move || match is_empty {
-        true => Err(Failure::of("token", "must be a token or an API key")),
-        false => explain::explain(&question),
-    });
+    let explained = console.pool.run_aside(&org, move || explain::explain(&question));
     let page = |wrong, explanation| {
         let frame = Frame::new(&actor, Some(&org), SECTION, TITLE);
         ExplainPage { frame, org: org.clone(), wrong, connector, explanation }

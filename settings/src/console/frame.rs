@@ -6,7 +6,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
 use crate::access::{Actor, Role};
-use crate::failure::capitalized;
+use crate::failure::{Failure, Reason, capitalized};
 
 /// The messages that a page shows after a change. The redirect after a form has the word in its query, never the sentence:
 /// a link from elsewhere cannot show its own text.
@@ -47,6 +47,7 @@ messages! {
     ClientRevoked "client-revoked" "The OAuth client is revoked. Gateways refuse its tokens within a second."
     SecretDropped "secret-dropped" "The older secret is removed. The client keeps the newer one."
     ProviderSaved "provider-saved" "The identity provider is saved. Gateways accept its tokens within a second."
+    ProviderForced "provider-forced" "The identity provider is saved, although a check failed. Gateways accept its tokens when they can fetch its keys."
     ProviderRemoved "provider-removed" "The identity provider is removed. Gateways refuse its tokens within a second."
     LimitsSaved "limits-saved" "The limits are saved. Gateways apply them within a second."
     MemberAdded "member-added" "The member is added. Next, choose “Create a sign-in link” in their row, and send them the link."
@@ -55,7 +56,7 @@ messages! {
     OrgCreated "org-created" "The organization is created."
     OrgDeleted "org-deleted" "The organization is deleted."
     SessionEnded "session-ended" "The session is ended."
-    KeyCreated "signing-key-created" "The signing key is published. It does not sign yet."
+    KeyCreated "signing-key-created" "The signing key is published. Wait one minute, and then choose “Sign with it”."
     KeySigns "signing-key-signs" "The gateway signs with this key within a second."
     KeyRemoved "signing-key-removed" "The signing key is removed."
 }
@@ -162,9 +163,23 @@ impl Wrong {
     }
 }
 
-impl From<crate::failure::Failure> for Wrong {
+impl Wrong {
+    /// A failure of an identity provider. If it needs an operator, the line says how to go on.
+    pub(super) fn of_provider(failure: Failure, is_operator: bool) -> Self {
+        let needs_operator = failure.reason == Reason::PrivateAddress;
+        let wrong = Self::from(failure);
+        let next = match (needs_operator, is_operator) {
+            (false, _) => return wrong,
+            (true, true) => "Tick “Allow addresses in a private network, and http”.",
+            (true, false) => "Send an operator of this gateway the issuer URL and your audience.",
+        };
+        Self { line: format!("{} {next}", wrong.line), ..wrong }
+    }
+}
+
+impl From<Failure> for Wrong {
     /// The fields of forms have the names that the API uses.
-    fn from(failure: crate::failure::Failure) -> Self {
+    fn from(failure: Failure) -> Self {
         Self { field: failure.field.unwrap_or_default(), line: failure.line_of_field() }
     }
 }

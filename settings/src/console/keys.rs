@@ -176,7 +176,8 @@ impl CreatedPage {
             _ => String::new(),
         };
         let endpoint = format!("{origin}/mcp/{}{connector}", key.org);
-        Self { frame: frame(actor, &key.org, "API key created"), key, secret, endpoint, old }
+        let title = if old.is_some() { "API key rolled" } else { "API key created" };
+        Self { frame: frame(actor, &key.org, title), key, secret, endpoint, old }
     }
 
     fn curl(&self) -> String {
@@ -352,21 +353,26 @@ pub(super) struct RollFields {
 #[template(path = "key_roll.html")]
 struct RollPage {
     frame: Frame,
-    key: ApiKey,
     label: String,
+    is_expired: bool,
+    /// When the new key expires.
+    end: Option<String>,
+    key: ApiKey,
     wrong: Wrong,
 }
 
 impl RollPage {
-    fn new(actor: &Actor, key: ApiKey, wrong: Wrong) -> Self {
-        Self { frame: frame(actor, &key.org, "Roll API key"), label: label(&key), key, wrong }
+    fn new(actor: &Actor, key: ApiKey, wrong: Wrong) -> Result<Self, Failure> {
+        let end = api_key::end_after_roll(&key, actor.now)?.map(|end| end.to_string());
+        let (frame, label) = (frame(actor, &key.org, "Roll API key"), label(&key));
+        Ok(Self { frame, label, is_expired: key.status(actor.now) == Status::Expired, end, key, wrong })
     }
 }
 
 /// Asks how to roll a key.
 pub(super) async fn ask_roll(State(console): Shared, session: Session, Path((org, id)): Path<(String, String)>) -> Page {
     let (actor, key) = console.read(session, move |sql, actor| of(sql, actor, &org, &id)).await?;
-    Ok(show(&RollPage::new(&actor, key, Wrong::default())))
+    Ok(show(&RollPage::new(&actor, key, Wrong::default())?))
 }
 
 /// A moment for people.
@@ -393,14 +399,16 @@ pub(super) async fn roll(
     match made.await? {
         (actor, Ok(Rolled { new, key, old })) => {
             let old = match (&old.revoked_at, &old.expires_at) {
-                (None, Some(end)) => format!("The old key {} keeps working until {}.", old.id, minute(end)),
-                _ => format!("The old key {} no longer works.", old.id),
+                (None, Some(end)) if old.status(actor.now) == Status::Active => {
+                    format!("Replace the old key {} in your agents before {}. Then it stops working.", label(&old), minute(end))
+                }
+                _ => format!("The old key {} no longer works.", label(&old)),
             };
             Ok(show(&CreatedPage::new(&actor, new, key, &console.origin, Some(old))))
         }
         (_, Err(failure)) => {
             let (actor, key) = console.read(again, move |sql, actor| of(sql, actor, &org, &id)).await?;
-            Ok(show_again(&RollPage::new(&actor, key, failure.into())))
+            Ok(show_again(&RollPage::new(&actor, key, failure.into())?))
         }
     }
 }

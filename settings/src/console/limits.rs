@@ -169,6 +169,9 @@ fn number(field: &'static str, text: &str) -> Result<Option<u64>, Failure> {
 fn limits_of(fields: &Fields) -> Result<Limits, Failure> {
     let requests = number("requests", &fields.requests)?;
     let burst = number("burst", &fields.burst)?;
+    if burst.is_some() && requests.is_none() {
+        return Err(Failure::of("burst", "needs a number of requests: enter Requests, or leave the burst empty"));
+    }
     let per = Unit::ALL.into_iter().find(|unit| unit.to_string() == fields.per);
     let rate = requests.map(|requests| Rate { requests: Some(requests), per, burst });
     Ok(Limits { rate, monthly_quota: number("monthly_quota", &fields.monthly_quota)? })

@@ -62,6 +62,10 @@ pub(super) struct Fields {
 }
 
 impl Fields {
+    fn title(&self) -> &'static str {
+        if self.id.is_empty() { "Configure BYOIDP" } else { "Change identity provider" }
+    }
+
     /// The permission that the actor asks for. An admin cannot change it.
     fn permission(&self, actor: &Actor) -> Option<bool> {
         (actor.role == Role::Operator).then_some(self.private == "on")
@@ -96,7 +100,8 @@ impl FormPage {
 
     fn issuer(&self) -> String {
         let is_fixed = self.is_fixed() || !self.fields.id.is_empty();
-        Self::url(is_fixed, "https://your-company.okta.com/oauth2/default", !is_fixed && self.published.is_none())
+        let is_first = !is_fixed && self.published.is_none() && self.findings.is_empty();
+        Self::url(is_fixed, "https://your-company.okta.com/oauth2/default", is_first)
     }
 
     fn jwks_uri(&self) -> String {
@@ -106,8 +111,8 @@ impl FormPage {
     /// The attributes of the audience. It is what remains after a discovery.
     fn audience(&self) -> &'static str {
         match &self.published {
-            Some(_) => "required autofocus autocomplete=off spellcheck=false",
-            None => "required autocomplete=off spellcheck=false",
+            Some(found) if Self::usable(found) > 0 => "required autofocus autocomplete=off spellcheck=false",
+            _ => "required autocomplete=off spellcheck=false",
         }
     }
 
@@ -153,7 +158,7 @@ pub(super) async fn form(
         private: if provider.allow_private_address { "on".to_owned() } else { String::new() },
         ..Fields::default()
     });
-    let (frame, wrong) = (frame(&actor, &org, "Configure BYOIDP"), Wrong::default());
+    let (frame, wrong) = (frame(&actor, &org, fields.title()), Wrong::default());
     Ok(show(&FormPage { frame, org, fields, wrong, findings: Vec::new(), published: None }))
 }
 
@@ -168,7 +173,7 @@ pub(super) async fn discover(State(console): Shared, session: Session, Path(org)
     let (actor, ()) = asked.await?;
     let issuer = fields.issuer.trim().to_owned();
     let reach = Reach::allowing_private(is_private);
-    let (frame, findings) = (frame(&actor, &org, "Configure BYOIDP"), Vec::new());
+    let (frame, findings) = (frame(&actor, &org, fields.title()), Vec::new());
     match console.pool.run_aside(&org, move || issuer::published(&issuer, reach)).await {
         Ok(published) => {
             fields.jwks_uri = published.jwks_uri.clone().unwrap_or(fields.jwks_uri);
@@ -176,7 +181,8 @@ pub(super) async fn discover(State(console): Shared, session: Session, Path(org)
             Ok(show(&FormPage { frame, org, fields, wrong, findings, published }))
         }
         Err(failure) if is_of_form(&failure) => {
-            Ok(show_again(&FormPage { frame, org, fields, wrong: failure.into(), findings, published: None }))
+            let wrong = Wrong::of_provider(failure, frame.is_operator);
+            Ok(show_again(&FormPage { frame, org, fields, wrong, findings, published: None }))
         }
         Err(failure) => Err(failure.into()),
     }
@@ -187,7 +193,7 @@ const NO_SCOPES: &str = "none";
 
 /// What became of a form.
 enum Outcome {
-    Saved,
+    Saved(Done),
     /// A check failed.
     Checked(Vec<Finding>),
 }
@@ -196,14 +202,15 @@ enum Outcome {
 pub(super) async fn configure(State(console): Shared, session: Session, Path(org): Path<String>, form: Form<Fields>) -> Page {
     let fields = form.0.clone();
     let (actor, saved) = save(&console, session, org.clone(), fields).await?;
-    let frame = frame(&actor, &org, "Configure BYOIDP");
+    let frame = frame(&actor, &org, form.0.title());
     Ok(match saved {
-        Ok(Outcome::Saved) => back_to(&org, "sso", Done::ProviderSaved),
+        Ok(Outcome::Saved(done)) => back_to(&org, "sso", done),
         Ok(Outcome::Checked(findings)) => {
             show_again(&FormPage { frame, org, fields: form.0, wrong: Wrong::default(), findings, published: None })
         }
         Err(failure) => {
-            show_again(&FormPage { frame, org, fields: form.0, wrong: failure.into(), findings: Vec::new(), published: None })
+            let wrong = Wrong::of_provider(failure, frame.is_operator);
+            show_again(&FormPage { frame, org, fields: form.0, wrong, findings: Vec::new(), published: None })
         }
     })
 }
@@ -248,6 +255,10 @@ async fn save(
             if !asked_by.id.is_empty() && asked_by.id != provider::id_of(&new.issuer) {
                 return Err(Failure::of("issuer", "must stay the same: configure another provider, and remove this one"));
             }
+            let known = provider::list(sql, actor, &new.org)?;
+            if asked_by.id.is_empty() && known.iter().any(|known| known.issuer == new.issuer) {
+                return Err(Failure::of("issuer", "is configured already: change that provider instead"));
+            }
             let sharing = service::sharing(sql, actor, &new.wanted())?;
             let provider = [new.org.as_str(), &new.issuer, &new.jwks_uri];
             Ok((sharing, provider::permission(sql, actor, provider, asked_by.permission(actor))?))
@@ -268,11 +279,13 @@ async fn save(
         Ok((service::examine(&sharing, &new.wanted(), reach), new))
     });
     let (examined, new) = examined.await?;
+    let mut done = Done::ProviderSaved;
     match examined {
         Err(failure) => return Ok((actor, Err(failure))),
         Ok(examined) if examined.failed() > 0 && fields.force != "on" => {
             return Ok((actor, Ok(Outcome::Checked(examined.findings))));
         }
+        Ok(examined) if examined.failed() > 0 => done = Done::ProviderForced,
         Ok(_) => {}
     }
     let (actor, saved) = console
@@ -296,7 +309,7 @@ async fn save(
             provider::configure(change, actor, &record)
         })
         .await?;
-    Ok((actor, saved.map(|()| Outcome::Saved)))
+    Ok((actor, saved.map(|()| Outcome::Saved(done))))
 }
 
 #[derive(Template)]

@@ -24,6 +24,9 @@ const SHOWN: usize = 16;
 /// The time before its end in which a key expires soon.
 const SOON: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
+/// The beginning of every key.
+const KEY: &str = "apx_live_sk_";
+
 /// Maximum length of a search, in characters.
 const MAX_SEARCH: usize = 64;
 
@@ -108,7 +111,7 @@ pub fn create(change: &Change<'_>, actor: &Actor, new: &NewKey<'_>) -> Result<(A
     }
     let taken = |id: &str| exists(change, "SELECT 1 FROM api_keys WHERE id = ?", values![id]);
     let id = secret::unused(|| secret::hexadecimal::<6>().map(|digits| format!("key_{digits}")), taken)?;
-    let key = secret::base62("apx_live_sk_", 32)?;
+    let key = secret::base62(KEY, 32)?;
     let made = ApiKey {
         id,
         org: new.org.to_owned(),
@@ -168,7 +171,7 @@ impl Status {
 pub struct Filter {
     /// `None`: all.
     pub status: Option<Status>,
-    /// A part of the name, or the beginning of the id or of the key. Its letters match in both cases. Empty: all.
+    /// A part of the name, of the id or of the known beginning of the key, or a whole key. Its letters match in both cases. Empty: all.
     pub search: String,
 }
 
@@ -198,18 +201,20 @@ pub fn list(
         Some(Status::Expired) => (" AND revoked_at IS NULL AND expires_at <= ?", vec![Value::Text(now)]),
         Some(Status::Active) => (" AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)", vec![Value::Text(now)]),
     };
-    let length = search.chars().count();
-    if length > MAX_SEARCH {
+    if search.chars().count() > MAX_SEARCH {
         return Err(Failure::of("search", format!("must have at most {MAX_SEARCH} characters")));
     }
     let searches = if search.is_empty() {
         ""
     } else {
-        let (search, length) = (search.to_ascii_lowercase(), Value::Integer(i64::try_from(length).unwrap_or(i64::MAX)));
-        let search = || Value::Text(search.clone());
-        values.extend([search(), length.clone(), search(), length, search()]);
+        let search = search.trim_end_matches('…').to_ascii_lowercase();
+        // Of a whole key, only the beginning is known.
+        let of_key: String = search.chars().take(SHOWN).collect();
+        let of_key = if search.starts_with(KEY) { of_key } else { search.clone() };
+        values.extend([search.clone(), search, of_key].map(Value::Text));
         // Not LIKE: its time grows with the product of both lengths.
-        " AND (replace(lower(name), ?, '') <> lower(name) OR substr(id, 1, ?) = ? OR substr(lower(prefix), 1, ?) = ?)"
+        " AND (replace(lower(name), ?, '') <> lower(name) OR replace(id, ?, '') <> id
+            OR replace(lower(prefix), ?, '') <> lower(prefix))"
     };
     let query = format!("SELECT * FROM api_keys WHERE org = ?{condition}{searches}");
     let values = [values![org], &values[..]].concat();
@@ -228,7 +233,8 @@ const SUGGESTED: usize = 50;
 pub fn used_connectors(connection: &dyn Sql, actor: &Actor, org: &str) -> Result<Vec<String>, Failure> {
     org::require(connection, actor, org)?;
     let query = "SELECT DISTINCT connectors
-        FROM (SELECT connectors FROM api_keys WHERE org = ? ORDER BY created_at DESC, id DESC LIMIT ?) AS recent
+        FROM (SELECT connectors FROM api_keys WHERE org = ? AND revoked_at IS NULL
+            ORDER BY created_at DESC, id DESC LIMIT ?) AS recent
         WHERE connectors IS NOT NULL";
     let lists = rows(connection, query, values![org, RECENT], |row| row.json::<Vec<String>>("connectors"))?;
     let used: BTreeSet<String> = lists.into_iter().flatten().flatten().collect();
@@ -335,6 +341,21 @@ pub struct Rolled {
     pub old: ApiKey,
 }
 
+fn moment(text: &str) -> Result<Moment, Failure> {
+    Moment::parse(text).map_err(|line| Failure::new(Reason::DatabaseInvalid, line))
+}
+
+/// When a key expires that replaces `old` now: it lives as long as the old one was meant to live.
+///
+/// # Errors
+/// If the database has no timestamps.
+pub fn end_after_roll(old: &ApiKey, now: Moment) -> Result<Option<Moment>, Failure> {
+    let Some(old_end) = old.expires_at.as_deref().map(moment).transpose()? else { return Ok(None) };
+    let life = old_end.since(moment(&old.created_at)?);
+    // An end that is too far for the calendar stays the same.
+    Ok(Some(now.plus(life).unwrap_or(old_end)))
+}
+
 /// Creates a key like this one, which then expires after `overlap`. The new key lives as long as the old one was meant to live.
 ///
 /// # Errors
@@ -349,15 +370,12 @@ pub fn roll(change: &Change<'_>, actor: &Actor, id: &str, overlap: Duration) -> 
             format!("{id} was rolled before: roll the key that replaced it, or create one"),
         ));
     }
-    let moment = |text: &str| Moment::parse(text).map_err(|line| Failure::new(Reason::DatabaseInvalid, line));
     let old_end = old.expires_at.as_deref().map(moment).transpose()?;
-    let life = old_end.map(|end| Ok::<_, Failure>(end.since(moment(&old.created_at)?))).transpose()?;
     let new = NewKey {
         org: &old.org,
         name: &old.name,
         connectors: old.connectors.as_deref().unwrap_or_default(),
-        // An end that is too far for the calendar stays the same.
-        expires_at: life.map(|life| actor.now.plus(life).ok()).map_or(old_end, |end| end.or(old_end)),
+        expires_at: end_after_roll(&old, actor.now)?,
     };
     let (new, key) = create(change, actor, &new)?;
     let limits = old.limits.as_ref().map(|limits| json!(limits).to_string());

@@ -472,7 +472,7 @@ fn a_refused_token_is_explained() {
         "{good}"
     );
     for (header, more, reason, part) in [
-        (&header, json!({"exp": 5}), "token_expired", "Take a new token"),
+        (&header, json!({"exp": 5}), "token_expired", "Get a new token"),
         (&header, json!({"aud": "other"}), "audience_mismatch", "audience"),
         (&header, json!({"iss": "https://other.example"}), "issuer_unknown", "Configure this issuer"),
         (&header, json!({"scope": "mcp:call:github", "aud": "apexmcp"}), "ok", ""),

@@ -305,7 +305,7 @@ fn identity_providers_are_examined_before_they_are_saved() {
     let before = state(&settings);
     let file = settings.write("orgs.yaml", &text(&origin));
     let (line, code) = settings.refusal(&["apply", "-f", &file]);
-    assert!(line.contains("orgs.acme.identity_providers[0]: issuer must be https") && code == "invalid_argument", "{line}");
+    assert!(line.contains("orgs.acme.identity_providers[0]: issuer must be https") && code == "private_address", "{line}");
     let output = settings.run(&["apply", "-f", &file, "--allow-private-address", "--json"]);
     let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(
