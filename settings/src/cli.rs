@@ -658,7 +658,7 @@ pub enum DatabaseCommand {
     /// Copy all records from the database of --db to an empty one, and compare the two
     #[command(after_help = "\
 The copy has the same ids, versions and audit log. Stop everything that changes the old database first: later changes are not
-in the copy. Gateways continue without a full download when 'apexmcp serve' runs with the copy.
+in the copy, and usage is not copied. Gateways continue without a full download when 'apexmcp serve' runs with the copy.
 
   apexmcp --db apexmcp.db database copy --to postgres://apexmcp@db.example/settings
   apexmcp --db postgres://apexmcp@db.example/settings database copy --to apexmcp.db")]

@@ -14,7 +14,10 @@ pub(super) const KEPT_HOURS: i64 = KEPT_HOURS_DAYS * 24;
 /// Days for which sums by day are kept: 13 months.
 pub(crate) const KEPT_DAYS: i64 = 400;
 /// Number of rows that one transaction deletes. A report waits for such a transaction.
-const ROWS: u32 = 2_000;
+const MAX_ROWS: u32 = 2_000;
+
+/// Number of such transactions for a table, until the next hour. The server waits for them when it stops.
+const PORTIONS: u32 = 200;
 
 /// The tables with the columns of their keys, and the column with the time.
 const TABLES: [(&str, &str, &str); 4] = [
@@ -58,8 +61,12 @@ pub(crate) fn delete_org(usage: &Usage, now: Moment, org: &str) -> Result<(), Fa
 /// Deletes rows in portions, so that no report waits long.
 fn delete(usage: &Usage, now: Moment, [table, key]: [&str; 2], condition: &str, value: &Value) -> Result<(), Failure> {
     let query = format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT ?)");
-    let portion = || usage.write(now, |sql| sql.execute(&query, &[value.clone(), ROWS.into()]));
-    while portion()? >= u64::from(ROWS) {}
+    let portion = || usage.write(now, |sql| sql.execute(&query, &[value.clone(), MAX_ROWS.into()]));
+    for _ in 0..PORTIONS {
+        if portion()? < u64::from(MAX_ROWS) {
+            break;
+        }
+    }
     Ok(())
 }
 

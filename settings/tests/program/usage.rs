@@ -227,7 +227,7 @@ fn an_hour_and_a_last_use_of_a_wrong_clock_are_corrected() {
     let last_used = || collecting.settings.json(&["key", "list", "--org", "acme"])[0]["last_used"].as_str().unwrap().to_owned();
     send(1, hour() + 1000, now() + 1_000_000);
     let present = last_used();
-    assert!(present < "2100".to_owned(), "{present}");
+    assert!(*present < *"2100", "{present}");
     send(2, 0, 60);
     assert_eq!(last_used(), present, "a time never goes back");
     send(3, hour() - 10 * 24, 60);
