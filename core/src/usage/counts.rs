@@ -121,7 +121,8 @@ fn add(names: &mut Names, name: &str, refused: Option<Reason>, now: UnixTime) {
     match refused {
         None => {
             count.allowed = count.allowed.saturating_add(1);
-            count.last_used = now.as_secs() / MINUTE * MINUTE;
+            let second = now.as_secs();
+            count.last_used = second.saturating_sub(second % MINUTE);
         }
         Some(reason) => count.refuse(reason.word(), 1),
     }

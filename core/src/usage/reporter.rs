@@ -117,7 +117,7 @@ impl Reporter {
                     self.due_at = Some(now);
                 }
                 let totals = serde_json::from_slice::<Value>(body).unwrap_or_default();
-                if raises && totals["month"] == now.month().as_str() {
+                if raises && totals.get("month").and_then(Value::as_str) == Some(&now.month()) {
                     raise(&totals, &batch.subjects, now, host);
                 }
                 None
@@ -186,7 +186,7 @@ fn subject_of_key(name: &str) -> Option<Box<str>> {
 
 /// Raises the counts of this Envoy to the totals of all gateways. They never fall: what this Envoy counted since the report stays.
 fn raise(totals: &Value, subjects: &HashSet<Box<str>>, now: UnixTime, host: &dyn Host) {
-    let of = |member: &str| totals[member].as_object().into_iter().flatten();
+    let of = |member: &str| totals.get(member).and_then(Value::as_object).into_iter().flatten();
     let orgs = of("orgs").map(|(org, total)| (format!("org/{org}").into(), total));
     let keys = of("keys").filter_map(|(name, total)| Some((subject_of_key(name)?, total)));
     for (subject, total) in orgs.chain(keys).filter(|(subject, _)| subjects.contains(subject)) {
