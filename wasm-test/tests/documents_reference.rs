@@ -683,7 +683,7 @@ const ROWS: &[Row] = &[
         ("settings/tests/program/api.rs", "a_repeated_request_with_an_idempotency_key_changes_nothing_and_shows_no_secret"),
     ),
     row(
-        "records in one answer of the management API",
+        "records in one answer of the management API, and in an export of the audit log",
         "1,000",
         ("settings/src/api/call.rs", "MAX_PAGE: u32 = 1_000"),
         ("settings/tests/program/api.rs", "lists_have_pages"),
@@ -694,8 +694,18 @@ const ROWS: &[Row] = &[
         ("settings/src/database/pool.rs", "MAX_OTHERS: usize = 8"),
         NONE,
     ),
-    row("searches in lists of keys at the same time", "2", ("settings/src/database/pool.rs", "MAX_SEARCHES: usize = 2"), NONE),
-    row("text of a search", "64 characters", ("settings/src/records/api_key.rs", "MAX_SEARCH: usize = 64"), NONE),
+    row(
+        "searches in lists of keys and in the audit log at the same time",
+        "2",
+        ("settings/src/database/pool.rs", "MAX_SEARCHES: usize = 2"),
+        NONE,
+    ),
+    row(
+        "text of a search for a key, or for the author of a change",
+        "64 characters",
+        ("settings/src/records/api_key.rs", "MAX_SEARCH: usize = 64"),
+        NONE,
+    ),
     row("form with a sign-in link", "1 KiB", ("settings/src/console/sign_in.rs", "MAX_LINK_FORM_LENGTH: usize = 1024"), NONE),
     row("form of the console", "256 KiB", ("settings/src/console/sign_in.rs", "MAX_FORM_LENGTH: usize = 256 << 10"), NONE),
     row("address of a member", "254 characters", ("settings/src/records/member.rs", "MAX_EMAIL_LENGTH: usize = 254"), NONE),
@@ -795,6 +805,7 @@ const UNLISTED: &[(&str, &str)] = &[
     ("settings/src/oidc.rs", "MAX_NAME_LENGTH"),
     ("settings/src/oidc.rs", "MAX_VALUE_LENGTH"),
     ("settings/src/serve/gateways.rs", "MAX_NAME_LENGTH"),
+    ("settings/src/records/audit.rs", "MAX_SEARCH"),
     ("settings/src/sql.rs", "MAX_PART_LENGTH"),
 ];
 
