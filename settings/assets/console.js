@@ -10,5 +10,11 @@ for (const button of document.querySelectorAll("[data-copy]")) {
   });
 }
 
+// Only the beginning of an API key is searched for: a whole key must not get into the address of a page.
+document.querySelector("form.filter")?.addEventListener("submit", (event) => {
+  const search = event.target.elements.search;
+  if (search?.value.trim().startsWith("apx_live_sk_")) search.value = search.value.trim().slice(0, 16);
+});
+
 // The first wrong field, although the page may name another one for the focus.
 document.querySelector("[aria-invalid]")?.focus();

@@ -60,7 +60,7 @@ pub struct Explanation {
     pub details: Option<String>,
     /// What to change.
     pub advice: Option<String>,
-    /// The principal that the credential proves. It may lack a scope.
+    /// The principal that the credential proves. It may lack a scope. If `admitted` is null, the principal that the token names.
     pub principal: Option<Proven>,
     /// The header of the token. It is not verified.
     #[schema(value_type = Option<Object>)]
@@ -212,7 +212,9 @@ pub fn explain(question: &Question) -> Result<Explanation, Failure> {
         Credential::Token(token) => parts(token),
         Credential::ApiKey(_) => [None, None],
     };
-    let principal = findings.principal.as_deref().map(Proven::of);
+    // Without a checked signature, nothing is proven. The principal is then only shown if nothing else is wrong.
+    let is_shown = unchecked.is_none() || denial.is_none();
+    let principal = findings.principal.as_deref().filter(|_| is_shown).map(Proven::of);
     let (admitted, word, description) = match (&denial, &unchecked) {
         (Some(denial), _) => (Some(false), denial.reason().word(), told(denial)),
         (None, Some(_)) => (None, apexmcp_core::reason::Reason::JwksUnavailable.word(), UNCHECKED.to_owned()),

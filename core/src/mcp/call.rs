@@ -26,7 +26,8 @@ impl Part {
     }
 }
 
-/// What a request calls. A client wrote it, so it is bounded and has only visible ASCII: a log in text form needs no escapes.
+/// What a request calls. A client wrote it, so it is bounded and has only visible ASCII without quotes and backslashes: a log in
+/// text form needs no escapes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Call {
     method: String,
@@ -56,14 +57,19 @@ impl Call {
     }
 }
 
-/// The values with commas between them. Each character that is not visible ASCII is a question mark.
+/// Whether a log in text form needs no escape for this byte.
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\')
+}
+
+/// The values with commas between them. Each character that a log would have to escape is a question mark.
 fn joined<'v>(values: impl Iterator<Item = &'v [u8]>) -> String {
     let mut text = String::new();
     for value in values {
         let comma = if text.is_empty() { "" } else { "," };
         text.push_str(comma);
         let left = MAX_LENGTH.saturating_sub(text.len());
-        text.extend(value.iter().take(left).map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' }));
+        text.extend(value.iter().take(left).map(|byte| if is_plain(*byte) { char::from(*byte) } else { '?' }));
         if text.len() >= MAX_LENGTH {
             break;
         }
@@ -94,8 +100,9 @@ mod tests {
 
     #[test]
     fn a_log_line_cannot_be_forged_or_filled() {
-        let twice = Call::of_head(&head(&[("mcp-method", "a b\u{e9}"), ("mcp-method", "c"), ("mcp-name", "=?base64?YQpi?=")]));
-        assert_eq!(parts(&twice), ["a?b??,c", "a?b"]);
+        let twice =
+            Call::of_head(&head(&[("mcp-method", "a b\u{e9}"), ("mcp-method", "c\"\\"), ("mcp-name", "=?base64?YQpi?=")]));
+        assert_eq!(parts(&twice), ["a?b??,c??", "a?b"]);
         let long = "x".repeat(2 * MAX_LENGTH);
         let call = Call::of_head(&head(&[("mcp-method", &long), ("mcp-method", &long)]));
         assert_eq!(call.part(Part::Method).len(), MAX_LENGTH);

@@ -1,6 +1,6 @@
 //! What one thread counted and has not reported yet.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 
 use crate::names::OrgName;
 use crate::principal::{Attribute, Method, Principal};
@@ -10,6 +10,8 @@ use crate::time::UnixTime;
 /// Maximum number of credentials that a thread counts separately until they are reported. The requests of others count for their
 /// org alone. A count takes about 200 bytes.
 const MAX_NAMES: usize = 20_000;
+/// Maximum number of hours that are counted separately while no report arrives.
+const MAX_HOURS: usize = 24;
 /// The name, after that of its org, for credentials beyond the limit.
 const OTHER: &str = "/other";
 /// Seconds in an hour.
@@ -35,6 +37,17 @@ impl Count {
         self.last_used = self.last_used.max(other.last_used);
     }
 
+    fn note(&mut self, refused: Option<Reason>, now: UnixTime) {
+        match refused {
+            None => {
+                self.allowed = self.allowed.saturating_add(1);
+                let second = now.as_secs();
+                self.last_used = second.saturating_sub(second % MINUTE);
+            }
+            Some(reason) => self.refuse(reason.word(), 1),
+        }
+    }
+
     /// A credential is refused for few reasons.
     fn refuse(&mut self, reason: &'static str, count: u64) {
         match self.refused.iter_mut().find(|(known, _)| *known == reason) {
@@ -51,26 +64,25 @@ pub type Names = HashMap<Box<str>, Count>;
 /// The counts of one thread, by hour.
 #[derive(Debug, Default)]
 pub struct Counts {
-    hours: VecDeque<(u64, Names)>,
+    hours: BTreeMap<u64, Names>,
 }
 
 impl Counts {
     /// Counts a decided request of a known credential. `refused` is the reason of a refusal.
     pub fn of_principal(&mut self, principal: &Principal, refused: Option<Reason>, now: UnixTime) {
         let name = credential(principal);
-        let Some(names) = self.hour_of(now) else { return };
-        if names.len() >= MAX_NAMES && !names.contains_key(name) {
-            let name = format!("{}{OTHER}", principal.org());
-            return add(names, &name, refused, now);
+        let is_full = self.is_full();
+        let names = self.names_of(now.as_secs() / HOUR);
+        // Almost every request finds its name, without an allocation.
+        match names.get_mut(name) {
+            Some(count) => count.note(refused, now),
+            None => names.entry(kept(name, is_full)).or_default().note(refused, now),
         }
-        add(names, name, refused, now);
     }
 
-    /// Counts a refusal without a known credential. The policy has this org, so its name bounds nothing new.
+    /// Counts a refusal without a known credential. Call this only for orgs of the policy, so that the names are bounded.
     pub fn of_org(&mut self, org: &OrgName, refused: Reason, now: UnixTime) {
-        if let Some(names) = self.hour_of(now) {
-            add(names, org.as_str(), Some(refused), now);
-        }
+        self.names_of(now.as_secs() / HOUR).entry(org.as_str().into()).or_default().note(Some(refused), now);
     }
 
     /// Whether there is nothing to report.
@@ -80,51 +92,48 @@ impl Counts {
 
     /// Takes over all counts of another thread.
     pub fn take(&mut self, other: &mut Self) {
-        for (hour, names) in other.hours.drain(..) {
-            let Some((_, own)) = self.hours.iter_mut().find(|(own, _)| *own == hour) else {
-                self.hours.push_back((hour, names));
-                continue;
-            };
+        for (hour, names) in std::mem::take(&mut other.hours) {
             for (name, count) in names {
-                own.entry(name).or_default().add(count);
+                let is_full = self.is_full();
+                let own = self.names_of(hour);
+                match own.get_mut(&name) {
+                    Some(known) => known.add(count),
+                    None => own.entry(kept(&name, is_full)).or_default().add(count),
+                }
             }
         }
     }
 
     /// Takes the oldest hour.
     pub(super) fn take_hour(&mut self) -> Option<(u64, Names)> {
-        self.hours.pop_front()
+        self.hours.pop_first()
     }
 
     /// Puts back what did not fit into a report.
     pub(super) fn put_back(&mut self, hour: u64, names: Names) {
         if !names.is_empty() {
-            self.hours.push_front((hour, names));
+            self.hours.insert(hour, names);
         }
     }
 
-    fn hour_of(&mut self, now: UnixTime) -> Option<&mut Names> {
-        let hour = now.as_secs() / HOUR;
-        if self.hours.iter().all(|(known, _)| *known != hour) {
-            self.hours.push_back((hour, Names::default()));
-        }
-        self.hours.iter_mut().find(|(known, _)| *known == hour).map(|(_, names)| names)
+    /// Whether there is no memory for more credentials.
+    fn is_full(&self) -> bool {
+        self.hours.values().map(Names::len).sum::<usize>() >= MAX_NAMES
+    }
+
+    /// The counts of an hour. While no report arrives, the requests of later hours count for the last hour that is kept.
+    fn names_of(&mut self, hour: u64) -> &mut Names {
+        let last = self.hours.keys().next_back().copied();
+        let hour = last.filter(|_| self.hours.len() >= MAX_HOURS && !self.hours.contains_key(&hour)).unwrap_or(hour);
+        self.hours.entry(hour).or_default()
     }
 }
 
-fn add(names: &mut Names, name: &str, refused: Option<Reason>, now: UnixTime) {
-    // Almost every request finds its name, without an allocation.
-    let count = match names.get_mut(name) {
-        Some(count) => count,
-        None => names.entry(name.into()).or_default(),
-    };
-    match refused {
-        None => {
-            count.allowed = count.allowed.saturating_add(1);
-            let second = now.as_secs();
-            count.last_used = second.saturating_sub(second % MINUTE);
-        }
-        Some(reason) => count.refuse(reason.word(), 1),
+/// The name under which a new credential is counted.
+fn kept(name: &str, is_full: bool) -> Box<str> {
+    match name.split_once('/') {
+        Some((org, _)) if is_full => format!("{org}{OTHER}").into(),
+        _ => name.into(),
     }
 }
 
@@ -144,6 +153,7 @@ mod tests {
     use crate::limits::Subjects;
     use crate::scope::ScopeSet;
     use std::rc::Rc;
+    use std::time::Duration;
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
@@ -184,6 +194,28 @@ mod tests {
         let (_, names) = counts.take_hour().unwrap();
         assert_eq!(names.len(), MAX_NAMES + 1);
         assert_eq!((names["acme/other"].allowed, names["acme/key/0"].allowed), (10, 2));
+    }
+
+    #[test]
+    fn the_memory_is_bounded_while_no_report_arrives() {
+        let mut counts = Counts::default();
+        let mut sum = 0;
+        for hour in 0..30_u64 {
+            let mut thread = Counts::default();
+            for number in 0..1_000_u64 {
+                thread.of_principal(
+                    &key(&(1_000 * hour + number).to_string()),
+                    None,
+                    NOW.plus(Duration::from_secs(3_600 * hour)),
+                );
+                sum += 1;
+            }
+            counts.take(&mut thread);
+        }
+        assert_eq!(counts.hours.len(), MAX_HOURS);
+        assert!(counts.hours.values().map(Names::len).sum::<usize>() <= MAX_NAMES + MAX_HOURS);
+        let counted: u64 = counts.hours.values().flat_map(Names::values).map(|count| count.allowed).sum();
+        assert_eq!(counted, sum, "no request is lost");
     }
 
     #[test]

@@ -145,13 +145,14 @@ impl Reporter {
             self.gateway = host.random().map(|bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect());
         }
         let gateway = self.gateway.as_deref()?;
-        let (hour, all) = self.counts.take_hour()?;
-        let (mut names, mut rest, mut bytes) = (Names::default(), Names::default(), 0_usize);
-        for (name, count) in all {
+        let (hour, mut rest) = self.counts.take_hour()?;
+        let mut bytes = 0_usize;
+        let mut fits = |name: &str| {
             bytes = bytes.saturating_add(name.len());
-            let is_full = names.len() >= MAX_NAMES || (bytes > MAX_NAME_BYTES && !names.is_empty());
-            if is_full { &mut rest } else { &mut names }.insert(name, count);
-        }
+            bytes <= MAX_NAME_BYTES
+        };
+        let chosen: Vec<Box<str>> = rest.keys().take(MAX_NAMES).take_while(|name| fits(name)).cloned().collect();
+        let names: Names = chosen.iter().filter_map(|name| rest.remove_entry(name)).collect();
         self.counts.put_back(hour, rest);
         self.sequence = self.sequence.saturating_add(1);
         let mut orgs = Map::new();

@@ -16,7 +16,7 @@ CREATE INDEX usage_gateways_by_hour ON usage_gateways (hour);
 
 CREATE TABLE usage_days (
     org TEXT NOT NULL,
-    credential TEXT NOT NULL,       -- key/<id>, client/<id>, idp/<id>, or '-' for refusals without a known credential
+    credential TEXT NOT NULL,       -- key/<id>, client/<id>, idp/<id>, other, or '-' for refusals without a known credential
     day INTEGER NOT NULL,
     outcome TEXT NOT NULL,
     requests INTEGER NOT NULL,

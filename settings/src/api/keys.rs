@@ -29,7 +29,7 @@ pub(super) struct KeysQuery {
     /// Only keys with this status.
     #[param(inline)]
     status: Option<Status>,
-    /// Only keys whose name contains this text, or whose id or first characters begin with it.
+    /// Only keys whose name contains this text, or whose id or first characters contain it.
     #[serde(default)]
     search: String,
     /// Maximum number of records: 1 to 1,000.

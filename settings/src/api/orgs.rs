@@ -1,5 +1,7 @@
 //! `/orgs`
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
@@ -9,7 +11,9 @@ use utoipa::ToSchema;
 use super::call::{Body, Call, Page, PageQuery};
 use super::problem::Problem;
 use super::{Items, Made, Path, Shared};
+use crate::clock::Moment;
 use crate::records::org::{self, Org};
+use crate::serve::log;
 
 /// The orgs that the caller may read.
 #[utoipa::path(get, path = "/orgs", params(PageQuery), responses((status = 200, body = Items<Org>)), extensions(("x-role" = json!("viewer"))))]
@@ -45,10 +49,14 @@ pub(super) async fn show(State(api): Shared, call: Call, Path(org): Path<String>
 /// Deletes an org with all its records. This cannot be undone.
 #[utoipa::path(delete, path = "/orgs/{org}", params(("org" = String, Path, description = "The name of the org")), responses((status = 204)), extensions(("x-role" = json!("operator"))))]
 pub(super) async fn delete(State(api): Shared, call: Call, Path(org): Path<String>) -> Result<Response, Problem> {
-    api.change(call, String::new(), move |change, actor, call| {
+    let (name, usage) = (org.clone(), Arc::clone(&api.usage));
+    let deleted = api.change(call, String::new(), move |change, actor, call| {
         call.check(&serde_json::json!(org::show(change, actor, &org)?))?;
         org::delete(change, actor, &org)?;
         Ok(Made::deleted())
-    })
-    .await
+    });
+    let response = deleted.await?;
+    let forgotten = api.pool.run_aside(name.clone(), move || usage.forget(&name, Moment::now()));
+    forgotten.await.unwrap_or_else(log);
+    Ok(response)
 }

@@ -9,7 +9,9 @@ use crate::cli::OrgCommand;
 use crate::failure::Failure;
 use crate::output::{Answer, table};
 use crate::records::org::{self, Org};
+use crate::serve::log;
 use crate::sql::Range;
+use crate::usage::Usage;
 
 pub(super) fn run(session: &Session<'_>, command: OrgCommand) -> Result<Answer, Failure> {
     match command {
@@ -28,10 +30,14 @@ pub(super) fn run(session: &Session<'_>, command: OrgCommand) -> Result<Answer, 
             let org = session.open()?.read(|connection| org::show(connection, &session.actor, &name))?;
             Ok(Answer::new(rows(slice::from_ref(&org)), json!(org)))
         }
-        OrgCommand::Delete { name, yes: _ } => session.change(
-            |change, actor| org::delete(change, actor, &name),
-            |org| Answer::new(format!("Deleted the org {name} and all its records."), json!(org)),
-        ),
+        OrgCommand::Delete { name, yes: _ } => {
+            let answer = session.change(
+                |change, actor| org::delete(change, actor, &name),
+                |org| Answer::new(format!("Deleted the org {name} and all its records."), json!(org)),
+            )?;
+            Usage::reader(session.location).forget(&name, session.actor.now).unwrap_or_else(log);
+            Ok(answer)
+        }
     }
 }
 

@@ -102,7 +102,8 @@ pub(super) async fn explain(State(console): Shared, session: Session, Path(org):
     let credential = match credential(&form.0.token) {
         Ok(credential) => credential,
         Err(failure) => {
-            let (actor, ()) = console.read(session, |_, _| Ok(())).await?;
+            let name = org.clone();
+            let (actor, ()) = console.read(session, move |sql, actor| org::require_change(sql, actor, &name)).await?;
             let frame = Frame::new(&actor, Some(&org), SECTION, TITLE);
             return Ok(show_again(&ExplainPage {
                 frame,

@@ -1,5 +1,7 @@
 //! `Organizations`
 
+use std::sync::Arc;
+
 use askama::Template;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Redirect};
@@ -11,6 +13,7 @@ use super::{Cursor, Page, Session, Shared, back, back_to, next, show, show_again
 use crate::access::Actor;
 use crate::failure::Failure;
 use crate::records::org::{self, Org};
+use crate::serve::log;
 use crate::sql::Part;
 
 const SECTION: &str = "Organizations";
@@ -107,7 +110,12 @@ pub(super) async fn delete(
         org::delete(change, actor, &name)
     });
     match made.await? {
-        (_, Ok(_)) => Ok(back("/orgs", Done::OrgDeleted)),
+        (actor, Ok(org)) => {
+            let usage = Arc::clone(&console.usage);
+            let forgotten = console.pool.run_aside("", move || usage.forget(&org.name, actor.now));
+            forgotten.await.unwrap_or_else(log);
+            Ok(back("/orgs", Done::OrgDeleted))
+        }
         (_, Err(failure)) => {
             let (actor, org) = console.read(again, move |sql, actor| org::show(sql, actor, &org)).await?;
             let frame = Frame::new(&actor, Some(&org.name), SECTION, "Delete organization");

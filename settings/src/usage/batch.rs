@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 /// Maximum number of credentials in a report. A gateway with more sends more reports.
 const MAX_CREDENTIALS: usize = 2_000;
-/// Maximum number of requests in one count. Sums of such counts stay far below the end of the 64-bit numbers.
+/// Maximum number of requests in one count.
 const MAX_COUNT: u64 = 1_000_000_000_000;
 /// Stands for reasons that this version does not know, and for credentials that a gateway could not count one by one.
 const OTHER: &str = "other";

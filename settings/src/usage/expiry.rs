@@ -9,7 +9,7 @@ use crate::sql::{Sql, Value, first, values};
 
 /// Days for which sums by hour, and the sequences of silent gateways, are kept.
 const KEPT_HOURS_DAYS: i64 = 14;
-/// The same in hours.
+/// [`KEPT_HOURS_DAYS`] in hours.
 pub(super) const KEPT_HOURS: i64 = KEPT_HOURS_DAYS * 24;
 /// Days for which sums by day are kept: 13 months.
 pub(crate) const KEPT_DAYS: i64 = 400;
@@ -27,12 +27,12 @@ const TABLES: [(&str, &str, &str); 4] = [
     ("usage_gateways", "gateway", "hour"),
 ];
 
-/// The tables whose rows belong to an org.
+/// The tables whose rows belong to an org. The last two show which orgs have usage, so their rows are deleted last.
 const TABLES_OF_ORGS: [(&str, &str); 4] = [
     ("usage_days", "org, credential, day, outcome"),
-    ("usage_org_days", "org, day, outcome"),
     ("usage_hours", "org, hour"),
     ("usage_last_used", "org, credential"),
+    ("usage_org_days", "org, day, outcome"),
 ];
 
 /// Deletes rows that are too old.
@@ -55,19 +55,25 @@ pub(crate) fn delete_old(usage: &Usage, now: Moment) -> Result<(), Failure> {
 /// # Errors
 /// If the store fails.
 pub(crate) fn delete_org(usage: &Usage, now: Moment, org: &str) -> Result<(), Failure> {
-    TABLES_OF_ORGS.into_iter().try_for_each(|(table, key)| delete(usage, now, [table, key], "org = ?", &org.into()))
-}
-
-/// Deletes rows in portions, so that no report waits long.
-fn delete(usage: &Usage, now: Moment, [table, key]: [&str; 2], condition: &str, value: &Value) -> Result<(), Failure> {
-    let query = format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT ?)");
-    let portion = || usage.write(now, |sql| sql.execute(&query, &[value.clone(), MAX_ROWS.into()]));
-    for _ in 0..PORTIONS {
-        if portion()? < u64::from(MAX_ROWS) {
+    for (table, key) in TABLES_OF_ORGS {
+        // The next hour goes on with a table that has too many rows.
+        if !delete(usage, now, [table, key], "org = ?", &org.into())? {
             break;
         }
     }
     Ok(())
+}
+
+/// Deletes rows in portions, so that no report waits long. False: some are left.
+fn delete(usage: &Usage, now: Moment, [table, key]: [&str; 2], condition: &str, value: &Value) -> Result<bool, Failure> {
+    let query = format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT ?)");
+    let portion = || usage.write(now, |sql| sql.execute(&query, &[value.clone(), MAX_ROWS.into()]));
+    for _ in 0..PORTIONS {
+        if portion()? < u64::from(MAX_ROWS) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The orgs with usage that the database with the records does not have: they were deleted.
@@ -89,12 +95,14 @@ pub(crate) fn unknown_orgs(settings: &dyn Sql, mut names: Vec<String>) -> Result
 /// # Errors
 /// If the store fails.
 pub(crate) fn orgs(sql: &dyn Sql) -> Result<Vec<String>, Failure> {
-    let mut names = Vec::new();
-    let mut last = String::new();
-    loop {
-        let query = "SELECT org FROM usage_org_days WHERE org > ? ORDER BY org LIMIT 1";
-        let Some(next) = first(sql, query, values![&last], |row| row.get::<String>("org"))? else { return Ok(names) };
-        last.clone_from(&next);
-        names.push(next);
+    let mut names = BTreeSet::new();
+    for table in ["usage_org_days", "usage_last_used"] {
+        let query = format!("SELECT org FROM {table} WHERE org > ? ORDER BY org LIMIT 1");
+        let mut last = String::new();
+        while let Some(next) = first(sql, &query, values![&last], |row| row.get::<String>("org"))? {
+            last.clone_from(&next);
+            names.insert(next);
+        }
     }
+    Ok(names.into_iter().collect())
 }

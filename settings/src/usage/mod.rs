@@ -24,7 +24,7 @@ use crate::records::client::Client;
 use crate::serve::log;
 use crate::sql::{Row, Sql, Value, first, values};
 
-/// The credential of requests that no known credential made.
+/// Stands for the credential of requests that had no known one.
 const NO_CREDENTIAL: &str = "-";
 /// The outcome of an allowed request. Other outcomes are reasons of refusals.
 const ALLOWED: &str = "allowed";
@@ -99,6 +99,16 @@ impl Usage {
         });
         self.put(idle);
         answer
+    }
+
+    /// Deletes the usage of an org that was deleted, so that a new org of the same name does not get it. If that fails, `serve`
+    /// tries again within an hour.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn forget(&self, org: &str, now: Moment) -> Result<(), Failure> {
+        let forgotten = self.read(|_| Ok(())).and_then(|store| store.map_or(Ok(()), |()| delete_org(self, now, org)));
+        forgotten.map_err(|failure| failure.within(format_args!("the usage of {org} was not deleted")))
     }
 
     /// An idle connection, or a new one. A connection to a file that was replaced is never used again.

@@ -515,6 +515,9 @@ fn a_refused_token_is_explained() {
     assert_eq!((&unavailable["admitted"], &unavailable["reason"]), (&json!(null), &json!("jwks_unavailable")), "{unavailable}");
     assert!(unavailable["details"].as_str().unwrap().contains("answered 404"), "{unavailable}");
     assert_eq!(unavailable["principal"]["subject"], "agent");
+    let narrow = sign(&header, &claims(json!({"scope": "mcp:call:github"})));
+    let refused = ask(json!({"token": narrow, "connector": "jira"})).json;
+    assert_eq!((&refused["admitted"], &refused["principal"]), (&json!(false), &json!(null)), "nothing is proven: {refused}");
     // Neither the log nor the database has a credential.
     let log = std::fs::read_to_string(settings.file("serve.log")).unwrap() + &settings.text(&["audit", "list", "--json"]);
     assert!(!log.contains("eyJ") && !log.contains(key["key"].as_str().unwrap()));

@@ -704,7 +704,7 @@ fn the_page_of_limits_shows_the_usage() {
     let operator = Person::with(&without, &link(&settings, &[]));
     let page = operator.get("/orgs/acme/limits").text;
     assert!(page.contains("Usage is not collected.") && !page.contains("<svg"), "{page}");
-    assert!(operator.get("/orgs/acme/keys").text.contains("<span title=\"Usage is not collected\">–</span>"));
+    assert!(operator.get("/orgs/acme/keys").text.contains("<span title=\"Usage is not collected\">No use known</span>"));
 
     let token = "a-token-of-usage";
     let api = settings.api_with(&["operator"], &[("APEXMCP_USAGE_TOKEN", token)]);
@@ -722,13 +722,13 @@ fn the_page_of_limits_shows_the_usage() {
     };
     report(1, 1_599);
     let page = operator.get("/orgs/acme/limits").text;
-    assert!(page.contains("1,599 of 2,000 requests (79 %)") && !page.contains("Over 80 %"), "{page}");
+    assert!(page.contains("1,599 of 2,000 requests (79 %)") && !page.contains("At least 80 %"), "{page}");
     assert!(
         page.contains(": 1,599 allowed, 7 refused</title>") && page.contains("<td data-label=\"Allowed\">1,599</td>"),
         "{page}"
     );
     report(2, 1);
-    assert!(operator.get("/orgs/acme/limits").text.contains("Over 80 % of the monthly quota is used."));
+    assert!(operator.get("/orgs/acme/limits").text.contains("At least 80 % of the monthly quota is used."));
     report(3, 400);
     assert!(operator.get("/orgs/acme/limits").text.contains("The monthly quota is used up."));
     let keys = operator.get("/orgs/acme/keys").text;

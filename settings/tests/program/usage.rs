@@ -258,8 +258,19 @@ fn names_that_the_database_does_not_have_are_ignored() {
     collecting.execute("INSERT INTO usage_org_days (org, day, outcome, requests) VALUES ('acme', 20000, 'allowed', 100)");
     assert_eq!(collecting.total(), 3);
     collecting.settings.json(&["org", "delete", "acme", "--yes"]);
+    for table in ["usage_days", "usage_org_days", "usage_hours", "usage_last_used"] {
+        assert_eq!(
+            collecting.number(&format!("SELECT count(*) FROM {table}")),
+            0,
+            "a new org of this name gets nothing: {table}"
+        );
+    }
+    // The server deletes what is left of orgs that do not exist.
+    collecting.execute("INSERT INTO usage_org_days (org, day, outcome, requests) VALUES ('gone', 20000, 'allowed', 100)");
+    collecting.execute("INSERT INTO usage_last_used (org, credential, at) VALUES ('silent', 'key/a', 1)");
     let _restarted = collecting.settings.api_with(&["operator"], &[("APEXMCP_USAGE_TOKEN", USAGE_TOKEN)]);
-    while collecting.number("SELECT count(*) FROM usage_org_days") > 0 {
+    while collecting.number("SELECT count(*) FROM usage_org_days") + collecting.number("SELECT count(*) FROM usage_last_used") > 0
+    {
         thread::yield_now();
     }
 }
