@@ -1,5 +1,6 @@
 //! `Audit log`
 
+use apexmcp_core::names::OrgName;
 use askama::Template;
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -170,7 +171,8 @@ pub(super) async fn export_of_all(
 
 async fn export(console: &Console, session: Session, org: Option<String>, file: &str, wanted: &Wanted) -> Page {
     let form = Form::of(file)?;
-    let name = org.as_deref().map_or_else(|| format!("audit.{file}"), |org| format!("audit-{org}.{file}"));
+    let of_org = org.as_deref().and_then(OrgName::parse);
+    let name = of_org.map_or_else(|| format!("audit.{file}"), |org| format!("audit-{org}.{file}"));
     let range = Range { limit: MAX_PAGE, ..wanted.range() };
     // A file has as many changes as ten pages, so it always counts as a search.
     let (_, found) = read(console, session, wanted.filter(org), range, true).await?;

@@ -249,7 +249,7 @@ async fn save(
         },
     };
     // A provider may be slow, so it is fetched without a connection to the database.
-    let asked_by = fields.clone();
+    let (asked_by, changed) = (fields.clone(), fields.id.clone());
     let asked = console.read(session.clone(), move |sql, actor| {
         let permission = || {
             if !asked_by.id.is_empty() && asked_by.id != provider::id_of(&new.issuer) {
@@ -291,6 +291,10 @@ async fn save(
     let (actor, saved) = console
         .change(session, move |change, actor| {
             let New { org, issuer, jwks_uri, audience, default_scopes } = new;
+            if !changed.is_empty() {
+                // Somebody may have removed it while it was examined.
+                provider::of_org(change, actor, &org, &changed)?;
+            }
             let known = provider::list(change, actor, &org)?.into_iter().find(|known| known.issuer == issuer);
             // The form does not show them.
             let client_scopes = known.and_then(|known| known.client_scopes);

@@ -152,7 +152,11 @@ pub fn csv(entries: &[Entry]) -> String {
 /// A cell of CSV. A spreadsheet must not take the text for a formula.
 fn cell(text: &str) -> String {
     let guard = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
-    format!("\"{guard}{}\"", text.replace('"', "\"\""))
+    // Some spreadsheets separate cells by semicolons.
+    let text = ['=', '+', '-', '@']
+        .iter()
+        .fold(text.replace('"', "\"\""), |text, sign| text.replace(&format!(";{sign}"), &format!(";'{sign}")));
+    format!("\"{guard}{text}\"")
 }
 
 #[cfg(test)]
@@ -161,7 +165,14 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    use super::ACTIONS;
+    use super::{ACTIONS, cell};
+
+    #[test]
+    fn a_spreadsheet_takes_no_cell_for_a_formula() {
+        for (text, expected) in [("=1", "\"'=1\""), ("a;=1;b", "\"a;'=1;b\""), ("say \"x\"", "\"say \"\"x\"\"\"")] {
+            assert_eq!(cell(text), expected);
+        }
+    }
 
     fn sources(folder: &Path) -> Vec<PathBuf> {
         let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());

@@ -145,7 +145,7 @@ pub fn run(
     // These must be dropped after the runtime.
     let [pool, pool_of_reports] = [(); 2].map(|()| Pool::new(location, &first_id));
     let usage = Arc::new(match usage_token {
-        Some(_) => Usage::collector(location, Moment::now())?,
+        Some(_) => Usage::collector(location, Moment::now()),
         None => Usage::reader(location),
     });
     let watcher = Watcher {

@@ -183,7 +183,8 @@ fn refusals(Members(refused): Members<u64>) -> Result<Refused, String> {
     for (word, count) in refused {
         let reason = Reason::ALL.iter().map(|reason| reason.word()).find(|known| *known == word).unwrap_or(OTHER);
         let sum = counts.entry(reason).or_default();
-        *sum = requests(count)?.saturating_add(*sum);
+        let count = u64::try_from(*sum).unwrap_or(u64::MAX).saturating_add(count);
+        *sum = requests(count)?;
     }
     Ok(counts)
 }
@@ -234,6 +235,7 @@ mod tests {
             (batch(r#"{"a": {"refused": {"other": -1}}}"#), "orgs.a.refused.other: invalid value"),
             (batch(r#"{"a": {"credentials": {"b/key/x": {}}}}"#), "orgs.a.credentials.b/key/x: expected a/key/<id>"),
             (batch(r#"{"a": {"credentials": {"a/key/x": {"allowed": 1000000000001}}}}"#), "1000000000001 requests are more"),
+            (batch(r#"{"a": {"refused": {"x": 1000000000000, "y": 1}}}"#), "1000000000001 requests are more"),
         ] {
             let found = Batch::parse(body.as_bytes()).unwrap_err();
             assert!(found.contains(line), "{body}: {found}");

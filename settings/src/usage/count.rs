@@ -176,19 +176,19 @@ fn add(sql: &dyn Sql, batch: &Batch, known: &Known, now: Moment) -> Result<[i64;
             sums.iter().map(|(outcome, requests)| [Value::from(name), day.into(), Value::from(*outcome), Value::from(*requests)]),
         );
     }
-    // A sum that wrong reports made that large stays as it is: the columns have 64 bits, and an overflow would stop all reports.
+    // A sum that wrong reports made that large stays as it is: the sum of 13 months must fit into 64 bits, or all reports would fail.
     insert(
         sql,
         "INSERT INTO usage_days (org, credential, day, outcome, requests) VALUES",
         "ON CONFLICT (org, credential, day, outcome) DO UPDATE SET requests = usage_days.requests + excluded.requests
-            WHERE usage_days.requests < 4000000000000000000",
+            WHERE usage_days.requests < 10000000000000000",
         &days,
     )?;
     insert(
         sql,
         "INSERT INTO usage_org_days (org, day, outcome, requests) VALUES",
         "ON CONFLICT (org, day, outcome) DO UPDATE SET requests = usage_org_days.requests + excluded.requests
-            WHERE usage_org_days.requests < 4000000000000000000",
+            WHERE usage_org_days.requests < 10000000000000000",
         &org_days,
     )?;
     insert(
@@ -196,7 +196,7 @@ fn add(sql: &dyn Sql, batch: &Batch, known: &Known, now: Moment) -> Result<[i64;
         "INSERT INTO usage_hours (org, hour, allowed, refused) VALUES",
         "ON CONFLICT (org, hour) DO UPDATE SET
             allowed = usage_hours.allowed + excluded.allowed, refused = usage_hours.refused + excluded.refused
-            WHERE usage_hours.allowed < 4000000000000000000 AND usage_hours.refused < 4000000000000000000",
+            WHERE usage_hours.allowed < 10000000000000000 AND usage_hours.refused < 10000000000000000",
         &hours,
     )?;
     insert(

@@ -55,13 +55,17 @@ impl Usage {
     }
 
     /// Usage that this process collects from now on.
-    ///
-    /// # Errors
-    /// If the store cannot be opened or created.
-    pub(crate) fn collector(location: &Location, now: Moment) -> Result<Self, Failure> {
+    pub(crate) fn collector(location: &Location, now: Moment) -> Self {
         let usage = Self { is_collected: true, ..Self::reader(location) };
-        usage.write(now, |_| Ok(()))?;
-        Ok(usage)
+        // Gateways need the policy more than the reports, so the server starts. Each report tries again.
+        if let Err(failure) = usage.write(now, |_| Ok(())) {
+            let store = match location {
+                Location::File(path) => beside(path).display().to_string(),
+                Location::Postgres(_) => "in PostgreSQL".to_owned(),
+            };
+            log(failure.within(format_args!("reports get 503, because the store of usage {store} cannot be used")));
+        }
+        usage
     }
 
     /// Whether this process collects usage.

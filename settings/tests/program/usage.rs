@@ -275,6 +275,32 @@ fn names_that_the_database_does_not_have_are_ignored() {
     }
 }
 
+/// Gateways need the policy more than the reports.
+#[test]
+fn a_server_starts_with_a_broken_store_and_refuses_reports() {
+    if postgres().is_some() {
+        return;
+    }
+    let settings = Settings::new();
+    std::fs::write(settings.file("test.db-usage"), "no database").unwrap();
+    let api = settings.api_with(&["operator"], &[("APEXMCP_USAGE_TOKEN", USAGE_TOKEN)]);
+    let body = json!({"gateway": GATEWAY, "sequence": 1, "hour": hour(), "orgs": {"acme": {}}});
+    assert_eq!(post(&api, body.to_string().as_bytes()).status, 503);
+    assert_eq!(api.server.get("/v1/policy", &[("authorization", &format!("Bearer {TOKEN}"))]).status, 200);
+    let log = std::fs::read_to_string(settings.file("serve.log")).unwrap();
+    assert!(log.contains("test.db-usage"), "{log}");
+}
+
+/// Wrong reports with the right token must not stop later reports.
+#[test]
+fn a_sum_stays_at_its_greatest_value() {
+    let collecting = Collecting::new();
+    let day = now() / 86_400;
+    collecting.execute(&format!("INSERT INTO usage_org_days VALUES ('acme', {day}, 'allowed', 10000000000000000)"));
+    assert_eq!(collecting.allowed(GATEWAY, 1, 5).status, 200);
+    assert_eq!(collecting.total(), 10_000_000_000_000_000);
+}
+
 #[test]
 fn a_report_needs_the_token_of_usage_and_a_form_that_can_be_read() {
     let collecting = Collecting::new();
