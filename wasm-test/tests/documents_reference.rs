@@ -534,6 +534,12 @@ const ROWS: &[Row] = &[
         ("core/src/usage/counts.rs", "MAX_NAMES: usize = 20_000"),
         ("core/src/usage/counts.rs", "the_memory_is_bounded_and_no_request_is_lost"),
     ),
+    row(
+        "hours that a thread counts separately while no report arrives",
+        "24",
+        ("core/src/usage/counts.rs", "MAX_HOURS: usize = 24"),
+        ("core/src/usage/counts.rs", "the_memory_is_bounded_while_no_report_arrives"),
+    ),
     row("display names", "200 characters", ("settings/src/records/checks.rs", "MAX_NAME: usize = 200"), VALUES),
     row("audiences of a provider", "16", ("settings/src/records/provider.rs", "MAX_AUDIENCES: usize = 16"), VALUES),
     row("length of an audience", "512 bytes", ("settings/src/records/provider.rs", "MAX_AUDIENCE_LENGTH: usize = 512"), VALUES),
